@@ -1,0 +1,350 @@
+"""Every setting of a training run, as frozen dataclasses whose fields carry their own help.
+
+A node's tooltip, the command line's help and the documentation read `help_of`; a default exists
+here alone. P is the paper (arXiv 2309.06895), C the authors' release.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
+
+from .errors import InputError
+
+Role = Literal["subject", "style"]
+Task = Literal["source", "style", "composed", "prior"]
+Scaling = Literal["minmax", "max", "none"]
+LoraTargets = Literal["cross", "cross_kv", "cross_and_self", "all_linear"]
+Batching = Literal["together", "in_turn", "one_task"]
+Precision = Literal["model", "fp32", "bf16", "fp16"]
+RateSchedule = Literal["constant", "linear", "cosine"]
+OptimizerName = Literal["adamw", "adamw_8bit"]
+
+C = TypeVar("C")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    paper: Any = None,
+    release: Any = None,
+) -> Any:
+    """A dataclass field with its help text, its range, and the values of paper and release."""
+    metadata = {"help": help, "low": low, "high": high, "paper": paper, "release": release}
+    return field(default=default, metadata=metadata)
+
+
+def help_of(config: type, name: str) -> str:
+    """The help text of one setting, with the paper's and the release's values where known."""
+    metadata = config.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
+    known = [
+        f"{who}: {metadata[key]}"
+        for who, key in (("Paper", "paper"), ("release", "release"))
+        if metadata.get(key) is not None
+    ]
+    return metadata["help"] + (f" ({'; '.join(known)}.)" if known else "")
+
+
+class Checked:
+    """Checks every field against its type's choices and its range when an object is made."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for f in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, f.name)
+            choices = [c for c in get_args(hints[f.name]) if isinstance(c, str)]
+            if choices and value not in choices:
+                raise InputError(
+                    f"{type(self).__name__}.{f.name} is {value!r}; expected one of "
+                    f"{', '.join(choices)}."
+                )
+            low, high = f.metadata.get("low"), f.metadata.get("high")
+            if value is None or (low is None and high is None):
+                continue
+            for number in value if isinstance(value, tuple) else (value,):
+                too_low = low is not None and not number >= low
+                too_high = high is not None and not number <= high
+                if too_low or too_high:
+                    expected = f"at least {low}" if high is None else f"{low} to {high}"
+                    raise InputError(
+                        f"{type(self).__name__}.{f.name} is {value}; expected {expected}."
+                    )
+
+
+@dataclass(frozen=True)
+class LoraSettings(Checked):
+    """The low-rank update of the UNet and, where a phase trains it, of the text encoder."""
+
+    rank: int = setting(16, "Rank of the LoRA.", low=1, high=512, release=4)
+    alpha: float | None = setting(
+        None, "Scale of the LoRA is alpha / rank; empty makes alpha equal to the rank.", low=0.01
+    )
+    targets: LoraTargets = setting(
+        "cross",
+        "Layers that get a LoRA: cross (every projection of cross-attention), cross_kv (its keys "
+        "and values), cross_and_self (both kinds of attention), all_linear (attention and "
+        "feed-forward).",
+        paper="cross",
+        release="all_linear",
+    )
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class RefocusSettings(Checked):
+    """Attention Refocusing (P eq. 8): where and how a token's attention is measured."""
+
+    scaling: Scaling = setting(
+        "max",
+        "How a map is scaled to 0..1 before the mask is applied: minmax (P's S, subtracts the "
+        "floor), max (divides by the peak alone, so that a uniform floor still counts), none "
+        "(the attention's own values).",
+        paper="minmax",
+        release="minmax",
+    )
+    factors: tuple[int, ...] = setting(
+        (2, 4),
+        "Layers to look at, by how many latent cells a side one query of the map covers: 4 is "
+        "16x16 for SD 1.5 at 512 px.",
+        low=1,
+        release=(4,),
+    )
+    middle: bool = setting(False, "Take the UNet's middle block as well.", release=False)
+    map_size: int | None = setting(
+        None,
+        "Enlarge every map to this many cells a side before comparing it with the mask; empty "
+        "brings the mask to the map's own size.",
+        low=8,
+        high=512,
+        release=64,
+    )
+
+
+@dataclass(frozen=True)
+class IdentitySettings(Checked):
+    """The identity loss (P eq. 7): when it acts and how x0 is shown to the recogniser."""
+
+    max_timestep: int = setting(
+        500,
+        "T': the loss acts where t is at most this. Above, x0 is too blurred to hold a face.",
+        low=1,
+        high=1000,
+        release=800,
+    )
+    separate_pass: bool = setting(
+        False,
+        "Draw a timestep for this loss apart and run the UNet once more, instead of sharing the "
+        "composed task's pass. Costs about a third of a step.",
+        release=True,
+    )
+    tasks: tuple[Task, ...] = setting(
+        ("composed",), "Tasks the loss acts on.", paper="composed", release="composed and source"
+    )
+    weight_by_signal: bool = setting(
+        True, "Multiply the loss by abar_t, so that sharper estimates count more."
+    )
+    straight_through: bool = setting(
+        True, "Clamp x0 to 0..1 without cutting its gradient.", release=False
+    )
+    mean_target: bool = setting(
+        True,
+        "Compare with the mean embedding of all source photos instead of one photo drawn a step.",
+        release=False,
+    )
+
+
+@dataclass(frozen=True)
+class PriorSettings(Checked):
+    """Prior preservation: class images that the base model makes itself before training."""
+
+    images: int = setting(
+        0, "How many class images to make; 0 trains without a prior.", low=0, high=2000
+    )
+    steps: int = setting(30, "Denoising steps for each class image.", low=1, high=1000)
+    guidance: float = setting(7.5, "Guidance scale for the class images.", low=1, high=30)
+
+
+@dataclass(frozen=True)
+class PromptTemplates(Checked):
+    """Sentences for each task; one is drawn a step. {subject} and {style} are the tokens,
+    {noun} the subject's class word.
+
+    The same sentences serve at inference, so that nothing is asked for in words never trained on.
+    """
+
+    source: tuple[str, ...] = setting(
+        (
+            "a photo of {subject} {noun}",
+            "a portrait of {subject} {noun}",
+            "a close-up photo of {subject} {noun}",
+            "a cropped photo of {subject} {noun}",
+            "a photo of the {subject} {noun}",
+        ),
+        "Sentences for the person's photos.",
+        paper="a photo of [V1] person",
+    )
+    style: tuple[str, ...] = setting(
+        (
+            "a photo of a {noun} in the {style} style",
+            "a portrait of a {noun} in the {style} style",
+            "a close-up photo of a {noun} in the {style} style",
+            "a cropped photo of a {noun} in the {style} style",
+            "a photo of the {noun} in the {style} style",
+        ),
+        "Sentences for the style's portraits.",
+        paper="a photo of a person in the [V2] style",
+    )
+    composed: tuple[str, ...] = setting(
+        (
+            "a photo of {subject} {noun} in the {style} style",
+            "a portrait of {subject} {noun} in the {style} style",
+            "a close-up photo of {subject} {noun} in the {style} style",
+            "a cropped photo of {subject} {noun} in the {style} style",
+            "a photo of the {subject} {noun} in the {style} style",
+        ),
+        "Sentences for the person in the style.",
+        paper="a photo of a [V1] person in the [V2] style",
+    )
+    prior: tuple[str, ...] = setting(("a photo of a {noun}",), "Sentences for class images.")
+
+
+@dataclass(frozen=True)
+class Rates(Checked):
+    """Learning rates; what has none is not trained."""
+
+    tokens: float = setting(0.0, "Learning rate of the token vectors.", low=0, high=1)
+    unet: float = setting(0.0, "Learning rate of the UNet's LoRA.", low=0, high=1)
+    text_encoder: float = setting(0.0, "Learning rate of the text encoder's LoRA.", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class Weights(Checked):
+    """Weights of the losses; a loss of weight 0 is not computed."""
+
+    source: float = setting(1.0, "Masked reconstruction of the source, L_s.", low=0)
+    style: float = setting(1.0, "Masked reconstruction of the style, L_r.", low=0)
+    composed: float = setting(0.0, "Composed prompt on the pseudo-label, L_c.", low=0)
+    identity: float = setting(0.0, "Identity, L_id.", low=0, paper=1.0)
+    attention: float = setting(0.0, "Attention Refocusing, L_attn.", low=0, paper=2.5)
+    prior: float = setting(0.0, "Prior preservation on class images.", low=0)
+    token_norm: float = setting(
+        0.0, "Pull of each token vector's norm towards token_norm_target.", low=0
+    )
+
+
+@dataclass(frozen=True)
+class Phase(Checked):
+    """One stretch of training: what moves, by which losses, for how long."""
+
+    name: str = setting("phase", "Name shown while it runs.")
+    steps: int = setting(500, "Optimiser steps.", low=0, high=100_000)
+    rates: Rates = setting(Rates(tokens=5e-4), "Learning rates, by what they move.")
+    weights: Weights = setting(Weights(), "Weights of the losses.")
+    schedule: RateSchedule = setting("constant", "Course of the learning rates.", release="linear")
+    warmup: int = setting(0, "Steps over which the learning rates rise from 0.", low=0)
+    max_timestep: int = setting(
+        1000, "Timesteps are drawn below this.", low=1, high=1000, release="800 in phase 2"
+    )
+    max_grad_norm: float | None = setting(
+        1.0, "Gradients are scaled down to this norm; empty leaves them.", low=1e-6, release=1.0
+    )
+    style_boost: float = setting(
+        1.0, "Factor on the style's weight in the first half of the phase.", low=0, release=2.0
+    )
+
+
+@dataclass(frozen=True)
+class Recipe(Checked):
+    """Everything a run needs beside the photos, the concepts and the base model."""
+
+    name: str = setting("magicapture", "Name of the recipe.")
+    phases: tuple[Phase, ...] = setting((), "The phases, in order.")
+    lora: LoraSettings = setting(LoraSettings(), "The LoRA.")
+    refocus: RefocusSettings = setting(RefocusSettings(), "Attention Refocusing.")
+    identity: IdentitySettings = setting(IdentitySettings(), "The identity loss.")
+    prior: PriorSettings = setting(PriorSettings(), "Prior preservation.")
+    prompts: PromptTemplates = setting(PromptTemplates(), "Prompt templates.")
+    masked: bool = setting(True, "Restrict each reconstruction to its concept's mask.")
+    normalise_area: bool = setting(
+        True, "Divide each masked loss by the mask's share of the picture.", release=True
+    )
+    resolution: int = setting(512, "Side of the square training pictures, in pixels.", low=64)
+    draws: int = setting(
+        16,
+        "Augmented variants (crop, flip, colour) kept of each photo, encoded once before step 1; "
+        "0 draws and encodes afresh at every step.",
+        low=0,
+        high=1000,
+        release=1,
+    )
+    flip: bool = setting(True, "Mirror half of the augmented variants.")
+    jitter: float = setting(
+        0.1, "Range of brightness and contrast changes.", low=0, high=1, release=0.1
+    )
+    zoom: float = setting(
+        0.1, "Share of the picture that a random crop may cut away.", low=0, high=0.9, release=0
+    )
+    batching: Batching = setting(
+        "together",
+        "together runs all tasks of a step in one batch; in_turn one after another, for small "
+        "memory, with the same result; one_task draws a single task a step.",
+        release="one_task",
+    )
+    accumulation: int = setting(1, "Draws whose gradients make one step.", low=1, paper=4)
+    precision: Precision = setting(
+        "model", "Number format of the frozen model: its own, or fp32, bf16, fp16."
+    )
+    checkpointing: bool = setting(
+        False, "Recompute activations in the backward pass: slower, less memory."
+    )
+    optimizer: OptimizerName = setting("adamw", "AdamW, or its 8-bit form from bitsandbytes.")
+    weight_decay: float = setting(0.01, "AdamW's weight decay, for the LoRA.", low=0)
+    min_images: int = setting(2, "Fewest photos a concept may have.", low=1, paper="4 to 6")
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
+
+    def uses(self, loss: str) -> bool:
+        """Whether any phase that runs gives this loss a weight."""
+        return any(getattr(p.weights, loss) > 0 for p in self.phases if p.steps)
+
+    def trains(self, group: str) -> bool:
+        """Whether any phase that runs gives this parameter group a learning rate."""
+        return any(getattr(p.rates, group) > 0 for p in self.phases if p.steps)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON-ready data."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[C], data: Mapping[str, Any]) -> C:
+    """Rebuild a config from `to_dict`'s data; raises InputError for a field it does not know."""
+    hints = get_type_hints(kind)
+    unknown = set(data) - {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown:
+        raise InputError(
+            f"{kind.__name__} has no setting {', '.join(sorted(unknown))}; it was written by "
+            "another version of MagiCapture."
+        )
+    return kind(**{name: _value(hints[name], value) for name, value in data.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(hint, value)  # type: ignore[arg-type]
+    if isinstance(value, (list, tuple)):
+        item = (get_args(hint) or (None,))[0]
+        return tuple(_value(item, v) for v in value)
+    return value

@@ -1,0 +1,155 @@
+"""The named recipes: our default, the paper's, the release's, and baselines in the same loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .config import (
+    IdentitySettings,
+    LoraSettings,
+    Phase,
+    PriorSettings,
+    Rates,
+    Recipe,
+    RefocusSettings,
+    Weights,
+)
+from .errors import InputError
+
+DEFAULT = "magicapture"
+
+
+def _magicapture() -> Recipe:
+    return Recipe(
+        name="magicapture",
+        phases=(
+            Phase("tokens", 400, Rates(tokens=1e-3), Weights(source=1, style=1)),
+            Phase(
+                "tokens and LoRA",
+                1000,
+                Rates(tokens=1e-4, unet=2e-4),
+                Weights(source=1, style=1, composed=1, identity=1, attention=0.1),
+                schedule="cosine",
+                warmup=20,
+            ),
+        ),
+    )
+
+
+def _paper() -> Recipe:
+    return Recipe(
+        name="paper",
+        phases=(
+            Phase("tokens", 1200, Rates(tokens=5e-4), Weights(source=1, style=1)),
+            Phase(
+                "tokens and LoRA",
+                1500,
+                Rates(tokens=1e-5, unet=1e-4),
+                Weights(source=1, style=1, composed=1, identity=1, attention=2.5),
+            ),
+        ),
+        refocus=RefocusSettings(scaling="minmax", factors=(4,)),
+        identity=IdentitySettings(weight_by_signal=False),
+        accumulation=4,
+    )
+
+
+def _release() -> Recipe:
+    return Recipe(
+        name="release",
+        phases=(
+            Phase(
+                "tokens",
+                1200,
+                Rates(tokens=2e-3),
+                Weights(source=1, style=1, token_norm=0.01),
+                schedule="linear",
+                max_grad_norm=None,
+                style_boost=2.0,
+            ),
+            Phase(
+                "tokens and LoRA",
+                1500,
+                Rates(tokens=1e-4, unet=4e-4, text_encoder=4e-5),
+                Weights(source=1, style=1, composed=1, identity=1, attention=2.5),
+                schedule="linear",
+                max_timestep=800,
+                style_boost=2.0,
+            ),
+        ),
+        lora=LoraSettings(rank=4, targets="all_linear"),
+        refocus=RefocusSettings(scaling="minmax", factors=(4,), map_size=64),
+        identity=IdentitySettings(
+            max_timestep=800,
+            separate_pass=True,
+            tasks=("composed", "source"),
+            weight_by_signal=False,
+            straight_through=False,
+            mean_target=False,
+        ),
+        draws=1,
+        zoom=0.0,
+        batching="one_task",
+        precision="fp16",
+    )
+
+
+def _textual_inversion() -> Recipe:
+    return Recipe(
+        name="textual-inversion",
+        phases=(Phase("tokens", 5000, Rates(tokens=5e-3), Weights(source=1, style=1)),),
+        masked=False,
+    )
+
+
+def _dreambooth() -> Recipe:
+    return Recipe(
+        name="dreambooth",
+        phases=(
+            Phase(
+                "LoRA",
+                2000,
+                Rates(unet=1e-4, text_encoder=1e-5),
+                Weights(source=1, style=1, prior=1),
+            ),
+        ),
+        lora=LoraSettings(targets="cross_and_self"),
+        prior=PriorSettings(images=200),
+        masked=False,
+    )
+
+
+def _custom_diffusion() -> Recipe:
+    return Recipe(
+        name="custom-diffusion",
+        phases=(
+            Phase(
+                "tokens and keys, values",
+                750,
+                Rates(tokens=5e-6, unet=1e-4),
+                Weights(source=1, style=1, prior=1),
+            ),
+        ),
+        lora=LoraSettings(rank=64, targets="cross_kv"),
+        prior=PriorSettings(images=200),
+        masked=False,
+    )
+
+
+_RECIPES: dict[str, Callable[[], Recipe]] = {
+    "magicapture": _magicapture,
+    "paper": _paper,
+    "release": _release,
+    "textual-inversion": _textual_inversion,
+    "dreambooth": _dreambooth,
+    "custom-diffusion": _custom_diffusion,
+}
+
+RECIPE_NAMES = tuple(_RECIPES)
+
+
+def recipe(name: str = DEFAULT) -> Recipe:
+    """The recipe of this name; raises InputError for a name there is not."""
+    if name not in _RECIPES:
+        raise InputError(f"There is no recipe {name!r}; there are {', '.join(RECIPE_NAMES)}.")
+    return _RECIPES[name]()

@@ -1,0 +1,187 @@
+"""Concepts, the trainable vectors of their tokens, and prompts that hold them.
+
+A prompt writes a token as its name in angle brackets, "a photo of a <ada> woman". Each text
+encoder sees `layout(...)`: its usual ids, with slots where the token's vectors are spliced in.
+Only these vectors train; no ordinary word moves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .config import Role
+from .errors import InputError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_TOKEN = re.compile(r"<([A-Za-z0-9][A-Za-z0-9_-]*)>")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One thing to learn: a token for the person (subject) or for the look (style).
+
+    name: the token's name, also its file's; letters, digits, "-" and "_".
+    class_word: the ordinary noun beside it in prompts ("person", "woman", "dog").
+    vectors: how many vectors the token has, 1 to 16.
+    init: the word whose embedding the vectors start from, or "random"; None takes the class word
+        for a subject and random vectors for a style.
+    """
+
+    name: str
+    role: Role
+    class_word: str = "person"
+    vectors: int = 1
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InputError(
+                f"The token name {self.name!r} cannot be used: expected letters, digits, '-' and "
+                "'_', starting with a letter or digit, as in 'ada-1'."
+            )
+        if not 1 <= self.vectors <= 16:
+            raise InputError(f"The token {self.name!r} has {self.vectors} vectors; use 1 to 16.")
+        if not self.class_word.strip():
+            raise InputError(
+                f"The token {self.name!r} has no class word; give the ordinary noun for what it "
+                "shows, such as 'person', 'woman' or 'dog'."
+            )
+
+    @property
+    def token(self) -> str:
+        """The token as a prompt writes it."""
+        return f"<{self.name}>"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text in which `<name>` stands for a token's vectors."""
+
+    text: str
+
+    def pieces(self, names: Iterable[str]) -> list[tuple[str, bool]]:
+        """Split into (text, False) and (name, True) parts; an unknown `<name>` stays text."""
+        known, parts, start = set(names), [], 0
+        for match in _TOKEN.finditer(self.text):
+            if match[1] not in known:
+                continue
+            parts.append((self.text[start : match.start()], False))
+            parts.append((match[1], True))
+            start = match.end()
+        parts.append((self.text[start:], False))
+        return [(text, is_token) for text, is_token in parts if is_token or text.strip()]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A prompt as one text encoder sees it: `ids` (length L) and the slots of the tokens.
+
+    `slots` maps a position to (token name, vector's index); the id there is a filler to be
+    overwritten by the vector.
+    """
+
+    ids: tuple[int, ...]
+    slots: Mapping[int, tuple[str, int]]
+
+    def positions(self) -> dict[str, list[int]]:
+        """The columns of each token, in order."""
+        columns: dict[str, list[int]] = {}
+        for position, (name, _) in sorted(self.slots.items()):
+            columns.setdefault(name, []).append(position)
+        return columns
+
+
+def layout(
+    prompt: Prompt,
+    counts: Mapping[str, int],
+    word_ids: Callable[[str], Sequence[int]],
+    *,
+    start: int,
+    end: int,
+    pad: int,
+    length: int,
+) -> Layout:
+    """Lay a prompt out for one text encoder.
+
+    counts: vectors of each token by name; word_ids: text -> ids without start and end;
+    length: of the sequence, 77 for CLIP. A prompt too long loses its last words; raises
+    InputError when a token would be among them.
+    """
+    ids: list[int] = []
+    slots: dict[int, tuple[str, int]] = {}
+    for piece, is_token in prompt.pieces(counts):
+        if is_token:
+            for index in range(counts[piece]):
+                slots[1 + len(ids)] = (piece, index)
+                ids.append(start)  # a filler; `end` would move SDXL's pooled output here
+        else:
+            ids.extend(word_ids(piece))
+    room = length - 2
+    if slots and max(slots) > room:
+        raise InputError(
+            f"The prompt {prompt.text!r} has {len(ids)} tokens, and one of the learned ones comes "
+            f"after the {room} that the text encoder reads; shorten it or move the token forward."
+        )
+    ids = [start, *ids[:room], end]
+    return Layout(tuple(ids + [pad] * (length - len(ids))), slots)
+
+
+class TokenVectors(nn.Module):
+    """The trainable vectors of some tokens: for each name and text encoder, (n,width) float32."""
+
+    def __init__(self, vectors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        super().__init__()
+        self.tokens = nn.ModuleDict(
+            {
+                name: nn.ParameterDict(
+                    {encoder: nn.Parameter(v.detach().float().clone()) for encoder, v in of.items()}
+                )
+                for name, of in vectors.items()
+            }
+        )
+
+    def get(self, name: str, encoder: str) -> Tensor:
+        """The vectors (n,width) of one token for one encoder."""
+        return self.tokens[name][encoder]  # type: ignore[index, no-any-return]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many vectors each token has."""
+        return {
+            name: len(next(iter(of.values())))  # type: ignore[operator]
+            for name, of in self.tokens.items()
+        }
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Detached copies on the CPU, by name and encoder."""
+        return {
+            name: {e: v.detach().float().cpu().clone() for e, v in of.items()}  # type: ignore[operator]
+            for name, of in self.tokens.items()
+        }
+
+
+def splice(
+    embeddings: Tensor, layouts: Sequence[Layout], vectors: TokenVectors, encoder: str
+) -> Tensor:
+    """Put the tokens' vectors into the slots of input embeddings (B,L,width); differentiable."""
+    rows = [b for b, layout_ in enumerate(layouts) for _ in layout_.slots]
+    if not rows:
+        return embeddings
+    columns = [position for layout_ in layouts for position in layout_.slots]
+    values = torch.stack(
+        [
+            vectors.get(name, encoder)[index]
+            for layout_ in layouts
+            for name, index in layout_.slots.values()
+        ]
+    )
+    where = (
+        torch.tensor(rows, device=embeddings.device),
+        torch.tensor(columns, device=embeddings.device),
+    )
+    return embeddings.index_put(where, values.to(embeddings))
