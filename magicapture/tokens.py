@@ -185,3 +185,33 @@ def splice(
         torch.tensor(columns, device=embeddings.device),
     )
     return embeddings.index_put(where, values.to(embeddings))
+
+
+def initial_vectors(
+    concept: Concept,
+    encoders: Iterable[str],
+    word_vectors: Callable[[str, str], Tensor],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """The vectors (n,width) that a token starts from, by encoder.
+
+    A word's embeddings are repeated as needed, each repetition with a little noise so that the
+    vectors can part; random vectors have the norm of the class word's.
+    """
+    random = concept.init == "random" or (concept.init is None and concept.role == "style")
+    word = concept.class_word if random or concept.init is None else concept.init
+    vectors = {}
+    for encoder in encoders:
+        known = word_vectors(encoder, word).detach().float().cpu()[-concept.vectors :]
+        if not len(known):
+            raise InputError(f"The text encoder knows no tokens for {word!r}; give another word.")
+        noise = torch.randn(concept.vectors, known.shape[1], generator=generator)
+        noise = noise / noise.norm(dim=1, keepdim=True) * known.norm(dim=1).mean()
+        if random:
+            vectors[encoder] = noise
+            continue
+        repeats = -(-concept.vectors // len(known))
+        start = known.repeat(repeats, 1)[: concept.vectors]
+        fresh = torch.arange(concept.vectors)[:, None] >= len(known)
+        vectors[encoder] = torch.where(fresh, start + 0.1 * noise, start)
+    return vectors

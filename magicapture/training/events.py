@@ -1,0 +1,54 @@
+"""What a training run tells its caller; it prints and draws nothing itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Part of the work before step 1 is done, such as encoding photos."""
+
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something the user should know, though training goes on."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One optimiser step is done.
+
+    step counts from 1 over all phases, of `steps`; losses are unweighted, by name, and hold only
+    what this step computed; seconds is the step's own duration.
+    """
+
+    step: int
+    steps: int
+    phase: str
+    losses: Mapping[str, float]
+    total: float
+    grad_norm: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Previewed:
+    """Pictures (B,3,H,W) of the composed prompt after `step` steps."""
+
+    step: int
+    prompt: str
+    images: Tensor
+
+
+Event = Prepared | Warned | Stepped | Previewed
+Listener = Callable[[Event], None]

@@ -1,0 +1,59 @@
+"""The optimiser of a phase, and the course of its learning rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from ..config import Phase, Recipe
+from ..errors import MagiCaptureError
+
+
+def make_optimizer(
+    recipe: Recipe, phase: Phase, groups: Mapping[str, Sequence[nn.Parameter]]
+) -> torch.optim.Optimizer:
+    """AdamW over the parameter groups by name, each at its own rate of the phase.
+
+    Token vectors have no weight decay: it would pull them off the sphere of ordinary words.
+    """
+    parameters = [
+        {
+            "name": name,
+            "params": list(members),
+            "lr": getattr(phase.rates, name),
+            "base_lr": getattr(phase.rates, name),
+            "weight_decay": 0.0 if name == "tokens" else recipe.weight_decay,
+        }
+        for name, members in groups.items()
+    ]
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(parameters)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise MagiCaptureError(
+            "The optimiser adamw_8bit needs the package bitsandbytes, which could not be imported "
+            f"({error}). Install it, or choose adamw."
+        ) from error
+    return AdamW8bit(parameters)  # type: ignore[no-any-return]
+
+
+def rate_factor(phase: Phase, step: int) -> float:
+    """Share of the learning rate at a step (0-based) of the phase: warm-up, then the schedule."""
+    if step < phase.warmup:
+        return (step + 1) / (phase.warmup + 1)
+    progress = (step - phase.warmup) / max(1, phase.steps - phase.warmup)
+    if phase.schedule == "linear":
+        return 1 - progress
+    if phase.schedule == "cosine":
+        return (1 + math.cos(math.pi * progress)) / 2
+    return 1.0
+
+
+def set_rates(optimizer: torch.optim.Optimizer, phase: Phase, step: int) -> None:
+    """Set each group's learning rate for a step (0-based) of the phase."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * rate_factor(phase, step)

@@ -1,0 +1,117 @@
+"""What a run makes before step 1: token vectors, encoded photos, class images, identity target."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..backbone import Backbone
+from ..data import LatentCache, ReferenceSet
+from ..faces.embed import Recogniser
+from ..identity import IdentityLoss, embeddings
+from ..tokens import TokenVectors, initial_vectors
+from .draws import Draws
+from .events import Listener, Prepared, Warned
+from .job import TrainingJob, generator
+from .prior import class_latents
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What every step works with. `fingerprint` names the run: job and base model."""
+
+    vectors: TokenVectors
+    draws: Draws
+    identity: IdentityLoss | None
+    fingerprint: str
+
+
+def prepare(
+    job: TrainingJob, backbone: Backbone, recogniser: Recogniser | None, tell: Listener
+) -> Materials:
+    """Make the materials of a run; the models are open for training already."""
+    job = job.with_landmarks()
+    vectors = TokenVectors(
+        {
+            concept.name: initial_vectors(
+                concept,
+                list(backbone.text_encoders),
+                backbone.word_vectors,
+                generator(job.seed, "vectors", concept.name),
+            )
+            for concept in (job.subject, job.style)
+        }
+    ).to(backbone.device)
+    source = _encoded(job.source, job, backbone, "encoding the subject's photos", tell)
+    reference = _encoded(job.reference, job, backbone, "encoding the style's portraits", tell)
+    prior = class_latents(backbone, job, vectors, tell) if job.recipe.uses("prior") else None
+    return Materials(
+        vectors,
+        Draws(job.recipe, job.subject, job.style, (source, reference), prior),
+        _identity(job, backbone, recogniser, tell) if job.recipe.uses("identity") else None,
+        digest(job.fingerprint(), weights_hash(backbone.unet)),
+    )
+
+
+def _encoded(
+    references: ReferenceSet, job: TrainingJob, backbone: Backbone, stage: str, tell: Listener
+) -> LatentCache:
+    return LatentCache(
+        references,
+        job.recipe,
+        backbone.encode,
+        downscale=backbone.downscale,
+        seed=generator(job.seed, stage).initial_seed(),
+        on_progress=lambda done, total: tell(Prepared(stage, done, total)),
+    )
+
+
+def _identity(
+    job: TrainingJob, backbone: Backbone, recogniser: Recogniser | None, tell: Listener
+) -> IdentityLoss | None:
+    """The identity loss, or None with a warning where something it needs is missing."""
+    if recogniser is None:
+        tell(
+            Warned(
+                "No face recogniser is given, so the identity loss is off and the likeness will "
+                "be weaker. Connect one, or set the identity weight to 0."
+            )
+        )
+        return None
+    source = job.source
+    known = [
+        (image, mark)
+        for image, mark in zip(source.images, source.landmarks, strict=True)
+        if mark is not None
+    ]
+    if not known or all(mark is None for mark in job.reference.landmarks):
+        tell(
+            Warned(
+                "The faces' places are not known (no masks and no landmarks), so the identity "
+                "loss is off. Give masks of the faces."
+            )
+        )
+        return None
+    if isinstance(recogniser, nn.Module):
+        recogniser.to(backbone.device)
+    images, landmarks = zip(*known, strict=True)
+    target = embeddings(recogniser, images, landmarks, backbone.device)
+    return IdentityLoss(
+        recogniser, backbone.decode, backbone.downscale, target, job.recipe.identity
+    )
+
+
+def weights_hash(module: nn.Module) -> str:
+    """A hash that tells base models apart, from a thin sample of the weights."""
+    result = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        thin = parameter.detach().flatten()[:: max(1, parameter.numel() // 16)][:16]
+        result.update(f"{name}{tuple(parameter.shape)}{thin.float().tolist()}".encode())
+    return result.hexdigest()
+
+
+def digest(*parts: str) -> str:
+    """One hash of several texts."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

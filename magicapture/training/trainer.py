@@ -1,0 +1,355 @@
+"""The two-phase loop: phases as data, all tasks in every step, events out, state in and out."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapter import Adapter
+from ..attention import captured, cross_attentions
+from ..backbone import Backbone
+from ..checkpointing import checkpointed
+from ..config import Phase, Precision
+from ..errors import NumericalError, UnsupportedModelError
+from ..faces.embed import Recogniser
+from ..lora import InjectedLora, LoraWeights, injected, target_names, text_target_names
+from ..sampling import SamplingSettings, sample
+from ..tokens import Prompt
+from .draws import fill
+from .events import Event, Listener, Previewed, Stepped, Warned
+from .job import TrainingJob, generator
+from .objective import Losses, Objective
+from .optim import make_optimizer, set_rates
+from .prepare import prepare
+from .state import load_state, save_state
+
+logger = logging.getLogger(__name__)
+
+DTYPES: dict[Precision, torch.dtype | None] = {
+    "model": None,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+class Trainer:
+    """A training run as a context: `with Trainer(job, backbone) as trainer: trainer.run()`.
+
+    On the way in the job is checked, the models are opened for gradients and the photos encoded;
+    on the way out every model is as it was, also after an exception. `listener` is called with
+    each event and stops the run by raising.
+    """
+
+    def __init__(
+        self,
+        job: TrainingJob,
+        backbone: Backbone,
+        *,
+        recogniser: Recogniser | None = None,
+        listener: Listener | None = None,
+        state_file: Path | None = None,
+        save_every: int = 200,
+    ) -> None:
+        self.job, self.backbone, self.recipe = job, backbone, job.recipe
+        self.recogniser, self.state_file, self.save_every = recogniser, state_file, save_every
+        self.tell: Listener = listener or _ignore
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self._scope = ExitStack()
+        self._lora_state: dict[str, dict[str, LoraWeights]] = {}
+        self._loras: dict[str, InjectedLora] = {}
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizer_state: dict[str, Any] | None = None
+
+    def __enter__(self) -> Trainer:
+        for text in self.job.check():
+            self.tell(Warned(text))
+        self._check_backbone()
+        with ExitStack() as scope:
+            scope.enter_context(self.backbone.training(DTYPES[self.recipe.precision]))
+            self._prepare()
+            self._scope = scope.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._scope.close()
+
+    # -- what a caller does with a trainer ----------------------------------------------------
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.recipe.steps
+
+    def run(self, *, preview_every: int = 0, preview: SamplingSettings | None = None) -> Adapter:
+        """Train to the end and return the adapter.
+
+        Previews are drawn every `preview_every` steps (0: never) without touching the run's
+        random numbers. Whatever ends the run early, its state is saved first.
+        """
+        try:
+            for index, phase in enumerate(self.recipe.phases):
+                first = sum(p.steps for p in self.recipe.phases[:index])
+                if self.step < first + phase.steps:
+                    self._run_phase(phase, first, preview_every, preview or SamplingSettings())
+        except BaseException:
+            self._save_quietly()
+            raise
+        return self.adapter()
+
+    def adapter(self) -> Adapter:
+        """What has been learned so far."""
+        lora = {}
+        for part, state in self._current_lora().items():
+            module = self.backbone.unet if part == "unet" else self.backbone.text_encoders[part]
+            names = self.backbone.canonical_names(module)
+            lora.update({f"{part}.{names[name]}": weights for name, weights in state.items()})
+        return Adapter(
+            lora=lora,
+            tokens=self.vectors.tensors(),
+            family=self.backbone.family,
+            recipe=self.recipe,
+            concepts=(self.job.subject, self.job.style),
+            info={"steps": str(self.step), "seed": str(self.job.seed)},
+        )
+
+    def preview(self, settings: SamplingSettings) -> Previewed:
+        """Draw the composed prompt with what has been learned so far, while a run is on."""
+        template = self.recipe.prompts.composed[0]
+        prompt = fill(template, self.job.subject, self.job.style)
+        images = sample(self.backbone, [Prompt(prompt)], self.vectors, settings, seed=self.job.seed)
+        return Previewed(self.step, prompt, images)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that `resume` needs, as plain data and CPU tensors."""
+        return {
+            "fingerprint": self.fingerprint,
+            "step": self.step,
+            "history": self.history,
+            "tokens": self.vectors.tensors(),
+            "lora": {
+                part: {n: (w.down.cpu(), w.up.cpu(), w.alpha) for n, w in state.items()}
+                for part, state in self._current_lora().items()
+            },
+            "optimizer": self._optimizer.state_dict() if self._optimizer else None,
+            "scaler": self.scaler.state_dict(),
+            "draws": self._draws_state(),
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state made by the same job and base model."""
+        self.step = state["step"]
+        self.history = list(state["history"])
+        with torch.no_grad():
+            for name, of in state["tokens"].items():
+                for encoder, values in of.items():
+                    self.vectors.get(name, encoder).copy_(values)
+        self._lora_state = {
+            part: {n: LoraWeights(*weights) for n, weights in of.items()}
+            for part, of in state["lora"].items()
+        }
+        self._optimizer_state = state["optimizer"]
+        self.scaler.load_state_dict(state["scaler"])
+        self._restore_draws(state["draws"])
+
+    # -- preparation --------------------------------------------------------------------------
+
+    def _check_backbone(self) -> None:
+        if not cross_attentions(self.backbone.unet):
+            raise UnsupportedModelError(
+                "The base model's UNet has no cross-attention to train; MagiCapture runs on "
+                "Stable Diffusion 1.x and 2.x."
+            )
+
+    def _prepare(self) -> None:
+        materials = prepare(self.job, self.backbone, self.recogniser, self.tell)
+        self.vectors, self.draws = materials.vectors, materials.draws
+        self.identity, self.fingerprint = materials.identity, materials.fingerprint
+        self.generator = generator(self.job.seed, "steps")
+        fp16 = self.backbone.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=fp16)
+        if self.state_file and (state := load_state(self.state_file, self.fingerprint)):
+            self.resume(state)
+            logger.info("Resumed %s at step %d of %d", self.state_file, self.step, self.steps)
+
+    # -- a phase ------------------------------------------------------------------------------
+
+    def _run_phase(
+        self, phase: Phase, first: int, preview_every: int, preview: SamplingSettings
+    ) -> None:
+        if self.step == first:
+            self._optimizer_state = None  # that of the phase before, when resumed at its end
+        with self._phase(phase) as objective:
+            while (at := self.step - first) < phase.steps:
+                started = time.perf_counter()
+                losses, norm = self._step(objective, phase, at)
+                self.step += 1
+                self.history.append(losses)
+                total = losses.pop("total")
+                seconds = time.perf_counter() - started
+                event = Stepped(self.step, self.steps, phase.name, losses, total, norm, seconds)
+                self.tell(event)
+                if preview_every and self.step % preview_every == 0:
+                    self.tell(self.preview(preview))
+                if self.state_file and self.step % self.save_every == 0:
+                    save_state(self.state_file, self.state())
+
+    @contextmanager
+    def _phase(self, phase: Phase) -> Iterator[Objective]:
+        """Everything a phase puts into the models, and takes out again."""
+        with ExitStack() as scope:
+            for part, names in self._lora_targets(phase).items():
+                scope.enter_context(self._injected(part, names))
+            if self.recipe.checkpointing:
+                scope.enter_context(checkpointed(self.backbone.checkpointed_modules()))
+            capture = None
+            if phase.weights.attention:
+                capture = scope.enter_context(captured(self.backbone.unet, self.recipe.refocus))
+            groups = self._groups(phase)
+            for parameter in self.vectors.parameters():
+                parameter.requires_grad_("tokens" in groups)
+            self._optimizer = make_optimizer(self.recipe, phase, groups)
+            if self._optimizer_state is not None:
+                self._optimizer.load_state_dict(self._optimizer_state)
+                self._optimizer_state = None
+            yield Objective(
+                self.backbone,
+                self.recipe,
+                phase,
+                self.job.subject,
+                self.job.style,
+                self.vectors,
+                capture,
+                self.identity if phase.weights.identity else None,
+            )
+        self._optimizer = None
+
+    def _lora_targets(self, phase: Phase) -> dict[str, list[str]]:
+        """Names of the modules that carry a LoRA, by part: now trained, or trained before."""
+        targets = {}
+        if phase.rates.unet or "unet" in self._lora_state:
+            targets["unet"] = target_names(self.backbone.unet, self.recipe.lora.targets)
+        for key, encoder in self.backbone.text_encoders.items():
+            if phase.rates.text_encoder or key in self._lora_state:
+                targets[key] = text_target_names(encoder)
+        return targets
+
+    @contextmanager
+    def _injected(self, part: str, names: Sequence[str]) -> Iterator[None]:
+        module = self.backbone.unet if part == "unet" else self.backbone.text_encoders[part]
+        lora, seed = self.recipe.lora, generator(self.job.seed, "lora", part).initial_seed()
+        with injected(module, names, lora.rank, lora.rank * lora.scale, seed=seed) as handle:
+            if part in self._lora_state:
+                handle.load(self._lora_state[part])
+            self._loras[part] = handle
+            try:
+                yield
+            finally:
+                self._lora_state[part] = handle.state()
+                del self._loras[part]
+
+    def _groups(self, phase: Phase) -> dict[str, list[nn.Parameter]]:
+        loras = self._loras
+        groups = {
+            "tokens": list(self.vectors.parameters()),
+            "unet": loras["unet"].parameters() if "unet" in loras else [],
+            "text_encoder": [
+                p for part, lora in loras.items() if part != "unet" for p in lora.parameters()
+            ],
+        }
+        return {n: members for n, members in groups.items() if members and getattr(phase.rates, n)}
+
+    # -- a step -------------------------------------------------------------------------------
+
+    def _step(self, objective: Objective, phase: Phase, at: int) -> tuple[dict[str, float], float]:
+        """One optimiser step; an interrupted one takes its random draws back."""
+        before = self._draws_state()
+        try:
+            return self._optimise(objective, phase, at)
+        except BaseException:
+            self._restore_draws(before)
+            raise
+
+    def _optimise(
+        self, objective: Objective, phase: Phase, at: int
+    ) -> tuple[dict[str, float], float]:
+        """One optimiser step; returns the mean losses by name with "total", and the norm."""
+        assert self._optimizer is not None
+        optimizer, scaler = self._optimizer, self.scaler
+        boost = phase.style_boost if at < phase.steps / 2 else 1.0
+        set_rates(optimizer, phase, at)
+        optimizer.zero_grad(set_to_none=True)
+        parts: list[Losses] = []
+        for _ in range(self.recipe.accumulation):
+            rows = self.draws.rows(phase, self.generator)
+            chunks = [[row] for row in rows] if self.recipe.batching == "in_turn" else [rows]
+            for chunk in chunks:
+                parts.append(objective(chunk, boost))
+                scaler.scale(parts[-1].total / self.recipe.accumulation).backward()
+        if phase.weights.token_norm:
+            parts.append(objective.token_norms())
+            scaler.scale(parts[-1].total).backward()
+        losses = _mean_losses(parts, self.recipe.accumulation)
+        if not math.isfinite(losses["total"]):
+            raise NumericalError(
+                f"The loss became {losses['total']} at step {self.step + 1} "
+                f"({', '.join(f'{k} {v:.3g}' for k, v in losses.items())}); nothing was changed by "
+                "it. Lower the learning rates, or train in bf16 or fp32."
+            )
+        scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = phase.max_grad_norm or math.inf
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        scaler.step(optimizer)
+        scaler.update()
+        return losses, float(norm)
+
+    # -- small things -------------------------------------------------------------------------
+
+    def _current_lora(self) -> dict[str, dict[str, LoraWeights]]:
+        return self._lora_state | {part: lora.state() for part, lora in self._loras.items()}
+
+    def _draws_state(self) -> dict[str, Any]:
+        return {
+            "generator": self.generator.get_state(),
+            "source": self.draws.source.state_dict(),
+            "reference": self.draws.reference.state_dict(),
+        }
+
+    def _restore_draws(self, state: Mapping[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+        self.draws.source.load_state_dict(state["source"])
+        self.draws.reference.load_state_dict(state["reference"])
+
+    def _save_quietly(self) -> None:
+        """Save what there is on the way out; a failure here must not hide what ended the run."""
+        if self.state_file is None or not self.step:
+            return
+        try:
+            save_state(self.state_file, self.state())
+        except Exception:
+            logger.exception("The run's state could not be saved to %s", self.state_file)
+
+
+def _ignore(event: Event) -> None:
+    if isinstance(event, Warned):
+        logger.warning(event.text)
+
+
+def _mean_losses(parts: Sequence[Losses], accumulation: int) -> dict[str, float]:
+    """The losses by name and "total", summed over rows and averaged over draws; one transfer."""
+    sums: dict[str, Tensor] = {}
+    for part in parts:
+        for name, value in {**part.by_name, "total": part.total.detach()}.items():
+            sums[name] = sums[name] + value if name in sums else value
+    values = torch.stack(list(sums.values())).tolist()
+    return {name: value / accumulation for name, value in zip(sums, values, strict=True)}
