@@ -1,0 +1,54 @@
+"""What every test gets: repeatable numbers, few threads, no network; and the folders it may use."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+# Before torch is imported: with more threads than cores, timings swing several-fold.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> None:
+    """Start every test from the same random state."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The checkout's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_assets() -> Path:
+    """The folder `assets` of real photos and weights, which are not part of the repository."""
+    shared = os.environ.get("MAGICAPTURE_SHARED", ROOT.parent / "shared")
+    assets = Path(shared) / "assets"
+    if not assets.is_dir():
+        pytest.skip(
+            f"no real photos and weights at {assets}; set MAGICAPTURE_SHARED to their folder"
+        )
+    return assets
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))

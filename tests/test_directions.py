@@ -1,0 +1,201 @@
+"""Who may import whom: the directions of the house, read off the source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+CORE = ROOT / "magicapture"
+NODES = ROOT / "nodes"
+
+# Each part of the core, and the parts it builds on. It may also use what those build on, and its
+# own submodules. A new module gets a line here, and CONTRIBUTING.md says how to choose it.
+DIRECTIONS: dict[str, str] = {
+    "errors": "",
+    "losses": "",
+    "checkpointing": "",
+    "paperdoll": "",
+    "config": "errors",
+    "files": "errors",
+    "recipes": "config",
+    "tokens": "config",
+    "lora": "config",
+    "faces": "config",
+    "attention": "config",
+    "backbone": "tokens",
+    "backbones": "backbone files checkpointing",
+    "adapter": "tokens lora",
+    "data": "faces tokens files",
+    "checkpoint": "adapter files",
+    "identity": "faces losses backbone",
+    "refine": "faces",
+    "metrics": "faces",
+    "magicface": "attention backbone",
+    "sampling": "attention backbone adapter losses",
+    "training": "attention recipes identity checkpoint checkpointing data sampling",
+}
+# The ends of the house, which may use all of it.
+ENDS = {"__init__", "__main__", "cli"}
+
+# Imported inside the function that needs them, so that a missing one costs that function alone.
+OPTIONAL = {
+    "bitsandbytes",
+    "cv2",
+    "diffusers",
+    "facexlib",
+    "insightface",
+    "onnx",
+    "onnx2torch",
+    "peft",
+    "transformers",
+}
+COMFYUI = {
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "execution",
+    "folder_paths",
+    "latent_preview",
+    "node_helpers",
+    "nodes",
+    "server",
+    "utils",
+}
+
+
+class Import(NamedTuple):
+    """One name imported: `level` dots, `module`, `name` (empty for a plain import)."""
+
+    file: Path
+    line: int
+    level: int
+    module: str
+    name: str
+    at_import_time: bool
+
+    def __str__(self) -> str:
+        return f"{self.file.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def top(self) -> str:
+        """The top-level package of an absolute import."""
+        return "" if self.level else self.module.partition(".")[0]
+
+    @property
+    def target(self) -> tuple[str, ...]:
+        """The path from the checkout's root that a relative import points at."""
+        folder = self.file.relative_to(ROOT).parent.parts
+        base = folder[: len(folder) - self.level + 1]
+        return (*base, *filter(None, self.module.split(".")), self.name)
+
+
+def _is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def _walk(node: ast.AST, at_import_time: bool) -> Iterator[tuple[ast.AST, bool]]:
+    for child in ast.iter_child_nodes(node):
+        lazy = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        now = at_import_time and not lazy and not _is_for_type_checkers(child)
+        yield child, now
+        yield from _walk(child, now)
+
+
+@cache
+def _imports(folder: Path) -> tuple[Import, ...]:
+    found = []
+    for file in sorted(folder.rglob("*.py")):
+        for node, now in _walk(ast.parse(file.read_text("utf-8")), True):
+            if isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                names = [alias.name for alias in node.names]
+                found += [Import(file, node.lineno, node.level, module, n, now) for n in names]
+            elif isinstance(node, ast.Import):
+                found += [Import(file, node.lineno, 0, a.name, "", now) for a in node.names]
+    return tuple(found)
+
+
+def _part(file: Path) -> str:
+    return file.relative_to(CORE).parts[0].removesuffix(".py")
+
+
+def _allowed(part: str) -> set[str]:
+    below = DIRECTIONS[part].split()
+    return {part}.union(*(_allowed(b) for b in below))
+
+
+def test_every_part_of_the_core_has_its_place() -> None:
+    parts = {_part(file) for file in CORE.rglob("*.py")} - ENDS
+    assert parts <= DIRECTIONS.keys(), "add the new module to DIRECTIONS"
+
+
+def test_the_directions_have_no_circle() -> None:
+    for part in DIRECTIONS:
+        _allowed(part)  # recursion without end would raise
+
+
+def test_the_core_imports_only_in_the_directions() -> None:
+    wrong = []
+    for imported in _imports(CORE):
+        part = _part(imported.file)
+        if not imported.level or part in ENDS:
+            continue
+        package, used, *_ = imported.target
+        assert package == "magicapture", f"{imported} reaches out of the package"
+        if used not in _allowed(part) | {"__version__"}:
+            wrong.append(f"{imported}: {part} may not import {used}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_own_code_is_imported_relatively() -> None:
+    wrong = [
+        f"{i}: {i.module}"
+        for folder in (CORE, NODES)
+        for i in _imports(folder)
+        if i.top in {"magicapture", "tests", "benchmarks"}
+    ]
+    assert not wrong, wrong
+
+
+def test_the_core_never_imports_comfyui() -> None:
+    wrong = [f"{i}: {i.module}" for i in _imports(CORE) if i.top in COMFYUI]
+    assert not wrong, wrong
+
+
+def test_optional_libraries_are_imported_where_they_are_used() -> None:
+    wrong = [
+        f"{i}: {i.module}"
+        for folder in (CORE, NODES)
+        for i in _imports(folder)
+        if i.at_import_time and i.top in OPTIONAL
+    ]
+    assert not wrong, wrong
+
+
+def test_nodes_use_the_core_and_the_two_shared_modules_alone() -> None:
+    wrong = []
+    for imported in _imports(NODES):
+        if not imported.level or imported.file.name == "__init__.py":
+            continue
+        target = imported.target
+        ok = target[0] == "magicapture" or target[:2] in {
+            ("nodes", "_comfy"),
+            ("nodes", "_sockets"),
+        }
+        private = [t for t in target[1:] if t.startswith("_")] if target[0] != "nodes" else []
+        if not ok or private:
+            wrong.append(f"{imported}: {'.'.join(target)}")
+    assert not wrong, wrong
+
+
+def test_comfyui_is_met_in_one_file() -> None:
+    inner = COMFYUI - {"comfy_api"}
+    wrong = [
+        f"{i}: {i.module}" for i in _imports(NODES) if i.top in inner and i.file.stem != "_comfy"
+    ]
+    assert not wrong, wrong
