@@ -1,6 +1,6 @@
 """Training: a job goes in, events come out, an adapter is returned."""
 
-from .events import Event, Listener, Prepared, Previewed, Stepped, Warned
+from .events import Event, Listener, Prepared, Previewed, Resumed, Stepped, Warned
 from .job import TrainingJob
 from .trainer import Trainer
 
@@ -9,6 +9,7 @@ __all__ = [
     "Listener",
     "Prepared",
     "Previewed",
+    "Resumed",
     "Stepped",
     "Trainer",
     "TrainingJob",

@@ -25,6 +25,14 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Resumed:
+    """A saved state of this very run was found; it goes on after `step` of `steps`."""
+
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class Stepped:
     """One optimiser step is done.
 
@@ -50,5 +58,5 @@ class Previewed:
     images: Tensor
 
 
-Event = Prepared | Warned | Stepped | Previewed
+Event = Prepared | Warned | Resumed | Stepped | Previewed
 Listener = Callable[[Event], None]

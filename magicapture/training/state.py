@@ -1,4 +1,9 @@
-"""The state of a run on disk, from which it goes on as if it had never stopped."""
+"""The state of a run on disk, from which it goes on as if it had never stopped.
+
+A run's file is named after its fingerprint, so that the same photos, recipe, seed and base model
+find it again, and no other run does. Finished runs keep theirs: asked for again, they answer at
+once.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +13,45 @@ from typing import Any
 
 import torch
 
-from ..errors import InputError, StorageError
+from ..errors import StorageError
 from ..files import atomic_write
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1
+KEPT = 5
+"""States of runs that a folder keeps; the oldest go first."""
+
+
+def state_path(folder: Path, fingerprint: str) -> Path:
+    """The file of the run with this fingerprint."""
+    return folder / f"{fingerprint[:24]}.state"
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a run's state; raises StorageError where the disk will not take it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda temporary: torch.save({"version": VERSION, **state}, temporary))
+    others = sorted(path.parent.glob("*.state"), key=lambda p: p.stat().st_mtime)
+    for old in others[:-KEPT]:
+        old.unlink(missing_ok=True)
 
 
 def load_state(path: Path, fingerprint: str) -> dict[str, Any] | None:
-    """Read the state of the run with this fingerprint; None where there is no file.
+    """Read the state of the run with this fingerprint; None where there is none.
 
-    Raises StorageError for a damaged file, InputError for the state of another run.
+    Raises StorageError for a damaged file.
     """
     if not path.exists():
         return None
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        version, found = state["version"], state["fingerprint"]
+        known = state["version"] == VERSION and state["fingerprint"] == fingerprint
     except Exception as error:
         raise StorageError(
             f"The saved state {path} cannot be read ({error}). Delete it to start over."
         ) from error
-    if version != VERSION or found != fingerprint:
-        raise InputError(
-            f"The saved state {path} belongs to another run: photos, recipe, concepts, seed or "
-            "base model differ. Use the same ones to resume, or delete it to start over."
-        )
+    if not known:
+        logger.warning("The saved state %s is of another version; starting over", path)
+        return None
     return state

@@ -24,12 +24,12 @@ from ..lora import InjectedLora, LoraWeights, injected, target_names, text_targe
 from ..sampling import SamplingSettings, sample
 from ..tokens import Prompt
 from .draws import fill
-from .events import Event, Listener, Previewed, Stepped, Warned
+from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
 from .job import TrainingJob, generator
 from .objective import Losses, Objective
 from .optim import make_optimizer, set_rates
 from .prepare import prepare
-from .state import load_state, save_state
+from .state import load_state, save_state, state_path
 
 logger = logging.getLogger(__name__)
 
@@ -56,11 +56,11 @@ class Trainer:
         *,
         recogniser: Recogniser | None = None,
         listener: Listener | None = None,
-        state_file: Path | None = None,
+        state_folder: Path | None = None,
         save_every: int = 200,
     ) -> None:
         self.job, self.backbone, self.recipe = job, backbone, job.recipe
-        self.recogniser, self.state_file, self.save_every = recogniser, state_file, save_every
+        self.recogniser, self.state_folder, self.save_every = recogniser, state_folder, save_every
         self.tell: Listener = listener or _ignore
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -83,6 +83,11 @@ class Trainer:
     def __exit__(self, *exception: object) -> None:
         self._scope.close()
 
+    @property
+    def state_file(self) -> Path | None:
+        """Where this run's state is kept, if anywhere."""
+        return state_path(self.state_folder, self.fingerprint) if self.state_folder else None
+
     # -- what a caller does with a trainer ----------------------------------------------------
 
     @property
@@ -104,6 +109,7 @@ class Trainer:
         except BaseException:
             self._save_quietly()
             raise
+        self._save_quietly()  # asked for again, this run answers at once
         return self.adapter()
 
     def adapter(self) -> Adapter:
@@ -179,7 +185,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=fp16)
         if self.state_file and (state := load_state(self.state_file, self.fingerprint)):
             self.resume(state)
-            logger.info("Resumed %s at step %d of %d", self.state_file, self.step, self.steps)
+            self.tell(Resumed(self.step, self.steps))
 
     # -- a phase ------------------------------------------------------------------------------
 
@@ -200,8 +206,8 @@ class Trainer:
                 self.tell(event)
                 if preview_every and self.step % preview_every == 0:
                     self.tell(self.preview(preview))
-                if self.state_file and self.step % self.save_every == 0:
-                    save_state(self.state_file, self.state())
+                if self.step % self.save_every == 0:
+                    self._save_quietly()
 
     @contextmanager
     def _phase(self, phase: Phase) -> Iterator[Objective]:
@@ -331,7 +337,7 @@ class Trainer:
         self.draws.reference.load_state_dict(state["reference"])
 
     def _save_quietly(self) -> None:
-        """Save what there is on the way out; a failure here must not hide what ended the run."""
+        """Save what there is; a failure here must neither end a run nor hide what ended it."""
         if self.state_file is None or not self.step:
             return
         try:
