@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from .config import (
     IdentitySettings,
@@ -153,3 +154,42 @@ def recipe(name: str = DEFAULT) -> Recipe:
     if name not in _RECIPES:
         raise InputError(f"There is no recipe {name!r}; there are {', '.join(RECIPE_NAMES)}.")
     return _RECIPES[name]()
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with its phases stretched or shrunk to `steps` in all, in their proportion."""
+    if steps < len(recipe.phases):
+        raise InputError(
+            f"{steps} steps are too few for the {len(recipe.phases)} phases of {recipe.name!r}."
+        )
+    scale, phases, used = steps / recipe.steps, [], 0
+    for phase in recipe.phases[:-1]:
+        own = max(1, round(phase.steps * scale))
+        phases.append(replace(phase, steps=own, warmup=round(phase.warmup * scale)))
+        used += own
+    last = recipe.phases[-1]
+    phases.append(replace(last, steps=steps - used, warmup=round(last.warmup * scale)))
+    return replace(recipe, phases=tuple(phases))
+
+
+def with_rates(recipe: Recipe, factor: float) -> Recipe:
+    """The recipe with every learning rate multiplied by a factor."""
+    phases = tuple(
+        replace(
+            phase,
+            rates=Rates(
+                *(factor * getattr(phase.rates, f) for f in ("tokens", "unet", "text_encoder"))
+            ),
+        )
+        for phase in recipe.phases
+    )
+    return replace(recipe, phases=phases)
+
+
+def with_weights(recipe: Recipe, **weights: float) -> Recipe:
+    """The recipe with these weights in every phase that gives the loss one at all."""
+    phases = []
+    for phase in recipe.phases:
+        own = {name: value for name, value in weights.items() if getattr(phase.weights, name)}
+        phases.append(replace(phase, weights=replace(phase.weights, **own)))
+    return replace(recipe, phases=tuple(phases))

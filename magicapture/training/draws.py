@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from ..config import Phase, Recipe, Task
 from ..data import CachedDraw, LatentCache
+from ..prompts import fill
 from ..tokens import Concept, Prompt
 from .objective import Row
 
@@ -104,11 +105,6 @@ def tasks_of(phase: Phase, recipe: Recipe) -> list[Task]:
     if phase.weights.identity:
         wanted |= set(recipe.identity.tasks)
     return [task for task in ("source", "style", "composed", "prior") if task in wanted]  # type: ignore[misc]
-
-
-def fill(template: str, subject: Concept, style: Concept) -> str:
-    """Put the tokens and the class word into a template."""
-    return template.format(subject=subject.token, style=style.token, noun=subject.class_word)
 
 
 def _integer(high: int, generator: Generator) -> int:

@@ -21,9 +21,9 @@ from ..config import Phase, Precision
 from ..errors import NumericalError, UnsupportedModelError
 from ..faces.embed import Recogniser
 from ..lora import InjectedLora, LoraWeights, injected, target_names, text_target_names
+from ..prompts import prompt_for
 from ..sampling import SamplingSettings, sample
 from ..tokens import Prompt
-from .draws import fill
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
 from .job import TrainingJob, generator
 from .objective import Losses, Objective
@@ -130,8 +130,7 @@ class Trainer:
 
     def preview(self, settings: SamplingSettings) -> Previewed:
         """Draw the composed prompt with what has been learned so far, while a run is on."""
-        template = self.recipe.prompts.composed[0]
-        prompt = fill(template, self.job.subject, self.job.style)
+        prompt = prompt_for((self.job.subject, self.job.style), self.recipe.prompts)
         images = sample(self.backbone, [Prompt(prompt)], self.vectors, settings, seed=self.job.seed)
         return Previewed(self.step, prompt, images)
 

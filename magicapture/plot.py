@@ -1,0 +1,68 @@
+"""The loss curves of a run, as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+COLOURS = {
+    "source": "#3b7dd8",
+    "style": "#d8843b",
+    "composed": "#3ba55d",
+    "identity": "#c93c5b",
+    "attention": "#8457c4",
+    "prior": "#7a7a7a",
+    "token_norm": "#b0a030",
+}
+
+
+def loss_curves(
+    history: Sequence[Mapping[str, float]],
+    steps: int,
+    *,
+    phases: Sequence[int] = (),
+    size: tuple[int, int] = (640, 400),
+) -> Image:
+    """Draw each loss of a history (one mapping a step; a loss may be missing) against the step.
+
+    steps is the length of the whole run; phases the steps at which one ends; size in pixels.
+    Every curve is smoothed and divided by its own start, so that all fit one axis.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
+    for name, colour in COLOURS.items():
+        points = [(i + 1, losses[name]) for i, losses in enumerate(history) if name in losses]
+        if not points:
+            continue
+        at, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
+        smooth = smoothed(values)
+        axes.plot(at, smooth / max(abs(smooth[0]), 1e-8), color=colour, label=name, linewidth=1.6)
+    for end in phases:
+        axes.axvline(end, color="#bbbbbb", linewidth=1, linestyle=":")
+    axes.set_xlim(0, max(1, steps))
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss / its start")
+    axes.grid(alpha=0.25)
+    if axes.lines[len(phases) :]:
+        axes.legend(loc="upper right", fontsize=8, frameon=False, ncols=2)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def smoothed(values: np.ndarray, share: float = 0.05) -> np.ndarray:
+    """A running mean over a share of the points, shorter at the ends; the same length."""
+    width = max(1, int(len(values) * share))
+    sums = np.cumsum(np.insert(values, 0, 0.0))
+    index = np.arange(len(values))
+    low = np.maximum(0, index - width)
+    high = np.minimum(len(values), index + width + 1)
+    return np.asarray((sums[high] - sums[low]) / (high - low))
