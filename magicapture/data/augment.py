@@ -1,0 +1,148 @@
+"""Random variants of a photo: crop, mirror, light; mask and landmarks always move with it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from ..config import Recipe
+from .masks import fit
+
+FACE_KEPT = 0.9
+"""Least share of the face's mask that a crop keeps."""
+
+_MIRROR = [1, 0, 2, 4, 3]  # landmarks are named by their side of the picture
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One variant: image (3,S,S) and mask (1,S,S) in 0..1, landmarks (5,2) in pixels or None."""
+
+    image: Tensor
+    mask: Tensor
+    landmarks: Tensor | None
+
+
+@dataclass(frozen=True)
+class Span:
+    """Pixels start..end (end left out) along one side of a picture."""
+
+    start: int
+    end: int
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+
+def generator_for(seed: int, picture: int, variant: int) -> Generator:
+    """The generator of one variant of one picture, the same whatever was drawn before."""
+    digest = hashlib.sha256(f"{seed} {picture} {variant}".encode()).digest()
+    return Generator().manual_seed(int.from_bytes(digest[:8], "little"))
+
+
+def draw(
+    image: Tensor,
+    mask: Tensor | None,
+    landmarks: Tensor | None,
+    recipe: Recipe,
+    generator: Generator,
+    *,
+    face: Tensor | None = None,
+) -> Draw:
+    """Draw a variant of a photo (3,H,W), its concept's mask (1,h,w) and landmarks (5,2).
+
+    A square whose side is the photo's short side, or down to 1 - recipe.zoom of it, is cut out
+    and brought to recipe.resolution S; then mirrored and changed in light at random. The cut
+    keeps FACE_KEPT of `face` (1,h,w) (by default: of `mask`) and all landmarks, unless the face is
+    larger than the square. Without zoom it is the central square, moved no further than the face
+    needs. Without a mask, the variant's is all ones.
+    """
+    size = (image.shape[-2], image.shape[-1])
+    masks = [None if m is None else fit(m, size) for m in (mask, mask if face is None else face)]
+    inside = torch.ones_like(image[:1]) if masks[0] is None else masks[0].to(image)
+    # A fixed count of numbers, so that no setting changes the others' draws.
+    zoom, x, y, flip, brightness, contrast = torch.rand(6, generator=generator).tolist()
+
+    rows, columns = _crop(size, masks[1], landmarks, recipe.zoom, (zoom, y, x))
+    cut = torch.cat([image, inside])[:, rows.start : rows.end, columns.start : columns.end]
+    # One resize for both, so that the mask's edge stays on the image's.
+    side = recipe.resolution
+    pixels = F.resize(cut, [side, side], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+    points = None
+    if landmarks is not None:
+        origin = landmarks.new_tensor([columns.start, rows.start])
+        points = (landmarks - origin + 0.5) * (side / rows.length) - 0.5
+    if recipe.flip and flip < 0.5:
+        pixels = pixels.flip(-1)
+        if points is not None:
+            points = torch.stack([side - 1 - points[_MIRROR, 0], points[_MIRROR, 1]], dim=1)
+    return Draw(_lit(pixels[:3], recipe.jitter, brightness, contrast), pixels[3:], points)
+
+
+def _lit(image: Tensor, jitter: float, brightness: float, contrast: float) -> Tensor:
+    """Brightness and contrast times a factor in 1 - jitter..1 + jitter, from numbers in 0..1."""
+    if not jitter:
+        return image
+    image = F.adjust_brightness(image, 1 + jitter * (2 * brightness - 1))
+    return F.adjust_contrast(image, 1 + jitter * (2 * contrast - 1))
+
+
+def _crop(
+    size: tuple[int, int],
+    face: Tensor | None,
+    landmarks: Tensor | None,
+    zoom: float,
+    chance: tuple[float, float, float],
+) -> tuple[Span, Span]:
+    """The square to cut out of a picture, as rows and columns.
+
+    First the largest square, as central as the face allows; then a smaller one within it that
+    holds the face as well. `chance` are numbers in 0..1 for its side, its row, its column.
+    """
+    short = min(size)
+    cores = [_core(axis, size[axis], face, landmarks) for axis in (0, 1)]
+    least = max([round((1 - zoom) * short), 1, *(c.length for c in cores if c)])
+    side = short - int(chance[0] * max(0, short - least + 1))
+    spans = []
+    for axis in (0, 1):
+        core = cores[axis]
+        base = _central(size[axis], short, core)
+        low, high = base, base + short - side
+        if core and core.length <= short:
+            low, high = max(low, core.end - side), min(high, core.start)
+        start = low + int(chance[1 + axis] * (high - low + 1))
+        spans.append(Span(start, start + side))
+    return spans[0], spans[1]
+
+
+def _central(length: int, side: int, core: Span | None) -> int:
+    """Where a span of `side` starts to be as central as its holding the core allows."""
+    start = (length - side) // 2
+    if core and core.length > side:
+        start = (core.start + core.end - side) // 2
+    elif core:
+        start = min(max(start, core.end - side), core.start)
+    return min(max(start, 0), length - side)
+
+
+def _core(axis: int, length: int, face: Tensor | None, landmarks: Tensor | None) -> Span | None:
+    """The rows (axis 0) or columns (1) that a crop must hold; both together keep FACE_KEPT."""
+    spans = []
+    if face is not None:
+        sums = face[0].double().sum(dim=1 - axis).cumsum(0)
+        if (total := float(sums[-1])) > 0:
+            cut = total * (1 - FACE_KEPT) / 4  # from each of the four sides
+            start = int((sums > cut).nonzero()[0])
+            spans.append(Span(start, int((sums >= total - cut).nonzero()[0]) + 1))
+    if landmarks is not None:
+        along = landmarks[:, 1 - axis].round().clamp(0, length - 1)
+        spans.append(Span(int(along.min()), int(along.max()) + 1))
+    if not spans:
+        return None
+    return Span(min(s.start for s in spans), max(s.end for s in spans))

@@ -1,0 +1,144 @@
+"""The latents of a concept's photos, ready before step 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ..config import Recipe
+from ..errors import InputError, NumericalError
+from .augment import draw, generator_for
+from .masks import to_latent
+from .references import ReferenceSet
+
+Encoder = Callable[[Tensor], Tensor]
+Progress = Callable[[int, int], None]
+
+_BATCH_PIXELS = 4 * 512 * 512  # encoded at once: four at 512 px, one at 1024
+_ANY = 2**62
+
+
+@dataclass(frozen=True)
+class CachedDraw:
+    """One variant of photo `index` as training sees it.
+
+    latents (1,C,h,w) and mask (1,1,h,w) float32, landmarks (1,5,2) in pixels of the square picture
+    or None; on the CPU.
+    """
+
+    latents: Tensor
+    mask: Tensor
+    landmarks: Tensor | None
+    index: int
+    caption: str | None
+
+
+class LatentCache:
+    """Encodes each photo's variants once, or afresh at every request with `recipe.draws` = 0.
+
+    `encode` takes images (B,3,S,S) in 0..1 and returns latents (B,C,S/downscale,S/downscale).
+    Everything follows from the arguments, so only `state_dict` needs saving to go on exactly. No
+    more variants are made than the recipe's steps can use. A variant at 512 px takes 80 KB.
+    `on_progress(done, total)` is called after each batch and may raise to cancel.
+    """
+
+    def __init__(
+        self,
+        references: ReferenceSet,
+        recipe: Recipe,
+        encode: Encoder,
+        *,
+        downscale: int,
+        seed: int,
+        on_progress: Progress | None = None,
+    ) -> None:
+        if recipe.resolution % downscale:
+            raise InputError(
+                f"The resolution is {recipe.resolution}; this model needs a multiple of "
+                f"{downscale} (of 64 to be safe)."
+            )
+        self.references, self.recipe, self.encode = references, recipe, encode
+        self.downscale, self.seed = downscale, seed
+        self._order: list[int] = []  # the photos that the current epoch has yet to show
+        self._variants = self._encode_all(on_progress or (lambda done, total: None))
+
+    def sample(self, generator: Generator) -> CachedDraw:
+        """A random variant of the next photo; each photo comes once in every shuffled epoch.
+
+        `generator` is a CPU one and decides both.
+        """
+        if not self._order:
+            self._order = torch.randperm(len(self.references), generator=generator).tolist()
+        index = self._order.pop()
+        variants = self._variants[index] if self._variants else ()
+        choice = int(torch.randint(len(variants) or _ANY, (), generator=generator))
+        return variants[choice] if variants else self._encode([(index, choice)])[0]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the current epoch stands."""
+        return {"order": list(self._order)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`; raises InputError for that of other photos."""
+        order = list(state["order"])
+        if not set(order) <= set(range(len(self.references))):
+            raise InputError("The saved state belongs to another set of photos.")
+        self._order = order
+
+    def _encode_all(self, on_progress: Progress) -> list[list[CachedDraw]]:
+        photos = len(self.references)
+        used = math.ceil(self.recipe.steps * self.recipe.accumulation / max(1, photos))
+        count = min(self.recipe.draws, max(1, used))
+        wanted = [(index, variant) for index in range(photos) for variant in range(count)]
+        made: list[CachedDraw] = []
+        for batch in _batches(wanted, max(1, _BATCH_PIXELS // self.recipe.resolution**2)):
+            made += self._encode(batch)
+            on_progress(len(made), len(wanted))
+        return [made[i : i + count] for i in range(0, len(made), count)] if count else []
+
+    # The executor of ComfyUI runs nodes in inference mode, whose tensors cannot be trained on.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _encode(self, wanted: Sequence[tuple[int, int]]) -> list[CachedDraw]:
+        """The variants (index of the photo, number of the variant), in one batch."""
+        references = self.references
+        draws = [
+            draw(
+                references.images[index],
+                references.masks[index],
+                references.landmarks[index],
+                self.recipe,
+                generator_for(self.seed, index, variant),
+                face=references.face(index),
+            )
+            for index, variant in wanted
+        ]
+        latents = self.encode(torch.stack([d.image for d in draws])).to("cpu", torch.float32)
+        for (index, _), values in zip(wanted, latents, strict=True):
+            if not torch.isfinite(values).all():
+                raise NumericalError(
+                    f"The VAE made NaN or infinite latents of {references.names[index]}; some "
+                    "VAEs do in fp16. Use it in fp32 or bf16 (ComfyUI: --fp32-vae), or another VAE."
+                )
+        return [
+            CachedDraw(
+                values[None].clone(),
+                to_latent(d.mask, self.downscale)[None],
+                None if d.landmarks is None else d.landmarks[None].clone(),
+                index,
+                references.captions[index],
+            )
+            for (index, _), d, values in zip(wanted, draws, latents, strict=True)
+        ]
+
+
+def _batches(items: Iterable[tuple[int, int]], size: int) -> Iterable[list[tuple[int, int]]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

@@ -1,0 +1,69 @@
+"""Masks: from face to concept, to a picture's size, to the latent's size.
+
+A mask is (1,H,W) or (B,1,H,W) float in 0..1 and may be soft. Where a yes or no is needed (is it
+empty, is it full), a pixel counts as marked from 0.5 on.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import Role
+from ..errors import InputError
+
+ASPECT_TOLERANCE = 0.01
+"""How much a mask's aspect ratio may differ from its picture's, relatively."""
+
+_STRAY = 1e-4  # a share this small is a few stray pixels, not a region
+
+
+def face_to_concept(mask: Tensor, role: Role) -> Tensor:
+    """The concept's mask from the face's: the face for a subject, all but the face for a style."""
+    return mask if role == "subject" else 1 - mask
+
+
+def face_mask(mask: Tensor, role: Role) -> Tensor:
+    """The face's mask from the concept's; undoes `face_to_concept`."""
+    return mask if role == "subject" else 1 - mask
+
+
+def binarise(mask: Tensor) -> Tensor:
+    """1 where the mask is at least 0.5, else 0."""
+    return (mask >= 0.5).to(mask.dtype)
+
+
+def area_share(mask: Tensor) -> Tensor:
+    """The share of the picture that a mask covers: () for (1,H,W), (B,) for (B,1,H,W)."""
+    return mask.mean(dim=(-3, -2, -1))
+
+
+def is_empty(mask: Tensor) -> bool:
+    """Whether a mask (1,H,W) marks nothing but a few stray pixels."""
+    return float(area_share(binarise(mask))) < _STRAY
+
+
+def is_full(mask: Tensor) -> bool:
+    """Whether a mask (1,H,W) marks everything but a few stray pixels."""
+    return is_empty(1 - binarise(mask))
+
+
+def fit(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask (1,h,w) at its picture's size (H,W).
+
+    Raises InputError when the aspect ratios differ by more than ASPECT_TOLERANCE.
+    """
+    height, width = mask.shape[-2:]
+    if (height, width) == size:
+        return mask
+    if abs((width * size[0]) / (height * size[1]) - 1) > ASPECT_TOLERANCE:
+        raise InputError(
+            f"the mask is {width}x{height} pixels and the picture {size[1]}x{size[0]}, of another "
+            "shape; make the mask from this very picture"
+        )
+    return F.interpolate(mask[None], size, mode="bilinear", antialias=True)[0].clamp(0, 1)
+
+
+def to_latent(mask: Tensor, downscale: int) -> Tensor:
+    """A mask (1,H,W) or (B,1,H,W) at the latent's size: each cell's share of marked area."""
+    return F.avg_pool2d(mask, downscale)
