@@ -120,13 +120,21 @@ class AttentionCapture:
                 f"No recorded layer covers {sorted(self._factors or ())} latent cells a side with "
                 f"one query; this UNet has {sorted({f for f, _, _ in sizes.values()})}."
             )
+        batch, length = len(recorded[wanted[0]][0]), recorded[wanted[0]][1].shape[1]
+        if batch != len(positions):
+            raise InputError(
+                f"The UNet was run on {batch} rows, but positions are given for {len(positions)}."
+            )
         if not any(positions):
             return []
-        heads = {name: int(self._layers[name].heads) for name in wanted}  # type: ignore[arg-type]
-        return [
-            _layer_maps(name, heads[name], recorded[name], positions, sizes[name])
-            for name in wanted
-        ]
+        tokens = _Tokens.of(positions, length, recorded[wanted[0]][0].device)
+        maps = []
+        for name in wanted:
+            factor, height, width = sizes[name]
+            heads = int(self._layers[name].heads)  # type: ignore[arg-type]
+            values = tokens.attention(*recorded[name], heads).unflatten(1, (height, width))
+            maps.append(LayerMaps(name, factor, tokens.keys, values))
+        return maps
 
     def forget(self) -> None:
         """Drop what was recorded."""
@@ -193,45 +201,43 @@ def _map_size(queries: int, latent_size: tuple[int, int]) -> tuple[int, int, int
     return factor, height, width
 
 
-def _layer_maps(
-    name: str,
-    heads: int,
-    recorded: tuple[Tensor, Tensor],
-    positions: Positions,
-    size: tuple[int, int, int],
-) -> LayerMaps:
-    query, key = recorded
-    if len(query) != len(positions):
-        raise InputError(
-            f"The UNet was run on {len(query)} rows, but positions are given for {len(positions)}."
+@dataclass(frozen=True)
+class _Tokens:
+    """The special columns of a batch, laid out for one matrix product a layer.
+
+    rows: the batch's rows that have tokens, B' of them; columns (B',L,T), 1 where a row's t-th
+    token has a vector; places (2,R): row among B' and token of each key.
+    """
+
+    keys: tuple[tuple[int, str], ...]
+    rows: Tensor
+    columns: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, positions: Positions, length: int, device: torch.device) -> _Tokens:
+        rows = [row for row, tokens in enumerate(positions) if tokens]
+        columns = torch.zeros(len(rows), length, max(len(positions[row]) for row in rows))
+        keys, places = [], []
+        for i, row in enumerate(rows):
+            for t, (name, where) in enumerate(positions[row].items()):
+                columns[i, list(where), t] = 1
+                keys.append((row, name))
+                places.append((i, t))
+        index = torch.tensor(places, device=device).T
+        return cls(tuple(keys), torch.tensor(rows, device=device), columns.to(device), index)
+
+    def attention(self, query: Tensor, key: Tensor, heads: int) -> Tensor:
+        """`token_attention` of each key: (R,N)."""
+        # Recomputed in the backward pass: keeping the attention to every column would cost 7 MiB
+        # a 16x16 layer and 15 MiB a 32x32 one at batch 3, to save less than 1 % of a step.
+        values = checkpoint(
+            token_attention,
+            query[self.rows],
+            key[self.rows],
+            self.columns,
+            heads,
+            use_reentrant=False,
+            preserve_rng_state=False,
         )
-    factor, height, width = size
-    rows = [row for row, tokens in enumerate(positions) if tokens]
-    columns, keys, places = _columns(positions, rows, key.shape[1])
-    # Recomputed in the backward pass: keeping every key's attention would cost 7 MiB a 16x16
-    # layer and 15 MiB a 32x32 one at batch 3, to save less than 1 % of a step.
-    values = checkpoint(
-        token_attention,
-        query[rows],
-        key[rows],
-        columns.to(query.device),
-        heads,
-        use_reentrant=False,
-        preserve_rng_state=False,
-    )
-    row, token = torch.tensor(places, device=values.device).unbind(1)
-    return LayerMaps(name, factor, keys, values[row, :, token].unflatten(1, (height, width)))
-
-
-def _columns(
-    positions: Positions, rows: Sequence[int], length: int
-) -> tuple[Tensor, tuple[tuple[int, str], ...], list[tuple[int, int]]]:
-    """The tokens' columns as 0/1 (rows,L,T), with each map's key and its (row, token) place."""
-    columns = torch.zeros(len(rows), length, max(len(positions[row]) for row in rows))
-    keys, places = [], []
-    for i, row in enumerate(rows):
-        for j, (name, where) in enumerate(positions[row].items()):
-            columns[i, list(where), j] = 1
-            keys.append((row, name))
-            places.append((i, j))
-    return columns, tuple(keys), places
+        return values[self.places[0], :, self.places[1]]
