@@ -1,0 +1,221 @@
+"""The backbone over diffusers' and transformers' models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import Conditioning, Family, NoiseSchedule
+from ..errors import InputError
+from ..tokens import Layout, Prompt, TokenVectors, layout, splice
+from .support import family_of
+
+
+class DiffusersBackbone:
+    """A Stable Diffusion 1.x or 2.x model from its parts; fits `magicapture.backbone.Backbone`.
+
+    unet: UNet2DConditionModel. vae: AutoencoderKL or AutoencoderTiny. text_encoders, tokenizers:
+    CLIPTextModel and CLIPTokenizer by the key "clip_l". decoder: a second, smaller VAE over the
+    same latents (TAESD), for losses and previews; see `decode_fast`. The parts are used as they
+    are, on their device and in their dtype. Raises UnsupportedModelError for other models.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        vae: Any,
+        text_encoders: Mapping[str, Any],
+        tokenizers: Mapping[str, Any],
+        schedule: NoiseSchedule,
+        decoder: Any = None,
+    ) -> None:
+        widths = [encoder.config.hidden_size for encoder in text_encoders.values()]
+        self.family: Family = family_of(unet.config, vae.config, widths)
+        self.schedule = schedule
+        self.latent_channels: int = vae.config.latent_channels
+        self.downscale = _downscale(vae)
+        if decoder is not None:
+            _require_same_latents(vae, decoder)
+        self.vae = vae
+        self.decoder = decoder
+        self.tokenizers = tokenizers
+        self._unet = unet
+        self._text_encoders = text_encoders
+
+    @property
+    def unet(self) -> nn.Module:
+        return self._unet
+
+    @property
+    def text_encoders(self) -> Mapping[str, nn.Module]:
+        """The text encoders; Stable Diffusion 1.x and 2.x have one, "clip_l"."""
+        return self._text_encoders
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every network of the model by name."""
+        parts = {"unet": self._unet, "vae": self.vae, **self._text_encoders}
+        return parts if self.decoder is None else {**parts, "decoder": self.decoder}
+
+    @property
+    def device(self) -> torch.device:
+        return next(self._unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the UNet computes."""
+        return next(self._unet.parameters()).dtype
+
+    def word_ids(self, encoder: str, text: str) -> list[int]:
+        """The ids of `text` in one encoder's vocabulary, without start, end and padding."""
+        return list(self.tokenizers[encoder](text, add_special_tokens=False).input_ids)
+
+    def word_vectors(self, encoder: str, text: str) -> Tensor:
+        """The input embeddings (n,width) float32 of `text`, to initialise a token from."""
+        table = self._text_encoders[encoder].get_input_embeddings().weight
+        return table[self.word_ids(encoder, text)].detach().float()
+
+    def encode_prompts(self, prompts: Sequence[Prompt], vectors: TokenVectors) -> Conditioning:
+        """Encode prompts with the token vectors spliced in; gradients reach the vectors.
+
+        The context (B,L,D) has the text encoder's dtype.
+        """
+        (key,) = self._text_encoders  # one for SD 1.x and 2.x
+        layouts = [self._layout(key, prompt, vectors) for prompt in prompts]
+        encoder = self._text_encoders[key]
+        ids = torch.tensor([layout_.ids for layout_ in layouts], device=self.device)
+        with _spliced(encoder, layouts, vectors, key):
+            context = encoder(input_ids=ids).last_hidden_state
+        return Conditioning(context, positions=[layout_.positions() for layout_ in layouts])
+
+    def _layout(self, key: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
+        tokenizer = self.tokenizers[key]
+        return layout(
+            prompt,
+            vectors.counts,
+            lambda text: self.word_ids(key, text),
+            start=tokenizer.bos_token_id,
+            end=tokenizer.eos_token_id,
+            # OpenCLIP, SD 2.x's encoder, was trained with zeros after the end.
+            pad=0 if self.family == "sd2" else tokenizer.pad_token_id,
+            length=self._text_encoders[key].config.max_position_embeddings,
+        )
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's own output for latents noised to t (B,), in the dtype of `noisy`."""
+        output = self._unet(
+            noisy.to(self.dtype),
+            timesteps.to(noisy.device),
+            encoder_hidden_states=conditioning.context.to(self.dtype),
+        )
+        return output.sample.to(noisy.dtype)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images to the mode of their latents (float32), without gradient."""
+        scale, shift = _latent_scale(self.vae)
+        weight = next(self.vae.parameters())
+        output = self.vae.encode((images * 2 - 1).to(weight))
+        latents = output.latents if hasattr(output, "latents") else output.latent_dist.mode()
+        return (latents.float() - shift) * scale
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to images by the full VAE, differentiable and not clamped."""
+        return _decode(self.vae, latents)
+
+    def decode_fast(self, latents: Tensor) -> Tensor:
+        """`decode` by the small decoder where there is one; for losses and previews."""
+        return _decode(self.vae if self.decoder is None else self.decoder, latents)
+
+    def canonical_names(self, module: nn.Module) -> Mapping[str, str]:
+        """Map each submodule's name to the one diffusers' LoRA files give it.
+
+        The UNet's are its own. transformers 5 dropped a text encoder's `text_model.`, which files
+        keep.
+        """
+        names = [name for name, _ in module.named_modules() if name]
+        flat = hasattr(module, "embeddings") and hasattr(module, "encoder")
+        return {name: f"text_model.{name}" if flat else name for name in names}
+
+    def checkpointed_modules(self) -> Iterator[nn.Module]:
+        """The UNet's transformer and residual blocks."""
+        from diffusers.models.attention import BasicTransformerBlock
+        from diffusers.models.resnet import ResnetBlock2D
+
+        for module in self._unet.modules():
+            if isinstance(module, (BasicTransformerBlock, ResnetBlock2D)):
+                yield module
+
+    @contextmanager
+    def training(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """A scope in which gradients flow through the frozen models, computing in `dtype`.
+
+        None keeps the model's own. Weights, training modes and requires_grad flags are afterwards
+        as before, bit by bit. What is injected into the models (a LoRA) comes after entering.
+        """
+        modules = [m for part in self.modules.values() for m in part.modules()]
+        tensors = [
+            t for part in self.modules.values() for t in (*part.parameters(), *part.buffers())
+        ]
+        modes = [m.training for m in modules]
+        kept = [(t.data, t.requires_grad) for t in tensors]
+        try:
+            for part in self.modules.values():
+                part.eval().requires_grad_(False)
+            for tensor in tensors:
+                if dtype is not None and tensor.is_floating_point():
+                    tensor.data = tensor.data.to(dtype)
+            yield
+        finally:
+            for tensor, (data, requires_grad) in zip(tensors, kept, strict=True):
+                tensor.data = data
+                tensor.requires_grad_(requires_grad)
+            for module, mode in zip(modules, modes, strict=True):
+                module.training = mode
+
+
+@contextmanager
+def _spliced(
+    encoder: Any, layouts: Sequence[Layout], vectors: TokenVectors, key: str
+) -> Iterator[None]:
+    """Put the vectors into what the encoder's token embedding returns."""
+    table: nn.Module = encoder.get_input_embeddings()
+    handle = table.register_forward_hook(
+        lambda _module, _args, embeddings: splice(embeddings, layouts, vectors, key)
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _downscale(vae: Any) -> int:
+    return 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def _require_same_latents(vae: Any, decoder: Any) -> None:
+    expected, found = (
+        f"{model.config.latent_channels} channels, {_downscale(model)} pixels a cell"
+        for model in (vae, decoder)
+    )
+    if expected != found:
+        raise InputError(
+            f"The small decoder does not fit the model: its latents have {found}; the VAE's have "
+            f"{expected}. Use the TAESD of this model's family, or none."
+        )
+
+
+def _latent_scale(vae: Any) -> tuple[float, float]:
+    """Scale and shift between a VAE's own latents and those of the UNet: (z - shift) * scale."""
+    return vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
+
+
+def _decode(vae: Any, latents: Tensor) -> Tensor:
+    scale, shift = _latent_scale(vae)
+    weight = next(vae.decoder.parameters())
+    image = vae.decode((latents / scale + shift).to(weight)).sample
+    return (image.float() + 1) / 2

@@ -1,0 +1,42 @@
+"""Reading tensors from files: safetensors, or PyTorch's pickles with nothing but weights."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor
+
+from ..errors import StorageError
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .ckpt, .pt, .pth or .bin file, on the CPU.
+
+    Large files are mapped, so that a tensor is read when it is used. Raises StorageError for a
+    file that is missing, damaged, or holds more than weights.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = Path(path)
+    if not path.is_file():
+        raise StorageError(f"There is no file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise StorageError(
+            f"{path} cannot be read as a file of weights (damaged, cut short, or with code in "
+            f"it): {error}. Convert a .ckpt to .safetensors, or fetch the file again."
+        ) from error
+    while isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict):
+        raise StorageError(f"{path} holds a {type(state).__name__}; expected named tensors.")
+    return {key: value for key, value in state.items() if isinstance(value, Tensor)}

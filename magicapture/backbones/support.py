@@ -1,0 +1,54 @@
+"""Which models the method runs on, and how the others are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from ..backbone import Family
+from ..errors import UnsupportedModelError
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+"""The noise schedule of SD 1.x and 2.x, as diffusers names it."""
+
+SUPPORTED = "Stable Diffusion 1.x and 2.x (one CLIP text encoder, epsilon or v prediction)"
+
+
+def refuse(found: str) -> NoReturn:
+    """Raise UnsupportedModelError: what was found, and which models are supported."""
+    raise UnsupportedModelError(f"This model is {found}, which is not supported; use {SUPPORTED}.")
+
+
+def family_of(
+    unet: Mapping[str, Any], vae: Mapping[str, Any], text_widths: Sequence[int]
+) -> Family:
+    """The family of a model from the configs of its parts.
+
+    A context 1024 wide is SD 2.x's; any other is taken as SD 1.x's, whose files it shares. Raises
+    UnsupportedModelError for a model with other inputs than those of SD 1.x and 2.x.
+    """
+    if unet.get("addition_embed_type") or len(text_widths) > 1:
+        refuse("an SDXL model (further conditioning beside the prompt)")
+    if unet.get("class_embed_type") or unet.get("num_class_embeds"):
+        refuse("conditioned on classes or noise levels (an upscaler or unCLIP)")
+    channels, out, latent = (
+        config.get(key, 4)
+        for config, key in (
+            (unet, "in_channels"),
+            (unet, "out_channels"),
+            (vae, "latent_channels"),
+        )
+    )
+    if channels != latent or out != latent:
+        kind = "an inpainting model" if channels == 2 * latent + 1 else "a model"
+        refuse(
+            f"{kind} whose UNet takes {channels} and gives {out} channels where "
+            f"its VAE's latents have {latent}"
+        )
+    context = unet.get("cross_attention_dim")
+    if list(text_widths) != [context]:
+        refuse(
+            f"a UNet for a context {context} wide with a text encoder "
+            f"{' and '.join(map(str, text_widths)) or 'missing'}"
+        )
+    return "sd2" if context == 1024 else "sd1"

@@ -1,0 +1,120 @@
+"""Tiny models of the real classes, with random weights and CLIP's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from magicapture.backbone import NoiseSchedule, PredictionType
+from magicapture.backbones import DiffusersBackbone
+from magicapture.backbones.clip_tokenizer import write_tokenizer
+from magicapture.backbones.support import BETAS
+
+WIDTH = 32
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
+    """CLIP's tokenizer, all 49,408 words."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def tiny_unet(**changes: Any) -> UNet2DConditionModel:
+    """A UNet of three levels, each with cross-attention; 0.5 M parameters."""
+    torch.manual_seed(0)
+    config = {
+        "sample_size": 16,
+        "block_out_channels": (32, 32, 32),
+        "down_block_types": ("CrossAttnDownBlock2D",) * 3,
+        "up_block_types": ("CrossAttnUpBlock2D",) * 3,
+        "layers_per_block": 1,
+        "attention_head_dim": 4,
+        "cross_attention_dim": WIDTH,
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**{**config, **changes}).eval()
+
+
+def tiny_text_encoder(**changes: Any) -> CLIPTextModel:
+    """A CLIP text encoder of two layers over CLIP's words."""
+    torch.manual_seed(1)
+    config = {
+        "vocab_size": 49408,
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "projection_dim": WIDTH,
+        "hidden_act": "quick_gelu",
+        "bos_token_id": 49406,
+        "eos_token_id": 49407,
+        "pad_token_id": 49407,
+    }
+    return CLIPTextModel(CLIPTextConfig(**{**config, **changes})).eval()
+
+
+def tiny_vae(kind: str = "tiny", **changes: Any) -> AutoencoderKL | AutoencoderTiny:
+    """A VAE with 8 pixels to a latent cell: "kl" (AutoencoderKL) or "tiny" (AutoencoderTiny)."""
+    torch.manual_seed(2)
+    channels = (8, 8, 8, 8)
+    if kind == "tiny":
+        config: dict[str, Any] = {
+            "encoder_block_out_channels": channels,
+            "decoder_block_out_channels": channels,
+            "num_encoder_blocks": (1, 1, 1, 1),
+            "num_decoder_blocks": (1, 1, 1, 1),
+        }
+        return AutoencoderTiny(**{**config, **changes}).eval()
+    config = {
+        "block_out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+    }
+    return AutoencoderKL(**{**config, **changes}).eval()
+
+
+def noise_schedule(prediction_type: PredictionType = "epsilon") -> NoiseSchedule:
+    """Stable Diffusion's schedule."""
+    return NoiseSchedule(DDIMScheduler(**BETAS).alphas_cumprod, prediction_type)
+
+
+@pytest.fixture
+def make_backbone(tokenizer: CLIPTokenizer) -> Callable[..., DiffusersBackbone]:
+    """Build a tiny backbone: make_backbone(prediction_type, vae="kl", unet={...}, ...).
+
+    A dictionary changes a part's config; a module takes the part's place.
+    """
+
+    def make(
+        prediction_type: PredictionType = "epsilon",
+        *,
+        vae: Any = "tiny",
+        decoder: Any = None,
+        unet: Any = None,
+        text_encoder: Any = None,
+    ) -> DiffusersBackbone:
+        return DiffusersBackbone(
+            unet=tiny_unet(**(unet or {})) if isinstance(unet, dict | None) else unet,
+            vae=tiny_vae(vae) if isinstance(vae, str) else vae,
+            text_encoders={"clip_l": tiny_text_encoder(**(text_encoder or {}))},
+            tokenizers={"clip_l": tokenizer},
+            schedule=noise_schedule(prediction_type),
+            decoder=decoder,
+        )
+
+    return make
+
+
+@pytest.fixture
+def backbone(make_backbone: Callable[..., DiffusersBackbone]) -> DiffusersBackbone:
+    """A tiny backbone with AutoencoderTiny, predicting epsilon; images of 128 px -> 16x16."""
+    return make_backbone()
