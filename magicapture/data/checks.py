@@ -42,13 +42,13 @@ def check_references(references: ReferenceSet, concept: Concept, recipe: Recipe)
             f"expected {recipe.min_images} or more (4 to 6 work well). Add photos."
         )
     needs_masks = recipe.masked or recipe.uses("attention")
-    problems = [
-        f"{name}: {text}"
-        for i, name in enumerate(references.names)
-        for text in _problems(references, i, needs_masks)
-    ]
+    problems: dict[str, list[str]] = {}
+    for i, name in enumerate(references.names):
+        for text in _problems(references, i, needs_masks):
+            problems.setdefault(text, []).append(name)
     if problems:
-        raise InputError(f"The {what} cannot be used:\n" + "\n".join(f"- {p}" for p in problems))
+        lines = [f"- {', '.join(names)}: {text}" for text, names in problems.items()]
+        raise InputError("\n".join([f"The {what} cannot be used:", *lines]))
     found = (*_size_warnings(references, recipe), *_duplicates(references))
     for text in found:
         logger.warning(text)
@@ -117,12 +117,12 @@ def _mask_problems(mask: Tensor, size: tuple[int, int]) -> Iterator[str]:
 
 def _face_problems(face: Tensor | None) -> Iterator[str]:
     if face is None:
-        yield f"it has no mask of the face; give one, or {_UNMASKED}."
+        yield f"no mask of the face. Give one, or {_UNMASKED}."
     elif is_empty(face):
-        yield f"its mask is empty: it marks no face. Paint the face white, or {_UNMASKED}."
+        yield f"the mask is empty: it marks no face. Paint the face white, or {_UNMASKED}."
     elif is_full(face):
         yield (
-            "its mask is full: it marks the whole picture as face. Invert it if the face is black "
+            "the mask is full: it marks the whole picture as face. Invert it if the face is black "
             f"in it, paint the face alone, or {_UNMASKED}."
         )
 
