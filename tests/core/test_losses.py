@@ -1,0 +1,167 @@
+"""Each loss against its closed form in loops, and the properties the method relies on."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from magicapture.losses import (
+    identity,
+    masked_reconstruction,
+    refocusing,
+    scale_map,
+    spill,
+    token_norm,
+)
+
+
+def binary(*shape: int) -> Tensor:
+    return (torch.rand(shape) > 0.6).float()
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_masked_reconstruction_closed_form(normalise) -> None:
+    prediction, target = torch.randn(2, 3, 4, 4, 5)
+    mask = torch.rand(3, 1, 4, 5)
+    losses = masked_reconstruction(prediction, target, mask, normalise_area=normalise)
+    for b in range(3):
+        total = area = 0.0
+        for i in range(4):
+            for j in range(5):
+                m = float(mask[b, 0, i, j])
+                area += m / 20
+                for c in range(4):
+                    total += m * float(prediction[b, c, i, j] - target[b, c, i, j]) ** 2 / 80
+        assert float(losses[b]) == pytest.approx(total / area if normalise else total, rel=1e-5)
+
+
+def test_masked_reconstruction_has_no_gradient_outside_the_mask() -> None:
+    prediction = torch.randn(2, 4, 8, 8, requires_grad=True)
+    mask = binary(2, 1, 8, 8)
+    masked_reconstruction(prediction, torch.randn(2, 4, 8, 8), mask).sum().backward()
+    where = mask.expand_as(prediction) == 0
+    assert torch.all(prediction.grad[where] == 0)
+    assert torch.all(prediction.grad[~where] != 0)
+
+
+def test_area_normalisation_makes_a_constant_error_count_alike() -> None:
+    masks = torch.zeros(4, 1, 16, 16)
+    for b, side in enumerate((1, 4, 9, 16)):
+        masks[b, :, :side, :side] = 1
+    error = torch.full((4, 4, 16, 16), 0.5)
+    losses = masked_reconstruction(error, torch.zeros_like(error), masks)
+    torch.testing.assert_close(losses, torch.full((4,), 0.25))
+
+
+def test_an_empty_mask_gives_zero_and_half_precision_gives_float32() -> None:
+    prediction = torch.randn(1, 4, 8, 8).bfloat16().requires_grad_()
+    loss = masked_reconstruction(prediction, torch.zeros(1, 4, 8, 8), torch.zeros(1, 1, 8, 8))
+    loss.sum().backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == 0 and torch.all(prediction.grad == 0)
+
+
+def test_identity_closed_form() -> None:
+    a, b = torch.randn(2, 3, 16).double().numpy()
+    norm = np.linalg.norm
+    expected = [1 - x @ y / norm(x) / norm(y) for x, y in zip(a, b, strict=True)]
+    one = [1 - x @ b[0] / norm(x) / norm(b[0]) for x in a]
+    ta, tb = torch.from_numpy(a), torch.from_numpy(b)
+    np.testing.assert_allclose(identity(ta, tb).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(identity(ta, tb[0]).numpy(), one, rtol=1e-5)
+    np.testing.assert_allclose(identity(3 * ta, ta).numpy(), np.zeros(3), atol=1e-6)
+
+
+def test_scale_map() -> None:
+    values = torch.rand(3, 5, 4) * 0.1 + 0.02
+    low = values.flatten(1).min(1).values[:, None, None]
+    high = values.flatten(1).max(1).values[:, None, None]
+    torch.testing.assert_close(scale_map(values, "minmax"), (values - low) / (high - low))
+    torch.testing.assert_close(scale_map(values, "max"), values / high)
+    assert torch.equal(scale_map(values, "none"), values)
+
+
+@pytest.mark.parametrize("scaling", ["minmax", "max"])
+def test_minimum_and_maximum_are_constants(scaling) -> None:
+    values = (torch.rand(1, 6, 6) * 0.1 + 0.01).requires_grad_()
+    scale_map(values, scaling).sum().backward()
+    floor = values.min() if scaling == "minmax" else 0
+    expected = 1 / (values.max() - floor)
+    torch.testing.assert_close(values.grad, expected.detach().expand_as(values))
+
+
+def test_a_uniform_floor_is_punished_by_max_and_not_by_minmax() -> None:
+    inside = torch.zeros(1, 1, 8, 8)
+    inside[..., 2:6, 2:6] = 1
+    good = 0.3 * inside[:, 0]
+    assert float(refocusing(good, inside, "max")) == 0
+    assert float(refocusing(good + 0.1, inside, "minmax")) == pytest.approx(0, abs=1e-12)
+    assert float(refocusing(good + 0.1, inside, "max")) == pytest.approx(0.75 * 0.25**2, rel=1e-5)
+
+
+@pytest.mark.parametrize("scaling", ["minmax", "max", "none"])
+def test_a_flat_map_has_finite_small_gradients(scaling) -> None:
+    noise = 1e-9 * torch.rand(1, 8, 8)
+    values = (torch.full((1, 8, 8), 1 / 77) + noise).requires_grad_()
+    refocusing(values, torch.zeros(1, 1, 8, 8), scaling).sum().backward()
+    assert torch.isfinite(values.grad).all()
+    assert values.grad.abs().max() < 100
+
+
+@pytest.mark.parametrize("scaling", ["minmax", "max", "none"])
+def test_refocusing_closed_form(scaling) -> None:
+    values, inside = torch.rand(2, 4, 4) * 0.2, binary(2, 1, 8, 8)
+    losses = refocusing(values, inside, scaling)
+    for r in range(2):
+        a = values[r].numpy().astype(np.float64)
+        m = inside[r, 0].numpy().reshape(4, 2, 4, 2).mean((1, 3))
+        if scaling == "minmax":
+            a = (a - a.min()) / (a.max() - a.min())
+        elif scaling == "max":
+            a = a / a.max()
+        total = sum((a[i, j] * (1 - m[i, j])) ** 2 for i in range(4) for j in range(4))
+        assert float(losses[r]) == pytest.approx(total / 16, rel=1e-5)
+
+
+def test_refocusing_equals_the_papers_form_on_a_binary_mask() -> None:
+    values, inside = torch.rand(3, 8, 8), binary(3, 1, 8, 8)
+    m = inside[:, 0]
+    paper = ((scale_map(values, "minmax") - m) * (1 - m)).square().mean((1, 2))
+    torch.testing.assert_close(refocusing(values, inside, "minmax"), paper)
+
+
+def test_refocusing_on_an_enlarged_map() -> None:
+    values, inside = torch.rand(1, 4, 4), binary(1, 1, 16, 16)
+    a = cv2.resize(values[0].numpy(), (16, 16), interpolation=cv2.INTER_LINEAR)
+    a = (a - a.min()) / (a.max() - a.min())
+    expected = ((a * (1 - inside[0, 0].numpy())) ** 2).mean()
+    loss = refocusing(values, inside, "minmax", map_size=16)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_refocusing_leaves_the_inside_free() -> None:
+    values = torch.rand(2, 8, 8, requires_grad=True)
+    inside = binary(2, 1, 8, 8)
+    refocusing(values, inside, "minmax").sum().backward()
+    assert torch.all(values.grad[inside[:, 0] == 1] == 0)
+    assert values.grad.abs().sum() > 0
+
+
+def test_spill_is_the_share_outside() -> None:
+    inside = torch.zeros(3, 1, 4, 4)
+    inside[..., :2, :] = 1
+    values = torch.zeros(3, 4, 4)
+    values[0, 0, 0], values[1, 3, 3], values[2] = 0.2, 0.4, 0.1
+    torch.testing.assert_close(spill(values, inside), torch.tensor([0.0, 1.0, 0.5]))
+    mixed = torch.rand(1, 4, 4)
+    expected = mixed[:, 2:].sum() / mixed.sum()
+    torch.testing.assert_close(spill(mixed, inside[:1])[0], expected)
+
+
+def test_token_norm_closed_form() -> None:
+    vectors = torch.randn(3, 8)
+    expected = np.mean([(np.linalg.norm(v) - 0.4) ** 2 for v in vectors.numpy()])
+    assert float(token_norm(vectors)) == pytest.approx(float(expected), rel=1e-5)
