@@ -44,10 +44,13 @@ def help_of(config: type, name: str) -> str:
     metadata = config.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
     known = [
         f"{who}: {metadata[key]}"
-        for who, key in (("Paper", "paper"), ("release", "release"))
+        for who, key in (("paper", "paper"), ("release", "release"))
         if metadata.get(key) is not None
     ]
-    return metadata["help"] + (f" ({'; '.join(known)}.)" if known else "")
+    if not known:
+        return str(metadata["help"])
+    values = "; ".join(known)
+    return f"{metadata['help']} ({values[0].upper()}{values[1:]}.)"
 
 
 class Checked:

@@ -6,7 +6,8 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapter import Adapter
-from ..attention import captured, cross_attentions
+from ..attention import AttentionCapture, captured, cross_attentions, select
 from ..backbone import Backbone
 from ..checkpointing import checkpointed
 from ..config import Phase, Precision
@@ -46,7 +47,9 @@ class Trainer:
 
     On the way in the job is checked, the models are opened for gradients and the photos encoded;
     on the way out every model is as it was, also after an exception. `listener` is called with
-    each event and stops the run by raising.
+    each event and stops the run by raising. With a `state_folder` the run is saved there, every
+    `save_every` steps and whenever it stops, and a run of just the same job goes on from there
+    unless `fresh`.
     """
 
     def __init__(
@@ -58,9 +61,11 @@ class Trainer:
         listener: Listener | None = None,
         state_folder: Path | None = None,
         save_every: int = 200,
+        fresh: bool = False,
     ) -> None:
         self.job, self.backbone, self.recipe = job, backbone, job.recipe
         self.recogniser, self.state_folder, self.save_every = recogniser, state_folder, save_every
+        self.fresh = fresh
         self.tell: Listener = listener or _ignore
         self.step = 0
         self.history: list[dict[str, float]] = []
@@ -95,6 +100,11 @@ class Trainer:
         """Optimiser steps of the whole run."""
         return self.recipe.steps
 
+    @property
+    def phase_ends(self) -> list[int]:
+        """The step after which each phase is over."""
+        return list(accumulate(phase.steps for phase in self.recipe.phases))
+
     def run(self, *, preview_every: int = 0, preview: SamplingSettings | None = None) -> Adapter:
         """Train to the end and return the adapter.
 
@@ -102,9 +112,9 @@ class Trainer:
         random numbers. Whatever ends the run early, its state is saved first.
         """
         try:
-            for index, phase in enumerate(self.recipe.phases):
-                first = sum(p.steps for p in self.recipe.phases[:index])
-                if self.step < first + phase.steps:
+            for phase, end in zip(self.recipe.phases, self.phase_ends, strict=True):
+                if self.step < end:
+                    first = end - phase.steps
                     self._run_phase(phase, first, preview_every, preview or SamplingSettings())
         except BaseException:
             self._save_quietly()
@@ -182,9 +192,33 @@ class Trainer:
         self.generator = generator(self.job.seed, "steps")
         fp16 = self.backbone.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=fp16)
-        if self.state_file and (state := load_state(self.state_file, self.fingerprint)):
+        self._probe()
+        known = self.state_file is not None and not self.fresh
+        if known and (state := load_state(self.state_file, self.fingerprint)):  # type: ignore[arg-type]
             self.resume(state)
             self.tell(Resumed(self.step, self.steps))
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        """One pass before step 1, so that a model or setting that cannot work is found now."""
+        backbone, job = self.backbone, self.job
+        side = self.recipe.resolution // backbone.downscale
+        shape = (1, backbone.latent_channels, side, side)
+        latents = torch.randn(shape, generator=generator(job.seed, "probe")).to(backbone.device)
+        prompt = Prompt(prompt_for((job.subject, job.style), self.recipe.prompts))
+        conditioning = backbone.encode_prompts([prompt], self.vectors)
+        timestep = torch.full((1,), len(backbone.schedule) - 1, device=backbone.device)
+        refocused = self.recipe.uses("attention")
+        with self._captured() if refocused else nullcontext() as capture:
+            with capture.recording() if capture else nullcontext():
+                output = backbone.predict(latents, timestep, conditioning)
+            if capture:
+                capture.maps(conditioning.positions, (side, side))
+        if not output.isfinite().all():
+            raise NumericalError(
+                f"The base model returns NaN or infinity in {output.dtype} before any training. "
+                "Train in bf16 or fp32, or use another checkpoint."
+            )
 
     # -- a phase ------------------------------------------------------------------------------
 
@@ -198,8 +232,8 @@ class Trainer:
                 started = time.perf_counter()
                 losses, norm = self._step(objective, phase, at)
                 self.step += 1
-                self.history.append(losses)
                 total = losses.pop("total")
+                self.history.append(losses)
                 seconds = time.perf_counter() - started
                 event = Stepped(self.step, self.steps, phase.name, losses, total, norm, seconds)
                 self.tell(event)
@@ -218,7 +252,7 @@ class Trainer:
                 scope.enter_context(checkpointed(self.backbone.checkpointed_modules()))
             capture = None
             if phase.weights.attention:
-                capture = scope.enter_context(captured(self.backbone.unet, self.recipe.refocus))
+                capture = scope.enter_context(self._captured())
             groups = self._groups(phase)
             for parameter in self.vectors.parameters():
                 parameter.requires_grad_("tokens" in groups)
@@ -261,6 +295,10 @@ class Trainer:
             finally:
                 self._lora_state[part] = handle.state()
                 del self._loras[part]
+
+    def _captured(self) -> AbstractContextManager[AttentionCapture]:
+        unet, refocus = self.backbone.unet, self.recipe.refocus
+        return captured(unet, select(unet, middle=refocus.middle), factors=refocus.factors)
 
     def _groups(self, phase: Phase) -> dict[str, list[nn.Parameter]]:
         loras = self._loras

@@ -1,0 +1,32 @@
+"""The ComfyUI extension: the list of its nodes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .adapters import MagiCaptureApplyAdapter, MagiCaptureLoadAdapter, MagiCaptureSaveAdapter
+from .faces import MagiCaptureLoadRecogniser
+from .recipes import MagiCaptureRecipe, MagiCaptureTuneRecipe
+from .references import MagiCaptureConcept, MagiCaptureReferenceSet
+from .sampling import MagiCapturePrompt
+from .training import MagiCaptureTrain
+
+NODES: list[type[io.ComfyNode]] = [
+    MagiCaptureReferenceSet,
+    MagiCaptureConcept,
+    MagiCaptureLoadRecogniser,
+    MagiCaptureRecipe,
+    MagiCaptureTuneRecipe,
+    MagiCaptureTrain,
+    MagiCaptureSaveAdapter,
+    MagiCaptureLoadAdapter,
+    MagiCaptureApplyAdapter,
+    MagiCapturePrompt,
+]
+
+
+class MagiCaptureExtension(ComfyExtension):
+    """MagiCapture's nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES

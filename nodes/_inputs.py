@@ -1,0 +1,47 @@
+"""Node inputs made from the core's settings, so that help, default and range exist once."""
+
+from __future__ import annotations
+
+from typing import Any, get_args, get_type_hints
+
+from comfy_api.latest import io
+
+from ..magicapture.config import help_of
+
+KEEP = "recipe's own"
+
+
+def choice(config: type, name: str, *, id: str | None = None, keep: bool = False) -> io.Combo.Input:
+    """A drop-down of a setting's choices; `keep` puts "recipe's own" first."""
+    options = [c for c in get_args(get_type_hints(config)[name]) if isinstance(c, str)]
+    if keep:
+        options.insert(0, KEEP)
+    default = KEEP if keep else config.__dataclass_fields__[name].default  # type: ignore[attr-defined]
+    return io.Combo.Input(id or name, options=options, default=default, tooltip=help_of(config, name))
+
+
+def number(
+    config: type, name: str, *, id: str | None = None, step: float = 1, high: float | None = None
+) -> io.Int.Input | io.Float.Input:
+    """A number for a setting; -1, the default, keeps the recipe's own."""
+    field: Any = config.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    whole = get_type_hints(config)[name] in (int, int | None)
+    kind = io.Int.Input if whole else io.Float.Input
+    limit = high if high is not None else field.metadata["high"] or 10_000
+    tooltip = f"{help_of(config, name)} -1 keeps the recipe's own."
+    extra: dict[str, Any] = {} if whole else {"round": False}
+    cast = int if whole else float
+    return kind(
+        id or name,
+        default=cast(-1),
+        min=cast(-1),
+        max=cast(limit),
+        step=cast(step),
+        tooltip=tooltip,
+        **extra,
+    )
+
+
+def given(**values: Any) -> dict[str, Any]:
+    """Those of the values that were set: not -1, not "recipe's own"."""
+    return {name: value for name, value in values.items() if value not in (-1, KEEP)}

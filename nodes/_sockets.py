@@ -1,0 +1,18 @@
+"""The pack's own socket types, each named once."""
+
+from comfy_api.latest import io
+
+References = io.Custom("MAGICAPTURE_REFERENCES")
+"""A `ReferenceSet` whose masks mark the face."""
+
+ConceptSocket = io.Custom("MAGICAPTURE_CONCEPT")
+"""A (`Concept`, `ReferenceSet`) pair."""
+
+RecipeSocket = io.Custom("MAGICAPTURE_RECIPE")
+"""A `Recipe`."""
+
+AdapterSocket = io.Custom("MAGICAPTURE_ADAPTER")
+"""An `Adapter`: LoRA, token vectors, and how they were trained."""
+
+RecogniserSocket = io.Custom("MAGICAPTURE_RECOGNISER")
+"""A differentiable face `Recogniser`."""

@@ -1,0 +1,112 @@
+"""Nodes that save, load and apply what was learned."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..magicapture.checkpoint import load_adapter, save_adapter, to_kohya
+from . import _comfy
+from ._sockets import AdapterSocket
+
+
+class MagiCaptureSaveAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureSaveAdapter",
+            display_name="Save Adapter",
+            category="MagiCapture/adapters",
+            description="Write the LoRA to the loras folder and each token to the embeddings "
+            "folder, where stock nodes find them. Earlier ones of the same name are kept as "
+            "backups.",
+            inputs=[
+                AdapterSocket.Input("adapter"),
+                io.String.Input(
+                    "name",
+                    default="my-person-in-style",
+                    tooltip="Name of the LoRA's file, without ending. Embeddings are named after "
+                    "their tokens.",
+                ),
+            ],
+            outputs=[
+                AdapterSocket.Output(display_name="adapter"),
+                io.String.Output(display_name="lora_name"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, adapter, name) -> io.NodeOutput:
+        with _comfy.naming("Save Adapter"):
+            files = save_adapter(
+                adapter, _comfy.lora_folders()[0], _comfy.embedding_folders()[0], name
+            )
+        lines = [f"LoRA: {files.lora.name}", *(f"embedding:{e.stem}" for e in files.embeddings)]
+        return io.NodeOutput(adapter, files.lora.name, ui={"text": ["\n".join(lines)]})
+
+
+class MagiCaptureLoadAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureLoadAdapter",
+            display_name="Load Adapter",
+            category="MagiCapture/adapters",
+            description="Read a LoRA that Save Adapter wrote, with its tokens.",
+            inputs=[
+                io.Combo.Input(
+                    "lora_name",
+                    options=_comfy.lora_names(),
+                    tooltip="A LoRA trained by MagiCapture, in the loras folder.",
+                )
+            ],
+            outputs=[AdapterSocket.Output(display_name="adapter")],
+        )
+
+    @classmethod
+    def execute(cls, lora_name) -> io.NodeOutput:
+        with _comfy.naming("Load Adapter"):
+            path = _comfy.lora_path(lora_name)
+            return io.NodeOutput(load_adapter(path, _comfy.embedding_folders()))
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name) -> str:
+        """Read again when the file has changed."""
+        return _comfy.file_stamp(_comfy.lora_path(lora_name))
+
+
+class MagiCaptureApplyAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureApplyAdapter",
+            display_name="Apply Adapter",
+            category="MagiCapture/adapters",
+            description="Put the LoRA and the tokens into MODEL and CLIP, straight from training "
+            "or from Load Adapter. Prompts name the tokens as embedding:NAME.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Clip.Input("clip"),
+                AdapterSocket.Input("adapter"),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip="Strength of the LoRA. The tokens are always whole.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Clip.Output(display_name="clip"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, clip, adapter, strength) -> io.NodeOutput:
+        with _comfy.naming("Apply Adapter"):
+            applied = _comfy.apply_adapter(
+                model, clip, adapter, to_kohya(adapter), strength, strength
+            )
+            return io.NodeOutput(*applied)

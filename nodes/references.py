@@ -1,0 +1,140 @@
+"""Nodes for what is learned from: reference sets and concepts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comfy_api.latest import io
+
+from ..magicapture.data import ReferenceSet, load_folder
+from ..magicapture.errors import InputError
+from ..magicapture.tokens import Concept
+from . import _comfy
+from ._sockets import ConceptSocket, References
+
+NO_FOLDER = "(none: use images)"
+
+
+class MagiCaptureReferenceSet(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureReferenceSet",
+            display_name="Load Reference Set",
+            category="MagiCapture/references",
+            description="4 to 6 photos of one person, or 4 to 6 portraits in one style, of any "
+            "sizes: a folder, an image batch or an image list.",
+            is_input_list=True,
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=[NO_FOLDER, *_comfy.input_folders()],
+                    default=NO_FOLDER,
+                    tooltip="A folder inside ComfyUI's input folder. Beside photo.jpg it may hold "
+                    "photo.mask.png (white = face), photo.txt (a caption) and "
+                    "photo.landmarks.json.",
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Photos instead of a folder: a batch, or a list of any sizes.",
+                ),
+                io.Mask.Input(
+                    "face_masks",
+                    optional=True,
+                    tooltip="One mask a photo, in the same order, white on the face - for a style "
+                    "too. Replaces the folder's masks.",
+                ),
+                io.String.Input(
+                    "captions",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="Your own words for the photos, one line each; empty lines for none.",
+                ),
+            ],
+            outputs=[References.Output(display_name="references")],
+        )
+
+    @classmethod
+    def execute(cls, folder, images=None, face_masks=None, captions=None) -> io.NodeOutput:
+        folder, captions = folder[0], (captions or [""])[0]
+        with _comfy.naming("Load Reference Set"):
+            if images is not None:
+                references = ReferenceSet(tuple(_comfy.images_from(images)))
+            elif folder != NO_FOLDER:
+                references = load_folder(_comfy.input_folder(folder), "subject")
+            else:
+                raise InputError("No photos are given: choose a folder or connect images.")
+            changes = {}
+            if face_masks is not None:
+                changes["masks"] = tuple(_comfy.masks_from(face_masks))
+            if captions.strip():
+                lines = captions.rstrip("\n").split("\n")
+                changes["captions"] = tuple(line.strip() or None for line in lines)
+            return io.NodeOutput(_comfy.replaced(references, **changes))
+
+    @classmethod
+    def fingerprint_inputs(cls, folder, images=None, face_masks=None, captions=None) -> str:
+        """Look again when a file of the folder has changed."""
+        if folder[0] == NO_FOLDER:
+            return ""
+        files = sorted(Path(_comfy.input_folder(folder[0])).rglob("*"))
+        return repr([(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files])
+
+
+class MagiCaptureConcept(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureConcept",
+            display_name="Define Concept",
+            category="MagiCapture/references",
+            description="Give what the photos show a token: the person (subject) or the look "
+            "(style).",
+            inputs=[
+                References.Input("references", tooltip="The photos to learn it from."),
+                io.Combo.Input(
+                    "role",
+                    options=["subject", "style"],
+                    default="subject",
+                    tooltip="subject learns the face inside the masks; style learns all that lies "
+                    "outside them.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="my-person",
+                    tooltip="The token's name. Prompts say embedding:NAME, and the file is "
+                    "NAME.safetensors in the embeddings folder.",
+                ),
+                io.String.Input(
+                    "class_word",
+                    default="person",
+                    tooltip="The ordinary noun for the subject: person, woman, man, dog. A style "
+                    "takes the subject's.",
+                ),
+                io.Int.Input(
+                    "vectors",
+                    default=1,
+                    min=1,
+                    max=16,
+                    tooltip="How many words of the prompt the token takes. More hold more detail "
+                    "and are harder to edit.",
+                ),
+                io.String.Input(
+                    "start_from",
+                    default="",
+                    optional=True,
+                    tooltip="The word whose embedding it starts from, or 'random'. Empty: the "
+                    "class word for a subject, random for a style.",
+                ),
+            ],
+            outputs=[ConceptSocket.Output(display_name="concept")],
+        )
+
+    @classmethod
+    def execute(cls, references, role, name, class_word, vectors, start_from="") -> io.NodeOutput:
+        with _comfy.naming("Define Concept"):
+            start = start_from.strip() or None
+            concept = Concept(name.strip(), role, class_word.strip(), vectors, start)
+            return io.NodeOutput((concept, references.with_role(role)))

@@ -1,0 +1,206 @@
+"""The node that trains, and what it shows meanwhile."""
+
+from __future__ import annotations
+
+import time
+
+from comfy_api.latest import io
+
+from ..magicapture.adapter import Adapter
+from ..magicapture.checkpoint import check_names
+from ..magicapture.plot import loss_curves
+from ..magicapture.recipes import recipe as named_recipe
+from ..magicapture.sampling import SamplingSettings
+from ..magicapture.training import (
+    Event,
+    Prepared,
+    Previewed,
+    Resumed,
+    Stepped,
+    Trainer,
+    TrainingJob,
+    Warned,
+)
+from . import _comfy
+from ._sockets import AdapterSocket, ConceptSocket, RecipeSocket, RecogniserSocket
+
+REDRAW = 2.0
+"""Seconds between two pictures of the loss curve."""
+
+
+class MagiCaptureTrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureTrain",
+            display_name="Train MagiCapture",
+            category="MagiCapture/training",
+            description="Learn the subject's face and the style as two tokens and a small LoRA. "
+            "Cancel keeps what is done; the same queue again goes on from there.",
+            inputs=[
+                io.Model.Input("model", tooltip="Stable Diffusion 1.x or 2.x. Left as it is."),
+                io.Clip.Input("clip"),
+                io.Vae.Input("vae"),
+                ConceptSocket.Input("subject", tooltip="The person: a concept of role subject."),
+                ConceptSocket.Input("style", tooltip="The look: a concept of role style."),
+                RecipeSocket.Input("recipe", optional=True, tooltip="Ours, if nothing is connected."),
+                RecogniserSocket.Input(
+                    "recogniser",
+                    optional=True,
+                    tooltip="A face recogniser for the identity loss; without one it is off and "
+                    "the likeness is weaker.",
+                ),
+                io.Vae.Input(
+                    "fast_decoder",
+                    optional=True,
+                    tooltip="A TAESD for the base model (Load VAE: taesd). The identity loss and "
+                    "the previews then cost much less.",
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**32 - 1),
+                io.Int.Input(
+                    "preview_every",
+                    default=100,
+                    min=0,
+                    max=10_000,
+                    tooltip="Draw the composed prompt every so many steps; 0: never.",
+                ),
+                io.Boolean.Input(
+                    "resume",
+                    default=True,
+                    tooltip="Go on where a cancelled run of just these inputs stopped.",
+                ),
+            ],
+            outputs=[
+                AdapterSocket.Output(display_name="adapter"),
+                io.Image.Output(display_name="loss_curves"),
+                io.Image.Output(display_name="previews"),
+                io.String.Output(display_name="report"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        vae,
+        subject,
+        style,
+        seed,
+        preview_every,
+        resume,
+        recipe=None,
+        recogniser=None,
+        fast_decoder=None,
+    ) -> io.NodeOutput:
+        monitor = Monitor(cls.hidden.unique_id)
+        with _comfy.naming("Train MagiCapture"):
+            job = TrainingJob(*subject, *style, recipe or named_recipe(), seed)
+            check_names((job.subject, job.style), _comfy.embedding_folders())
+            backbone = _comfy.ComfyBackbone(model, clip, vae, decoder=fast_decoder)
+            trainer = Trainer(
+                job,
+                backbone,
+                recogniser=recogniser,
+                listener=monitor,
+                state_folder=_comfy.state_folder(),
+                fresh=not resume,
+            )
+            try:
+                with trainer:
+                    monitor.history = trainer.history
+                    monitor.phases = trainer.phase_ends
+                    side = job.recipe.resolution
+                    preview = SamplingSettings(steps=20, width=side, height=side)
+                    adapter = trainer.run(preview_every=preview_every, preview=preview)
+            except _comfy.Interrupted:
+                monitor.say(
+                    f"Stopped after step {trainer.step} of {trainer.steps}. Nothing is lost: "
+                    "queue again with the same inputs to go on."
+                )
+                raise
+        curves = _comfy.image_from_pil(monitor.curves(trainer.steps))
+        previews = _comfy.image_to_comfy(monitor.previews) if monitor.previews else curves
+        return io.NodeOutput(adapter, curves, previews, monitor.report(adapter))
+
+
+class Monitor:
+    """Turns a run's events into the node's progress bar, text and picture, and heeds Cancel."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self.progress = _comfy.Progress(node_id)
+        self.history: list[dict[str, float]] = []
+        self.phases: list[int] = []
+        self.previews: list = []
+        self.warnings: list[str] = []
+        self._drawn = 0.0
+        self._recent: list[float] = []
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Prepared):
+            self.progress.update(event.done, event.total)
+            self.say(f"{event.stage}: {event.done} of {event.total}")
+        elif isinstance(event, Warned):
+            self.warnings.append(event.text)
+            self.say(f"Note: {event.text}")
+        elif isinstance(event, Resumed):
+            self.say(f"Going on after step {event.step} of {event.steps}")
+        elif isinstance(event, Previewed):
+            self.previews.extend(event.images)
+            self._drawn = 0.0
+        elif isinstance(event, Stepped):
+            self._stepped(event)
+
+    def say(self, text: str) -> None:
+        """Show a line under the node."""
+        self.progress.text("\n".join([*(f"Note: {w}" for w in self.warnings), text]))
+
+    def _stepped(self, event: Stepped) -> None:
+        self._recent = [*self._recent[-49:], event.seconds]
+        pace = len(self._recent) / max(sum(self._recent), 1e-9)
+        picture = None
+        now = time.monotonic()
+        if now - self._drawn > REDRAW or event.step == event.steps:
+            self._drawn, picture = now, self.picture(event.steps)
+            losses = ", ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
+            self.say(
+                f"{event.phase}: step {event.step} of {event.steps}, {pace:.2f} it/s, "
+                f"{_clock((event.steps - event.step) / pace)} left\n{losses}"
+            )
+        self.progress.update(event.step, event.steps, picture)
+
+    def curves(self, steps: int):
+        """The loss curves so far, as a Pillow image."""
+        return loss_curves(self.history, steps, phases=self.phases[:-1])
+
+    def picture(self, steps: int):
+        """The loss curves, with the newest preview beside them."""
+        curves = self.curves(steps)
+        if not self.previews:
+            return curves
+        return _comfy.side_by_side(curves, _comfy.pil_from(self.previews[-1]))
+
+    def report(self, adapter: Adapter) -> str:
+        """What was trained, and what the user should know."""
+        last = self.history[-20:]
+        names = sorted({name for losses in last for name in losses})
+        means = {
+            name: sum(values) / len(values)
+            for name in names
+            if (values := [losses[name] for losses in last if name in losses])
+        }
+        tokens = ", ".join(f"embedding:{concept.name}" for concept in adapter.concepts)
+        return "\n".join(
+            [
+                f"Trained {len(self.history)} steps of {adapter.recipe.name}: {tokens}.",
+                "Last losses: " + ", ".join(f"{n} {value:.4f}" for n, value in means.items()),
+                *(f"Note: {text}" for text in self.warnings),
+            ]
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

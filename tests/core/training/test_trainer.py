@@ -1,0 +1,304 @@
+"""The loop: what moves, what is restored, what repeats."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from magicapture.config import Phase, Rates, Weights
+from magicapture.errors import InputError, NumericalError
+from magicapture.recipes import RECIPE_NAMES, recipe as named_recipe, with_steps
+from magicapture.sampling import SamplingSettings
+from magicapture.training import Prepared, Previewed, Resumed, Stepped, Trainer, Warned
+
+
+class Stop(Exception):
+    """What a caller raises to cancel."""
+
+
+def snapshot(backbone):
+    """Every tensor and flag of the models, and the kinds of their modules."""
+    return {
+        part: (
+            {k: v.detach().clone() for k, v in module.state_dict().items()},
+            {k: p.requires_grad for k, p in module.named_parameters()},
+            {k: (type(m), m.training) for k, m in module.named_modules()},
+        )
+        for part, module in backbone.modules.items()
+    }
+
+
+def assert_unchanged(backbone, before):
+    after = snapshot(backbone)
+    for part, (tensors, flags, kinds) in before.items():
+        assert after[part][1:] == (flags, kinds)
+        assert after[part][0].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert torch.equal(after[part][0][key], tensor), (part, key)
+
+
+def lora_tensors(adapter):
+    return {f"{k}.{s}": getattr(w, s) for k, w in adapter.lora.items() for s in ("down", "up")}
+
+
+def assert_same_adapter(one, other, **tolerance):
+    a, b = lora_tensors(one), lora_tensors(other)
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], **(tolerance or {"rtol": 0, "atol": 0}))
+    for name in one.tokens:
+        for encoder, vectors in one.tokens[name].items():
+            torch.testing.assert_close(
+                vectors, other.tokens[name][encoder], **(tolerance or {"rtol": 0, "atol": 0})
+            )
+
+
+def train(job, backbone, **settings):
+    events = []
+    with Trainer(job, backbone, listener=events.append, **settings) as trainer:
+        return trainer.run(), events
+
+
+def test_phase_one_moves_the_tokens_alone_and_phase_two_both(make_job, backbone, recogniser):
+    before = snapshot(backbone)
+    seen = {}
+
+    def listen(event):
+        if isinstance(event, Stepped) and event.step in (3, 7):
+            seen[event.step] = trainer.adapter()
+
+    with Trainer(make_job(), backbone, recogniser=recogniser, listener=listen) as trainer:
+        start = trainer.adapter()
+        trainer.run()
+    assert not start.lora and not seen[3].lora
+    assert all(weights.up.abs().max() > 0 for weights in seen[7].lora.values())
+    assert all(".attn2." in name for name in seen[7].lora)
+    for name in ("ada-1", "oil-1"):
+        first, middle, last = (a.tokens[name]["clip_l"] for a in (start, seen[3], seen[7]))
+        assert not torch.equal(first, middle) and not torch.equal(middle, last)
+    assert_unchanged(backbone, before)
+
+
+@pytest.mark.parametrize("at", [0, 2, 5])
+def test_everything_is_restored_when_the_caller_stops_the_run(make_job, backbone, recogniser, at):
+    before = snapshot(backbone)
+
+    def stop(event):
+        step = event.step if isinstance(event, Stepped) else 0
+        if step >= at and not isinstance(event, Warned):
+            raise Stop
+
+    with (
+        pytest.raises(Stop),
+        Trainer(make_job(), backbone, recogniser=recogniser, listener=stop) as trainer,
+    ):
+        trainer.run()
+    assert_unchanged(backbone, before)
+    assert not any(m._forward_hooks for part in backbone.modules.values() for m in part.modules())
+
+
+def test_the_same_seed_gives_the_same_adapter(make_job, make_backbone, recogniser):
+    one, _ = train(make_job(), make_backbone(), recogniser=recogniser)
+    two, _ = train(make_job(), make_backbone(), recogniser=recogniser)
+    other, _ = train(make_job(seed=1), make_backbone(), recogniser=recogniser)
+    assert_same_adapter(one, two)
+    assert not torch.equal(one.tokens["ada-1"]["clip_l"], other.tokens["ada-1"]["clip_l"])
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_a_run_cut_and_resumed_equals_the_uninterrupted_one(
+    make_job, make_backbone, recogniser, tmp_path: Path, at: int
+):
+    whole, _ = train(make_job(), make_backbone(), recogniser=recogniser)
+
+    def stop(event):
+        if isinstance(event, Stepped) and event.step == at:
+            raise Stop
+
+    with (
+        pytest.raises(Stop),
+        Trainer(
+            make_job(), make_backbone(), recogniser=recogniser, listener=stop, state_folder=tmp_path
+        ) as trainer,
+    ):
+        trainer.run()
+    resumed, events = train(
+        make_job(), make_backbone(), recogniser=recogniser, state_folder=tmp_path
+    )
+    assert Resumed(at, 7) in events
+    assert [e.step for e in events if isinstance(e, Stepped)] == list(range(at + 1, 8))
+    assert_same_adapter(whole, resumed)
+
+
+def test_a_run_stopped_within_a_step_resumes_exactly(
+    make_job, make_backbone, recogniser, tmp_path: Path
+):
+    whole, _ = train(make_job(), make_backbone(), recogniser=recogniser)
+    backbone, passes = make_backbone(), 0
+
+    def fail(*_):
+        nonlocal passes
+        passes += 1
+        if passes == 6:  # the probe before step 1 is the first
+            raise KeyboardInterrupt
+
+    handle = backbone.unet.register_forward_pre_hook(fail)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Trainer(make_job(), backbone, recogniser=recogniser, state_folder=tmp_path) as trainer,
+    ):
+        trainer.run()
+    handle.remove()
+    resumed, events = train(make_job(), backbone, recogniser=recogniser, state_folder=tmp_path)
+    assert Resumed(4, 7) in events
+    assert_same_adapter(whole, resumed)
+
+
+def test_a_finished_run_answers_at_once_and_another_job_starts_over(
+    make_job, make_backbone, recogniser, tmp_path: Path
+):
+    settings = {"recogniser": recogniser, "state_folder": tmp_path}
+    one, _ = train(make_job(), make_backbone(), **settings)
+    again, events = train(make_job(), make_backbone(), **settings)
+    assert not any(isinstance(e, Stepped) for e in events)
+    assert_same_adapter(one, again)
+    for job, extra in (
+        (make_job(seed=1), {}),
+        (make_job(flip=False), {}),
+        (make_job(), {"fresh": True}),
+    ):
+        _, events = train(job, make_backbone(), **settings, **extra)
+        assert not any(isinstance(e, Resumed) for e in events)
+
+
+def test_previews_do_not_disturb_the_run(make_job, make_backbone, recogniser):
+    plain, _ = train(make_job(), make_backbone(), recogniser=recogniser)
+    events = []
+    settings = SamplingSettings(steps=2, width=128, height=128)
+    with Trainer(make_job(), make_backbone(), recogniser=recogniser, listener=events.append) as t:
+        shown = t.run(preview_every=3, preview=settings)
+    previews = [e for e in events if isinstance(e, Previewed)]
+    assert [e.step for e in previews] == [3, 6]
+    assert previews[0].images.shape == (1, 3, 128, 128)
+    assert "<ada-1>" in previews[0].prompt and "<oil-1>" in previews[0].prompt
+    assert_same_adapter(plain, shown)
+
+
+@pytest.mark.parametrize("changes", [{"batching": "in_turn"}, {"checkpointing": True}])
+def test_less_memory_gives_the_same_result(make_job, make_backbone, recogniser, changes):
+    plain, _ = train(make_job(), make_backbone(), recogniser=recogniser)
+    small, _ = train(make_job(**changes), make_backbone(), recogniser=recogniser)
+    # Adam turns rounding of a near-zero gradient into a step of up to the learning rate, so the
+    # losses, not the weights, are held to a tight bound.
+    assert_same_adapter(plain, small, rtol=1e-2, atol=2e-3)
+
+
+def test_every_loss_is_reported_and_falls(make_job, backbone, recogniser, recipe):
+    phases = (replace(recipe.phases[1], steps=40, schedule="constant"),)
+    _, events = train(make_job(phases=phases), backbone, recogniser=recogniser)
+    steps = [e for e in events if isinstance(e, Stepped)]
+    assert {n for e in steps for n in e.losses} == {
+        "source",
+        "style",
+        "composed",
+        "identity",
+        "attention",
+    }
+    assert all(math.isfinite(v) for e in steps for v in e.losses.values())
+    identity = [e for e in steps if "identity" in e.losses]
+    assert 8 < len(identity) < 32  # where t < T', half of the steps
+    assert sum(e.total for e in steps[-10:]) < sum(e.total for e in steps[:10])
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_every_recipe_runs_in_the_same_loop(name, make_job, backbone, recogniser):
+    recipe = with_steps(named_recipe(name), 4)
+    tiny = make_job().recipe
+    job = make_job(
+        **{
+            **{
+                f: getattr(recipe, f)
+                for f in ("name", "phases", "lora", "identity", "masked", "batching")
+            },
+            "refocus": replace(recipe.refocus, factors=tiny.refocus.factors),
+            "prior": replace(recipe.prior, images=min(2, recipe.prior.images), steps=2),
+        }
+    )
+    adapter, events = train(job, backbone, recogniser=recogniser)
+    assert sum(isinstance(e, Stepped) for e in events) == 4
+    trained = {key.split(".")[0] for key in adapter.lora}
+    assert ("unet" in trained) == recipe.trains("unet")
+    assert ("clip_l" in trained) == recipe.trains("text_encoder")
+
+
+def test_a_recipe_without_a_rate_for_tokens_leaves_them(make_job, backbone):
+    phases = (Phase("LoRA", 2, Rates(unet=1e-3), Weights(source=1, style=1, prior=1)),)
+    events = []
+    with Trainer(make_job(phases=phases), backbone, listener=events.append) as trainer:
+        start = trainer.adapter().tokens["ada-1"]["clip_l"]
+        adapter = trainer.run()
+    assert torch.equal(adapter.tokens["ada-1"]["clip_l"], start)
+    assert [e for e in events if isinstance(e, Prepared) and e.stage == "making class images"]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains_fp32_masters(make_job, backbone, recogniser, precision):
+    before = snapshot(backbone)
+    adapter, _ = train(make_job(precision=precision), backbone, recogniser=recogniser)
+    assert all(t.dtype == torch.float32 for t in lora_tensors(adapter).values())
+    assert all(t.isfinite().all() for t in lora_tensors(adapter).values())
+    assert_unchanged(backbone, before)
+
+
+def test_without_a_recogniser_the_run_says_so_and_goes_on(make_job, backbone):
+    adapter, events = train(make_job(), backbone)
+    assert any("recogniser" in e.text for e in events if isinstance(e, Warned))
+    assert adapter.lora
+
+
+def test_nan_stops_the_run_before_it_spreads(make_job, backbone, recogniser, tmp_path: Path):
+    passes = 0
+
+    def poison(module, inputs, output):
+        nonlocal passes
+        passes += 1
+        if passes == 5:
+            output.sample.mul_(math.nan)
+
+    handle = backbone.unet.register_forward_hook(poison)
+    with (
+        pytest.raises(NumericalError, match="step 4"),
+        Trainer(make_job(), backbone, recogniser=recogniser, state_folder=tmp_path) as trainer,
+    ):
+        trainer.run()
+    handle.remove()
+    kept = torch.load(next(tmp_path.glob("*.state")), weights_only=True)
+    assert kept["step"] == 3
+    assert all(v.isfinite().all() for of in kept["tokens"].values() for v in of.values())
+
+
+def test_a_model_that_returns_nan_is_refused_before_step_one(make_job, backbone):
+    handle = backbone.unet.register_forward_hook(lambda m, i, o: o.sample.mul_(math.nan))
+    with pytest.raises(NumericalError, match="before any training"), Trainer(make_job(), backbone):
+        pass
+    handle.remove()
+
+
+def test_a_map_size_the_unet_lacks_is_refused_before_step_one(make_job, backbone, recipe):
+    refocus = replace(recipe.refocus, factors=(16,))
+    with (
+        pytest.raises(InputError, match="latent cells"),
+        Trainer(make_job(refocus=refocus), backbone),
+    ):
+        pass
+
+
+def test_one_name_for_both_tokens_is_refused(make_job, backbone):
+    job = make_job()
+    job = replace(job, style=replace(job.style, name="ada-1"))
+    with pytest.raises(InputError, match="both called"), Trainer(job, backbone):
+        pass
