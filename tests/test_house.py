@@ -26,11 +26,13 @@ def test_public_names_exist_and_are_sorted() -> None:
 
 
 def _node_ids() -> dict[str, Path]:
+    """The `node_id` of every Schema in the nodes, and its file."""
     ids = {}
     for file in sorted(NODES.rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
-            if isinstance(node, ast.keyword) and node.arg == "node_id":
-                ids[ast.literal_eval(node.value)] = file
+        for call in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("Schema"):
+                given = {k.arg: k.value for k in call.keywords}
+                ids[ast.literal_eval(given["node_id"])] = file
     return ids
 
 
