@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from ..backbone import PredictionType
-from .support import refuse
+from ..errors import UnsupportedModelError
+from .support import SUPPORTED, refuse
 
 Weights = Mapping[str, Tensor]
 
@@ -53,7 +54,10 @@ def configs(weights: Weights) -> dict[str, dict[str, Any]]:
     }
     missing = [part for part, keys in parts.items() if not any(key in weights for key in keys)]
     if missing:
-        refuse(f"a file without {' and '.join(missing)}; give a complete checkpoint. It")
+        raise UnsupportedModelError(
+            f"The checkpoint is without {' and '.join(missing)}; give a complete one of "
+            f"{SUPPORTED}."
+        )
     tiny = TINY_VAE + "decoder.1.weight" in weights
     return {
         "unet": _unet(weights),

@@ -34,7 +34,9 @@ def parts_of_file(path: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mappi
     family_of(configs["unet"], configs["vae"], [configs["text_encoder"]["hidden_size"]])
     scheduler = {**BETAS, "prediction_type": shapes.prediction_type(weights)}
     ready = (
-        {"vae": _tiny_vae(weights)} if configs["vae"]["_class_name"] == "AutoencoderTiny" else {}
+        {"vae": _tiny_vae(weights).to(dtype)}
+        if configs["vae"]["_class_name"] == "AutoencoderTiny"
+        else {}
     )
     with TemporaryDirectory(prefix="magicapture-") as folder, _no_progress_bar():
         _write_configs(Path(folder), configs)
@@ -51,14 +53,18 @@ def parts_of_file(path: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mappi
             raise UnsupportedModelError(
                 f"{path} cannot be loaded as {SUPPORTED}: {error}"
             ) from error
-    return {part: getattr(pipeline, part).to(dtype) for part in _MODELS} | {
-        "tokenizer": pipeline.tokenizer
-    }, scheduler
+    return {part: getattr(pipeline, part) for part in (*_MODELS, "tokenizer")}, scheduler
 
 
 def _write_configs(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the parts' configs, the tokenizer and an index, as a diffusers folder has them."""
-    scheduler = {"_class_name": "DDIMScheduler", **BETAS}
+    scheduler = {
+        "_class_name": "DDIMScheduler",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+        **BETAS,
+    }
     files = {
         "model_index.json": {
             "_class_name": "StableDiffusionPipeline",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -85,6 +86,14 @@ def tiny_vae(kind: str = "tiny", **changes: Any) -> AutoencoderKL | AutoencoderT
 def noise_schedule(prediction_type: PredictionType = "epsilon") -> NoiseSchedule:
     """Stable Diffusion's schedule."""
     return NoiseSchedule(DDIMScheduler(**BETAS).alphas_cumprod, prediction_type)
+
+
+@pytest.fixture
+def tiny() -> SimpleNamespace:
+    """The builders of the tiny parts: tiny.unet(...), .text_encoder(...), .vae(kind, ...)."""
+    return SimpleNamespace(
+        unet=tiny_unet, text_encoder=tiny_text_encoder, vae=tiny_vae, schedule=noise_schedule
+    )
 
 
 @pytest.fixture

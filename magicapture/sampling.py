@@ -1,0 +1,212 @@
+"""Pictures from a backbone: diffusers' samplers with classifier-free guidance.
+
+prompts -> Conditioning -> denoise(...) -> latents -> images
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .backbone import Backbone, Conditioning, NoiseSchedule
+from .config import Checked, setting
+from .errors import InputError
+from .tokens import Prompt, TokenVectors
+
+SamplerName = Literal["euler_a", "ddim", "dpmpp_2m"]
+Callback = Callable[[int, int, Tensor], None]
+"""Called after each step with the steps done, all steps, and the latents (B,C,h,w)."""
+
+
+@dataclass(frozen=True)
+class SamplingSettings(Checked):
+    """How pictures are drawn from noise."""
+
+    sampler: SamplerName = setting(
+        "euler_a",
+        "euler_a (Euler ancestral) adds fresh noise at each step; ddim and dpmpp_2m (DPM-Solver++) "
+        "add none.",
+        release="euler_a",
+    )
+    steps: int = setting(30, "Denoising steps.", low=1, high=1000, paper=50, release=50)
+    guidance: float = setting(
+        7.0,
+        "How much further to go from the negative prompt towards the prompt; 1 leaves the negative "
+        "prompt out.",
+        low=1,
+        high=30,
+        paper=7.5,
+        release=7.0,
+    )
+    negative: str = setting("", "What the picture should not show.")
+    width: int = setting(512, "Width in pixels, a multiple of 8.", low=64, high=4096)
+    height: int = setting(512, "Height in pixels, a multiple of 8.", low=64, high=4096)
+
+
+DEFAULT = SamplingSettings()
+
+
+@torch.no_grad()
+def sample(
+    backbone: Backbone,
+    prompts: str | Sequence[str],
+    vectors: TokenVectors | None = None,
+    settings: SamplingSettings = DEFAULT,
+    *,
+    seed: int | Sequence[int] = 0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Draw one image for each prompt: (B,3,H,W) in 0..1, float32 on the backbone's device.
+
+    seed: one for each image, or the first of consecutive ones. An image depends on its own seed
+    alone, not on its place in a batch. Raises InputError for a size that is no multiple of a
+    latent cell, or seeds that do not match the prompts.
+    """
+    return to_images(
+        backbone, sample_latents(backbone, prompts, vectors, settings, seed=seed, callback=callback)
+    )
+
+
+@torch.no_grad()
+def sample_latents(
+    backbone: Backbone,
+    prompts: str | Sequence[str],
+    vectors: TokenVectors | None = None,
+    settings: SamplingSettings = DEFAULT,
+    *,
+    seed: int | Sequence[int] = 0,
+    callback: Callback | None = None,
+) -> Tensor:
+    """The latents (B,C,h,w) of `sample`, before they are decoded."""
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    generators = seeded(seed, len(texts))
+    noise = initial_noise(backbone, generators, settings)
+    return denoise(
+        backbone,
+        noise,
+        guided_conditioning(backbone, texts, vectors, settings),
+        settings,
+        generators=generators,
+        callback=callback,
+    )
+
+
+def guided_conditioning(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    vectors: TokenVectors | None,
+    settings: SamplingSettings,
+) -> Conditioning:
+    """Encode the prompts (B rows); with guidance 2B rows, the negative prompts first."""
+    negatives = [settings.negative] * len(prompts) if settings.guidance != 1 else []
+    return backbone.encode_prompts(
+        [Prompt(text) for text in (*negatives, *prompts)],
+        TokenVectors({}) if vectors is None else vectors,
+    )
+
+
+@torch.no_grad()
+def denoise(
+    backbone: Backbone,
+    noise: Tensor,
+    conditioning: Conditioning,
+    settings: SamplingSettings = DEFAULT,
+    *,
+    generators: list[torch.Generator] | None = None,
+    callback: Callback | None = None,
+) -> Tensor:
+    """Turn standard normal noise (B,C,h,w) into clean latents of the same shape.
+
+    conditioning: as `guided_conditioning` gives it. generators: one for each image, for the noise
+    that an ancestral sampler adds.
+    """
+    scheduler = make_scheduler(backbone.schedule, settings.sampler)
+    scheduler.set_timesteps(settings.steps, device=noise.device)
+    noisy = {"generator": generators} if settings.sampler == "euler_a" else {}
+    latents = noise * scheduler.init_noise_sigma
+    for done, t in enumerate(scheduler.timesteps, start=1):
+        scaled = scheduler.scale_model_input(latents, t)
+        prediction = guided_prediction(backbone, scaled, t, conditioning, settings.guidance)
+        latents = scheduler.step(prediction, t, latents, **noisy).prev_sample
+        if callback is not None:
+            callback(done, settings.steps, latents)
+    return latents
+
+
+def guided_prediction(
+    backbone: Backbone, noisy: Tensor, t: Tensor, conditioning: Conditioning, guidance: float
+) -> Tensor:
+    """Classifier-free guidance: eps_negative + guidance * (eps_prompt - eps_negative).
+
+    noisy: (B,C,h,w); t: () timestep. One pass of the UNet over the 2B rows of the conditioning,
+    or over B rows where guidance is 1.
+    """
+    rows = len(conditioning)
+    timesteps = t.round().long().expand(rows)
+    if guidance == 1:
+        return backbone.predict(noisy, timesteps, conditioning)
+    prediction = backbone.predict(torch.cat([noisy, noisy]), timesteps, conditioning)
+    negative, positive = prediction.chunk(2)
+    return negative + guidance * (positive - negative)
+
+
+def make_scheduler(schedule: NoiseSchedule, sampler: SamplerName) -> Any:
+    """One of diffusers' schedulers over the backbone's own noise schedule.
+
+    Every timestep is an integer, as a model was trained on.
+    """
+    import diffusers
+
+    abar = schedule.alphas_cumprod.double().cpu()
+    betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])  # abar_t = prod (1 - beta_s)
+    common = {
+        "num_train_timesteps": len(schedule),
+        "trained_betas": betas.tolist(),
+        "prediction_type": schedule.prediction_type,
+    }
+    if sampler == "ddim":
+        # Its step goes to t - T // steps, which is the next timestep with this spacing alone.
+        return diffusers.DDIMScheduler(
+            **common,
+            timestep_spacing="leading",
+            steps_offset=1,
+            clip_sample=False,
+            set_alpha_to_one=False,
+        )
+    kind = {
+        "euler_a": diffusers.EulerAncestralDiscreteScheduler,
+        "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
+    }[sampler]
+    return kind(**common, timestep_spacing="trailing")
+
+
+def seeded(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
+    """One generator for each image, on the CPU, so that a seed repeats on any device."""
+    seeds = range(seed, seed + count) if isinstance(seed, int) else seed
+    if len(seeds) != count:
+        raise InputError(f"There are {len(seeds)} seeds for {count} images; give one for each.")
+    return [torch.Generator().manual_seed(one) for one in seeds]
+
+
+def initial_noise(
+    backbone: Backbone, generators: Sequence[torch.Generator], settings: SamplingSettings
+) -> Tensor:
+    """Standard normal noise (B,C,h,w), float32 on the backbone's device."""
+    cell = backbone.downscale
+    if settings.width % cell or settings.height % cell:
+        raise InputError(
+            f"The size {settings.width}x{settings.height} cannot be drawn: width and height must "
+            f"be multiples of {cell}."
+        )
+    shape = (backbone.latent_channels, settings.height // cell, settings.width // cell)
+    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(backbone.device)
+
+
+@torch.no_grad()
+def to_images(backbone: Backbone, latents: Tensor) -> Tensor:
+    """Decode latents one by one, for the memory's sake, to images in 0..1."""
+    return torch.cat([backbone.decode(row[None]) for row in latents]).clamp(0, 1)
