@@ -64,14 +64,15 @@ def draw(
     needs. Without a mask, the variant's is all ones.
     """
     size = (image.shape[-2], image.shape[-1])
-    masks = [None if m is None else fit(m, size) for m in (mask, mask if face is None else face)]
-    inside = torch.ones_like(image[:1]) if masks[0] is None else masks[0].to(image)
+    inside = None if mask is None else fit(mask, size)
+    face = inside if face is None else fit(face, size)
     # A fixed count of numbers, so that no setting changes the others' draws.
     zoom, x, y, flip, brightness, contrast = torch.rand(6, generator=generator).tolist()
 
-    rows, columns = _crop(size, masks[1], landmarks, recipe.zoom, (zoom, y, x))
-    cut = torch.cat([image, inside])[:, rows.start : rows.end, columns.start : columns.end]
+    rows, columns = _crop(size, face, landmarks, recipe.zoom, (zoom, y, x))
     # One resize for both, so that the mask's edge stays on the image's.
+    both = image if inside is None else torch.cat([image, inside.to(image)])
+    cut = both[:, rows.start : rows.end, columns.start : columns.end]
     side = recipe.resolution
     pixels = F.resize(cut, [side, side], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
     points = None
@@ -82,7 +83,8 @@ def draw(
         pixels = pixels.flip(-1)
         if points is not None:
             points = torch.stack([side - 1 - points[_MIRROR, 0], points[_MIRROR, 1]], dim=1)
-    return Draw(_lit(pixels[:3], recipe.jitter, brightness, contrast), pixels[3:], points)
+    shown = torch.ones_like(pixels[:1]) if inside is None else pixels[3:]
+    return Draw(_lit(pixels[:3], recipe.jitter, brightness, contrast), shown, points)
 
 
 def _lit(image: Tensor, jitter: float, brightness: float, contrast: float) -> Tensor:

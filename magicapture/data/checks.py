@@ -30,16 +30,16 @@ def check_references(references: ReferenceSet, concept: Concept, recipe: Recipe)
     Raises InputError that lists every photo which cannot be used, what was expected, what came
     and what to do.
     """
-    what = f"photos for {concept.token}"
     if references.role != concept.role:
         raise InputError(
-            f"The {what} were given as those of a {references.role}, but {concept.token} is a "
-            f"{concept.role}; give them as a {concept.role}'s."
+            f"The photos for {concept.token} were given as those of a {references.role}, but it "
+            f"is a {concept.role}; give them as a {concept.role}'s."
         )
-    if len(references) < max(1, recipe.min_images):
+    count = len(references)
+    if count < max(1, recipe.min_images):
         raise InputError(
-            f"There {'is' if len(references) == 1 else 'are'} {len(references) or 'no'} {what}; "
-            f"expected {recipe.min_images} or more (4 to 6 work well). Add photos."
+            f"There {'is' if count == 1 else 'are'} {count or 'no'} photo{'s' * (count != 1)} for "
+            f"{concept.token}; expected {recipe.min_images} or more (4 to 6 work well). Add photos."
         )
     needs_masks = recipe.masked or recipe.uses("attention")
     problems: dict[str, list[str]] = {}
@@ -48,7 +48,7 @@ def check_references(references: ReferenceSet, concept: Concept, recipe: Recipe)
             problems.setdefault(text, []).append(name)
     if problems:
         lines = [f"- {', '.join(names)}: {text}" for text, names in problems.items()]
-        raise InputError("\n".join([f"The {what} cannot be used:", *lines]))
+        raise InputError("\n".join([f"The photos for {concept.token} cannot be used:", *lines]))
     found = (*_size_warnings(references, recipe), *_duplicates(references))
     for text in found:
         logger.warning(text)

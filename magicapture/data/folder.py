@@ -3,7 +3,7 @@
 - Photos: png, jpg, jpeg, webp, bmp, in natural order, turned upright by their EXIF data.
 - Mask of `ada.jpg`: `ada.mask.png` beside it, or `ada.png` in the sub-folder `masks` (or in the
   folder given). White marks the FACE, for a style as well.
-- A cut-out picture's transparency becomes white; for a subject without a mask file it is the mask.
+- A cut-out's transparency becomes white; without a mask file it is the mask, with a warning.
 - Caption: `ada.txt`. Landmarks: `ada.landmarks.json`, five [x, y] pairs.
 
 Anything else is left alone, with a warning.
@@ -26,7 +26,6 @@ from torch import Tensor
 
 from ..config import Role
 from ..errors import InputError
-from .masks import face_to_concept
 from .references import ReferenceSet
 
 logger = logging.getLogger(__name__)
@@ -60,32 +59,45 @@ def load_folder(
     folder = _folder(path, "photos")
     mask_folder = _folder(masks, "masks") if masks is not None else folder / "masks"
     files = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    pictures = sorted((f for f in files if _is_picture(f)), key=lambda f: natural(f.name))
+    pictures = sorted(filter(_is_picture, files), key=lambda f: (natural(f.name), f.name))
     photos = [f for f in pictures if not f.stem.lower().endswith(_MASK)]
     if not photos:
         raise InputError(
             f"The folder {folder} has no photo; expected files ending in {', '.join(SUFFIXES)}"
-            + (f", found {_listed([f.name for f in files])}." if files else ", it is empty.")
+            + (f", found {_listed([f.name for f in files])}." if files else "; it is empty.")
         )
     beside = {f.stem[: -len(_MASK)]: f for f in pictures if f not in photos}
     apart = _pictures_by_stem(mask_folder)
-    mask_of = {p.stem: f for p in photos if (f := beside.get(p.stem) or apart.get(p.stem))}
+    found = apart | beside if masks is None else beside | apart
+    mask_of = {p.stem: found[p.stem] for p in photos if p.stem in found}
 
     used = {*photos, *mask_of.values(), mask_folder}
-    loaded = []
+    loaded, cut_outs = [], []
     for photo in photos:
         texts = photo.with_suffix(".txt"), photo.with_suffix(".landmarks.json")
         used.update(texts)
-        loaded.append(_load(photo, mask_of.get(photo.stem), texts, role))
-    images, mask_tensors, landmarks, captions = zip(*loaded, strict=True)
-    left = [f.name for f in {*files, *apart.values()} - used]
-    warnings = tuple(
-        f"In the folder {folder} these were left alone: {_listed(left)}." for _ in left[:1]
-    )
+        picture = read_picture(photo)
+        mask_file = mask_of.get(photo.stem)
+        mask = picture.alpha if mask_file is None else read_mask(mask_file, picture)
+        if mask_file is None and mask is not None:
+            cut_outs.append(photo.name)
+        caption, points = _read_caption(texts[0]), _read_landmarks(texts[1], picture)
+        loaded.append((picture.image, mask, points, caption))
+    warnings = []
+    if left := [f.name for f in {*files, *apart.values()} - used]:
+        warnings.append(f"In the folder {folder} these were left alone: {_listed(left)}.")
+    if cut_outs:
+        warnings.append(
+            f"{_listed(cut_outs)}: no mask file, so what is not transparent is taken as the face."
+        )
     for text in warnings:
         logger.warning(text)
+    images, faces, landmarks, captions = zip(*loaded, strict=True)
     names = tuple(photo.name for photo in photos)
-    return ReferenceSet(images, mask_tensors, landmarks, captions, names, role, warnings)
+    of_faces = ReferenceSet(
+        images, faces, landmarks, captions, names, "subject", warnings=tuple(warnings)
+    )
+    return of_faces.with_role(role)
 
 
 def natural(name: str) -> list[str | int]:
@@ -117,24 +129,6 @@ def _listed(names: list[str], most: int = 10) -> str:
     names = sorted(names, key=natural)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def _load(
-    photo: Path, mask_file: Path | None, texts: tuple[Path, Path], role: Role
-) -> tuple[Tensor, Tensor | None, Tensor | None, str | None]:
-    """Image, mask of the concept, landmarks and caption of one photo."""
-    picture = read_picture(photo)
-    height, width = picture.image.shape[-2:]
-    # A style's cut-out shows the whole figure, which is not its face.
-    face = picture.alpha if role == "subject" else None
-    if mask_file is not None:
-        face = read_mask(mask_file, picture)
-    landmarks = _read_landmarks(texts[1])
-    if landmarks is not None:
-        scale = torch.tensor([width / picture.size[1], height / picture.size[0]])
-        landmarks = (landmarks + 0.5) * scale - 0.5
-    mask = None if face is None else face_to_concept(face, role)
-    return picture.image, mask, landmarks, _read_caption(texts[0])
 
 
 def read_picture(file: Path) -> Picture:
@@ -221,14 +215,16 @@ def _read_caption(file: Path) -> str | None:
     return (" ".join(text.split()) or None) if text else None
 
 
-def _read_landmarks(file: Path) -> Tensor | None:
+def _read_landmarks(file: Path, picture: Picture) -> Tensor | None:
     text = _read_text(file)
     if text is None:
         return None
     try:
         points = torch.tensor(json.loads(text), dtype=torch.float32)
         if points.shape == (5, 2) and math.isfinite(float(points.sum())):
-            return points
+            height, width = picture.image.shape[-2:]
+            scale = torch.tensor([width / picture.size[1], height / picture.size[0]])
+            return (points + 0.5) * scale - 0.5
     except (ValueError, TypeError, RuntimeError):
         pass
     raise InputError(

@@ -34,14 +34,14 @@ def test_a_good_set_passes_without_a_word(reference_set, concept):
 
 def test_too_few_photos(reference_set):
     assert "are no photos for <ada>; expected 2 or more" in problems(ReferenceSet(()))
-    assert "is 1 photos for <ada>; expected 2" in problems(reference_set(1))
+    assert "is 1 photo for <ada>; expected 2" in problems(reference_set(1))
     assert check_references(reference_set(1), ADA, replace(RECIPE, min_images=1)) == ()
     assert "are no photos" in problems(ReferenceSet(()), recipe=replace(RECIPE, min_images=1))
 
 
 def test_photos_of_the_other_role(reference_set):
     message = problems(reference_set(), FILM)
-    assert "given as those of a subject, but <film> is a style" in message
+    assert "given as those of a subject, but it is a style" in message
 
 
 def test_missing_masks_are_listed_once_and_only_matter_where_used(reference_set):

@@ -1,0 +1,290 @@
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from magicapture.config import Recipe
+from magicapture.data import check_references, folder, load_folder
+from magicapture.errors import InputError
+from magicapture.tokens import Concept
+
+
+def gradient(height=80, width=100):
+    """A smooth picture (H,W,3) uint8 that is different in every corner."""
+    y, x = np.mgrid[:height, :width]
+    red, green = 255 * x / (width - 1), 255 * y / (height - 1)
+    return np.stack([red, green, 0 * red + 60], axis=-1).round().astype(np.uint8)
+
+
+def save(path, array=None, **options):
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(gradient() if array is None else array).save(path, **options)
+
+
+def as_array(image):
+    return (image * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def close(image, array, tolerance):
+    difference = np.abs(as_array(image).astype(int) - array.astype(int))
+    return difference.max() <= tolerance
+
+
+@pytest.fixture
+def one(tmp_path):
+    """Loads a folder of one picture."""
+
+    def load(role="subject", **options):
+        references = load_folder(tmp_path, role, **options)
+        assert len(references) == 1
+        return references
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("a.png", 0), ("a.bmp", 0), ("A.JPG", 12), ("a.jpeg", 12), ("a.webp", 16)],
+)
+def test_kinds_of_files(tmp_path, one, name, tolerance):
+    save(tmp_path / name)
+    references = one()
+    assert references.names == (name,)
+    assert references.images[0].shape == (3, 80, 100)
+    assert references.images[0].dtype == torch.float32
+    assert close(references.images[0], gradient(), tolerance)
+    assert references.masks == references.captions == references.landmarks == (None,)
+    assert references.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("orientation", "stored"),
+    [
+        (2, lambda a: a[:, ::-1]),
+        (3, lambda a: a[::-1, ::-1]),
+        (6, lambda a: np.rot90(a)),
+        (8, lambda a: np.rot90(a, -1)),
+    ],
+)
+def test_exif_turns_photos_and_their_masks_upright(tmp_path, one, orientation, stored):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    face = gradient()[..., :1].repeat(3, -1)
+    for name, upright in [("a.jpg", gradient()), ("a.mask.png", face)]:
+        save(tmp_path / name, np.ascontiguousarray(stored(upright)), exif=exif)
+    references = one()
+    assert close(references.images[0], gradient(), 12)
+    assert close(references.masks[0], face[..., :1], 0)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "LA", "RGBA", "I;16"])
+def test_every_colour_mode_becomes_rgb(tmp_path, one, mode):
+    grey = gradient()[..., 0]
+    rgb = Image.fromarray(gradient())
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else rgb.convert(mode)
+    image.save(tmp_path / ("a.jpg" if mode == "CMYK" else "a.png"), quality=100)
+    loaded = one().images[0]
+    assert loaded.shape == (3, 80, 100)
+    if mode == "I;16":
+        assert close(loaded, grey[..., None].repeat(3, -1), 0)
+    else:
+        expected = np.array(rgb.convert(mode).convert("RGB"))
+        assert close(loaded, expected, 12 if mode == "CMYK" else 0)
+    assert one().masks == (None,)
+
+
+def test_transparency_becomes_white_and_the_mask(tmp_path, one):
+    rgba = np.dstack([gradient(), np.full((80, 100), 255, np.uint8)])
+    rgba[:, :50, 3] = 0
+    rgba[:, 50:60, 3] = 51  # a fifth
+    save(tmp_path / "a.png", rgba)
+    references = one()
+    loaded = as_array(references.images[0])
+    assert (loaded[:, :50] == 255).all()
+    assert (loaded[:, 60:] == gradient()[:, 60:]).all()
+    blended = 0.2 * gradient()[:, 50:60] + 0.8 * 255
+    assert np.abs(loaded[:, 50:60] - blended).max() <= 1
+    assert references.masks[0][0, 3].tolist() == pytest.approx([0] * 50 + [0.2] * 10 + [1] * 40)
+    assert "a.png: no mask file" in references.warnings[0]
+
+    save(tmp_path / "a.mask.png", np.full((80, 100), 255, np.uint8))
+    references = one()
+    assert references.masks[0].min() == 1
+    assert references.warnings == ()
+
+
+def test_a_palette_with_transparency(tmp_path, one):
+    image = Image.fromarray(np.repeat([[0] * 70 + [1] * 30], 80, 0).astype(np.uint8))
+    image.putpalette([200, 0, 0, 0, 0, 200])  # makes it one of mode P
+    image.save(tmp_path / "a.png", transparency=1)
+    references = one()
+    assert as_array(references.images[0])[5, 5].tolist() == [200, 0, 0]
+    assert as_array(references.images[0])[5, 95].tolist() == [255] * 3
+    assert references.masks[0].mean() == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize("role", ["subject", "style"])
+@pytest.mark.parametrize("where", ["beside", "masks", "given", "given wins"])
+def test_masks_mark_the_face_wherever_they_lie(tmp_path, role, where):
+    face = np.zeros((80, 100), np.uint8)
+    face[20:50, 30:60] = 255
+    photos = tmp_path / "photos"
+    for stem in ("ada.1", "bob"):
+        save(photos / f"{stem}.jpg")
+    place = {
+        "beside": photos / "ada.1.mask.png",
+        "masks": photos / "masks" / "ada.1.png",
+        "given": tmp_path / "other" / "ada.1.webp",
+        "given wins": tmp_path / "other" / "ada.1.png",
+    }[where]
+    save(place, face, lossless=True)
+    if where == "given wins":
+        save(photos / "ada.1.mask.png", 255 - face)
+    given = {"masks": tmp_path / "other"} if where.startswith("given") else {}
+    references = load_folder(photos, role, **given)
+    assert references.role == role
+    assert references.names == ("ada.1.jpg", "bob.jpg")
+    expected = torch.from_numpy(face)[None].float() / 255
+    assert references.masks[0].equal(expected if role == "subject" else 1 - expected)
+    assert references.masks[1] is None
+    if where != "given wins":
+        assert references.warnings == ()
+
+
+@pytest.mark.parametrize("kind", ["white on transparent", "0 and 1", "RGB", "palette", "16 bit"])
+def test_kinds_of_mask_files(tmp_path, one, kind):
+    save(tmp_path / "a.jpg")
+    face = np.zeros((80, 100), np.uint8)
+    face[20:50, 30:60] = 255
+    image = {
+        "white on transparent": lambda: Image.fromarray(np.dstack([np.full_like(face, 255), face])),
+        "0 and 1": lambda: Image.fromarray(face // 255),
+        "RGB": lambda: Image.fromarray(face[..., None].repeat(3, -1)),
+        "palette": lambda: Image.fromarray(face).convert("P"),
+        "16 bit": lambda: Image.fromarray(face.astype(np.uint16) * 257),
+    }[kind]()
+    image.save(tmp_path / "a.mask.png")
+    assert torch.equal(one().masks[0], torch.from_numpy(face)[None].float() / 255)
+
+
+def test_huge_photos_are_scaled_down_with_mask_and_landmarks(tmp_path, one, monkeypatch):
+    monkeypatch.setattr(folder, "MAX_SHORT_SIDE", 100)
+    face = np.zeros((300, 450), np.uint8)
+    face[90:180, 150:300] = 255
+    save(tmp_path / "a.png", gradient(300, 450))
+    save(tmp_path / "a.mask.png", face)
+    points = [[151, 91], [298, 91], [223, 135], [151, 178], [298, 178]]
+    (tmp_path / "a.landmarks.json").write_text(json.dumps(points))
+    references = one()
+    assert references.images[0].shape == (3, 100, 150)
+    assert close(references.images[0], gradient(100, 150), 3)
+    assert torch.equal(references.masks[0], torch.from_numpy(face[1::3, 1::3])[None].float() / 255)
+    expected = [[50, 30], [99, 30], [74, 134 / 3], [50, 59], [99, 59]]
+    torch.testing.assert_close(references.landmarks[0], torch.tensor(expected))
+
+
+def test_a_mask_of_another_size_is_left_to_the_checks(tmp_path):
+    for i, name in enumerate(["a", "b"]):
+        save(tmp_path / f"{name}.png", np.roll(gradient(), i))
+    face = np.zeros((160, 200), np.uint8)
+    face[40:100, 60:120] = 255
+    save(tmp_path / "a.mask.png", face)
+    save(tmp_path / "b.mask.png", face[::2, ::2])
+    references = load_folder(tmp_path, "subject")
+    assert references.masks[0].shape == (1, 160, 200)
+    concept, recipe = Concept("ada", "subject"), Recipe(resolution=64)
+    (warning,) = check_references(references, concept, recipe)
+    assert "a.png: the mask is 200x160 pixels and the picture 100x80" in warning
+
+
+def test_captions_and_natural_order(tmp_path):
+    for name in ["photo10.png", "photo2.PNG", "Photo1.png", "b.png"]:
+        save(tmp_path / name)
+    (tmp_path / "photo2.txt").write_text("\ufeffa woman\n in a café \n", "utf-8")
+    (tmp_path / "b.txt").write_text(" \n")
+    references = load_folder(tmp_path, "style")
+    assert references.names == ("b.png", "Photo1.png", "photo2.PNG", "photo10.png")
+    assert references.captions == (None, None, "a woman in a café", None)
+    assert references.warnings == ()
+
+
+def test_photos_may_differ_in_size(tmp_path):
+    sizes = [(80, 100), (120, 70), (64, 64)]
+    for i, (height, width) in enumerate(sizes):
+        save(tmp_path / f"{i}.png", gradient(height, width))
+    loaded = load_folder(tmp_path, "subject")
+    assert [tuple(image.shape[1:]) for image in loaded.images] == sizes
+
+
+def test_what_is_no_photo_is_left_alone_and_listed(tmp_path, caplog):
+    save(tmp_path / "a.jpg")
+    save(tmp_path / "lost.mask.png")
+    save(tmp_path / "masks" / "nobody.png")
+    for name in ["notes.txt", "b.heic", ".hidden", "model.safetensors"]:
+        (tmp_path / name).write_text("x")
+    (tmp_path / "older").mkdir()
+    with caplog.at_level(logging.WARNING):
+        references = load_folder(tmp_path, "subject")
+    assert references.names == ("a.jpg",)
+    (warning,) = references.warnings
+    listed = "b.heic, lost.mask.png, model.safetensors, nobody.png, notes.txt, older"
+    assert warning.endswith(f"left alone: {listed}.")
+    assert caplog.messages == [warning]
+
+
+def test_a_folder_that_is_none(tmp_path):
+    with pytest.raises(InputError, match="missing does not exist"):
+        load_folder(tmp_path / "missing", "subject")
+    save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a.png is a file; give the folder"):
+        load_folder(tmp_path / "a.png", "subject")
+    with pytest.raises(InputError, match=r"folder of masks .*masks-2 does not exist"):
+        load_folder(tmp_path, "subject", masks=tmp_path / "masks-2")
+
+
+def test_a_folder_without_photos(tmp_path):
+    with pytest.raises(InputError, match=r"has no photo; expected .*\.png.*it is empty"):
+        load_folder(tmp_path, "subject")
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "IMG_1.HEIC").write_text("x")
+    with pytest.raises(InputError, match=r"has no photo; .*found a.txt, IMG_1.HEIC"):
+        load_folder(tmp_path, "subject")
+
+
+@pytest.mark.parametrize("name", ["bad.jpg", "bad.png", "bad.webp", "good.mask.png"])
+@pytest.mark.parametrize("damage", ["cut", "text", "empty"])
+def test_a_damaged_picture_is_named(tmp_path, name, damage):
+    save(tmp_path / "good.png")
+    save(tmp_path / name)
+    data = (tmp_path / name).read_bytes()
+    content = {"cut": data[: len(data) // 2], "text": b"not a picture", "empty": b""}[damage]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=rf"{name} cannot be read .*take it out of the folder"):
+        load_folder(tmp_path, "subject")
+
+
+def test_a_caption_that_is_no_text(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match=r"a.txt cannot be read as text .*UTF-8"):
+        load_folder(tmp_path, "subject")
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[[1, 2]]", '"x"', "[[1,2],[1],[1],[1],[1]]", "NaN"])
+def test_landmarks_that_are_none(tmp_path, text):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.landmarks.json").write_text(text)
+    with pytest.raises(InputError, match=r"a.landmarks.json does not hold five \[x, y\] pairs"):
+        load_folder(tmp_path, "subject")
+
+
+def test_real_photos(shared_assets):
+    person = load_folder(shared_assets / "photos" / "person", "subject")
+    assert len(person) == 20 and person.warnings == ()
+    assert {tuple(image.shape) for image in person.images} == {(3, 512, 512)}
+    styles = load_folder(shared_assets / "photos" / "styles", "style")
+    concept, recipe = Concept("film", "style"), Recipe(masked=False)
+    assert check_references(styles, concept, recipe) == ()
