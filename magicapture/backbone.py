@@ -137,6 +137,9 @@ class Backbone(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images, differentiable and not clamped."""
 
+    def decode_fast(self, latents: Tensor) -> Tensor:
+        """`decode` by a smaller decoder where there is one; for losses and previews."""
+
     def canonical_names(self, module: nn.Module) -> Mapping[str, str]:
         """Map each submodule's name to the one diffusers gives it; for the UNet or an encoder.
 

@@ -215,3 +215,18 @@ def initial_vectors(
         fresh = torch.arange(concept.vectors)[:, None] >= len(known)
         vectors[encoder] = torch.where(fresh, start + 0.1 * noise, start)
     return vectors
+
+
+def check_new_word(
+    concept: Concept, encoders: Iterable[str], word_ids: Callable[[str, str], Sequence[int]]
+) -> None:
+    """Raise InputError when a text encoder has the token's name as a word of its own.
+
+    Programs that name embeddings by the bare word would then change what the word means.
+    """
+    for encoder in encoders:
+        if len(word_ids(encoder, concept.name)) == 1:
+            raise InputError(
+                f"The token name {concept.name!r} is already a word of the text encoder; choose "
+                f"one that is not, such as {concept.name + '-1'!r}."
+            )

@@ -17,7 +17,9 @@ def choice(config: type, name: str, *, id: str | None = None, keep: bool = False
     if keep:
         options.insert(0, KEEP)
     default = KEEP if keep else config.__dataclass_fields__[name].default  # type: ignore[attr-defined]
-    return io.Combo.Input(id or name, options=options, default=default, tooltip=help_of(config, name))
+    return io.Combo.Input(
+        id or name, options=options, default=default, tooltip=help_of(config, name)
+    )
 
 
 def number(

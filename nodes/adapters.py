@@ -5,7 +5,9 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..magicapture.checkpoint import load_adapter, save_adapter, to_kohya
-from . import _comfy
+from ._comfy import apply_adapter, model_folders
+from ._comfy.files import lora_names, lora_path, stamp
+from ._common import naming
 from ._sockets import AdapterSocket
 
 
@@ -37,9 +39,9 @@ class MagiCaptureSaveAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter, name) -> io.NodeOutput:
-        with _comfy.naming("Save Adapter"):
+        with naming("Save Adapter"):
             files = save_adapter(
-                adapter, _comfy.lora_folders()[0], _comfy.embedding_folders()[0], name
+                adapter, model_folders("loras")[0], model_folders("embeddings")[0], name
             )
         lines = [f"LoRA: {files.lora.name}", *(f"embedding:{e.stem}" for e in files.embeddings)]
         return io.NodeOutput(adapter, files.lora.name, ui={"text": ["\n".join(lines)]})
@@ -56,7 +58,7 @@ class MagiCaptureLoadAdapter(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "lora_name",
-                    options=_comfy.lora_names(),
+                    options=lora_names(),
                     tooltip="A LoRA trained by MagiCapture, in the loras folder.",
                 )
             ],
@@ -65,14 +67,13 @@ class MagiCaptureLoadAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_name) -> io.NodeOutput:
-        with _comfy.naming("Load Adapter"):
-            path = _comfy.lora_path(lora_name)
-            return io.NodeOutput(load_adapter(path, _comfy.embedding_folders()))
+        with naming("Load Adapter"):
+            return io.NodeOutput(load_adapter(lora_path(lora_name), model_folders("embeddings")))
 
     @classmethod
     def fingerprint_inputs(cls, lora_name) -> str:
         """Read again when the file has changed."""
-        return _comfy.file_stamp(_comfy.lora_path(lora_name))
+        return stamp(lora_path(lora_name))
 
 
 class MagiCaptureApplyAdapter(io.ComfyNode):
@@ -105,8 +106,8 @@ class MagiCaptureApplyAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, adapter, strength) -> io.NodeOutput:
-        with _comfy.naming("Apply Adapter"):
-            applied = _comfy.apply_adapter(
-                model, clip, adapter, to_kohya(adapter), strength, strength
+        with naming("Apply Adapter"):
+            lora = to_kohya(adapter)
+            return io.NodeOutput(
+                *apply_adapter(model, clip, lora, adapter.tokens, strength, strength)
             )
-            return io.NodeOutput(*applied)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..magicapture.faces.embed import load_recogniser
-from . import _comfy
+from ._comfy.files import recogniser_names, recogniser_path
+from ._common import naming
 from ._sockets import RecogniserSocket
 
 
@@ -21,7 +22,7 @@ class MagiCaptureLoadRecogniser(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=_comfy.recogniser_names(),
+                    options=recogniser_names(),
                     tooltip="For insightface packs: w600k_r50.onnx (buffalo_l) or glintr100.onnx "
                     "(antelopev2).",
                 ),
@@ -37,6 +38,5 @@ class MagiCaptureLoadRecogniser(io.ComfyNode):
 
     @classmethod
     def execute(cls, file, normalisation) -> io.NodeOutput:
-        with _comfy.naming("Load Face Recogniser"):
-            path = _comfy.recogniser_path(file)
-            return io.NodeOutput(load_recogniser(path, normalisation))
+        with naming("Load Face Recogniser"):
+            return io.NodeOutput(load_recogniser(recogniser_path(file), normalisation))

@@ -23,7 +23,7 @@ from ..magicapture.recipes import (
     with_steps,
     with_weights,
 )
-from . import _comfy
+from ._common import naming
 from ._inputs import choice, given, number
 from ._sockets import RecipeSocket
 
@@ -71,7 +71,7 @@ class MagiCaptureRecipe(io.ComfyNode):
 
     @classmethod
     def execute(cls, name, steps, rank, resolution, rate_factor, save_memory) -> io.NodeOutput:
-        with _comfy.naming("Choose Recipe"):
+        with naming("Choose Recipe"):
             chosen = with_rates(recipe(name), rate_factor)
             if steps:
                 chosen = with_steps(chosen, steps)
@@ -89,7 +89,7 @@ class MagiCaptureTuneRecipe(io.ComfyNode):
             node_id="MagiCaptureTuneRecipe",
             display_name="Tune Recipe (advanced)",
             category="MagiCapture/training",
-            description="Change single settings of a recipe; -1 and \"recipe's own\" leave them.",
+            description='Change single settings of a recipe; -1 and "recipe\'s own" leave them.',
             inputs=[
                 RecipeSocket.Input("recipe"),
                 number(Weights, "composed", id="composed_weight", step=0.05),
@@ -145,7 +145,7 @@ class MagiCaptureTuneRecipe(io.ComfyNode):
         masks,
         **settings,
     ) -> io.NodeOutput:
-        with _comfy.naming("Tune Recipe"):
+        with naming("Tune Recipe"):
             tuned = replace(recipe, **given(**settings))
             tuned = with_weights(
                 tuned,

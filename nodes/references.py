@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
+from typing import Any
 
 from comfy_api.latest import io
 
 from ..magicapture.data import ReferenceSet, load_folder
 from ..magicapture.errors import InputError
 from ..magicapture.tokens import Concept
-from . import _comfy
+from ._comfy.files import input_folder, input_folders, stamp
+from ._common import naming, single_images, single_masks
 from ._sockets import ConceptSocket, References
 
 NO_FOLDER = "(none: use images)"
@@ -28,7 +30,7 @@ class MagiCaptureReferenceSet(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=[NO_FOLDER, *_comfy.input_folders()],
+                    options=[NO_FOLDER, *input_folders()],
                     default=NO_FOLDER,
                     tooltip="A folder inside ComfyUI's input folder. Beside photo.jpg it may hold "
                     "photo.mask.png (white = face), photo.txt (a caption) and "
@@ -59,28 +61,25 @@ class MagiCaptureReferenceSet(io.ComfyNode):
     @classmethod
     def execute(cls, folder, images=None, face_masks=None, captions=None) -> io.NodeOutput:
         folder, captions = folder[0], (captions or [""])[0]
-        with _comfy.naming("Load Reference Set"):
+        with naming("Load Reference Set"):
             if images is not None:
-                references = ReferenceSet(tuple(_comfy.images_from(images)))
+                references = ReferenceSet(single_images(images))
             elif folder != NO_FOLDER:
-                references = load_folder(_comfy.input_folder(folder), "subject")
+                references = load_folder(input_folder(folder), "subject")
             else:
                 raise InputError("No photos are given: choose a folder or connect images.")
-            changes = {}
+            changes: dict[str, Any] = {}
             if face_masks is not None:
-                changes["masks"] = tuple(_comfy.masks_from(face_masks))
+                changes["masks"] = single_masks(face_masks)
             if captions.strip():
                 lines = captions.rstrip("\n").split("\n")
                 changes["captions"] = tuple(line.strip() or None for line in lines)
-            return io.NodeOutput(_comfy.replaced(references, **changes))
+            return io.NodeOutput(replace(references, **changes))
 
     @classmethod
     def fingerprint_inputs(cls, folder, images=None, face_masks=None, captions=None) -> str:
         """Look again when a file of the folder has changed."""
-        if folder[0] == NO_FOLDER:
-            return ""
-        files = sorted(Path(_comfy.input_folder(folder[0])).rglob("*"))
-        return repr([(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files])
+        return "" if folder[0] == NO_FOLDER else stamp(input_folder(folder[0]))
 
 
 class MagiCaptureConcept(io.ComfyNode):
@@ -134,7 +133,7 @@ class MagiCaptureConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, references, role, name, class_word, vectors, start_from="") -> io.NodeOutput:
-        with _comfy.naming("Define Concept"):
+        with naming("Define Concept"):
             start = start_from.strip() or None
             concept = Concept(name.strip(), role, class_word.strip(), vectors, start)
             return io.NodeOutput((concept, references.with_role(role)))

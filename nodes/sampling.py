@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..magicapture.config import PromptTemplates
 from ..magicapture.prompts import as_embeddings, prompt_for
-from . import _comfy
+from ._common import naming
 from ._sockets import AdapterSocket
 
 
@@ -46,7 +46,7 @@ class MagiCapturePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter, kind, sentence, extra) -> io.NodeOutput:
-        with _comfy.naming("Write Prompt"):
+        with naming("Write Prompt"):
             templates = adapter.recipe.prompts if adapter.recipe else PromptTemplates()
             text = prompt_for(adapter.concepts, templates, kind, sentence=sentence, extra=extra)
             return io.NodeOutput(as_embeddings(text, adapter.concepts))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
+import torch
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..magicapture.adapter import Adapter
 from ..magicapture.checkpoint import check_names
@@ -21,8 +24,22 @@ from ..magicapture.training import (
     TrainingJob,
     Warned,
 )
-from . import _comfy
+from ._comfy import (
+    Cancelled,
+    ComfyBackbone,
+    Progress,
+    images_to_socket,
+    model_folders,
+    node_id,
+    picture,
+    show_text,
+)
+from ._comfy.files import state_folder
+from ._common import naming, pixels, side_by_side
 from ._sockets import AdapterSocket, ConceptSocket, RecipeSocket, RecogniserSocket
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 REDRAW = 2.0
 """Seconds between two pictures of the loss curve."""
@@ -43,7 +60,9 @@ class MagiCaptureTrain(io.ComfyNode):
                 io.Vae.Input("vae"),
                 ConceptSocket.Input("subject", tooltip="The person: a concept of role subject."),
                 ConceptSocket.Input("style", tooltip="The look: a concept of role style."),
-                RecipeSocket.Input("recipe", optional=True, tooltip="Ours, if nothing is connected."),
+                RecipeSocket.Input(
+                    "recipe", optional=True, tooltip="Ours, if nothing is connected."
+                ),
                 RecogniserSocket.Input(
                     "recogniser",
                     optional=True,
@@ -94,17 +113,17 @@ class MagiCaptureTrain(io.ComfyNode):
         recogniser=None,
         fast_decoder=None,
     ) -> io.NodeOutput:
-        monitor = Monitor(cls.hidden.unique_id)
-        with _comfy.naming("Train MagiCapture"):
+        monitor = Monitor(node_id(cls))
+        with naming("Train MagiCapture"):
             job = TrainingJob(*subject, *style, recipe or named_recipe(), seed)
-            check_names((job.subject, job.style), _comfy.embedding_folders())
-            backbone = _comfy.ComfyBackbone(model, clip, vae, decoder=fast_decoder)
+            check_names((job.subject, job.style), model_folders("embeddings"))
+            backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
             trainer = Trainer(
                 job,
                 backbone,
                 recogniser=recogniser,
                 listener=monitor,
-                state_folder=_comfy.state_folder(),
+                state_folder=state_folder(),
                 fresh=not resume,
             )
             try:
@@ -114,72 +133,79 @@ class MagiCaptureTrain(io.ComfyNode):
                     side = job.recipe.resolution
                     preview = SamplingSettings(steps=20, width=side, height=side)
                     adapter = trainer.run(preview_every=preview_every, preview=preview)
-            except _comfy.Interrupted:
+            except Cancelled:
                 monitor.say(
                     f"Stopped after step {trainer.step} of {trainer.steps}. Nothing is lost: "
                     "queue again with the same inputs to go on."
                 )
                 raise
-        curves = _comfy.image_from_pil(monitor.curves(trainer.steps))
-        previews = _comfy.image_to_comfy(monitor.previews) if monitor.previews else curves
+        curves = images_to_socket(pixels(monitor.curves(trainer.steps)))
+        previews = images_to_socket(torch.stack(monitor.previews)) if monitor.previews else curves
         return io.NodeOutput(adapter, curves, previews, monitor.report(adapter))
 
 
 class Monitor:
     """Turns a run's events into the node's progress bar, text and picture, and heeds Cancel."""
 
-    def __init__(self, node_id: str | None) -> None:
-        self.progress = _comfy.Progress(node_id)
+    def __init__(self, node: str | None) -> None:
+        self.node = node
         self.history: list[dict[str, float]] = []
         self.phases: list[int] = []
-        self.previews: list = []
+        self.previews: list[Tensor] = []
         self.warnings: list[str] = []
+        self._bar = Progress(1, node)
         self._drawn = 0.0
         self._recent: list[float] = []
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Prepared):
-            self.progress.update(event.done, event.total)
-            self.say(f"{event.stage}: {event.done} of {event.total}")
+            self._show(event.done, event.total, f"{event.stage}: {event.done} of {event.total}")
         elif isinstance(event, Warned):
             self.warnings.append(event.text)
-            self.say(f"Note: {event.text}")
         elif isinstance(event, Resumed):
-            self.say(f"Going on after step {event.step} of {event.steps}")
+            self._show(event.step, event.steps, f"Going on after step {event.step}")
         elif isinstance(event, Previewed):
-            self.previews.extend(event.images)
+            self.previews.extend(event.images.cpu())
             self._drawn = 0.0
         elif isinstance(event, Stepped):
             self._stepped(event)
 
     def say(self, text: str) -> None:
-        """Show a line under the node."""
-        self.progress.text("\n".join([*(f"Note: {w}" for w in self.warnings), text]))
+        """Show a text under the node, below the warnings."""
+        show_text("\n".join([*(f"Note: {warning}" for warning in self.warnings), text]), self.node)
+
+    def _show(self, done: int, total: int, text: str = "", preview: Image | None = None) -> None:
+        if self._bar.total != total:
+            self._bar = Progress(total, self.node)
+        self._bar.update(done, preview=preview)
+        if text:
+            self.say(text)
 
     def _stepped(self, event: Stepped) -> None:
         self._recent = [*self._recent[-49:], event.seconds]
         pace = len(self._recent) / max(sum(self._recent), 1e-9)
-        picture = None
         now = time.monotonic()
-        if now - self._drawn > REDRAW or event.step == event.steps:
-            self._drawn, picture = now, self.picture(event.steps)
-            losses = ", ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
-            self.say(
-                f"{event.phase}: step {event.step} of {event.steps}, {pace:.2f} it/s, "
-                f"{_clock((event.steps - event.step) / pace)} left\n{losses}"
-            )
-        self.progress.update(event.step, event.steps, picture)
+        if now - self._drawn < REDRAW and event.step < event.steps:
+            self._show(event.step, event.steps)
+            return
+        self._drawn = now
+        losses = ", ".join(f"{name} {value:.3f}" for name, value in event.losses.items())
+        text = (
+            f"{event.phase}: step {event.step} of {event.steps}, {pace:.2f} it/s, "
+            f"{_clock((event.steps - event.step) / pace)} left\n{losses}"
+        )
+        self._show(event.step, event.steps, text, self.picture(event.steps))
 
-    def curves(self, steps: int):
+    def curves(self, steps: int) -> Image:
         """The loss curves so far, as a Pillow image."""
         return loss_curves(self.history, steps, phases=self.phases[:-1])
 
-    def picture(self, steps: int):
+    def picture(self, steps: int) -> Image:
         """The loss curves, with the newest preview beside them."""
         curves = self.curves(steps)
         if not self.previews:
             return curves
-        return _comfy.side_by_side(curves, _comfy.pil_from(self.previews[-1]))
+        return side_by_side(curves, picture(self.previews[-1]))
 
     def report(self, adapter: Adapter) -> str:
         """What was trained, and what the user should know."""

@@ -46,7 +46,7 @@ def prepare(
     ).to(backbone.device)
     source = _encoded(job.source, job, backbone, "encoding the subject's photos", tell)
     reference = _encoded(job.reference, job, backbone, "encoding the style's portraits", tell)
-    prior = class_latents(backbone, job, vectors, tell) if job.recipe.uses("prior") else None
+    prior = class_latents(backbone, job, tell) if job.recipe.uses("prior") else None
     return Materials(
         vectors,
         Draws(job.recipe, job.subject, job.style, (source, reference), prior),
@@ -99,7 +99,7 @@ def _identity(
     images, landmarks = zip(*known, strict=True)
     target = embeddings(recogniser, images, landmarks, backbone.device)
     return IdentityLoss(
-        recogniser, backbone.decode, backbone.downscale, target, job.recipe.identity
+        recogniser, backbone.decode_fast, backbone.downscale, target, job.recipe.identity
     )
 
 

@@ -6,14 +6,13 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
-from ..sampling import SamplingSettings, denoise
-from ..tokens import Prompt, TokenVectors
+from ..sampling import SamplingSettings, sample_latents
 from .events import Listener, Prepared
 from .job import TrainingJob, generator
 
 
 def class_latents(
-    backbone: Backbone, job: TrainingJob, vectors: TokenVectors, on_event: Listener
+    backbone: Backbone, job: TrainingJob, on_event: Listener
 ) -> Tensor:
     """Latents (N,C,h,w) of N class images at the training resolution; they are never decoded."""
     recipe, prior = job.recipe, job.recipe.prior
@@ -29,7 +28,7 @@ def class_latents(
         on_event(Prepared("making class images", index, prior.images))
         template = recipe.prompts.prior[index % len(recipe.prompts.prior)]
         seed = int(torch.randint(2**31, (), generator=generator(job.seed, "prior", index)))
-        prompt = Prompt(template.format(noun=job.subject.class_word))
-        latents.append(denoise(backbone, [prompt], vectors, settings, seed=seed).cpu())
+        prompt = template.format(noun=job.subject.class_word)
+        latents.append(sample_latents(backbone, prompt, settings=settings, seed=seed).cpu())
     on_event(Prepared("making class images", prior.images, prior.images))
     return torch.cat(latents)

@@ -24,7 +24,7 @@ from ..faces.embed import Recogniser
 from ..lora import InjectedLora, LoraWeights, injected, target_names, text_target_names
 from ..prompts import prompt_for
 from ..sampling import SamplingSettings, sample
-from ..tokens import Prompt
+from ..tokens import Prompt, check_new_word
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
 from .job import TrainingJob, generator
 from .objective import Losses, Objective
@@ -141,7 +141,7 @@ class Trainer:
     def preview(self, settings: SamplingSettings) -> Previewed:
         """Draw the composed prompt with what has been learned so far, while a run is on."""
         prompt = prompt_for((self.job.subject, self.job.style), self.recipe.prompts)
-        images = sample(self.backbone, [Prompt(prompt)], self.vectors, settings, seed=self.job.seed)
+        images = sample(self.backbone, prompt, self.vectors, settings, seed=self.job.seed)
         return Previewed(self.step, prompt, images)
 
     def state(self) -> dict[str, Any]:
@@ -184,6 +184,8 @@ class Trainer:
                 "The base model's UNet has no cross-attention to train; MagiCapture runs on "
                 "Stable Diffusion 1.x and 2.x."
             )
+        for concept in (self.job.subject, self.job.style):
+            check_new_word(concept, self.backbone.text_encoders, self.backbone.word_ids)
 
     def _prepare(self) -> None:
         materials = prepare(self.job, self.backbone, self.recogniser, self.tell)

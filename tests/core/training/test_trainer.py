@@ -302,3 +302,10 @@ def test_one_name_for_both_tokens_is_refused(make_job, backbone):
     job = replace(job, style=replace(job.style, name="ada-1"))
     with pytest.raises(InputError, match="both called"), Trainer(job, backbone):
         pass
+
+
+def test_a_word_of_the_text_encoder_is_refused_as_a_name(make_job, backbone):
+    job = make_job()
+    job = replace(job, subject=replace(job.subject, name="woman"))
+    with pytest.raises(InputError, match="already a word.*'woman-1'"), Trainer(job, backbone):
+        pass
