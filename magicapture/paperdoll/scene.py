@@ -146,8 +146,8 @@ class _Tailor:
         neckline = shapes.ellipse(self.u, self.v - 1.2, 0.98, 0.58)
         self._fill(shapes.common(self.torso), self.skin, Label.NECK)
         self._fill(shapes.without(self.torso, neckline), self.style.clothes_colour)
-        chain = shapes.ellipse(self.u, self.v - 1.2, 0.56, 0.40)
-        beads = shapes.common(np.abs(chain) - 0.05, 1.3 - self.v)
+        chain = shapes.ellipse(self.u, self.v - 1.2, 0.44, 0.40)
+        beads = shapes.common(np.abs(chain) - 0.045, 1.24 - self.v)
         self._fill(beads, self.style.accent_colour, Label.CLOTHES)
 
     def sweater(self) -> None:

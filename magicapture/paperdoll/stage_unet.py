@@ -1,0 +1,118 @@
+"""The UNet's and text encoder's training: latents encoded once, many captions for every doll."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from .dataset import Shards, caption_of
+from .loop import Plan, Trainer, averaged
+from .networks import autoencoder, schedule, text_encoder, unet
+from .tokenizer import LENGTH, load_tokenizer, write_tokenizer
+
+log = logging.getLogger(__name__)
+
+PLAN = Plan(steps=9_000, rate=8e-4, warmup=200, decay=0.35, ema=0.999)
+VARIANTS = 4  # captions of a doll
+_DROPPED = 0.1  # share of captions left out, for classifier-free guidance
+_SNR_LIMIT = 5.0
+
+
+def build(out: Path) -> tuple[nn.ModuleDict, int]:
+    """The untrained UNet and text encoder, and the number of the end token."""
+    tokenizer = load_tokenizer(write_tokenizer(out / "tokenizer"))
+    end = int(tokenizer.eos_token_id)
+    return nn.ModuleDict({"unet": unet(), "text": text_encoder(len(tokenizer), end)}), end
+
+
+def train(
+    shards: Shards,
+    out: Path,
+    device: torch.device,
+    plan: Plan,
+    batch: int = 32,
+    until: float | None = None,
+) -> Trainer:
+    """Trains UNet and text encoder together on the latents of rendered dolls."""
+    latents = torch.from_numpy(encoded(shards, out, device))
+    tokens = torch.from_numpy(tokenized(len(latents), out))
+    torch.manual_seed(plan.seed)
+    model, end = build(out)
+    model.to(device)
+    trainer = Trainer("unet", model, plan, out)
+    empty = torch.full((LENGTH,), end)
+    empty[0] = end - 1
+    alphas = schedule().alphas_cumprod
+    snr = alphas / (1 - alphas)
+    weights = snr.clamp(max=_SNR_LIMIT) / snr
+
+    def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        index = torch.randint(len(latents), (batch,), generator=generator)
+        variant = torch.randint(VARIANTS, (batch,), generator=generator)
+        words = tokens[index, variant].long()
+        words[torch.rand(batch, generator=generator) < _DROPPED] = empty
+        t = torch.randint(len(alphas), (batch,), generator=generator)
+        noise = torch.randn(batch, *latents.shape[1:], generator=generator)
+        a = alphas[t].view(-1, 1, 1, 1)
+        noisy = a.sqrt() * latents[index].float() + (1 - a).sqrt() * noise
+        with torch.autocast(device.type, torch.bfloat16):
+            context = model["text"](words.to(device)).last_hidden_state
+            guess = model["unet"](noisy.to(device), t.to(device), context).sample
+        error = (guess.float() - noise.to(device)).pow(2).mean((1, 2, 3))
+        return {"noise": (error * weights[t].to(device)).mean()}
+
+    trainer.run(losses, until)
+    return trainer
+
+
+@torch.no_grad()
+def encoded(shards: Shards, out: Path, device: torch.device) -> NDArray[np.float16]:
+    """Latents (N, 4, h, w) of all dolls, of unit size; kept in a file beside the weights."""
+    file = out / "latents.npy"
+    if file.exists():
+        return cast(NDArray[np.float16], np.load(file))
+    vae = autoencoder().to(device)
+    vae.load_state_dict(averaged(out, "vae"))
+    parts = []
+    for images in shards.images:
+        for start in range(0, len(images), 64):
+            x = torch.from_numpy(images[start : start + 64]).to(device).float() / 127.5 - 1
+            with torch.autocast(device.type, torch.bfloat16):
+                parts.append(vae.encoder(x).half().cpu().numpy())
+        log.info("encoded %d of %d dolls", sum(map(len, parts)), len(shards))
+    return _kept(file, np.concatenate(parts))
+
+
+def tokenized(count: int, out: Path) -> NDArray[np.int16]:
+    """Token numbers (N, VARIANTS, LENGTH) of every doll's captions, kept in a file."""
+    file = out / "tokens.npy"
+    if file.exists() and len(tokens := np.load(file)) == count:
+        return cast(NDArray[np.int16], tokens)
+    tokenizer = load_tokenizer(write_tokenizer(out / "tokenizer"))
+
+    def encode(texts: Sequence[str]) -> NDArray[np.int16]:
+        ids = tokenizer(list(texts), padding="max_length", max_length=LENGTH, truncation=True)
+        return np.array(ids["input_ids"], np.int16)
+
+    parts = []
+    for start in range(0, count, 1024):
+        dolls = range(start, min(start + 1024, count))
+        texts = [caption_of(doll, variant) for doll in dolls for variant in range(VARIANTS)]
+        parts.append(encode(texts).reshape(len(dolls), VARIANTS, LENGTH))
+    return _kept(file, np.concatenate(parts))
+
+
+def _kept[T: np.generic](file: Path, array: NDArray[T]) -> NDArray[T]:
+    partial = file.with_suffix(".part")
+    with partial.open("wb") as stream:
+        np.save(stream, array)
+    os.replace(partial, file)
+    return array

@@ -1,0 +1,93 @@
+"""The autoencoder's training: crops, sharp features, and latents that a small UNet can learn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .canvas import FACE_LABELS, Label
+from .dataset import Shards
+from .loop import Plan, Trainer
+from .networks import autoencoder
+from .seeds import Split
+
+CROP = 64
+PLAN = Plan(steps=8_000, rate=2e-3, ema=0.998, weight_decay=0.0)
+_NOISE = 0.12  # on latents of unit size: the decoder forgives what the UNet gets a little wrong
+_FINE = [int(label) for label in FACE_LABELS - {Label.SKIN, Label.LEFT_EAR, Label.RIGHT_EAR}]
+
+
+def train(shards: Shards, out: Path, device: torch.device, plan: Plan, batch: int = 12,
+          until: float | None = None) -> Trainer:
+    """Trains the autoencoder on crops of rendered dolls."""
+    model = autoencoder().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fine = torch.zeros(256)
+    fine[_FINE] = 1.0
+    trainer = Trainer("vae", model, plan, out)
+
+    def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        pictures, weight = _crops(shards, batch, generator, fine)
+        x = pictures.to(device, memory_format=torch.channels_last) * 2 - 1
+        weight = weight.to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            z = model.encoder(x).float()
+            noisy = z + _NOISE * torch.randn(z.shape, generator=generator).to(device)
+            y = model.decoder(noisy).float()
+            small = model.decoder(F.avg_pool2d(noisy, 2)).float()
+        error = (y - x).abs()
+        across = ((y - x)[..., 1:] - (y - x)[..., :-1]).abs().mean()
+        down = ((y - x)[..., 1:, :] - (y - x)[..., :-1, :]).abs().mean()
+        moment = z.pow(2).mean((0, 2, 3))
+        return {
+            "pixels": (error * weight).mean() + (error * error).mean(),
+            "edges": 0.5 * (across + down),
+            # Latents that may be shrunk with the picture are smoother, so easier to learn.
+            "smooth": 0.1 * (small - F.avg_pool2d(x, 2)).abs().mean(),
+            "size": 0.02 * (moment - 1.0).relu().mean() + 0.02 * z.mean((0, 2, 3)).pow(2).mean(),
+        }
+
+    trainer.run(losses, until)
+    return trainer
+
+
+def _crops(
+    shards: Shards, batch: int, generator: torch.Generator, fine: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Crops (B, 3, C, C) 0..1, more of them on faces, and the weight of each pixel."""
+    rng = np.random.default_rng(int(torch.randint(1 << 31, (1,), generator=generator)))
+    images, labels = shards.pick(rng.integers(len(shards), size=batch))
+    size = images.shape[-1]
+    middle = np.array((size * 0.45, size * 0.5))
+    cut_images, cut_labels = [], []
+    for image, label in zip(images, labels, strict=True):
+        corner = rng.uniform(0, size - CROP, 2)
+        if rng.random() < 0.6:
+            corner = middle - CROP / 2 + rng.normal(0, size * 0.1, 2)
+        top, left = np.clip(corner, 0, size - CROP).astype(int).tolist()
+        cut_images.append(image[:, top : top + CROP, left : left + CROP])
+        cut_labels.append(label[top : top + CROP, left : left + CROP])
+    pictures = torch.from_numpy(np.stack(cut_images)).float() / 255
+    weight = 1.0 + 2.5 * fine[torch.from_numpy(np.stack(cut_labels)).long()]
+    return pictures, weight[:, None]
+
+
+@torch.no_grad()
+def psnr(model: torch.nn.Module, count: int = 64) -> float:
+    """Reconstruction of development dolls in dB, the mean over pictures."""
+    from .render import render
+    from .traits import identity_from_seed, pose_from_seed, style_from_seed
+
+    first = Split.DEVELOPMENT.seeds.start
+    values = []
+    for seed in range(first, first + count):
+        doll = render(identity_from_seed(seed), style_from_seed(seed), pose_from_seed(seed))
+        x = torch.from_numpy(doll.image)[None] * 2 - 1
+        x = x.to(next(model.parameters()).device)
+        y = cast(Tensor, model.decoder(model.encoder(x))).clamp(-1, 1)  # type: ignore[operator]
+        values.append(10 * torch.log10(4 / (y - x).pow(2).mean()))
+    return float(torch.stack(values).mean())
