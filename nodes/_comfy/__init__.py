@@ -1,0 +1,47 @@
+"""The only place that meets ComfyUI: models made trainable, sockets, folders, progress.
+
+What differs between ComfyUI's versions is dealt with here, so that the nodes need not know.
+"""
+
+from .adapters import apply_adapter
+from .backbone import ComfyBackbone
+from .host import (
+    Cancelled,
+    Progress,
+    check_cancel,
+    find_file,
+    model_folders,
+    node_id,
+    output_folder,
+    show_text,
+)
+from .scope import Part, gradients
+from .sockets import (
+    images_from_socket,
+    images_to_socket,
+    masks_from_socket,
+    masks_to_socket,
+    ordinary,
+    picture,
+)
+
+__all__ = [
+    "Cancelled",
+    "ComfyBackbone",
+    "Part",
+    "Progress",
+    "apply_adapter",
+    "check_cancel",
+    "find_file",
+    "gradients",
+    "images_from_socket",
+    "images_to_socket",
+    "masks_from_socket",
+    "masks_to_socket",
+    "model_folders",
+    "node_id",
+    "ordinary",
+    "output_folder",
+    "picture",
+    "show_text",
+]

@@ -1,0 +1,199 @@
+"""ComfyUI's MODEL, CLIP and VAE as the core's backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from ...magicapture.backbone import Conditioning
+from ...magicapture.tokens import Layout, Prompt, TokenVectors, layout
+from .models import (
+    autoencoder_of,
+    context_width,
+    downscale_of,
+    family_of,
+    schedule_of,
+    text_encoder_of,
+    unet_names,
+)
+from .scope import Part, gradients
+
+
+class ComfyBackbone:
+    """Stable Diffusion 1.x or 2.x as ComfyUI's loaders return it; fits `magicapture`'s Backbone.
+
+    model, clip, vae: what the sockets MODEL, CLIP and VAE carry. decoder: a second VAE, such as
+    TAESD, which then does all decoding: cheap enough for a loss. Raises InputError where a part is
+    missing and UnsupportedModelError where it is of another kind.
+
+    Everything that computes belongs inside `training(...)`, where the models are loaded.
+    """
+
+    latent_channels = 4
+
+    def __init__(self, model: ModelPatcher, clip: Any, vae: Any, decoder: Any = None) -> None:
+        self.family = family_of(model)
+        self.schedule = schedule_of(model)
+        self._encoder, self._tokenizer = text_encoder_of(clip, context_width(model))
+        autoencoder_of(vae)
+        if decoder is not None:
+            autoencoder_of(decoder, "fast_decoder")
+        self.downscale = downscale_of(vae)
+        self._model, self._clip, self._vae = model, clip, vae
+        self._decoder = vae if decoder is None else decoder
+        self._dtype: torch.dtype = model.model.get_dtype_inference()
+
+    @property
+    def unet(self) -> nn.Module:
+        return self._model.model.diffusion_model
+
+    @property
+    def text_encoders(self) -> Mapping[str, nn.Module]:
+        """The one text encoder, "clip_l", laid out and named as in transformers."""
+        return {"clip_l": self._encoder.transformer}
+
+    @property
+    def device(self) -> torch.device:
+        return self._model.load_device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in which the UNet computes."""
+        return self._dtype
+
+    def word_ids(self, encoder: str, text: str) -> list[int]:
+        """The ids of `text` in the encoder's vocabulary, without start, end and padding."""
+        tokenizer = self._tokenizer
+        end = -1 if tokenizer.tokenizer_adds_end_token else None
+        return list(tokenizer.tokenizer(text)["input_ids"][tokenizer.tokens_start : end])
+
+    def word_vectors(self, encoder: str, text: str) -> Tensor:
+        """The input embeddings (n,width) float32 of `text`, to initialise a token from."""
+        with torch.inference_mode(False), torch.no_grad():
+            table = self._encoder.transformer.get_input_embeddings().weight
+            ids = torch.tensor(self.word_ids(encoder, text), dtype=torch.long, device=table.device)
+            return table.index_select(0, ids).float()
+
+    def encode_prompts(self, prompts: Sequence[Prompt], vectors: TokenVectors) -> Conditioning:
+        """Encode prompts with the token vectors spliced in; gradients reach the vectors.
+
+        The context (B,L,D) is float32 and equals what CLIPTextEncode makes of the same text with
+        `embedding:<name>`, clip skip included.
+        """
+        layouts = [self._layout(prompt, vectors) for prompt in prompts]
+        with self._clip_skip():
+            context = self._encoder.encode([_spliced(line, vectors) for line in layouts])[0]
+        return Conditioning(
+            context.to(self.device), positions=[line.positions() for line in layouts]
+        )
+
+    def _layout(self, prompt: Prompt, vectors: TokenVectors) -> Layout:
+        tokenizer = self._tokenizer
+        return layout(
+            prompt,
+            vectors.counts,
+            lambda text: self.word_ids("clip_l", text),
+            start=tokenizer.start_token,
+            end=tokenizer.end_token,
+            pad=tokenizer.pad_token,
+            length=tokenizer.max_length,
+        )
+
+    @contextmanager
+    def _clip_skip(self) -> Iterator[None]:
+        """The options that CLIP sets before it encodes: clip skip, and the device."""
+        options: dict[str, Any] = {"execution_device": self._clip.patcher.load_device}
+        if self._clip.layer_idx is not None:
+            options["layer"] = self._clip.layer_idx
+        self._encoder.reset_clip_options()
+        try:
+            self._encoder.set_clip_options(options)
+            yield
+        finally:
+            self._encoder.reset_clip_options()
+
+    def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
+        """The UNet's own output for latents noised to t (B,), in the dtype of `noisy`."""
+        output = self.unet(
+            noisy.to(self.device, self.dtype),
+            timesteps.to(self.device).float(),
+            context=conditioning.context.to(self.device, self.dtype),
+            transformer_options={"optimized_attention_override": _differentiable},
+        )
+        return output.to(noisy.dtype)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images to the mode of their latents (float32), one at a time, without gradient."""
+        latents = [
+            self._vae.first_stage_model.encode(self._for_vae(self._vae, image * 2 - 1)).float()
+            for image in images.split(1)
+        ]
+        return self._format.process_in(torch.cat(latents)).to(images.device)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents to images, differentiable and not clamped; by `decoder` where one was given."""
+        raw = self._for_vae(self._decoder, self._format.process_out(latents.float()))
+        images = self._decoder.first_stage_model.decode(raw).float()
+        return (images.to(latents.device) + 1) / 2
+
+    @property
+    def _format(self) -> Any:
+        return self._model.model.latent_format
+
+    @staticmethod
+    def _for_vae(vae: Any, tensor: Tensor) -> Tensor:
+        return tensor.to(vae.patcher.load_device, vae.vae_dtype)
+
+    def canonical_names(self, module: nn.Module) -> Mapping[str, str]:
+        """Map each submodule's name to the one diffusers and transformers give it."""
+        if module is self.unet:
+            return unet_names(self._model)
+        return {name: name for name, _ in module.named_modules() if name}
+
+    def checkpointed_modules(self) -> Iterator[nn.Module]:
+        """The UNet's transformer and residual blocks."""
+        for module in self.unet.modules():
+            if isinstance(module, (BasicTransformerBlock, ResBlock)):
+                yield module
+
+    @contextmanager
+    def training(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """A scope in which gradients flow through the frozen models; see `scope.gradients`.
+
+        dtype: the UNet's; None keeps what ComfyUI computes in. The text encoder runs in float32
+        and the VAEs in their own dtype, as in ComfyUI.
+        """
+        before = self._dtype
+        self._dtype = before if dtype is None else dtype
+        parts = [
+            Part(self._model, self.unet, self._dtype),
+            Part(self._clip.patcher, self._clip.cond_stage_model, torch.float32),
+            Part(self._vae.patcher, self._vae.first_stage_model),
+            Part(self._decoder.patcher, self._decoder.first_stage_model),
+        ]
+        try:
+            with gradients(parts):
+                yield
+        finally:
+            self._dtype = before
+
+
+def _spliced(line: Layout, vectors: TokenVectors) -> list[int | Tensor]:
+    """A layout as ComfyUI encodes it: ids, and vectors where a token stands."""
+    row: list[int | Tensor] = list(line.ids)
+    for position, (name, index) in line.slots.items():
+        row[position] = vectors.get(name, "clip_l")[index]
+    return row
+
+
+def _differentiable(_: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """PyTorch's fused attention, whichever kernel ComfyUI was started with."""
+    return attention_pytorch(*args, **kwargs)

@@ -1,0 +1,78 @@
+"""ComfyUI as the host: model folders, progress, previews and Cancel."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as management
+import comfy.utils
+import folder_paths
+from PIL import Image
+
+Cancelled = management.InterruptProcessingException
+"""Raised when the user cancels; an `Exception`, so a broad except would swallow it."""
+
+_PREVIEW_SIDE = 768  # pixels; larger previews are scaled down
+
+
+def model_folders(kind: str) -> list[Path]:
+    """The folders of a kind of model ("loras", "insightface"); new files go into the first.
+
+    A kind that neither ComfyUI nor the user's extra_model_paths.yaml knows becomes models/<kind>.
+    """
+    if kind not in folder_paths.folder_names_and_paths:
+        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
+    return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
+
+
+def find_file(kind: str, name: str) -> Path | None:
+    """The file of this name in the kind's folders, or None; a name cannot lead out of them.
+
+    A link may: that is how people share models between programs.
+    """
+    model_folders(kind)
+    found = folder_paths.get_full_path(kind, name)
+    return None if found is None else Path(found)
+
+
+def output_folder() -> Path:
+    """ComfyUI's folder for results."""
+    return Path(folder_paths.get_output_directory())
+
+
+def check_cancel() -> None:
+    """Raise `Cancelled` if the user has cancelled the run."""
+    management.throw_exception_if_processing_interrupted()
+
+
+def node_id(node: Any) -> str | None:
+    """The running node's id, which progress goes to; None outside the executor.
+
+    The node's schema must ask for `io.Hidden.unique_id`.
+    """
+    return getattr(getattr(node, "hidden", None), "unique_id", None)
+
+
+def show_text(text: str, node: str | None) -> None:
+    """Show a text under the node; nothing happens outside the executor."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node is not None:
+        server.send_progress_text(text, node)
+
+
+class Progress:
+    """A node's progress bar, with a preview picture."""
+
+    def __init__(self, total: int, node: str | None = None) -> None:
+        self.total = total
+        self._bar = comfy.utils.ProgressBar(total, node_id=node)
+
+    def update(self, done: int, preview: Image.Image | None = None) -> None:
+        """Show that `done` of the total is done; raises `Cancelled` if the user has cancelled."""
+        check_cancel()  # the bar asks as well, but not at every update
+        shown = None if preview is None else ("JPEG", preview, _PREVIEW_SIDE)
+        self._bar.update_absolute(done, preview=shown)
