@@ -35,8 +35,8 @@ class Draws:
         tasks = tasks_of(phase, self.recipe)
         if self.recipe.batching == "one_task":
             tasks = [tasks[_integer(len(tasks), generator)]]
-        draws = {"source": None, "style": None}
-        if {"source"} & set(tasks):
+        draws: dict[str, CachedDraw] = {}
+        if "source" in tasks:
             draws["source"] = self.source.sample(generator)
         if {"style", "composed"} & set(tasks):
             draws["style"] = self.reference.sample(generator)
@@ -44,7 +44,7 @@ class Draws:
         return rows + self._identity_rows(rows, phase, generator)
 
     def _row(
-        self, task: Task, draws: dict[str, CachedDraw | None], phase: Phase, generator: Generator
+        self, task: Task, draws: dict[str, CachedDraw], phase: Phase, generator: Generator
     ) -> Row:
         timestep = _integer(phase.max_timestep, generator)
         if task == "prior":
@@ -55,7 +55,6 @@ class Draws:
             noise = _noise(latents, generator)
             return Row(task, prompt, latents, noise, timestep, everything, everything)
         draw = draws["source" if task == "source" else "style"]
-        assert draw is not None
         face = draw.mask if task == "source" else 1 - draw.mask
         return Row(
             task,

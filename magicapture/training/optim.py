@@ -32,13 +32,13 @@ def make_optimizer(
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(parameters)
     try:
-        from bitsandbytes.optim import AdamW8bit
+        import bitsandbytes
     except ImportError as error:
         raise MagiCaptureError(
             "The optimiser adamw_8bit needs the package bitsandbytes, which could not be imported "
             f"({error}). Install it, or choose adamw."
         ) from error
-    return AdamW8bit(parameters)  # type: ignore[no-any-return]
+    return bitsandbytes.optim.AdamW8bit(parameters)  # type: ignore[no-any-return]
 
 
 def rate_factor(phase: Phase, step: int) -> float:

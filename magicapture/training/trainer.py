@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 
 from ..adapter import Adapter
 from ..attention import AttentionCapture, captured, cross_attentions, select
@@ -193,7 +194,7 @@ class Trainer:
         self.identity, self.fingerprint = materials.identity, materials.fingerprint
         self.generator = generator(self.job.seed, "steps")
         fp16 = self.backbone.dtype == torch.float16
-        self.scaler = torch.amp.GradScaler(self.backbone.device.type, enabled=fp16)
+        self.scaler = GradScaler(self.backbone.device.type, enabled=fp16)
         self._probe()
         known = self.state_file is not None and not self.fresh
         if known and (state := load_state(self.state_file, self.fingerprint)):  # type: ignore[arg-type]
