@@ -1,0 +1,87 @@
+"""From five landmarks to the aligned 112x112 face that face recognisers read, differentiably."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+
+FACE_SIZE = 112
+"""Side of an aligned face, in pixels."""
+
+ARCFACE_TEMPLATE = torch.tensor(
+    [
+        [38.2946, 51.6963],
+        [73.5318, 51.5014],
+        [56.0252, 71.7366],
+        [41.5493, 92.3655],
+        [70.7299, 92.2041],
+    ]
+)
+"""Where ArcFace wants eyes, nose and mouth corners in a 112x112 face: (5,2) pixels (x, y)."""
+
+
+def similarity(points: Tensor, template: Tensor = ARCFACE_TEMPLATE) -> Tensor:
+    """The rotation, uniform scale and shift that best map points (B,N,2) onto template (N,2).
+
+    Least squares without reflection (Umeyama 1991), which in the plane has a closed form: with
+    centred points as complex numbers p and q, the factor is sum(conj(p) q) / sum(|p|^2). Returns
+    (B,2,3) float32 matrices that take (x, y, 1) to (x', y'). Raises InputError where all points
+    of a set coincide.
+    """
+    p, q = points.float(), template.to(points)
+    p_mean, q_mean = p.mean(dim=-2, keepdim=True), q.mean(dim=-2, keepdim=True)
+    (px, py), (qx, qy) = (p - p_mean).unbind(-1), (q - q_mean).unbind(-1)
+    spread = (px.square() + py.square()).sum(-1)
+    if not bool((spread > 1e-6).all()):
+        raise InputError(
+            "The landmarks of a face coincide or are not numbers; expected five points in pixels: "
+            "eyes, nose, mouth corners. Detect the face again or give a mask instead."
+        )
+    a = (px * qx + py * qy).sum(-1) / spread
+    b = (px * qy - py * qx).sum(-1) / spread
+    linear = torch.stack([torch.stack([a, -b], -1), torch.stack([b, a], -1)], -2)
+    shift = q_mean.mT - linear @ p_mean.mT
+    return torch.cat([linear, shift], dim=-1)
+
+
+def invert(matrices: Tensor) -> Tensor:
+    """The inverse of affine maps (B,2,3)."""
+    linear = torch.linalg.inv(matrices[..., :2])
+    return torch.cat([linear, -linear @ matrices[..., 2:]], dim=-1)
+
+
+def transform(matrices: Tensor, points: Tensor) -> Tensor:
+    """Points (B,N,2) under affine maps (B,2,3)."""
+    return points @ matrices[..., :2].mT + matrices[..., 2:].mT
+
+
+def warp(
+    images: Tensor, matrices: Tensor, size: int = FACE_SIZE, *, antialias: bool = False
+) -> Tensor:
+    """Images (B,C,H,W) under affine maps (B,2,3) from image to output pixels: (B,C,size,size).
+
+    Bilinear, 0 outside the image, as cv2.warpAffine; differentiable in the images. A face much
+    larger than the output aliases; `antialias` averages k x k samples a pixel, k the shrinkage
+    rounded up, so that every pixel of the face is seen and receives a gradient.
+    """
+    k = _samples(matrices) if antialias else 1
+    steps = (torch.arange(size * k, device=images.device) + 0.5) / k - 0.5
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    inverse = invert(matrices).to(images.device, torch.float32)
+    source = transform(inverse, torch.stack([x, y], dim=-1).reshape(1, -1, 2))
+    height, width = images.shape[-2:]
+    grid = (2 * source + 1) / torch.tensor([width, height], device=images.device) - 1
+    grid = grid.unflatten(1, (size * k, size * k))
+    samples = F.grid_sample(images.float(), grid, mode="bilinear", align_corners=False)
+    return F.avg_pool2d(samples, k) if k > 1 else samples
+
+
+def _samples(matrices: Tensor) -> int:
+    """How many image pixels a side fall into one output pixel, at most over the batch."""
+    scale = torch.linalg.det(matrices[..., :2].detach().float()).abs().sqrt().min()
+    return max(1, math.ceil(1 / float(scale) - 1e-3))

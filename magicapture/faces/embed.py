@@ -1,0 +1,178 @@
+"""Face recognisers as differentiable modules: aligned faces in, embeddings out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, MagiCaptureError, StorageError
+from .align import FACE_SIZE
+
+logger = logging.getLogger(__name__)
+
+
+class Recogniser(Protocol):
+    """Anything that embeds aligned faces differentiably; one person's have a high cosine."""
+
+    def __call__(self, faces: Tensor, /) -> Tensor:
+        """Faces (B,3,112,112) RGB in 0..1 to embeddings (B,D)."""
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """(x - mean) / std for each of R, G, B in 0..1: what a recogniser was trained on."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+NORMALISATIONS = {
+    "arcface": Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # (x - 127.5) / 127.5 of 0..255
+    "imagenet": Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+class FaceRecogniser(nn.Module):
+    """A frozen network with its normalisation; fits `Recogniser` and computes in float32.
+
+    batched: whether the network takes several faces at once; an ONNX file exported for one face
+    may not, and is then run face by face.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: nn.Module, normalisation: Normalisation, *, batched: bool = True
+    ) -> None:
+        super().__init__()
+        self.network, self.batched = network, batched
+        self.register_buffer("mean", torch.tensor(normalisation.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(normalisation.std).view(3, 1, 1))
+        self.float().eval().requires_grad_(False)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        """Faces (B,3,112,112) in 0..1 to embeddings (B,D)."""
+        with torch.autocast(faces.device.type, enabled=False):
+            normal = (faces.float() - self.mean) / self.std
+            batches = (normal,) if self.batched else normal.split(1)
+            return torch.cat([self.network(batch) for batch in batches])
+
+
+def load_recogniser(
+    path: str | Path, normalisation: Normalisation | str = "arcface"
+) -> FaceRecogniser:
+    """A recogniser from an ONNX (.onnx) or TorchScript (.pt, .pts, .torchscript) file.
+
+    normalisation: a `Normalisation`, "arcface" (InsightFace's models) or "imagenet". The network
+    is tried with 112x112 faces before it is returned. Raises StorageError for a file that is
+    missing or damaged, InputError for one that does not embed 112x112 faces differentiably.
+    """
+    path = Path(path)
+    if isinstance(normalisation, str):
+        if normalisation not in NORMALISATIONS:
+            raise InputError(
+                f"No normalisation is called {normalisation!r}; there are "
+                f"{', '.join(NORMALISATIONS)}."
+            )
+        normalisation = NORMALISATIONS[normalisation]
+    if not path.is_file():
+        raise StorageError(f"There is no face recogniser at {path}; give an .onnx or .pt file.")
+    readers = {".onnx": _from_onnx, ".pt": _from_script, ".pts": _from_script}
+    readers[".torchscript"] = _from_script
+    if path.suffix.lower() not in readers:
+        raise InputError(
+            f"{path.name} cannot be read as a face recogniser; expected a file ending in "
+            f"{', '.join(readers)}."
+        )
+    recogniser = FaceRecogniser(readers[path.suffix.lower()](path), normalisation)
+    _try(recogniser, path.name)
+    return recogniser
+
+
+def _from_onnx(path: Path) -> nn.Module:
+    try:
+        import onnx
+        import onnx2torch
+    except ImportError as error:
+        raise MagiCaptureError(
+            "Reading an ONNX recogniser needs the package onnx2torch; install it with "
+            "'pip install onnx2torch', or give a TorchScript file."
+        ) from error
+    try:
+        model = onnx.load(str(path))
+        onnx.checker.check_model(model)
+    except Exception as error:  # protobuf's and onnx's own error types
+        raise StorageError(
+            f"{path.name} is damaged or not an ONNX model ({error}); download it again."
+        ) from error
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    shapes = [[d.dim_value or None for d in v.type.tensor_type.shape.dim] for v in inputs]
+    if len(shapes) != 1 or not _fits(shapes[0]):
+        raise InputError(
+            f"{path.name} takes inputs of shape {shapes}; expected one of "
+            f"[faces, 3, {FACE_SIZE}, {FACE_SIZE}], as ArcFace models have. A detector or another "
+            "model was given."
+        )
+    try:
+        return onnx2torch.convert(model)
+    except NotImplementedError as error:
+        raise InputError(
+            f"{path.name} has an operation without a differentiable form ({error}); give another "
+            "export of the model, or a TorchScript file."
+        ) from error
+
+
+def _fits(shape: list[int | None]) -> bool:
+    """Whether an input's shape, None where it is open, can be (B,3,112,112)."""
+    wanted = (3, FACE_SIZE, FACE_SIZE)
+    return len(shape) == 4 and all(
+        size in (None, want) for size, want in zip(shape[1:], wanted, strict=True)
+    )
+
+
+def _from_script(path: Path) -> nn.Module:
+    try:
+        return torch.jit.load(str(path), map_location="cpu")
+    except Exception as error:  # RuntimeError or an unpickling error, by kind of damage
+        raise StorageError(
+            f"{path.name} is damaged or not TorchScript ({error}); save the network with "
+            "torch.jit.trace or torch.jit.script, or give an ONNX file."
+        ) from error
+
+
+def _try(recogniser: FaceRecogniser, name: str) -> None:
+    """Embed two faces, alone and together; raise InputError unless it works, with a gradient."""
+    generator = torch.Generator().manual_seed(0)
+    faces = torch.rand(2, 3, FACE_SIZE, FACE_SIZE, generator=generator).requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            alone = torch.cat([recogniser(face[None]) for face in faces])
+            (gradient,) = torch.autograd.grad(alone.square().sum(), faces)
+        except Exception as error:  # whatever a foreign network raises
+            raise InputError(
+                f"{name} does not embed a face of 3x{FACE_SIZE}x{FACE_SIZE} differentiably "
+                f"({error}); give an ArcFace-like recogniser."
+            ) from error
+    shape = tuple(alone.shape)
+    if len(shape) != 2 or shape[0] != 2 or not alone.isfinite().all() or not gradient.any():
+        raise InputError(
+            f"{name} turns two faces into {shape} numbers, or its gradient is nowhere; expected "
+            "finite embeddings (2, D) that depend on the pixels."
+        )
+    try:
+        with torch.no_grad():
+            together = recogniser(faces)
+        recogniser.batched = together.shape == alone.shape and torch.allclose(
+            together, alone, rtol=1e-3, atol=1e-4
+        )
+    except Exception:  # an export fixed to one face; running face by face is right for it
+        recogniser.batched = False
+    if not recogniser.batched:
+        logger.info("%s takes one face at a time.", name)
