@@ -16,6 +16,7 @@ from ...magicapture.backbone import Conditioning
 from ...magicapture.tokens import Layout, Prompt, TokenVectors, layout
 from .models import (
     autoencoder_of,
+    compute_dtype,
     context_width,
     downscale_of,
     family_of,
@@ -48,7 +49,7 @@ class ComfyBackbone:
         self.downscale = downscale_of(vae)
         self._model, self._clip, self._vae = model, clip, vae
         self._decoder = vae if decoder is None else decoder
-        self._dtype: torch.dtype = model.model.get_dtype_inference()
+        self._dtype = compute_dtype(model)
 
     @property
     def unet(self) -> nn.Module:
@@ -112,12 +113,14 @@ class ComfyBackbone:
         options: dict[str, Any] = {"execution_device": self._clip.patcher.load_device}
         if self._clip.layer_idx is not None:
             options["layer"] = self._clip.layer_idx
+        own = vars(self._encoder)
+        before = dict(own)
         self._encoder.reset_clip_options()
         try:
             self._encoder.set_clip_options(options)
             yield
         finally:
-            self._encoder.reset_clip_options()
+            own.update(before)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's own output for latents noised to t (B,), in the dtype of `noisy`."""

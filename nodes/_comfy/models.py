@@ -47,6 +47,11 @@ def context_width(model: ModelPatcher) -> int:
     return int(model.model.model_config.unet_config["context_dim"])
 
 
+def compute_dtype(model: ModelPatcher) -> torch.dtype:
+    """What ComfyUI computes the UNet in, where weights are cast or not."""
+    return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
+
+
 def schedule_of(model: ModelPatcher) -> NoiseSchedule:
     """The noise schedule of a MODEL, with any ModelSampling node's changes.
 

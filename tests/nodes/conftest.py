@@ -1,0 +1,304 @@
+"""A real ComfyUI in this process, the pack loaded as ComfyUI does, and tiny models for both.
+
+ComfyUI is looked for at COMFYUI_PATH, then two levels up (the pack inside custom_nodes), then
+beside the checkout. Without one, every test here is skipped.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parents[2]
+PACK = "ComfyUI-MagiCapture_x_test"  # ComfyUI writes the "." of a folder's name as "_x_"
+
+
+def comfyui_path() -> Path | None:
+    """The folder of ComfyUI, or None."""
+    places = [os.environ.get("COMFYUI_PATH"), ROOT.parents[1], ROOT.parent / "ComfyUI"]
+    for place in filter(None, places):
+        if (Path(place) / "comfy" / "model_management.py").is_file():
+            return Path(place)
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.comfyui)
+
+
+@pytest.fixture(scope="session")
+def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ComfyUI, started in this process on the CPU with folders of its own; its path."""
+    path = comfyui_path()
+    if path is None:
+        pytest.skip("no ComfyUI: set COMFYUI_PATH to a checkout of it")
+    base = tmp_path_factory.mktemp("comfyui")
+    sys.argv = ["main.py", "--cpu", "--base-directory", str(base)]
+    sys.path.insert(0, str(path))
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    from comfy.cli_args import args
+
+    args.cpu = True
+    import folder_paths
+
+    import nodes  # noqa: F401
+
+    for kind in ("output", "temp", "input", "user"):
+        (base / kind).mkdir(exist_ok=True)
+    for kind in ("loras", "embeddings", "checkpoints"):
+        Path(folder_paths.get_folder_paths(kind)[0]).mkdir(parents=True, exist_ok=True)
+    assert Path(folder_paths.get_output_directory()).is_relative_to(base)
+    return path
+
+
+@dataclass
+class Pack:
+    """The pack as ComfyUI imports it, under a name that no import statement could have."""
+
+    root: ModuleType
+
+    def __call__(self, name: str) -> Any:
+        """A module of the pack: `pack("magicapture.tokens")`.
+
+        The core must come from here: `import magicapture` would be a second copy, whose errors and
+        classes are others.
+        """
+        return importlib.import_module(f"{PACK}.{name}")
+
+    @property
+    def comfy(self) -> Any:
+        return self("nodes._comfy")
+
+
+@pytest.fixture(scope="session")
+def pack(comfyui: Path) -> Iterator[Pack]:
+    spec = importlib.util.spec_from_file_location(PACK, ROOT / "__init__.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    yield Pack(module)
+    for name in [n for n in sys.modules if n.split(".")[0] == PACK]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def executor() -> Iterator[None]:
+    """What the executor puts around every node."""
+    with torch.inference_mode():
+        yield
+
+
+# -- tiny models ------------------------------------------------------------------------------
+
+WIDTH = 32  # GroupNorm(32) allows no less
+
+
+def fill(module: nn.Module, std: float = 0.08) -> nn.Module:
+    """Give a module weights; ComfyUI leaves them uninitialised until a file is read."""
+    generator = torch.Generator().manual_seed(7)
+    for name, parameter in module.named_parameters():
+        values = torch.randn(parameter.shape, generator=generator) * std
+        if "norm" in name and name.endswith("weight"):
+            values += 1
+        parameter.data = values.to(parameter.dtype)
+    return module
+
+
+@dataclass
+class Tiny:
+    """A MODEL, CLIP and VAE as ComfyUI's loaders return them, made in inference mode."""
+
+    model: Any
+    clip: Any
+    vae: Any
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        return {
+            "unet": self.model.model.diffusion_model,
+            "clip": self.clip.cond_stage_model,
+            "vae": self.vae.first_stage_model,
+        }
+
+
+def tiny_unet_config(**changes: Any) -> dict[str, Any]:
+    return {
+        "image_size": 32,
+        "in_channels": 4,
+        "out_channels": 4,
+        "model_channels": WIDTH,
+        "num_res_blocks": [1, 1],
+        "channel_mult": [1, 2],
+        "transformer_depth": [1, 1],
+        "transformer_depth_output": [1, 1, 1, 1],
+        "transformer_depth_middle": 1,
+        "num_heads": 2,
+        "context_dim": WIDTH,
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": False,
+        "legacy": False,
+        "adm_in_channels": None,
+        "use_temporal_attention": False,
+        **changes,
+    }
+
+
+def make_model(
+    family: str = "sd1",
+    v_prediction: bool = False,
+    dtype: torch.dtype = torch.float32,
+    manual_cast: torch.dtype | None = None,
+    **unet: Any,
+) -> Any:
+    """A MODEL of one million parameters."""
+    import comfy.model_base
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    parent = comfy.supported_models.SD15 if family == "sd1" else comfy.supported_models.SD20
+
+    class TinySD(parent):  # not registered: ComfyUI must go on detecting models as it does
+        unet_extra_config: ClassVar[dict[str, Any]] = {}
+
+        def model_type(self, state_dict: Any, prefix: str = "") -> Any:
+            kinds = comfy.model_base.ModelType
+            return kinds.V_PREDICTION if v_prediction else kinds.EPS
+
+    config = TinySD(tiny_unet_config(**unet))
+    config.set_inference_dtype(dtype, manual_cast)
+    model = config.get_model({}, "", device=torch.device("cpu"))
+    fill(model.diffusion_model)
+    cpu = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+@cache
+def _tokenizer(kind: type, folder: Path) -> Any:
+    return kind(embedding_directory=[str(folder)])
+
+
+def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.float32) -> Any:
+    """A CLIP with the real tokenizer and two narrow layers."""
+    import comfy.sd
+    from comfy.supported_models import SD15, SD20
+
+    target = (SD15 if family == "sd1" else SD20)({}).clip_target({})
+    narrow = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 3,
+        "projection_dim": WIDTH,
+    }
+    name = "clip_l" if family == "sd1" else "clip_h"
+    tokenizer = _tokenizer(target.tokenizer, folder)
+    getattr(tokenizer, name).embedding_size = WIDTH
+    target.tokenizer = lambda **_: tokenizer
+    clip = comfy.sd.CLIP(
+        target,
+        embedding_directory=[str(folder)],
+        model_options={f"{name}_model_config": narrow, "dtype": dtype},
+    )
+    fill(clip.cond_stage_model)
+    return clip
+
+
+def make_taesd() -> Any:
+    """A VAE in TAESD's form."""
+    import comfy.sd
+    import comfy.taesd.taesd
+
+    network = fill(comfy.taesd.taesd.TAESD(), std=0.04)
+    state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    state["vae_scale"], state["vae_shift"] = torch.tensor(0.18215), torch.tensor(0.0)
+    return comfy.sd.VAE(sd=state)
+
+
+def make_kl() -> Any:
+    """A VAE in Stable Diffusion's own form, with an eighth of the channels."""
+    import comfy.sd
+
+    layout = {
+        "double_z": True,
+        "z_channels": 4,
+        "resolution": 64,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": WIDTH,
+        "ch_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    params = {"ddconfig": layout, "embed_dim": 4}
+    vae = comfy.sd.VAE(sd={}, config={"params": params})
+    fill(vae.first_stage_model)
+    return vae
+
+
+@pytest.fixture(scope="session")
+def make(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Makers of tiny parts, each in inference mode as inside a workflow."""
+    embeddings = tmp_path_factory.mktemp("embeddings")
+
+    def inferring(maker: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.inference_mode()(maker)
+
+    return SimpleNamespace(
+        model=inferring(make_model),
+        clip=inferring(lambda *args, **kwargs: make_clip(embeddings, *args, **kwargs)),
+        taesd=inferring(make_taesd),
+        kl=inferring(make_kl),
+        embeddings=embeddings,
+    )
+
+
+@pytest.fixture
+def tiny(make: SimpleNamespace) -> Tiny:
+    """A tiny Stable Diffusion 1.5."""
+    return Tiny(make.model(), make.clip(), make.taesd())
+
+
+@pytest.fixture
+def tiny_sd2(make: SimpleNamespace) -> Tiny:
+    """A tiny Stable Diffusion 2.1 with v-prediction."""
+    model = make.model("sd2", v_prediction=True, use_linear_in_transformer=True)
+    return Tiny(model, make.clip("sd2"), make.taesd())
+
+
+@pytest.fixture
+def ksample() -> Callable[..., Tensor]:
+    """A latent (1,4,8,8) by the stock KSampler, CLIPTextEncode and EmptyLatentImage."""
+
+    def sample(tiny: Tiny, text: str = "a photo of a person", steps: int = 3) -> Tensor:
+        import nodes
+
+        with torch.inference_mode():
+            positive = nodes.CLIPTextEncode().encode(tiny.clip, text)[0]
+            negative = nodes.CLIPTextEncode().encode(tiny.clip, "")[0]
+            latent = nodes.EmptyLatentImage().generate(64, 64)[0]
+            settings = (steps, 5.0, "euler", "normal")
+            sampler = nodes.KSampler()
+            return sampler.sample(tiny.model, 3, *settings, positive, negative, latent)[0][
+                "samples"
+            ]
+
+    return sample
