@@ -26,8 +26,8 @@ def to_diffusers(adapter: Adapter) -> dict[str, Tensor]:
     for key, weights in adapter.lora.items():
         part, _, layer = key.partition(".")
         name, scale = f"{PARTS[part]}.{layer}", weights.alpha / weights.rank
-        tensors[f"{name}.lora_A.weight"] = weights.down.float().cpu().contiguous()
-        tensors[f"{name}.lora_B.weight"] = (weights.up.float().cpu() * scale).contiguous()
+        tensors[f"{name}.lora_A.weight"] = weights.down.float().cpu()
+        tensors[f"{name}.lora_B.weight"] = weights.up.float().cpu() * scale
     return tensors
 
 

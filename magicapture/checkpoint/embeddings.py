@@ -33,7 +33,7 @@ class Embedding:
 
 def to_embedding(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A token as its file holds it: {"emb_params"}, or {"clip_l", "clip_g"} for two encoders."""
-    tensors = {e: v.detach().to("cpu", torch.float32).contiguous() for e, v in vectors.items()}
+    tensors = {e: v.detach().to("cpu", torch.float32) for e, v in vectors.items()}
     return {"emb_params": tensors["clip_l"]} if set(tensors) == {"clip_l"} else tensors
 
 

@@ -29,8 +29,8 @@ def to_kohya(adapter: Adapter, dtype: torch.dtype = torch.float32) -> dict[str, 
     for key, weights in adapter.lora.items():
         part, _, layer = key.partition(".")
         name = starts[part] + flat_name(layer)
-        tensors[f"{name}.lora_down.weight"] = weights.down.to("cpu", dtype).contiguous()
-        tensors[f"{name}.lora_up.weight"] = weights.up.to("cpu", dtype).contiguous()
+        tensors[f"{name}.lora_down.weight"] = weights.down.to("cpu", dtype)
+        tensors[f"{name}.lora_up.weight"] = weights.up.to("cpu", dtype)
         tensors[f"{name}.alpha"] = torch.tensor(float(weights.alpha))
     return tensors
 

@@ -73,8 +73,8 @@ def _config(lora: dict[str, LoraWeights]) -> dict[str, Any]:
 def _tensors(lora: dict[str, LoraWeights]) -> dict[str, Tensor]:
     tensors = {}
     for name, weights in lora.items():
-        tensors[f"{_START}{name}.lora_A.weight"] = weights.down.float().cpu().contiguous()
-        tensors[f"{_START}{name}.lora_B.weight"] = weights.up.float().cpu().contiguous()
+        tensors[f"{_START}{name}.lora_A.weight"] = weights.down.float().cpu()
+        tensors[f"{_START}{name}.lora_B.weight"] = weights.up.float().cpu()
     return tensors
 
 

@@ -89,9 +89,11 @@ def save_adapter(
     return SavedFiles(lora, tuple(embeddings.values()), tuple(backups))
 
 
-def writer(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> Callable[[Path], object]:
+def writer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Callable[[Path], object]:
     """A function that writes these tensors to a path as safetensors.
 
-    Not through `save_file`, whose files only their owner may read.
+    Copies, since safetensors refuses tensors that share memory; and not through `save_file`,
+    whose files only their owner may read.
     """
-    return lambda path: path.write_bytes(save(tensors, dict(metadata)))
+    copies = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
+    return lambda path: path.write_bytes(save(copies, dict(metadata)))
