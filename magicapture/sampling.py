@@ -32,7 +32,7 @@ class SamplingSettings(Checked):
         "add none.",
         release="euler_a",
     )
-    steps: int = setting(30, "Denoising steps.", low=1, high=1000, paper=50, release=50)
+    steps: int = setting(30, "Denoising steps.", low=2, high=1000, paper=50, release=50)
     guidance: float = setting(
         7.0,
         "How much further to go from the negative prompt towards the prompt; 1 leaves the negative "
@@ -146,7 +146,7 @@ def guided_prediction(
     or over B rows where guidance is 1.
     """
     rows = len(conditioning)
-    timesteps = t.round().long().expand(rows)
+    timesteps = t.round().long().expand(rows)  # Euler's lie between those trained on
     if guidance == 1:
         return backbone.predict(noisy, timesteps, conditioning)
     prediction = backbone.predict(torch.cat([noisy, noisy]), timesteps, conditioning)
@@ -155,11 +155,12 @@ def guided_prediction(
 
 
 def make_scheduler(schedule: NoiseSchedule, sampler: SamplerName) -> Any:
-    """One of diffusers' schedulers over the backbone's own noise schedule.
+    """One of diffusers' schedulers over the backbone's own noise schedule, from t = T - 1 to 0.
 
-    Every timestep is an integer, as a model was trained on.
+    DDIM is DPM-Solver++ of order 1 (Lu et al. 2022). diffusers' own DDIMScheduler goes to
+    t - T // steps whatever its next timestep is, and starts below T - 1.
     """
-    import diffusers
+    from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 
     abar = schedule.alphas_cumprod.double().cpu()
     betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])  # abar_t = prod (1 - beta_s)
@@ -167,21 +168,11 @@ def make_scheduler(schedule: NoiseSchedule, sampler: SamplerName) -> Any:
         "num_train_timesteps": len(schedule),
         "trained_betas": betas.tolist(),
         "prediction_type": schedule.prediction_type,
+        "timestep_spacing": "linspace",
     }
-    if sampler == "ddim":
-        # Its step goes to t - T // steps, which is the next timestep with this spacing alone.
-        return diffusers.DDIMScheduler(
-            **common,
-            timestep_spacing="leading",
-            steps_offset=1,
-            clip_sample=False,
-            set_alpha_to_one=False,
-        )
-    kind = {
-        "euler_a": diffusers.EulerAncestralDiscreteScheduler,
-        "dpmpp_2m": diffusers.DPMSolverMultistepScheduler,
-    }[sampler]
-    return kind(**common, timestep_spacing="trailing")
+    if sampler == "euler_a":
+        return EulerAncestralDiscreteScheduler(**common)
+    return DPMSolverMultistepScheduler(**common, solver_order=1 if sampler == "ddim" else 2)
 
 
 def seeded(seed: int | Sequence[int], count: int) -> list[torch.Generator]:

@@ -13,11 +13,11 @@ from torch import nn
 from ..backbone import NoiseSchedule, PredictionType
 from ..errors import StorageError, UnsupportedModelError
 from .diffusers import DiffusersBackbone
+from .reading import no_progress_bars
 from .single_file import parts_of_file
-from .support import BETAS, SUPPORTED, family_of, refuse
+from .support import BETAS, MODELS, SUPPORTED, family_of, refuse
 from .taesd import load_taesd
 
-_MODELS = ("unet", "vae", "text_encoder")
 _FOREIGN_PARTS = {
     "text_encoder_2": "an SDXL model",
     "transformer": "a diffusion transformer (Stable Diffusion 3, Flux and the like)",
@@ -47,9 +47,12 @@ def load_backbone(
     """
     path = Path(path)
     if path.is_dir():
-        parts, scheduler = _from_folder(path, dtype)
+        tokenizer = tokenizer or path / "tokenizer"
+        with no_progress_bars():
+            parts, scheduler = _from_folder(path, dtype)
     elif path.is_file() and path.suffix.lower() in _FILES:
-        parts, scheduler = parts_of_file(path, dtype)
+        with no_progress_bars():
+            parts, scheduler = parts_of_file(path, dtype)
     else:
         raise StorageError(
             f"There is no model at {path}: expected a diffusers folder, or a file ending in "
@@ -79,7 +82,7 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mapp
     for part, kind in _FOREIGN_PARTS.items():
         if (index.get(part) or [None])[0] is not None:
             refuse(f"{kind} ({index.get('_class_name')})")
-    unet, vae, text = (_json(folder / part / "config.json") for part in _MODELS)
+    unet, vae, text = (_json(folder / part / "config.json") for part in MODELS)
     if text.get("model_type") not in ("clip_text_model", "clip"):
         refuse(f"one with a text encoder of the kind {text.get('model_type')}")
     if vae.get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
@@ -95,11 +98,10 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mapp
     try:
         models = {
             part: kind.from_pretrained(folder / part, **options)
-            for part, kind in zip(_MODELS, classes, strict=True)
+            for part, kind in zip(MODELS, classes, strict=True)
         }
     except (OSError, RuntimeError, ValueError) as error:
         raise StorageError(f"The model in {folder} cannot be loaded: {error}") from error
-    models["tokenizer"] = _clip_tokenizer(folder / "tokenizer")
     return models, _json(folder / "scheduler" / "scheduler_config.json")
 
 
@@ -112,7 +114,8 @@ def _schedule(config: Mapping[str, Any], prediction_type: PredictionType | None)
     if predicts not in get_args(PredictionType):
         refuse(f"one that predicts {predicts!r}")
     scheduler: Any = DDIMScheduler(**{key: config[key] for key in keys if key in config})
-    return NoiseSchedule(scheduler.alphas_cumprod.float(), predicts)
+    # diffusers' stand-in for the 0 that a schedule rescaled to zero terminal SNR ends in
+    return NoiseSchedule(scheduler.alphas_cumprod.float().clamp(min=2**-24), predicts)
 
 
 def _require_complete(module: nn.Module, part: str, path: Path) -> None:
@@ -128,8 +131,8 @@ def _require_complete(module: nn.Module, part: str, path: Path) -> None:
 def _clip_tokenizer(folder: Path) -> Any:
     from transformers import CLIPTokenizer
 
-    if not folder.is_dir():
-        raise StorageError(f"There is no tokenizer folder {folder} (vocab.json and merges.txt).")
+    if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+        raise StorageError(f"There is no tokenizer in {folder}: expected vocab.json, merges.txt.")
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 

@@ -1,8 +1,10 @@
-"""Reading tensors from files: safetensors, or PyTorch's pickles with nothing but weights."""
+"""Reading weights: files with nothing else in them, and no progress bars of the libraries."""
 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -40,3 +42,17 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict):
         raise StorageError(f"{path} holds a {type(state).__name__}; expected named tensors.")
     return {key: value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep diffusers and transformers from drawing their own bars while they load."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    with ExitStack() as restore:
+        for logging in (diffusers_logging, transformers_logging):
+            if logging.is_progress_bar_enabled():
+                logging.disable_progress_bar()
+                restore.callback(logging.enable_progress_bar)
+        yield

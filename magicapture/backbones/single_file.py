@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,10 +15,8 @@ from ..errors import UnsupportedModelError
 from . import shapes
 from .clip_tokenizer import write_tokenizer
 from .reading import read_tensors
-from .support import BETAS, SUPPORTED, family_of
+from .support import BETAS, MODELS, SUPPORTED, family_of
 from .taesd import taesd_from
-
-_MODELS = ("unet", "vae", "text_encoder")
 
 
 def parts_of_file(path: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mapping[str, Any]]:
@@ -38,7 +35,7 @@ def parts_of_file(path: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mappi
         if configs["vae"]["_class_name"] == "AutoencoderTiny"
         else {}
     )
-    with TemporaryDirectory(prefix="magicapture-") as folder, _no_progress_bar():
+    with TemporaryDirectory(prefix="magicapture-") as folder:
         _write_configs(Path(folder), configs)
         try:
             pipeline = StableDiffusionPipeline.from_single_file(
@@ -51,9 +48,10 @@ def parts_of_file(path: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mappi
             )
         except (OSError, RuntimeError, ValueError, KeyError) as error:
             raise UnsupportedModelError(
-                f"{path} cannot be loaded as {SUPPORTED}: {error}"
+                f"{path} cannot be loaded: weights are missing, or it is not {SUPPORTED}. "
+                f"diffusers says: {error}"
             ) from error
-    return {part: getattr(pipeline, part) for part in (*_MODELS, "tokenizer")}, scheduler
+    return {part: getattr(pipeline, part) for part in (*MODELS, "tokenizer")}, scheduler
 
 
 def _write_configs(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -92,17 +90,3 @@ def _tiny_vae(weights: Mapping[str, Tensor]) -> nn.Module:
             for part, prefix in prefixes.items()
         }
     )
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Keep diffusers from drawing its own bar."""
-    from diffusers.utils import logging as diffusers_logging
-
-    enabled = diffusers_logging.is_progress_bar_enabled()
-    diffusers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            diffusers_logging.enable_progress_bar()

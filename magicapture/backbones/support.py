@@ -11,6 +11,9 @@ from ..errors import UnsupportedModelError
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """The noise schedule of SD 1.x and 2.x, as diffusers names it."""
 
+MODELS = ("unet", "vae", "text_encoder")
+"""The networks of a model, named as the folders diffusers keeps them in."""
+
 SUPPORTED = "Stable Diffusion 1.x and 2.x (one CLIP text encoder, epsilon or v prediction)"
 
 

@@ -1,0 +1,184 @@
+"""Samplers against loops written by hand, seeds, and guidance."""
+
+import pytest
+import torch
+
+from magicapture.backbone import NoiseSchedule
+from magicapture.errors import InputError
+from magicapture.sampling import (
+    SamplingSettings,
+    denoise,
+    guided_conditioning,
+    guided_prediction,
+    make_scheduler,
+    sample,
+    sample_latents,
+    seeded,
+)
+from magicapture.tokens import TokenVectors
+
+SMALL = {"steps": 4, "width": 64, "height": 64}
+SAMPLERS = ["euler_a", "ddim", "dpmpp_2m"]
+
+
+@pytest.fixture
+def vectors():
+    return TokenVectors({"ada": {"clip_l": torch.randn(2, 32)}})
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_ddim_is_the_papers_loop(make_backbone, vectors, kind):
+    """z' = sqrt(abar') x0 + sqrt(1 - abar') epsilon (Song et al., eta = 0)."""
+    backbone = make_backbone(kind)
+    settings = SamplingSettings("ddim", guidance=3.0, negative="blurred", **SMALL)
+    conditioning = guided_conditioning(backbone, ["a <ada> cat"], vectors, settings)
+    noise = torch.randn(1, 4, 8, 8)
+
+    z, abar = noise, backbone.schedule.alphas_cumprod
+    with torch.no_grad():
+        for t, following in ((999, 749), (749, 500), (500, 250), (250, None)):
+            now = torch.tensor([t])
+            both = backbone.predict(torch.cat([z, z]), now.repeat(2), conditioning)
+            output = both[:1] + 3.0 * (both[1:] - both[:1])
+            x0 = backbone.schedule.to_x0(output, z, now)
+            epsilon = backbone.schedule.to_epsilon(output, z, now)
+            after = torch.tensor(1.0) if following is None else abar[following]
+            z = after.sqrt() * x0 + (1 - after).sqrt() * epsilon
+
+    found = denoise(backbone, noise, conditioning, settings)
+    torch.testing.assert_close(found, z, rtol=1e-3, atol=1e-4)
+
+
+def test_euler_ancestral_is_its_loop(backbone, vectors):
+    """In x = z / sqrt(abar): a step to sigma_down, then noise up to the next sigma (Karras)."""
+    settings = SamplingSettings("euler_a", guidance=1.0, **SMALL)
+    conditioning = guided_conditioning(backbone, ["a <ada> cat"], vectors, settings)
+    noise = torch.randn(1, 4, 8, 8)
+    abar = backbone.schedule.alphas_cumprod
+    times = [999, 666, 333, 0]
+    sigmas = [float(((1 - abar[t]) / abar[t]).sqrt()) for t in times] + [0.0]
+    generator = torch.Generator().manual_seed(8)
+
+    x = noise * sigmas[0]
+    with torch.no_grad():
+        for t, sigma, following in zip(times, sigmas, sigmas[1:], strict=False):
+            scaled = x / (1 + sigma**2) ** 0.5
+            epsilon = backbone.predict(scaled, torch.tensor([t]), conditioning)
+            up = (following**2 * (sigma**2 - following**2) / sigma**2) ** 0.5
+            down = (following**2 - up**2) ** 0.5
+            x = x + epsilon * (down - sigma)
+            x = x + up * torch.randn(x.shape, generator=generator)
+
+    generators = [torch.Generator().manual_seed(8)]
+    found = denoise(backbone, noise, conditioning, settings, generators=generators)
+    torch.testing.assert_close(found, x, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_perfect_model_gives_its_one_picture(make_backbone, sampler, kind):
+    """Were there one picture in the world, every sampler would arrive at it."""
+    backbone = make_backbone(kind)
+    picture = torch.randn(1, 4, 8, 8)
+
+    def predict(noisy, timesteps, conditioning):
+        signal, noise = backbone.schedule.signal_and_noise(timesteps, noisy)
+        epsilon = (noisy - signal * picture) / noise
+        return backbone.schedule.target(picture, epsilon, timesteps)
+
+    backbone.predict = predict
+    settings = SamplingSettings(sampler, steps=25, guidance=1.0, width=64, height=64)
+    conditioning = guided_conditioning(backbone, ["a"], None, settings)
+    found = denoise(
+        backbone, torch.randn(1, 4, 8, 8), conditioning, settings, generators=seeded(0, 1)
+    )
+    torch.testing.assert_close(found, picture, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_schedulers_take_the_backbones_schedule(tiny, sampler):
+    schedule = NoiseSchedule(tiny.schedule().alphas_cumprod[:600] ** 1.3, "v_prediction")
+    scheduler = make_scheduler(schedule, sampler)
+    torch.testing.assert_close(
+        scheduler.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-4, atol=1e-6
+    )
+    assert scheduler.config.prediction_type == "v_prediction"
+    for steps in (2, 7, 61):
+        scheduler.set_timesteps(steps)
+        times = torch.as_tensor(scheduler.timesteps)
+        assert len(times) == steps
+        assert times[0] == 599 and times[-1] >= 0
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_image_depends_on_its_seed_alone(backbone, vectors, sampler):
+    settings = SamplingSettings(sampler, **SMALL)
+    three = sample(backbone, ["a <ada> cat"] * 3, vectors, settings, seed=5)
+    assert three.shape == (3, 3, 64, 64)
+    assert three.min() >= 0 and three.max() <= 1
+    one = sample(backbone, "a <ada> cat", vectors, settings, seed=6)
+    torch.testing.assert_close(one[0], three[1], atol=1e-4, rtol=0)
+    listed = sample(backbone, ["a <ada> cat"] * 2, vectors, settings, seed=[6, 5])
+    torch.testing.assert_close(listed, three[[1, 0]], atol=1e-4, rtol=0)
+    assert (three[0] - three[1]).abs().max() > 1e-3
+
+
+def test_a_seed_repeats_whatever_was_drawn_before(backbone):
+    settings = SamplingSettings(**SMALL)
+    first = sample_latents(backbone, "a", settings=settings, seed=3)
+    torch.randn(7)
+    assert torch.equal(first, sample_latents(backbone, "a", settings=settings, seed=3))
+
+
+def test_guidance_goes_from_the_negative_prompt_to_the_prompt(backbone, vectors):
+    settings = SamplingSettings(guidance=2.5, negative="a dog")
+    both = guided_conditioning(backbone, ["a <ada> cat", "a fish"], vectors, settings)
+    assert both.positions == [{}, {}, {"ada": [2, 3]}, {}]
+    noisy, t = torch.randn(2, 4, 8, 8), torch.tensor(400)
+    times = torch.tensor([400, 400])
+    with torch.no_grad():
+        negative = backbone.predict(noisy, times, both[:2])
+        positive = backbone.predict(noisy, times, both[2:])
+        found = guided_prediction(backbone, noisy, t, both, 2.5)
+        expected = -1.5 * negative + 2.5 * positive
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        alone = guided_prediction(backbone, noisy, t, both[2:], 1.0)
+        torch.testing.assert_close(alone, positive, rtol=1e-4, atol=1e-4)
+
+
+def test_without_guidance_the_unet_sees_the_prompts_alone(backbone):
+    rows = []
+    backbone.unet.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
+    sample_latents(backbone, ["a", "b"], settings=SamplingSettings(guidance=1.0, **SMALL))
+    assert rows == [2] * 4
+    rows.clear()
+    sample_latents(backbone, ["a", "b"], settings=SamplingSettings(**SMALL))
+    assert rows == [4] * 4
+
+
+def test_sizes_seeds_and_callback(backbone):
+    seen = []
+    settings = SamplingSettings("ddim", steps=3, width=96, height=64)
+    latents = sample_latents(
+        backbone,
+        "a",
+        settings=settings,
+        callback=lambda done, steps, z: seen.append((done, steps, z.shape)),
+    )
+    assert latents.shape == (1, 4, 8, 12)
+    assert not latents.requires_grad
+    assert seen == [(done, 3, latents.shape) for done in (1, 2, 3)]
+    with pytest.raises(InputError, match="multiples of 8"):
+        sample(backbone, "a", settings=SamplingSettings(width=100, height=64))
+    with pytest.raises(InputError, match="2 seeds for 1 images"):
+        sample(backbone, "a", seed=[1, 2])
+    with pytest.raises(InputError, match="euler_a, ddim, dpmpp_2m"):
+        SamplingSettings(sampler="plms")
+
+
+def test_sampling_in_bf16(make_backbone):
+    backbone = make_backbone()
+    with backbone.training(torch.bfloat16):
+        images = sample(backbone, "a", settings=SamplingSettings(**SMALL))
+    assert images.dtype == torch.float32
+    assert images.isfinite().all()

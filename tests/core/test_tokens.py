@@ -1,0 +1,117 @@
+"""Tokens in prompts: where they land, what is refused, and which vectors get gradients."""
+
+import pytest
+import torch
+
+from magicapture.errors import InputError
+from magicapture.tokens import Concept, Prompt, TokenVectors, layout, splice
+
+
+def words(text):
+    """A toy vocabulary: a word's id is 10 + its length."""
+    return [10 + len(word) for word in text.split()]
+
+
+def lay(text, counts, length=12):
+    return layout(Prompt(text), counts, words, start=1, end=2, pad=3, length=length)
+
+
+def test_pieces():
+    prompt = Prompt("a <ada> woman, <who> in the <ink-2> style")
+    assert prompt.pieces(["ada", "ink-2"]) == [
+        ("a ", False),
+        ("ada", True),
+        (" woman, <who> in the ", False),
+        ("ink-2", True),
+        (" style", False),
+    ]
+    assert Prompt("").pieces(["ada"]) == []
+    assert Prompt("<ada><ada>").pieces(["ada"]) == [("ada", True), ("ada", True)]
+
+
+def test_layout_of_two_tokens():
+    found = lay("a <ada> cat in <ink>", {"ada": 2, "ink": 1})
+    #               start a   ada   cat in  ink end pad
+    assert found.ids == (1, 11, 1, 1, 13, 12, 1, 2, 3, 3, 3, 3)
+    assert found.slots == {2: ("ada", 0), 3: ("ada", 1), 6: ("ink", 0)}
+    assert found.positions() == {"ada": [2, 3], "ink": [6]}
+
+
+def test_a_long_prompt_loses_its_last_words():
+    assert lay("a bb ccc dddd eeeee", {}, length=5).ids == (1, 11, 12, 13, 2)
+
+
+def test_a_token_may_be_the_last_that_fits():
+    assert lay("a bb <ada> x y", {"ada": 1}, length=5).ids == (1, 11, 12, 1, 2)
+
+
+@pytest.mark.parametrize("text", ["a bb ccc <ada>", "a bb <ada>"])
+def test_a_token_cut_off_is_refused(text):
+    with pytest.raises(InputError, match="shorten"):
+        lay(text, {"ada": 2}, length=5)
+
+
+def test_splice_writes_the_slots_alone():
+    layouts = [lay("<ada> a <ink>", {"ada": 2, "ink": 1}), lay("a b", {})]
+    vectors = TokenVectors(
+        {
+            "ada": {"clip_l": torch.tensor([[1.0, 2], [3, 4]])},
+            "ink": {"clip_l": torch.tensor([[5.0, 6]])},
+        }
+    )
+    before = torch.zeros(2, 12, 2)
+    after = splice(before, layouts, vectors, "clip_l")
+    expected = torch.zeros(2, 12, 2)
+    expected[0, 1], expected[0, 2], expected[0, 4] = (
+        torch.tensor([1.0, 2]),
+        torch.tensor([3.0, 4]),
+        torch.tensor([5.0, 6]),
+    )
+    assert torch.equal(after, expected)
+    assert not before.any()
+
+    (after * torch.arange(12.0)[None, :, None]).sum().backward()
+    assert torch.equal(vectors.get("ada", "clip_l").grad, torch.tensor([[1.0, 1], [2, 2]]))
+    assert torch.equal(vectors.get("ink", "clip_l").grad, torch.tensor([[4.0, 4]]))
+
+
+def test_a_token_twice_gets_both_gradients():
+    vectors = TokenVectors({"ada": {"clip_l": torch.ones(1, 2)}})
+    layouts = [lay("<ada> <ada>", vectors.counts), lay("<ada>", vectors.counts)]
+    splice(torch.zeros(2, 12, 2), layouts, vectors, "clip_l").sum().backward()
+    assert torch.equal(vectors.get("ada", "clip_l").grad, torch.full((1, 2), 3.0))
+
+
+def test_splice_keeps_the_embeddings_dtype():
+    vectors = TokenVectors({"ada": {"clip_l": torch.ones(1, 2)}})
+    layouts = [lay("<ada>", vectors.counts)]
+    after = splice(torch.zeros(1, 12, 2, dtype=torch.bfloat16), layouts, vectors, "clip_l")
+    assert after.dtype == torch.bfloat16
+
+
+def test_vectors_are_copies():
+    source = torch.ones(2, 3, dtype=torch.float16)
+    vectors = TokenVectors({"ada": {"clip_l": source, "clip_g": torch.ones(2, 5)}})
+    assert vectors.counts == {"ada": 2}
+    assert [p.dtype for p in vectors.parameters()] == [torch.float32] * 2
+    out = vectors.tensors()["ada"]["clip_l"]
+    out.zero_()
+    source.zero_()
+    assert torch.equal(vectors.get("ada", "clip_l").detach(), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("name", ["", "two words", "<ada>", "../ada", "-ada", "ada.pt", "ä"])
+def test_names_that_cannot_be_files_or_tokens(name):
+    with pytest.raises(InputError, match="cannot be used"):
+        Concept(name, "subject")
+
+
+@pytest.mark.parametrize("count", [0, 17])
+def test_numbers_of_vectors(count):
+    with pytest.raises(InputError, match="1 to 16"):
+        Concept("ada", "subject", vectors=count)
+
+
+def test_a_class_word_is_needed():
+    with pytest.raises(InputError, match="class word"):
+        Concept("ada", "subject", class_word=" ")
