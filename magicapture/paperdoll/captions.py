@@ -1,11 +1,22 @@
-"""Captions in a small fixed vocabulary: what a prompt may ask of a doll, and every word it knows."""
+"""Captions in a small fixed vocabulary: what a prompt may ask of a doll."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from .colours import HAIR_COLOURS, IRIS_COLOURS, SCENE_COLOURS
-from .traits import BACKGROUNDS, BEARDS, CLOTHES, GLASSES, HAIRS, MARKS, MEDIA, Identity, Pose, Style
+from .traits import (
+    BACKGROUNDS,
+    BEARDS,
+    CLOTHES,
+    GLASSES,
+    HAIRS,
+    MARKS,
+    MEDIA,
+    Identity,
+    Pose,
+    Style,
+)
 
 TONES = ("pale", "tan", "dark")
 MOODS = ("sad", "calm", "smiling")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import colorsys
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Colour = tuple[float, float, float]
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]  # float32 in practice
 
 # name: hue, saturation, value
 HSV: dict[str, Colour] = {

@@ -1,4 +1,4 @@
-"""Rendering ahead: shards of training pictures on disk, so that training never waits for drawing."""
+"""Rendering ahead: training pictures in shards on disk, so that training never waits."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ def caption_of(number: int, variant: int) -> str:
     """One of the many captions of a training doll."""
     identity, style, pose = seeds_of(number)
     rng = np.random.default_rng([*b"caption", number, variant])
-    return caption(
-        identity_from_seed(identity), style_from_seed(style), pose_from_seed(pose), rng
-    )
+    return caption(identity_from_seed(identity), style_from_seed(style), pose_from_seed(pose), rng)
 
 
 def prepare(folder: Path, count: int, size: int = SIZE) -> Shards:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from . import shapes
-from .canvas import Canvas, Label
-from .colours import Colour, mix, scaled
+from .canvas import Canvas, Label, Window
+from .colours import Array, Colour, mix, scaled
 from .head import Face
 
 _WHITE: Colour = (0.97, 0.96, 0.95)
@@ -41,7 +41,7 @@ def eyes(canvas: Canvas, face: Face) -> None:
         gu = u - np.float32(face.pose.gaze[0] * half * 0.36)
         gv = v - np.float32(face.pose.gaze[1] * high * 0.3)
         radius = min(0.82 * high + 0.02, half * 0.62)
-        _iris(canvas, face, gu, gv, radius, inside, window)
+        _iris(canvas, face, (gu, gv), radius, inside, window)
         lid = shapes.common(np.abs(upper + 0.008) - 0.028, np.abs(u) - half * 1.04)
         canvas.tint(shapes.coverage(lid, pixel), _DARK, window)
         crease = shapes.common(np.abs(upper - 0.085) - 0.008, np.abs(u) - half * 0.9)
@@ -50,7 +50,15 @@ def eyes(canvas: Canvas, face: Face) -> None:
         canvas.tint(0.6 * shapes.coverage(under, pixel), face.shadow, window)
 
 
-def _iris(canvas, face, u, v, radius, inside, window):  # type: ignore[no-untyped-def]
+def _iris(
+    canvas: Canvas,
+    face: Face,
+    at: tuple[Array, Array],
+    radius: float,
+    inside: Array,
+    window: Window,
+) -> None:
+    u, v = at
     pixel = face.frame.pixel
     ring = inside * shapes.coverage(shapes.circle(u, v, radius), pixel)
     canvas.tint(ring, scaled(face.identity.iris, 0.5), window)
@@ -60,8 +68,8 @@ def _iris(canvas, face, u, v, radius, inside, window):  # type: ignore[no-untype
     canvas.tint(0.5 * glow, mix(face.identity.iris, (1, 1, 1), 0.45), window)
     pupil = inside * shapes.coverage(shapes.circle(u, v, radius * 0.46), pixel)
     canvas.tint(pupil, _DARK, window)
-    at = -0.34 * radius if face.pose.light_angle < 0 else 0.34 * radius
-    spark = shapes.coverage(shapes.circle(u - at, v + 0.36 * radius, radius * 0.26), pixel)
+    aside = -0.34 * radius if face.pose.light_angle < 0 else 0.34 * radius
+    spark = shapes.coverage(shapes.circle(u - aside, v + 0.36 * radius, radius * 0.26), pixel)
     canvas.tint(inside * spark, (1.0, 1.0, 1.0), window)
 
 
@@ -76,8 +84,10 @@ def brows(canvas: Canvas, face: Face) -> None:
         u, v = face.frame.at(window, u0, v0)
         x = u * (1 / half)
         v = v + np.float32(side * one.brow_angle) * u + 0.07 * (1.0 - x * x)
-        thick = one.brow_thickness * (1.0 - np.float32(0.45 * side) * x) * np.sqrt(
-            np.clip(1.06 - x * x, 0.0, 1.0)
+        thick = (
+            one.brow_thickness
+            * (1.0 - np.float32(0.45 * side) * x)
+            * np.sqrt(np.clip(1.06 - x * x, 0.0, 1.0))
         )
         form = shapes.common(np.abs(v) - thick, np.abs(u) - half)
         canvas.paint(shapes.coverage(form, face.frame.pixel), one.brow_colour, label, window)
@@ -101,8 +111,14 @@ def mouth(canvas: Canvas, face: Face) -> None:
     red = mix(mix(face.skin, face.shadow, 0.42), (0.80, 0.16, 0.22), 0.25 + 0.5 * one.lip_redness)
     above = shapes.common(-line - bow, line, ends)
     below = shapes.common(opening - one.lip_fullness * 1.15 * edge, -opening, ends)
-    canvas.tint(0.4 * shapes.soft(shapes.common(opening - 0.19, 0.12 - opening, ends + 0.1), 0.06), face.shadow, window)
-    canvas.paint(shapes.coverage(below, pixel), mix(red, (1, 0.8, 0.78), 0.12), Label.LOWER_LIP, window)
+    canvas.tint(
+        0.4 * shapes.soft(shapes.common(opening - 0.19, 0.12 - opening, ends + 0.1), 0.06),
+        face.shadow,
+        window,
+    )
+    canvas.paint(
+        shapes.coverage(below, pixel), mix(red, (1, 0.8, 0.78), 0.12), Label.LOWER_LIP, window
+    )
     shine = np.exp(x2 * np.float32(-5) - ((opening - 0.6 * one.lip_fullness) * 22) ** 2)
     canvas.tint(0.35 * shine, mix(red, (1, 1, 1), 0.6), window)
     canvas.paint(shapes.coverage(above, pixel), scaled(red, 0.84), Label.UPPER_LIP, window)
@@ -117,7 +133,7 @@ def mouth(canvas: Canvas, face: Face) -> None:
         _moustache(canvas, face, u, line + bow, window)
 
 
-def _moustache(canvas, face, u, v, window):  # type: ignore[no-untyped-def]
+def _moustache(canvas: Canvas, face: Face, u: Array, v: Array, window: Window) -> None:
     reach = face.identity.mouth_width * (1.12 if face.identity.beard == "moustache" else 0.95)
     x2 = np.minimum((u * (1 / reach)) ** 2, 1.0)
     middle = v + 0.09 - 0.12 * x2

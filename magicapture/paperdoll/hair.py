@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 
 from . import shapes
@@ -21,7 +19,7 @@ def _strands(frame: Frame, colour: Colour, pose: Pose, centre: float) -> Array:
     band = np.exp((np.sqrt(radius2) - centre) ** 2 * np.float32(-60))
     side = 1.0 + 0.16 * pose.light_strength * (u * np.float32(pose.light_angle) - 0.3 * v - 0.1)
     light = (side + strand + 0.20 * band)[None]
-    return cast(Array, np.clip(planes(colour) * light + 0.05 * band, 0.0, 1.0))
+    return np.clip(planes(colour) * light + 0.05 * band, 0.0, 1.0)
 
 
 def behind(canvas: Canvas, frame: Frame, style: Style, pose: Pose) -> None:
@@ -83,7 +81,9 @@ def _front(kind: str, u: Array, v: Array, long: float) -> Array:
     if kind == "bun":
         return shapes.common(cap, v + 0.70 - 0.42 * u * u)
     if kind == "curly":
-        crown = [(float(x), -0.84 + 0.32 * float(x) ** 2, 0.27) for x in np.linspace(-0.95, 0.95, 7)]
+        crown = [
+            (float(x), -0.84 + 0.32 * float(x) ** 2, 0.27) for x in np.linspace(-0.95, 0.95, 7)
+        ]
         top = shapes.common(cap, v + 0.9 - 0.32 * u * u)
         return shapes.union(shapes.discs(u, v, crown, 0.05), top, 0.05)
     if kind == "bob":
@@ -112,5 +112,8 @@ def _beanie(canvas: Canvas, frame: Frame, style: Style, pose: Pose) -> None:
     canvas.paint(shapes.coverage(bobble, frame.pixel), style.clothes_colour, Label.HAT)
     canvas.paint(shapes.coverage(crown, frame.pixel), knit, Label.HAT)
     fold = np.clip(planes(mix(style.accent_colour, (1, 1, 1), 0.12)) * (rib * light)[None], 0, 1)
-    canvas.tint(0.35 * shapes.soft(cuff - 0.03, 0.05) * (v < -0.6) * shapes.coverage(crown, frame.pixel), scaled(style.accent_colour, 0.5))
+    canvas.tint(
+        0.35 * shapes.soft(cuff - 0.03, 0.05) * (v < -0.6) * shapes.coverage(crown, frame.pixel),
+        scaled(style.accent_colour, 0.5),
+    )
     canvas.paint(shapes.coverage(cuff, frame.pixel), fold, Label.HAT)

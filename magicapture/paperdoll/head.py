@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
 
 import numpy as np
 
@@ -71,14 +70,14 @@ class Face:
         depth = np.sqrt(1.0 - k2 * np.float32(0.96))
         lx = self.pose.light_angle
         lambert = x * (0.62 * lx) - y * 0.34 + depth * 0.72
-        return cast(Array, distance), cast(Array, lambert)
+        return distance, lambert
 
     def lit(self, colour: Colour, window: Window, strength: float = 1.0) -> Array:
         """A colour as the head's form shades it: (3, h, w)."""
         amount = 0.34 * self.pose.light_strength * strength
         light = 1.0 + amount * (self.lambert[window] - 0.62)
         reds = np.array((0.72, 1.05, 1.2), np.float32).reshape(3, 1, 1)  # shadows on skin are warm
-        return cast(Array, np.clip(planes(colour) * (1.0 + reds * (light - 1.0)), 0.0, 1.0))
+        return np.clip(planes(colour) * (1.0 + reds * (light - 1.0)), 0.0, 1.0)
 
 
 def ears(canvas: Canvas, face: Face) -> None:
@@ -89,7 +88,9 @@ def ears(canvas: Canvas, face: Face) -> None:
         window = face.frame.window(u0 - size, -size * 1.5, u0 + size, size * 2.4)
         u, v = face.frame.at(window, u0, 0.42 * size)
         form = shapes.ellipse(u, v, size * 0.72, size * 1.2)
-        canvas.paint(shapes.coverage(form, face.frame.pixel), face.lit(face.skin, window), label, window)
+        canvas.paint(
+            shapes.coverage(form, face.frame.pixel), face.lit(face.skin, window), label, window
+        )
         fold = shapes.ellipse(u + side * size * 0.1, v, size * 0.38, size * 0.75)
         canvas.tint(0.45 * shapes.soft(fold, 0.07), face.shadow, window)
 
@@ -157,8 +158,14 @@ def marks(canvas: Canvas, face: Face) -> None:
         window = face.frame.window(u0 - 0.2, v0 - 0.3, u0 + 0.2, v0 + 0.3)
         u, v = face.frame.at(window, u0, v0)
         line = shapes.segment(u, v, (slant, -0.19), (-slant, 0.19))
-        canvas.tint(0.75 * shapes.soft(line - 0.05, 0.03), mix(face.skin, (0.75, 0.2, 0.2), 0.6), window)
-        canvas.tint(shapes.coverage(line - 0.02, face.frame.pixel), mix(face.skin, (1, 0.9, 0.88), 0.7), window)
+        canvas.tint(
+            0.75 * shapes.soft(line - 0.05, 0.03), mix(face.skin, (0.75, 0.2, 0.2), 0.6), window
+        )
+        canvas.tint(
+            shapes.coverage(line - 0.02, face.frame.pixel),
+            mix(face.skin, (1, 0.9, 0.88), 0.7),
+            window,
+        )
     elif one.mark == "freckles":
         rng = np.random.default_rng(one.mark_seed)
         spots = rng.uniform((-0.72, 0.14), (0.72, 0.46), (22, 2)).astype(np.float32)
@@ -167,7 +174,9 @@ def marks(canvas: Canvas, face: Face) -> None:
         near = np.full_like(u, 9.0)
         for su, sv in spots:
             np.minimum(near, (u - su) ** 2 + (v - sv) ** 2, out=near)
-        dots = shapes.coverage(np.sqrt(near) - 0.03, face.frame.pixel) * (face.outline[window] < -0.1)
+        dots = shapes.coverage(np.sqrt(near) - 0.03, face.frame.pixel) * (
+            face.outline[window] < -0.1
+        )
         canvas.tint(0.8 * dots, mix(face.shadow, (0.45, 0.2, 0.08), 0.5), window)
 
 
@@ -184,11 +193,10 @@ def beard(canvas: Canvas, face: Face) -> None:
     colour = face.lit(face.identity.brow_colour, window, 1.4)
     if kind == "goatee":
         tuft = shapes.ellipse(u, v - (chin - low) * 0.62, 0.27, (chin - low) * 0.52)
-        frame = without_mouth = shapes.ellipse(u, v - 0.05, face.identity.mouth_width + 0.11, 0.3)
+        around = shapes.ellipse(u, v - 0.05, face.identity.mouth_width + 0.11, 0.3)
         mouth = shapes.ellipse(u, v - 0.02, face.identity.mouth_width + 0.02, 0.19)
-        form = shapes.union(tuft, shapes.without(without_mouth, mouth), 0.05)
+        form = shapes.union(tuft, shapes.without(around, mouth), 0.05)
         cover = shapes.coverage(shapes.common(form, face.outline[window] - 0.05), pixel)
-        del frame
     else:
         cheeks = 0.10 - v - 0.75 * np.minimum(u * u, 0.9)
         mouth = shapes.ellipse(u, v - 0.02, face.identity.mouth_width + 0.03, 0.16)

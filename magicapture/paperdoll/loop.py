@@ -119,7 +119,7 @@ class Trainer:
         log.info("%s step %d of %d: %s", self.name, self.step, self.plan.steps, text)
 
     def save(self) -> None:
-        """Writes weights, average and optimiser state; the old file stays until the new is whole."""
+        """Writes weights, average and optimiser state, whole or not at all."""
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         for name, parameter in self.model.named_parameters():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import numpy as np
 
 from .colours import Array
@@ -25,7 +23,7 @@ def apply(image: Array, medium: str) -> Array:
     if medium == "pastel":
         paper = np.array((0.99, 0.95, 0.92), np.float32).reshape(3, 1, 1)
         grey = _luma(image)[None]
-        return cast(Array, 0.56 * (image * 0.86 + grey * 0.14) + 0.44 * paper)
+        return 0.56 * (image * 0.86 + grey * 0.14) + 0.44 * paper
     if medium == "poster":
         return _poster(image)
     if medium == "sketch":
@@ -34,20 +32,20 @@ def apply(image: Array, medium: str) -> Array:
 
 
 def _luma(image: Array) -> Array:
-    return cast(Array, np.tensordot(_LUMA, image, 1))
+    return np.tensordot(_LUMA, image, 1)
 
 
 def _ramp(stops: tuple[tuple[float, float, float], ...]) -> Array:
     table = np.array(stops, np.float32)
     at = np.linspace(0, len(stops) - 1, 256)
-    return np.stack(
-        [np.interp(at, np.arange(len(stops)), table[:, c]) for c in range(3)]
-    ).astype(np.float32)
+    return np.stack([np.interp(at, np.arange(len(stops)), table[:, c]) for c in range(3)]).astype(
+        np.float32
+    )
 
 
 def _toned(luma: Array, ramp: Array) -> Array:
     index = np.clip(luma * 255 + 0.5, 0, 255).astype(np.uint8)
-    return cast(Array, ramp[:, index])
+    return ramp[:, index]
 
 
 def _edges(luma: Array) -> Array:
@@ -55,7 +53,7 @@ def _edges(luma: Array) -> Array:
     padded = np.pad(luma, 1, mode="edge")
     du = padded[1:-1, 2:] - padded[1:-1, :-2]
     dv = padded[2:, 1:-1] - padded[:-2, 1:-1]
-    return cast(Array, np.clip(np.sqrt(du * du + dv * dv) * 2.2 - 0.10, 0, 1))
+    return np.clip(np.sqrt(du * du + dv * dv) * 2.2 - 0.10, 0, 1)
 
 
 def _poster(image: Array) -> Array:
@@ -66,7 +64,7 @@ def _poster(image: Array) -> Array:
     step = np.clip((luma * levels - low - 0.5) * 5 + 0.5, 0, 1)
     flat = (low + step + 0.25) / (levels + 0.25)
     vivid = flat + 1.4 * (image - luma) * np.minimum(flat / (luma + np.float32(0.05)), 1.5)
-    return cast(Array, np.clip(vivid, 0, 1) * (1.0 - 0.8 * _edges(luma)))
+    return np.clip(vivid, 0, 1) * (1.0 - 0.8 * _edges(luma))
 
 
 def _sketch(image: Array) -> Array:

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel
 
 TEXT_WIDTH = 128
+CHANNELS = 8  # four lose the eyes; stock ComfyUI fits an empty latent to the model's channels
 
 
 def autoencoder() -> AutoencoderTiny:
-    """An untrained autoencoder of TAESD's kind: 8x8 pixels to 4 numbers, pictures -1..1."""
+    """An untrained autoencoder of TAESD's kind: 8x8 pixels to 8 numbers, pictures -1..1."""
     from diffusers import AutoencoderTiny
 
     width = (48, 48, 48, 48)
@@ -23,7 +24,7 @@ def autoencoder() -> AutoencoderTiny:
         decoder_block_out_channels=width,
         num_encoder_blocks=(0, 1, 2, 2),
         num_decoder_blocks=(3, 3, 2, 0),
-        latent_channels=4,
+        latent_channels=CHANNELS,
     )
 
 
@@ -34,6 +35,8 @@ def unet() -> UNet2DConditionModel:
 
     model = UNet2DConditionModel(
         sample_size=16,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
         block_out_channels=(64, 128, 192),
         layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),

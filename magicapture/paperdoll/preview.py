@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .loop import averaged
-from .networks import autoencoder, schedule
+from .networks import CHANNELS, autoencoder, schedule
 from .stage_unet import build
 from .tokenizer import LENGTH, load_tokenizer
 
@@ -64,7 +64,7 @@ class Model:
         """Pictures (B, 3, H, W) 0..1 for prompts, by DDIM."""
         device = self.unet.device
         generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(len(prompts), 4, 16, 16, generator=generator).to(device)
+        x = torch.randn(len(prompts), CHANNELS, 16, 16, generator=generator).to(device)
         context = torch.cat([self.embed([""] * len(prompts)), self.embed(prompts)])
         scheduler = schedule()
         scheduler.set_timesteps(steps)

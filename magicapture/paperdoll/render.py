@@ -22,8 +22,8 @@ class Doll:
     image: (3, H, W) float32 RGB, 0..1.
     mask: (1, H, W) float32, how much of a pixel is face: skin, ears, features, glasses, beard.
     labels: (H, W) uint8, the foremost part (see `Label`).
-    landmarks: (5, 2) float32, x and y in pixels (whole numbers are pixel centres): the eye on the
-        picture's left, the eye on its right, the tip of the nose, the mouth's left and right corner.
+    landmarks: (5, 2) float32, x and y in pixels (whole numbers are pixel centres): left eye, right
+        eye, tip of the nose, left and right corner of the mouth; left and right of the picture.
     """
 
     image: Array
@@ -32,9 +32,7 @@ class Doll:
     landmarks: Array
 
 
-def render(
-    identity: Identity, style: Style, pose: Pose | None = None, size: int = SIZE
-) -> Doll:
+def render(identity: Identity, style: Style, pose: Pose | None = None, size: int = SIZE) -> Doll:
     """Draws a doll, `size` pixels square."""
     pose = pose or Pose()
     canvas = Canvas(size)

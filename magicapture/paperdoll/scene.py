@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def _pattern(style: Style, x: Array, y: Array, pixel: float) -> Array:
     if kind == "plain":
         return np.zeros((1, 1), np.float32)
     if kind == "gradient":
-        return cast(Array, np.clip(0.5 + 0.5 * y + 0.12 * x, 0, 1))
+        return np.clip(0.5 + 0.5 * y + 0.12 * x, 0, 1)
     pitch = 0.36 * style.pattern_scale
     if kind == "sunburst":
         angle = np.arctan2(y + 0.1, x) * (8 / np.pi)
@@ -42,7 +42,7 @@ def _pattern(style: Style, x: Array, y: Array, pixel: float) -> Array:
     if kind == "checked":
         a, b = _wave(x * (1 / pitch)), _wave(y * (1 / pitch))
         first, second = (shapes.coverage(w * pitch, pixel) for w in (a, b))
-        return cast(Array, first + second - 2 * first * second)
+        return first + second - 2 * first * second
     row = y * (1 / pitch) * 1.2
     odd = np.floor(row) % 2
     du = (x * (1 / pitch) + 0.5 * odd) % 1 - 0.5
@@ -52,7 +52,7 @@ def _pattern(style: Style, x: Array, y: Array, pixel: float) -> Array:
 
 def _wave(phase: Array) -> Array:
     """Signed distance, in periods, to stripes of half a period."""
-    return cast(Array, np.abs(phase % 1.0 - 0.5) - 0.25)
+    return np.abs(phase % 1.0 - 0.5) - 0.25
 
 
 def neck(canvas: Canvas, frame: Frame, skin: Colour, shadow: Colour) -> None:
@@ -68,31 +68,35 @@ def neck(canvas: Canvas, frame: Frame, skin: Colour, shadow: Colour) -> None:
 def clothes(canvas: Canvas, frame: Frame, style: Style, pose: Pose, skin: Colour) -> None:
     """Shoulders and collar of one of six garments."""
     u, v = frame.u, frame.v
-    wide = np.abs(u)
-    slope = cast(Array, (1.34 + 0.13 * wide + 0.16 * u * u - v) * 0.93)
+    side = u * np.float32(pose.light_angle) * 0.8
+    fold = shapes.soft(np.abs(np.abs(u) - 1.12 + 0.1 * v) - 0.02, 0.09)
+    light = 1.0 + 0.16 * pose.light_strength * (side - 0.2) - 0.10 * fold
+    garment: Callable[[], None] = getattr(_Tailor(canvas, frame, style, light, skin), style.clothes)
+    garment()
+
+
+def _torso(frame: Frame) -> Array:
+    u, v = frame.u, frame.v
+    slope = (1.34 + 0.13 * np.abs(u) + 0.16 * u * u - v) * 0.93
     shoulders = shapes.common(slope, shapes.box(u, v - 2.6, 1.72, 1.1, 0.6))
-    torso = shapes.union(shoulders, shapes.box(u, v - 1.9, 0.62, 0.4, 0.2), 0.1)
-    light = 1.0 + 0.16 * pose.light_strength * (u * np.float32(pose.light_angle) * 0.8 - 0.2)
-    light = (light - 0.10 * shapes.soft(np.abs(wide - 1.12 + 0.1 * v) - 0.02, 0.09))[None]
-
-    def cloth(colour: Colour) -> Array:
-        return cast(Array, np.clip(planes(colour) * light, 0, 1))
-
-    draw = _Tailor(canvas, frame, style, torso, cloth, skin)
-    getattr(draw, style.clothes)()
+    return shapes.union(shoulders, shapes.box(u, v - 1.9, 0.62, 0.4, 0.2), 0.1)
 
 
 class _Tailor:
     """Draws one garment over the shoulders; each method is a kind of clothes."""
 
-    def __init__(self, canvas, frame, style, torso, cloth, skin):  # type: ignore[no-untyped-def]
+    def __init__(
+        self, canvas: Canvas, frame: Frame, style: Style, light: Array, skin: Colour
+    ) -> None:
         self.canvas, self.frame, self.style = canvas, frame, style
-        self.torso, self.cloth, self.skin = torso, cloth, skin
+        self.light, self.skin = light, skin
         self.u, self.v = frame.u, frame.v
+        self.torso = _torso(frame)
 
     def _fill(self, form: Array, colour: Colour, label: Label = Label.CLOTHES) -> None:
         cover = shapes.coverage(form, self.frame.pixel)
-        self.canvas.paint(cover, self.cloth(colour), label)
+        cloth = np.clip(planes(colour) * self.light, 0, 1)
+        self.canvas.paint(cover, cloth, label)
 
     def _line(self, form: Array, width: float, share: float = 0.45) -> None:
         line = shapes.common(np.abs(form) - width, self.torso)

@@ -32,7 +32,9 @@ def split_of(seed: int) -> Split:
 def require_split(seed: int, split: Split) -> int:
     """The seed itself if it lies in the split, else a ValueError."""
     if split_of(seed) is not split:
-        raise ValueError(f"expected a {split.name.lower()} seed, got {seed} ({split_of(seed).name})")
+        raise ValueError(
+            f"expected a {split.name.lower()} seed, got {seed} ({split_of(seed).name})"
+        )
     return seed
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from .networks import autoencoder, schedule, text_encoder, unet
 from .tokenizer import LENGTH, load_tokenizer, write_tokenizer
 
 log = logging.getLogger(__name__)
+_T = TypeVar("_T", bound=np.generic)
 
 PLAN = Plan(steps=9_000, rate=8e-4, warmup=200, decay=0.35, ema=0.999)
+BATCH = 32
 VARIANTS = 4  # captions of a doll
 _DROPPED = 0.1  # share of captions left out, for classifier-free guidance
 _SNR_LIMIT = 5.0
@@ -38,7 +40,7 @@ def train(
     out: Path,
     device: torch.device,
     plan: Plan,
-    batch: int = 32,
+    batch: int = BATCH,
     until: float | None = None,
 ) -> Trainer:
     """Trains UNet and text encoder together on the latents of rendered dolls."""
@@ -75,7 +77,7 @@ def train(
 
 @torch.no_grad()
 def encoded(shards: Shards, out: Path, device: torch.device) -> NDArray[np.float16]:
-    """Latents (N, 4, h, w) of all dolls, of unit size; kept in a file beside the weights."""
+    """Latents (N, C, h, w) of all dolls, of unit size; kept in a file beside the weights."""
     file = out / "latents.npy"
     if file.exists():
         return cast(NDArray[np.float16], np.load(file))
@@ -110,7 +112,7 @@ def tokenized(count: int, out: Path) -> NDArray[np.int16]:
     return _kept(file, np.concatenate(parts))
 
 
-def _kept[T: np.generic](file: Path, array: NDArray[T]) -> NDArray[T]:
+def _kept(file: Path, array: NDArray[_T]) -> NDArray[_T]:
     partial = file.with_suffix(".part")
     with partial.open("wb") as stream:
         np.save(stream, array)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ def learn_merges(words: tuple[str, ...]) -> list[Pair]:
     while True:
         pairs: Counter[Pair] = Counter()
         for parts in split:
-            pairs.update(zip(parts, parts[1:], strict=False))
+            pairs.update(pairwise(parts))
         if not pairs:
             return merges
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
