@@ -149,7 +149,7 @@ class Objective:
         ]
         if not chosen:
             return
-        landmarks = torch.cat([rows[i].landmarks for i in chosen]).to(x0.device)  # type: ignore[misc]
+        landmarks = torch.cat([rows[i].landmarks for i in chosen])  # type: ignore[misc]
         abar = self.backbone.schedule.alphas_cumprod.to(x0.device)[timesteps[chosen]]
         for value in self.identity(x0[chosen], landmarks, abar):
             _add(losses, "identity", value, self.phase.weights.identity / len(settings.tasks))

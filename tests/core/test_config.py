@@ -29,7 +29,9 @@ def test_a_value_out_of_range_is_refused_with_what_was_expected(make, message):
 
 
 def test_every_setting_explains_itself():
-    kinds = [k for k in vars(config).values() if isinstance(k, type) and issubclass(k, config.Checked)]
+    kinds = [
+        k for k in vars(config).values() if isinstance(k, type) and issubclass(k, config.Checked)
+    ]
     assert len(kinds) > 8
     for kind in kinds:
         for field in fields(kind) if kind is not config.Checked else ():

@@ -27,7 +27,9 @@ def test_each_kind_of_prompt():
 
 def test_tokens_as_embeddings():
     text = "<ada-1> by <oil-1>, not <ada-10> nor <b>"
-    assert as_embeddings(text, CONCEPTS) == "embedding:ada-1 by embedding:oil-1, not <ada-10> nor <b>"
+    assert (
+        as_embeddings(text, CONCEPTS) == "embedding:ada-1 by embedding:oil-1, not <ada-10> nor <b>"
+    )
 
 
 def test_two_subjects_are_refused():

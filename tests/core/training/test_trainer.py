@@ -282,7 +282,10 @@ def test_nan_stops_the_run_before_it_spreads(make_job, backbone, recogniser, tmp
 
 
 def test_a_model_that_returns_nan_is_refused_before_step_one(make_job, backbone):
-    handle = backbone.unet.register_forward_hook(lambda m, i, o: o.sample.mul_(math.nan))
+    def poison(module, inputs, output):
+        output.sample.mul_(math.nan)
+
+    handle = backbone.unet.register_forward_hook(poison)
     with pytest.raises(NumericalError, match="before any training"), Trainer(make_job(), backbone):
         pass
     handle.remove()
