@@ -1,0 +1,95 @@
+"""What may be asked for on the command line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import get_args
+
+from ..config import LoraSettings, Recipe, help_of
+from ..faces.embed import NORMALISATIONS
+from ..prompts import PromptKind
+from ..recipes import DEFAULT, RECIPE_NAMES
+from ..sampling import SamplerName, SamplingSettings
+from .model import DTYPES
+from .recipe import recipes
+from .sample import sample
+from .train import train
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser; what it returns holds the command to run as `run`."""
+    root = argparse.ArgumentParser(
+        prog="magicapture",
+        description="A person's face in a portrait's style, learned from a few photos of each.",
+    )
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+    _add_train(commands.add_parser("train", help=train.__doc__))
+    _add_sample(commands.add_parser("sample", help=sample.__doc__))
+    one = commands.add_parser("recipes", help=recipes.__doc__)
+    one.add_argument("name", nargs="?", metavar="NAME", help="The recipe to print.")
+    one.set_defaults(run=recipes)
+    for command in commands.choices.values():
+        command.add_argument("--verbose", action="store_true", help="Show where an error arose.")
+    return root
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--base", required=True, help="A Stable Diffusion 1.x or 2.x file, or diffusers folder.")
+    add("--taesd", help="A small decoder (TAESD): a file or folder.")
+    add("--device", help="Such as cuda, cuda:1 or cpu; the GPU where there is one.")
+    add("--precision", choices=list(DTYPES), help="bf16 on a GPU and fp32 elsewhere, if not given.")
+    add("--seed", type=int, default=0)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    add = parser.add_argument
+    add("--source", required=True, help="The folder of the person's photos.")
+    add("--style", required=True, help="The folder of portraits in the style.")
+    add("--out", required=True, metavar="NAME", help="Name of the LoRA's file, without ending.")
+    add("--out-dir", type=Path, default=Path(), metavar="DIR", help="Where to write it.")
+    recipe_help = f"One of {', '.join(RECIPE_NAMES)}, or a .json file; {DEFAULT} if not given."
+    add("--recipe", default=DEFAULT, help=recipe_help)
+    add("--subject-name", default="my-person", metavar="NAME", help="The person's token.")
+    add("--style-name", default="my-style", metavar="NAME", help="The style's token.")
+    add("--class-word", default="person", metavar="WORD", help="Such as woman, man, dog.")
+    add("--vectors", type=int, default=1, help="How many vectors each token has.")
+    add("--steps", type=int, help="Steps in all; the phases keep their proportion.")
+    add("--rank", type=int, help=help_of(LoraSettings, "rank"))
+    add("--resolution", type=int, help=help_of(Recipe, "resolution"))
+    add("--save-memory", action="store_true", help="The same result, slower, in less memory.")
+    add("--recogniser", metavar="FILE", help="A face recogniser: .onnx, or TorchScript .pt.")
+    add(
+        "--recogniser-input",
+        choices=list(NORMALISATIONS),
+        default="arcface",
+        help="What the recogniser's pixels are scaled to.",
+    )
+    add("--preview-every", type=int, default=0, metavar="N", help="Draw a picture every N steps.")
+    add("--fresh", action="store_true", help="Start over, though a stopped run could go on.")
+    parser.set_defaults(run=train)
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    _add_model(parser)
+    add = parser.add_argument
+    add("--adapter", required=True, type=Path, metavar="FILE", help="The LoRA that train wrote.")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", help="A text with the tokens in it, such as <my-person>.")
+    prompt.add_argument(
+        "--prompt-kind",
+        choices=get_args(PromptKind),
+        default="composed",
+        help="A sentence of the training: the person in the style, or one of them alone.",
+    )
+    for name, kind in (("steps", int), ("guidance", float), ("width", int), ("height", int)):
+        add(f"--{name}", type=kind, help=help_of(SamplingSettings, name))
+    add("--negative", help=help_of(SamplingSettings, "negative"))
+    sampler_help = help_of(SamplingSettings, "sampler")
+    add("--sampler", choices=get_args(SamplerName), help=sampler_help)
+    add("--strength", type=float, default=1.0, help="Strength of the LoRA.")
+    add("--count", type=int, default=1, help="How many pictures, each with the next seed.")
+    add("--out", type=Path, default=Path(), metavar="DIR", help="Where to write them.")
+    parser.set_defaults(run=sample)

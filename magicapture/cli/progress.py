@@ -1,0 +1,62 @@
+"""A training run on the terminal."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..training import Event, Prepared, Previewed, Resumed, Stepped, Warned
+from .images import save_image
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Shows a run's events on the terminal, and writes its previews into a folder."""
+
+    def __init__(self, previews: Path) -> None:
+        self._previews = previews
+        self._bar: tqdm[Any] | None = None
+        self._stage = ""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Prepared):
+            self._show(event.stage, event.done, event.total, "photo")
+        elif isinstance(event, Stepped):
+            bar = self._show(event.phase, event.step, event.steps, "it")
+            losses = {name: f"{value:.4f}" for name, value in event.losses.items()}
+            bar.set_postfix(losses, refresh=False)  # drawn at the bar's own pace
+        elif isinstance(event, Previewed):
+            for index, image in enumerate(event.images):
+                save_image(image, self._previews / f"{event.step:06}-{index}.png", event.prompt)
+        elif isinstance(event, Resumed):
+            logger.info("Going on after step %d of %d.", event.step, event.steps)
+        elif isinstance(event, Warned):
+            logger.warning("%s", event.text)
+
+    def close(self) -> None:
+        """Leave the bar as it is and go on below it."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _show(self, stage: str, done: int, total: int, unit: str) -> tqdm[Any]:
+        from tqdm import tqdm
+
+        if self._bar is None or stage != self._stage:
+            self.close()
+            # What was done before this bar is not part of its speed.
+            self._bar = tqdm(desc=stage, total=total, initial=max(0, done - 1), unit=unit)
+            self._stage = stage
+        self._bar.update(done - self._bar.n)
+        return self._bar

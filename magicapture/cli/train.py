@@ -1,0 +1,77 @@
+"""`magicapture train`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from ..checkpoint import check_names, save_adapter
+from ..data import load_folder
+from ..faces.embed import load_recogniser
+from ..files import safe_name
+from ..sampling import SamplingSettings
+from ..tokens import Concept
+from ..training import Trainer, TrainingJob
+from .model import backbone_from
+from .progress import Progress
+from .recipe import recipe_from
+
+logger = logging.getLogger(__name__)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train on two folders of photos and write a LoRA and an embedding for each token."""
+    folder: Path = arguments.out_dir
+    name = safe_name(arguments.out, "output name")
+    job = _job(arguments)
+    embeddings = folder / "embeddings"
+    lora = folder / f"{name}.safetensors"
+    for line in check_names((job.subject, job.style), [embeddings], lora):
+        logger.info("%s", line)
+    job.check()  # before gigabytes are read
+    recogniser = None
+    if arguments.recogniser:
+        recogniser = load_recogniser(arguments.recogniser, arguments.recogniser_input)
+    backbone = backbone_from(arguments, job.recipe.precision)
+    side = job.recipe.resolution
+    with Progress(folder / f"{name}-previews") as progress:
+        trainer = Trainer(
+            job,
+            backbone,
+            recogniser=recogniser,
+            listener=progress,
+            state_folder=folder / "states",
+            fresh=arguments.fresh,
+        )
+        try:
+            with trainer:
+                adapter = trainer.run(
+                    preview_every=arguments.preview_every,
+                    preview=SamplingSettings(steps=20, width=side, height=side),
+                )
+        except KeyboardInterrupt:
+            progress.close()
+            if trainer.step:
+                logger.info(
+                    "Stopped after step %d of %d. Nothing is lost: the same command goes on from "
+                    "there; with --fresh it starts over.",
+                    trainer.step,
+                    trainer.steps,
+                )
+            raise
+    files = save_adapter(adapter, folder, embeddings, name)
+    for file in (files.lora, *files.embeddings):
+        logger.info("Wrote %s", file)
+
+
+def _job(arguments: argparse.Namespace) -> TrainingJob:
+    word, vectors = arguments.class_word, arguments.vectors
+    return TrainingJob(
+        Concept(arguments.subject_name, "subject", word, vectors),
+        load_folder(arguments.source, "subject"),
+        Concept(arguments.style_name, "style", word, vectors),
+        load_folder(arguments.style, "style"),
+        recipe_from(arguments),
+        arguments.seed,
+    )

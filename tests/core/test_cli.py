@@ -1,0 +1,289 @@
+"""The command line, from folders of pictures to a picture; and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+from torch import nn
+
+from magicapture.backbones import DiffusersBackbone
+from magicapture.backbones.support import BETAS
+from magicapture.cli import main
+from magicapture.cli.progress import Progress
+from magicapture.config import Recipe, from_dict, to_dict
+from magicapture.recipes import RECIPE_NAMES, recipe
+from magicapture.training import Event, Stepped
+
+SIDE = 128
+
+
+@pytest.fixture
+def base(make_backbone: Callable[..., DiffusersBackbone], tmp_path: Path) -> Path:
+    """A tiny diffusers folder."""
+    backbone = make_backbone(vae="kl")
+    folder = tmp_path / "base"
+    backbone.unet.save_pretrained(folder / "unet")
+    backbone.vae.save_pretrained(folder / "vae")
+    backbone.text_encoders["clip_l"].save_pretrained(folder / "text_encoder")
+    backbone.tokenizers["clip_l"].save_pretrained(folder / "tokenizer")
+    DDIMScheduler(**BETAS).save_pretrained(folder / "scheduler")
+    parts = {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+    }
+    index = {part: ["library", kind] for part, kind in parts.items()}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_photos(folder: Path, count: int, seed: int, masks: bool = True) -> Path:
+    """Smooth random pictures with an ellipse for a face."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for index in range(count):
+        small = Image.fromarray(random.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+        small.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(folder / f"{index}.png")
+        if masks:
+            mask = Image.new("L", (SIDE, SIDE))
+            ImageDraw.Draw(mask).ellipse((34, 20, 94, 100), fill=255)
+            mask.save(folder / f"{index}.mask.png")
+    return folder
+
+
+@pytest.fixture
+def recogniser(tmp_path: Path) -> Path:
+    """A tiny face embedder in TorchScript."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 9, 8), nn.Tanh(), nn.Flatten(), nn.Linear(676, 8))
+    path = tmp_path / "recogniser.pt"
+    torch.jit.trace(network.eval(), torch.rand(2, 3, 112, 112)).save(path)
+    return path
+
+
+Command = Callable[..., list[str]]
+
+
+@pytest.fixture
+def command(base: Path, tmp_path: Path) -> Command:
+    """The words of a tiny `train`; keywords change an option, None leaves it out."""
+    options = {
+        "base": base,
+        "source": write_photos(tmp_path / "source", 2, 1),
+        "style": write_photos(tmp_path / "style", 2, 2),
+        "out": "ada",
+        "out_dir": tmp_path / "out",
+        "steps": 4,
+        "rank": 2,
+        "resolution": SIDE,
+        "device": "cpu",
+    }
+
+    def words(**changes: object) -> list[str]:
+        given = {k: v for k, v in {**options, **changes}.items() if v is not None}
+        flags = ([f"--{k.replace('_', '-')}", str(v)] for k, v in given.items())
+        return ["train", *(word for flag in flags for word in flag)]
+
+    return words
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The error lines since the last call."""
+    found = [r.getMessage() for r in caplog.records if r.levelno >= logging.ERROR]
+    caplog.clear()
+    return found
+
+
+def test_train_then_sample(command: Command, base: Path, recogniser: Path, tmp_path: Path) -> None:
+    assert main(command(recogniser=recogniser, preview_every=2, subject_name="ada-1")) == 0
+    out = tmp_path / "out"
+    lora = load_file(out / "ada.safetensors")
+    assert all(v.abs().max() > 0 for k, v in lora.items() if k.endswith("lora_up.weight"))
+    assert {f.stem for f in (out / "embeddings").iterdir()} == {"ada-1", "my-style"}
+    previews = sorted(f.name for f in (out / "ada-previews").iterdir())
+    assert previews == ["000002-0.png", "000004-0.png"]
+
+    pictures = tmp_path / "pictures"
+    words = ["sample", "--base", base, "--adapter", out / "ada.safetensors", "--out", pictures]
+    words += ["--steps", 3, "--width", 64, "--height", 96, "--device", "cpu", "--count", 2]
+    assert main([str(w) for w in words]) == 0
+    assert main([str(w) for w in [*words, "--strength", 0, "--count", 1]]) == 0
+    first, second, bare = (Image.open(pictures / f"ada-000{n}.png") for n in (1, 2, 3))
+    assert first.size == (64, 96)
+    assert "<ada-1> person in the <my-style> style" in first.info["prompt"]
+    assert (first.info["seed"], second.info["seed"], bare.info["seed"]) == ("0", "1", "0")
+    assert np.any(np.asarray(first) != np.asarray(second))
+    assert np.any(np.asarray(first) != np.asarray(bare)), "the LoRA changes nothing"
+
+
+def test_the_same_command_goes_on_after_ctrl_c(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert main(command(out="whole", out_dir=tmp_path / "whole")) == 0
+    show = Progress.__call__
+
+    def press_ctrl_c(progress: Progress, event: Event) -> None:
+        show(progress, event)
+        if isinstance(event, Stepped) and event.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", press_ctrl_c)
+        assert main(command()) == 130
+    assert "Stopped after step 3 of 4" in caplog.text
+    assert not (tmp_path / "out" / "ada.safetensors").exists()
+    caplog.clear()
+    assert main(command()) == 0
+    assert "Going on after step 3 of 4" in caplog.text
+    whole = load_file(tmp_path / "whole" / "whole.safetensors")
+    resumed = load_file(tmp_path / "out" / "ada.safetensors")
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    caplog.clear()
+    assert main([*command(), "--fresh"]) == 0
+    assert "Going on" not in caplog.text
+
+
+BAD = {
+    "no source folder": ({"source": "nowhere"}, "nowhere"),
+    "the source is a file": ({"source": __file__}, "is a file"),
+    "no base model": ({"base": "missing.safetensors"}, "missing.safetensors"),
+    "a base model that is none": ({"base": __file__}, "diffusers folder"),
+    "no such recipe": ({"recipe": "magic"}, "'magic'"),
+    "no such recipe file": ({"recipe": "missing.json"}, "missing.json"),
+    "a token name that is none": ({"subject_name": "a da"}, "'a da'"),
+    "one name for both": ({"subject_name": "x", "style_name": "x"}, "'x'"),
+    "a name that leaves the folder": ({"out": "../ada"}, "'../ada'"),
+    "an empty class word": ({"class_word": " "}, "class word"),
+    "too few steps": ({"steps": 1}, "1 steps"),
+    "rank zero": ({"rank": 0}, "LoraSettings.rank is 0"),
+    "too small a picture": ({"resolution": 8}, "Recipe.resolution is 8"),
+    "too many vectors": ({"vectors": 99}, "99 vectors"),
+    "no recogniser": ({"recogniser": "missing.onnx"}, "missing.onnx"),
+    "a recogniser that is none": ({"recogniser": __file__}, "face recogniser"),
+    "no small decoder": ({"taesd": "missing"}, "missing"),
+    "no such device": ({"device": "abacus"}, "'abacus'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "named"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_named_in_one_error(
+    changes: dict[str, object],
+    named: str,
+    command: Command,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(command(**changes)) == 2
+    (message,) = errors(caplog)
+    assert named in message
+    assert "Traceback" not in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_bad_photos_are_named(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "empty").mkdir()
+    one = write_photos(tmp_path / "one", 1, 3)
+    bare = write_photos(tmp_path / "bare", 2, 4, masks=False)
+    broken = write_photos(tmp_path / "broken", 2, 5)
+    (broken / "1.png").write_text("not a picture")
+    for folder, named in ((tmp_path / "empty", "empty"), (one, "expected 2"), (bare, "mask")):
+        assert main(command(source=folder)) == 2
+        assert named in errors(caplog)[0]
+    assert main(command(style=broken)) == 2
+    assert "1.png" in errors(caplog)[0]
+
+
+def test_a_file_of_somebody_else_is_left_alone(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs = tmp_path / "out" / "embeddings" / "my-person.pt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"theirs")
+    assert main(command()) == 2
+    assert "my-person.pt" in errors(caplog)[0]
+    assert theirs.read_bytes() == b"theirs"
+
+
+def test_sample_names_what_is_missing(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ["sample", "--base", str(base), "--device", "cpu", "--adapter"]
+    assert main([*words, str(tmp_path / "missing.safetensors")]) == 2
+    assert "missing.safetensors" in errors(caplog)[0]
+    assert main([*words, str(tmp_path / "missing.safetensors"), "--guidance", "0"]) == 2
+    assert "guidance" in errors(caplog)[0]
+
+
+@pytest.mark.parametrize("words", [[], ["train"], ["train", "--steps", "many"], ["fly"]])
+def test_bad_usage_exits_with_2(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    assert exit_.value.code == 2
+
+
+def test_a_recipe_can_be_printed_changed_and_used(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["recipes"]) == 0
+    assert capsys.readouterr().out.split() == list(RECIPE_NAMES)
+    assert main(["recipes", "paper"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert from_dict(Recipe, printed) == recipe("paper")
+
+    mine = tmp_path / "mine.json"
+    mine.write_text(json.dumps(to_dict(replace(recipe("textual-inversion"), name="mine"))))
+    assert main(command(recipe=mine, steps=1, out="tokens")) == 0
+    assert (tmp_path / "out" / "embeddings" / "my-style.safetensors").exists()
+
+
+def test_a_bug_exits_with_1_and_shows_where_if_asked(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: object) -> None:
+        raise ZeroDivisionError("by nought")
+
+    monkeypatch.setattr("magicapture.cli.arguments.recipes", broken)
+    assert main(["recipes"]) == 1
+    assert errors(caplog) == ["ZeroDivisionError: by nought (a bug; --verbose shows where)"]
+    assert main(["recipes", "--verbose"]) == 1
+    assert caplog.records[-1].exc_info
+
+
+def test_logging_is_left_as_it_was() -> None:
+    package = logging.getLogger("magicapture")
+    before = (package.level, list(package.handlers))
+    main(["recipes", "no-such"])
+    assert (package.level, package.handlers) == before
+
+
+def test_python_m_magicapture_runs_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "magicapture", "recipes", "no-such"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("magicapture: error: There is no recipe 'no-such'")
+    assert done.stderr.count("\n") == 1
