@@ -14,7 +14,12 @@ from .faces.embed import Recogniser
 from .losses import identity
 
 MARGIN = 4
-"""Latent cells decoded around a face beyond what the aligned crop shows, on each side."""
+"""Latent cells decoded around the aligned face, on each side.
+
+With TAESD on real photos the face then differs from that of a whole decode by 1.3/255 on average
+and its embedding by 1 - cos = 0.002, for a third of the picture decoded; 8 cells bring that to
+0.7/255 for a half, and from 18 cells on (the decoder's reach) nothing differs.
+"""
 
 
 def embeddings(

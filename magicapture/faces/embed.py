@@ -83,15 +83,16 @@ def load_recogniser(
         normalisation = NORMALISATIONS[normalisation]
     if not path.is_file():
         raise StorageError(f"There is no face recogniser at {path}; give an .onnx or .pt file.")
-    readers = {".onnx": _from_onnx, ".pt": _from_script, ".pts": _from_script}
-    readers[".torchscript"] = _from_script
+    script = dict.fromkeys((".pt", ".pts", ".torchscript"), _from_script)
+    readers = {".onnx": _from_onnx, **script}
     if path.suffix.lower() not in readers:
         raise InputError(
             f"{path.name} cannot be read as a face recogniser; expected a file ending in "
             f"{', '.join(readers)}."
         )
-    recogniser = FaceRecogniser(readers[path.suffix.lower()](path), normalisation)
-    _try(recogniser, path.name)
+    with torch.inference_mode(False):  # tensors made in it could never take part in a gradient
+        recogniser = FaceRecogniser(readers[path.suffix.lower()](path), normalisation)
+        _try(recogniser, path.name)
     return recogniser
 
 
@@ -151,7 +152,7 @@ def _try(recogniser: FaceRecogniser, name: str) -> None:
     """Embed two faces, alone and together; raise InputError unless it works, with a gradient."""
     generator = torch.Generator().manual_seed(0)
     faces = torch.rand(2, 3, FACE_SIZE, FACE_SIZE, generator=generator).requires_grad_()
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         try:
             alone = torch.cat([recogniser(face[None]) for face in faces])
             (gradient,) = torch.autograd.grad(alone.square().sum(), faces)
