@@ -15,6 +15,7 @@ import torch
 
 from . import stage_readers, stage_unet, stage_vae
 from .dataset import Shards, prepare
+from .export import export
 from .loop import Trainer
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="stop, saved, after this long")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--export", type=Path, help="folder for the finished weights, in half")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if given.threads:
@@ -60,6 +62,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = Options(given.out, torch.device(given.device), given.steps, given.batch, until)
     for stage in STAGES if given.stage == "all" else (given.stage,):
         run(stage, shards, options)
+    if given.export:
+        export(given.out, given.export)
 
 
 def run(stage: str, shards: Shards, options: Options) -> list[Trainer]:

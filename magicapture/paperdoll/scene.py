@@ -148,7 +148,7 @@ class _Tailor:
     def dress(self) -> None:
         """A dress with a wide neckline and a row of beads."""
         neckline = shapes.ellipse(self.u, self.v - 1.2, 0.98, 0.58)
-        self._fill(shapes.common(self.torso), self.skin, Label.NECK)
+        self._fill(shapes.common(self.torso, neckline - 0.03), self.skin, Label.NECK)
         self._fill(shapes.without(self.torso, neckline), self.style.clothes_colour)
         chain = shapes.ellipse(self.u, self.v - 1.2, 0.44, 0.40)
         beads = shapes.common(np.abs(chain) - 0.045, 1.24 - self.v)

@@ -30,6 +30,7 @@ from .traits import identity_from_seed, pose_from_seed, style_from_seed
 # The loss trains with the first embedder; scores come from the second, which it has never seen.
 EMBEDDERS = {"identity_loss": (ConvEmbedder, 11), "identity_score": (PatchEmbedder, 23)}
 BATCH = 64
+MODELS = {"finder": FaceFinder, "parser": Parser, "style": StyleEmbedder}
 STEPS = {
     "identity_loss": 6_000,
     "identity_score": 6_000,

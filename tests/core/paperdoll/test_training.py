@@ -1,0 +1,131 @@
+"""The training loop saves as it goes, and a run that was cut equals one that was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from magicapture.paperdoll import dataset, identity_from_seed, render, style_from_seed
+from magicapture.paperdoll.align import TEMPLATE, crops, similarity
+from magicapture.paperdoll.loop import Plan, Trainer, averaged
+from magicapture.paperdoll.readers import (
+    PARTS,
+    ConvEmbedder,
+    FaceFinder,
+    Margin,
+    Parser,
+    PatchEmbedder,
+    StyleEmbedder,
+)
+from magicapture.paperdoll.scores import auc
+
+PLAN = Plan(steps=12, rate=1e-2, warmup=2)
+
+
+def _trainer(folder: Path) -> tuple[Trainer, nn.Module]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    return Trainer("small", model, PLAN, folder), model
+
+
+def _loss_of(model: nn.Module):
+    def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        x = torch.randn(8, 3, generator=generator)
+        return {"error": (model(x) - x.sum(1, keepdim=True)).pow(2).mean()}
+
+    return losses
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    whole, model = _trainer(tmp_path / "whole")
+    whole.run(_loss_of(model))
+    cut, model = _trainer(tmp_path / "cut")
+    for _ in range(5):
+        cut._advance(_loss_of(model))
+    cut.save()
+    again, model = _trainer(tmp_path / "cut")
+    assert again.step == 5
+    again.run(_loss_of(model))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+    one, other = averaged(tmp_path / "whole", "small"), averaged(tmp_path / "cut", "small")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+    trainer, model = _trainer(tmp_path)
+    with pytest.raises(FloatingPointError, match="step 0"):
+        trainer.run(lambda step, generator: {"bad": next(model.parameters()).sum() * torch.nan})
+
+
+def test_an_untrained_stage_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="vae"):
+        averaged(tmp_path, "vae")
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    plan = Plan(steps=100, rate=1.0, warmup=10, decay=0.5)
+    rates = [plan.rate_at(step) for step in (0, 9, 50, 99)]
+    assert rates == pytest.approx([0.1, 1.0, 1.0, 0.118])
+
+
+def test_shards_hold_what_is_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "SHARD", 4)
+    shards = dataset.prepare(tmp_path, 8, size=32)
+    assert len(shards) == 8
+    images, labels = shards.pick(np.array([5, 0]))
+    identity, style, pose = dataset.seeds_of(5)
+    doll = render(
+        identity_from_seed(identity),
+        style_from_seed(style),
+        dataset.pose_from_seed(pose),
+        32,
+    )
+    assert np.abs(images[0] / 255 - doll.image).max() <= 0.5 / 255 + 1e-6
+    assert np.array_equal(labels[0], doll.labels)
+    assert np.allclose(shards.points(np.array([5]))[0], doll.landmarks)
+
+
+def test_alignment_brings_landmarks_to_the_template() -> None:
+    turn = np.array([[0.8, -0.3], [0.3, 0.8]], np.float32)
+    points = (TEMPLATE @ turn.T + np.array([5, -7], np.float32))[None]
+    assert np.allclose(similarity(points)[0], np.c_[turn, (5, -7)], atol=1e-4)
+    doll = render(identity_from_seed(3), style_from_seed(3))
+    image = torch.from_numpy(doll.image)[None]
+    still = crops(image, TEMPLATE[None], 112)
+    assert torch.allclose(still, image[..., :112, :112], atol=1e-5)
+
+
+def test_readers_have_the_shapes_they_promise() -> None:
+    faces, pictures = torch.rand(2, 3, 112, 112), torch.rand(2, 3, 128, 128)
+    for embedder in (ConvEmbedder(), PatchEmbedder()):
+        assert embedder.eval()(faces).shape == (2, 128)
+    points, score = FaceFinder().eval()(pictures)
+    assert points.shape == (2, 5, 2) and score.shape == (2,)
+    assert (points > -1).all() and (points < 128).all()
+    assert Parser().eval()(pictures).shape == (2, PARTS, 128, 128)
+    assert StyleEmbedder().eval()(pictures, torch.zeros(2, 1, 128, 128)).shape == (2, 96)
+
+
+def test_style_is_blind_to_the_face() -> None:
+    model = StyleEmbedder().eval()
+    picture, face = torch.rand(1, 3, 128, 128), torch.zeros(1, 1, 128, 128)
+    face[..., 40:90, 40:90] = 1
+    other = torch.where(face > 0, torch.rand_like(picture), picture)
+    assert torch.equal(model(picture, face), model(other, face))
+
+
+def test_the_margin_makes_the_task_harder() -> None:
+    head = Margin(5, 8)
+    vectors, classes = torch.randn(4, 8), torch.tensor([0, 1, 2, 3])
+    assert head(vectors, classes, 0.3) > head(vectors, classes, 0.0)
+
+
+def test_auc_of_known_cases() -> None:
+    assert auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
+    assert auc(np.array([0.0]), np.array([1.0])) == 0.0
+    assert auc(np.array([1.0]), np.array([1.0, 1.0])) == 0.5
