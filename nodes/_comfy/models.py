@@ -117,7 +117,7 @@ def downscale_of(vae: Any) -> int:
 def unet_names(model: ModelPatcher) -> Mapping[str, str]:
     """ComfyUI's names of the UNet's modules to those of diffusers.
 
-    ComfyUI's own table holds the weights; modules above them, such as a transformer block, follow
+    ComfyUI's own table names weights; modules above them, such as a transformer block, follow
     where both names end alike.
     """
     names: dict[str, str] = {}
@@ -128,7 +128,9 @@ def unet_names(model: ModelPatcher) -> Mapping[str, str]:
             names[".".join(path)] = ".".join(other)
             if path.pop() != other.pop():
                 break
-    return names
+    # The table also has what other models have, such as a class embedding.
+    present = (name for name, _ in model.model.diffusion_model.named_modules())
+    return {name: names[name] for name in present if name in names}
 
 
 def _unsupported(name: str, found: str) -> UnsupportedModelError:

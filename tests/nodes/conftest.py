@@ -55,9 +55,9 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from comfy.cli_args import args
 
     args.cpu = True
+    for name in ("utils.extra_config", "utils.install_util", "nodes"):
+        importlib.import_module(name)  # in this order: nodes puts comfy/, with its utils, first
     import folder_paths
-
-    import nodes  # noqa: F401
 
     for kind in ("output", "temp", "input", "user"):
         (base / kind).mkdir(exist_ok=True)

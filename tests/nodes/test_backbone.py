@@ -1,0 +1,306 @@
+"""ComfyUI's models through the backbone equal what stock nodes make of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+pytestmark = pytest.mark.usefixtures("executor")
+
+TIMESTEPS = torch.tensor([3, 500, 999])
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def token_vectors(pack, **counts: int):
+    with torch.inference_mode(False):
+        return pack("magicapture.tokens").TokenVectors(
+            {
+                name: {"clip_l": 0.1 * seeded(n, 32, seed=i)}
+                for i, (name, n) in enumerate(counts.items())
+            }
+        )
+
+
+@pytest.fixture(params=["sd1", "sd2"])
+def either(request, tiny, tiny_sd2):
+    return tiny if request.param == "sd1" else tiny_sd2
+
+
+# -- prompts ----------------------------------------------------------------------------------
+
+
+def stock_encoding(clip, text: str) -> Tensor:
+    import nodes
+
+    return nodes.CLIPTextEncode().encode(clip, text)[0][0][0]
+
+
+@pytest.mark.parametrize("skip", [None, -1, -2, -3])
+def test_prompts_equal_clip_text_encode(pack, make, either, skip):
+    """With `embedding:name` read from files as anywhere in ComfyUI, at every clip skip."""
+    import nodes
+
+    vectors = token_vectors(pack, ada=1, film=3)
+    for name, of in vectors.tensors().items():
+        save_file({"emb_params": of["clip_l"]}, make.embeddings / f"{name}.safetensors")
+    clip = either.clip
+    if skip is not None:
+        clip = nodes.CLIPSetLastLayer().set_last_layer(clip, skip)[0]
+    backbone = pack.comfy.ComfyBackbone(either.model, clip, either.vae)
+    texts = [
+        "a photo of <ada> person in the <film> style",
+        "<film>",
+        "no token here, only words",
+        "a <ada> and again a <ada>, walking",
+    ]
+    prompts = [pack("magicapture.tokens").Prompt(text) for text in texts]
+    with backbone.training(None):
+        together = backbone.encode_prompts(prompts, vectors)
+        single = [backbone.encode_prompts([prompt], vectors) for prompt in prompts]
+    assert together.context.dtype == torch.float32
+    for row, text in enumerate(texts):
+        stock = text.replace("<", "embedding:").replace(">", " ")
+        expected = stock_encoding(clip, stock)
+        assert torch.equal(single[row].context, expected)
+        torch.testing.assert_close(together.context[row : row + 1], expected)
+
+
+def test_prompts_say_where_the_tokens_are(pack, either):
+    vectors = token_vectors(pack, ada=2)
+    backbone = pack.comfy.ComfyBackbone(either.model, either.clip, either.vae)
+    prompt = pack("magicapture.tokens").Prompt("a photo of <ada>")
+    with backbone.training(None):
+        before = backbone.encode_prompts([prompt], vectors)
+        with torch.no_grad():
+            vectors.get("ada", "clip_l")[1] += 1
+        after = backbone.encode_prompts([prompt], vectors)
+    assert before.positions == [{"ada": [4, 5]}]  # behind start, a, photo, of
+    changed = (before.context != after.context).any(dim=-1)[0]
+    assert changed.nonzero()[0] == 5, "attention is causal: nothing before the vector changes"
+
+
+def test_words_have_the_ids_and_vectors_of_the_clip(pack, either):
+    backbone = pack.comfy.ComfyBackbone(either.model, either.clip, either.vae)
+    assert backbone.word_ids("clip_l", "woman") == [2308]
+    assert backbone.word_ids("clip_l", "") == []
+    table = backbone.text_encoders["clip_l"].get_input_embeddings().weight
+    vectors = backbone.word_vectors("clip_l", "a woman")
+    assert torch.equal(vectors, table[[320, 2308]])
+    assert not vectors.is_inference()
+
+
+# -- UNet and schedule ------------------------------------------------------------------------
+
+
+def test_predictions_equal_what_sampling_denoises_to(pack, either):
+    """x0 by the backbone's schedule is what ComfyUI's samplers get for the same latents."""
+    backbone = pack.comfy.ComfyBackbone(either.model, either.clip, either.vae)
+    kind = "v_prediction" if backbone.family == "sd2" else "epsilon"
+    assert backbone.schedule.prediction_type == kind
+    noisy = seeded(3, 4, 8, 8)
+    vectors = token_vectors(pack, ada=1)
+    prompts = [pack("magicapture.tokens").Prompt("a photo of <ada>")] * 3
+    with backbone.training(None), torch.no_grad():
+        conditioning = backbone.encode_prompts(prompts, vectors)
+        prediction = backbone.predict(noisy, TIMESTEPS, conditioning)
+        x0 = backbone.schedule.to_x0(prediction, noisy, TIMESTEPS)
+    model = either.model.model
+    sigmas = model.model_sampling.sigmas[TIMESTEPS]
+    scaled = noisy * (sigmas**2 + 1).sqrt().view(-1, 1, 1, 1)
+    expected = model.apply_model(scaled, sigmas, None, conditioning.context)
+    torch.testing.assert_close(x0, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_schedule_is_stable_diffusions(pack, tiny):
+    backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    expected = (1 - betas).cumprod(0).float()
+    torch.testing.assert_close(backbone.schedule.alphas_cumprod, expected, rtol=1e-4, atol=1e-6)
+    assert not backbone.schedule.alphas_cumprod.is_inference()
+
+
+def test_a_sampling_node_changes_the_schedule(pack, tiny):
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    node = ModelSamplingDiscrete()
+    model = node.patch(tiny.model, "v_prediction", False)[0]
+    backbone = pack.comfy.ComfyBackbone(model, tiny.clip, tiny.vae)
+    assert backbone.schedule.prediction_type == "v_prediction"
+    terminal = node.patch(tiny.model, "eps", True)[0]
+    schedule = pack.comfy.ComfyBackbone(terminal, tiny.clip, tiny.vae).schedule
+    assert schedule.prediction_type == "epsilon"
+    assert schedule.alphas_cumprod[-1] < 1e-6
+    error = pack("magicapture.errors").UnsupportedModelError
+    with pytest.raises(error, match="X0"):
+        pack.comfy.ComfyBackbone(node.patch(tiny.model, "x0", False)[0], tiny.clip, tiny.vae)
+
+
+# -- VAE --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["taesd", "kl"])
+def test_encoding_and_decoding_equal_the_vae_nodes(pack, make, tiny, kind):
+    import nodes
+
+    vae = getattr(make, kind)()
+    backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, vae)
+    assert backbone.downscale == 8
+    images = torch.rand(2, 3, 64, 48, generator=torch.Generator().manual_seed(1))
+    pixels = pack.comfy.images_to_socket(images)
+    with backbone.training(None):
+        latents = backbone.encode(images)
+        decoded = backbone.decode(latents)
+    assert not latents.requires_grad and not latents.is_inference()
+    scale = 0.18215
+    expected = nodes.VAEEncode().encode(vae, pixels)[0]["samples"] * scale
+    assert latents.shape == (2, 4, 8, 6)
+    torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-5)
+    shown = nodes.VAEDecode().decode(vae, {"samples": latents / scale})[0]
+    torch.testing.assert_close(pack.comfy.images_to_socket(decoded), shown, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["taesd", "kl"])
+def test_decoding_has_a_gradient_also_where_it_leaves_0_to_1(pack, make, tiny, kind):
+    backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, getattr(make, kind)())
+    with backbone.training(None):
+        latents = seeded(1, 4, 8, 8).requires_grad_()
+        images = backbone.decode(latents)
+        images.square().sum().backward()
+        assert latents.grad.abs().min() > 0
+        assert images.min() < 0 or images.max() > 1
+
+
+def test_a_small_decoder_does_the_decoding(pack, make, tiny):
+    fast, latents = make.taesd(), seeded(1, 4, 8, 8)
+    vae = make.kl()
+    backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, vae, decoder=fast)
+    alone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, fast)
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with alone.training(None):
+        decoded, by_taesd = alone.decode(latents), alone.encode(images)
+    with backbone.training(None):
+        assert torch.equal(backbone.decode(latents), decoded)
+        assert not torch.equal(backbone.encode(images), by_taesd)
+
+
+# -- names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_the_unets_names_are_those_of_diffusers(pack, make, tiny, linear):
+    """Weights moved over by name make diffusers' UNet predict the same."""
+    from diffusers import UNet2DConditionModel
+
+    model = make.model(use_linear_in_transformer=linear)
+    backbone = pack.comfy.ComfyBackbone(model, tiny.clip, tiny.vae)
+    with torch.inference_mode(False):
+        theirs = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlock2D",) * 2,
+            up_block_types=("CrossAttnUpBlock2D",) * 2,
+            layers_per_block=1,
+            attention_head_dim=2,
+            cross_attention_dim=32,
+            use_linear_projection=linear,
+        ).eval()
+        names = backbone.canonical_names(backbone.unet)
+        state = {}
+        for name, value in backbone.unet.state_dict().items():
+            module, _, weight = name.rpartition(".")
+            state[f"{names[module]}.{weight}"] = value.clone()
+        theirs.load_state_dict(state)
+    noisy, context = seeded(3, 4, 8, 8), seeded(3, 77, 32, seed=1)
+    with backbone.training(None), torch.no_grad():
+        conditioning = pack("magicapture.backbone").Conditioning(context, positions=[{}] * 3)
+        own = backbone.predict(noisy, TIMESTEPS, conditioning)
+        other = theirs(noisy, TIMESTEPS, encoder_hidden_states=context).sample
+    torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_layers_have_names_too(pack, tiny):
+    backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
+    names = backbone.canonical_names(backbone.unet)
+    own = "input_blocks.1.1.transformer_blocks.0.attn2"
+    theirs = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
+    assert names[own] == theirs
+    assert names[f"{own}.to_q"] == f"{theirs}.to_q"
+    assert names[f"{own}.to_out.0"] == f"{theirs}.to_out.0"
+    assert names["middle_block.1"] == "mid_block.attentions.0"
+
+
+def test_the_text_encoders_names_are_those_of_transformers(pack, either):
+    backbone = pack.comfy.ComfyBackbone(either.model, either.clip, either.vae)
+    encoder = backbone.text_encoders["clip_l"]
+    names = backbone.canonical_names(encoder)
+    layer = "text_model.encoder.layers.0.self_attn.q_proj"
+    assert names[layer] == layer
+    assert encoder.get_submodule(layer).weight.shape == (32, 32)
+    text = pack("magicapture.lora").text_target_names(encoder)
+    assert len(text) == 3 * 4 and set(text) <= set(names)
+
+
+# -- refusals -----------------------------------------------------------------------------------
+
+
+def test_inpainting_and_other_models_are_refused_by_name(pack, make, tiny, monkeypatch):
+    import comfy.supported_models
+
+    error = pack("magicapture.errors").UnsupportedModelError
+    inpainting = make.model(in_channels=9)
+    with pytest.raises(error, match=r"'model'.*9 input channels.*Stable Diffusion 1\.x and 2\.x"):
+        pack.comfy.ComfyBackbone(inpainting, tiny.clip, tiny.vae)
+    unclip = make.model(num_classes="sequential", adm_in_channels=64)
+    with pytest.raises(error, match="conditioning"):
+        pack.comfy.ComfyBackbone(unclip, tiny.clip, tiny.vae)
+    xl = comfy.supported_models.SDXL.__new__(comfy.supported_models.SDXL)
+    xl.unet_config = {"in_channels": 4}
+    monkeypatch.setattr(tiny.model.model, "model_config", xl)
+    with pytest.raises(error, match="SDXL"):
+        pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
+
+
+def test_a_network_that_is_no_unet_is_refused(pack, tiny, monkeypatch):
+    monkeypatch.setattr(tiny.model.model, "diffusion_model", torch.nn.Linear(2, 2))
+    error = pack("magicapture.errors").UnsupportedModelError
+    with pytest.raises(error, match="Linear"):
+        pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
+
+
+@pytest.mark.parametrize("missing", ["model", "clip", "vae"])
+def test_a_part_missing_from_the_checkpoint_is_named(pack, tiny, missing):
+    parts = {"model": tiny.model, "clip": tiny.clip, "vae": tiny.vae, missing: None}
+    with pytest.raises(pack("magicapture.errors").InputError, match=f"'{missing}'"):
+        pack.comfy.ComfyBackbone(**parts)
+
+
+def test_a_checkpoint_without_vae_weights_is_named(pack, tiny):
+    import comfy.sd
+
+    empty = comfy.sd.VAE(sd={})
+    with pytest.raises(pack("magicapture.errors").InputError, match="no VAE"):
+        pack.comfy.ComfyBackbone(tiny.model, tiny.clip, empty)
+
+
+def test_a_vae_of_another_kind_is_refused(pack, tiny, monkeypatch):
+    monkeypatch.setattr(tiny.vae, "latent_channels", 16)
+    error = pack("magicapture.errors").UnsupportedModelError
+    with pytest.raises(error, match="16 latent channels"):
+        pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
+    monkeypatch.undo()
+    monkeypatch.setattr(tiny.vae, "latent_dim", 3)
+    with pytest.raises(error, match="'vae'"):
+        pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
+
+
+def test_a_clip_of_another_width_is_refused(pack, make, tiny):
+    model = make.model(context_dim=64)
+    error = pack("magicapture.errors").UnsupportedModelError
+    with pytest.raises(error, match=r"32 wide.*64"):
+        pack.comfy.ComfyBackbone(model, tiny.clip, tiny.vae)
