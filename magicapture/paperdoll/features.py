@@ -111,16 +111,12 @@ def mouth(canvas: Canvas, face: Face) -> None:
     red = mix(mix(face.skin, face.shadow, 0.42), (0.80, 0.16, 0.22), 0.25 + 0.5 * one.lip_redness)
     above = shapes.common(-line - bow, line, ends)
     below = shapes.common(opening - one.lip_fullness * 1.15 * edge, -opening, ends)
-    canvas.tint(
-        0.4 * shapes.soft(shapes.common(opening - 0.19, 0.12 - opening, ends + 0.1), 0.06),
-        face.shadow,
-        window,
-    )
-    canvas.paint(
-        shapes.coverage(below, pixel), mix(red, (1, 0.8, 0.78), 0.12), Label.LOWER_LIP, window
-    )
+    hollow = shapes.soft(shapes.common(opening - 0.19, 0.12 - opening, ends + 0.1), 0.06)
+    canvas.tint(0.4 * hollow * face.cover(window), face.shadow, window)
+    lip = shapes.coverage(below, pixel)
+    canvas.paint(lip, mix(red, (1, 0.8, 0.78), 0.12), Label.LOWER_LIP, window)
     shine = np.exp(x2 * np.float32(-5) - ((opening - 0.6 * one.lip_fullness) * 22) ** 2)
-    canvas.tint(0.35 * shine, mix(red, (1, 1, 1), 0.6), window)
+    canvas.tint(0.35 * shine * lip, mix(red, (1, 1, 1), 0.6), window)
     canvas.paint(shapes.coverage(above, pixel), scaled(red, 0.84), Label.UPPER_LIP, window)
     if gap > 0.01:
         hole = shapes.coverage(shapes.common(-line, opening, ends), pixel)

@@ -72,6 +72,10 @@ class Face:
         lambert = x * (0.62 * lx) - y * 0.34 + depth * 0.72
         return distance, lambert
 
+    def cover(self, window: Window) -> Array:
+        """How much of each pixel the bare head covers."""
+        return shapes.coverage(self.outline[window], self.frame.pixel)
+
     def lit(self, colour: Colour, window: Window, strength: float = 1.0) -> Array:
         """A colour as the head's form shades it: (3, h, w)."""
         amount = 0.34 * self.pose.light_strength * strength
@@ -98,7 +102,7 @@ def ears(canvas: Canvas, face: Face) -> None:
 def skull(canvas: Canvas, face: Face) -> None:
     """The head itself, with cheeks, the sockets of the eyes and a shaded rim."""
     window = face.frame.window(-1.2, TOP - 0.05, 1.2, face.identity.chin + 0.1)
-    cover = shapes.coverage(face.outline[window], face.frame.pixel)
+    cover = face.cover(window)
     canvas.paint(cover, face.lit(face.skin, window), Label.SKIN, window)
     rim = shapes.soft(-face.outline[window] - 0.05, 0.13) * cover
     canvas.tint(0.26 * rim, face.shadow, window)
@@ -146,38 +150,44 @@ def nose(canvas: Canvas, face: Face) -> None:
 
 def marks(canvas: Canvas, face: Face) -> None:
     """A mole, a scar or freckles, at the place that belongs to this face."""
-    one = face.identity
-    u0, v0 = one.mark_at[0] + face.across(0.85), one.mark_at[1] + face.nod
-    if one.mark == "mole":
-        window = face.frame.window(u0 - 0.1, v0 - 0.1, u0 + 0.1, v0 + 0.1)
-        u, v = face.frame.at(window, u0, v0)
-        spot = shapes.coverage(shapes.circle(u, v, 0.052), face.frame.pixel)
-        canvas.tint(spot, scaled(face.shadow, 0.5), window)
-    elif one.mark == "scar":
-        slant = 0.07 if one.mark_seed % 2 else -0.07
-        window = face.frame.window(u0 - 0.2, v0 - 0.3, u0 + 0.2, v0 + 0.3)
-        u, v = face.frame.at(window, u0, v0)
-        line = shapes.segment(u, v, (slant, -0.19), (-slant, 0.19))
-        canvas.tint(
-            0.75 * shapes.soft(line - 0.05, 0.03), mix(face.skin, (0.75, 0.2, 0.2), 0.6), window
-        )
-        canvas.tint(
-            shapes.coverage(line - 0.02, face.frame.pixel),
-            mix(face.skin, (1, 0.9, 0.88), 0.7),
-            window,
-        )
-    elif one.mark == "freckles":
-        rng = np.random.default_rng(one.mark_seed)
-        spots = rng.uniform((-0.72, 0.14), (0.72, 0.46), (22, 2)).astype(np.float32)
-        window = face.frame.window(-0.95, 0.05, 0.95, 0.6)
-        u, v = face.frame.at(window, face.across(0.85), face.nod)
-        near = np.full_like(u, 9.0)
-        for su, sv in spots:
-            np.minimum(near, (u - su) ** 2 + (v - sv) ** 2, out=near)
-        dots = shapes.coverage(np.sqrt(near) - 0.03, face.frame.pixel) * (
-            face.outline[window] < -0.1
-        )
-        canvas.tint(0.8 * dots, mix(face.shadow, (0.45, 0.2, 0.08), 0.5), window)
+    draw = {"mole": _mole, "scar": _scar, "freckles": _freckles}.get(face.identity.mark)
+    if draw is not None:
+        draw(canvas, face)
+
+
+def _around_mark(face: Face, reach: float) -> tuple[Window, Array, Array]:
+    u0, v0 = face.identity.mark_at[0] + face.across(0.85), face.identity.mark_at[1] + face.nod
+    window = face.frame.window(u0 - reach, v0 - reach, u0 + reach, v0 + reach)
+    return window, *face.frame.at(window, u0, v0)
+
+
+def _mole(canvas: Canvas, face: Face) -> None:
+    window, u, v = _around_mark(face, 0.1)
+    spot = shapes.coverage(shapes.circle(u, v, 0.052), face.frame.pixel)
+    canvas.tint(spot * face.cover(window), scaled(face.shadow, 0.5), window)
+
+
+def _scar(canvas: Canvas, face: Face) -> None:
+    window, u, v = _around_mark(face, 0.3)
+    slant = 0.07 if face.identity.mark_seed % 2 else -0.07
+    line = shapes.segment(u, v, (slant, -0.19), (-slant, 0.19))
+    cover = face.cover(window)
+    sore, pale = mix(face.skin, (0.75, 0.2, 0.2), 0.6), mix(face.skin, (1, 0.9, 0.88), 0.7)
+    canvas.tint(0.75 * shapes.soft(line - 0.05, 0.03) * cover, sore, window)
+    canvas.tint(shapes.coverage(line - 0.02, face.frame.pixel) * cover, pale, window)
+
+
+def _freckles(canvas: Canvas, face: Face) -> None:
+    rng = np.random.default_rng(face.identity.mark_seed)
+    spots = rng.uniform((-0.72, 0.14), (0.72, 0.46), (22, 2)).astype(np.float32)
+    window = face.frame.window(-0.95, 0.05, 0.95, 0.6)
+    u, v = face.frame.at(window, face.across(0.85), face.nod)
+    near = np.full_like(u, 9.0)
+    for su, sv in spots:
+        np.minimum(near, (u - su) ** 2 + (v - sv) ** 2, out=near)
+    inside = face.outline[window] < -0.1
+    dots = shapes.coverage(np.sqrt(near) - 0.03, face.frame.pixel) * inside
+    canvas.tint(0.8 * dots, mix(face.shadow, (0.45, 0.2, 0.08), 0.5), window)
 
 
 def beard(canvas: Canvas, face: Face) -> None:
