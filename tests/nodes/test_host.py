@@ -121,9 +121,8 @@ def test_grey_and_transparent_images_become_rgb(pack, channels):
 
 
 def test_what_leaves_is_within_0_to_1(pack):
-    images = pack.comfy.images_to_socket(
-        torch.tensor([-1.0, 2.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2)
-    )
+    outside = torch.tensor([-1.0, 2.0]).view(1, 1, 1, 2)
+    images = pack.comfy.images_to_socket(outside.expand(1, 3, 1, 2))
     assert images.min() == 0 and images.max() == 1
     masks = pack.comfy.masks_to_socket(outside)
     assert masks.shape == (1, 1, 2) and masks.min() == 0 and masks.max() == 1
