@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -97,8 +96,9 @@ class LatentCache:
         count = min(self.recipe.draws, max(1, used))
         wanted = [(index, variant) for index in range(photos) for variant in range(count)]
         made: list[CachedDraw] = []
-        for batch in _batches(wanted, max(1, _BATCH_PIXELS // self.recipe.resolution**2)):
-            made += self._encode(batch)
+        at_once = max(1, _BATCH_PIXELS // self.recipe.resolution**2)
+        for start in range(0, len(wanted), at_once):
+            made += self._encode(wanted[start : start + at_once])
             on_progress(len(made), len(wanted))
         return [made[i : i + count] for i in range(0, len(made), count)] if count else []
 
@@ -129,16 +129,10 @@ class LatentCache:
         return [
             CachedDraw(
                 values[None].clone(),
-                to_latent(d.mask, self.downscale)[None],
-                None if d.landmarks is None else d.landmarks[None].clone(),
+                to_latent(d.mask, self.downscale)[None].cpu(),
+                None if d.landmarks is None else d.landmarks[None].cpu(),
                 index,
                 references.captions[index],
             )
             for (index, _), d, values in zip(wanted, draws, latents, strict=True)
         ]
-
-
-def _batches(items: Iterable[tuple[int, int]], size: int) -> Iterable[list[tuple[int, int]]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch
