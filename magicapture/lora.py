@@ -271,7 +271,8 @@ def _restored(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, module)
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad != flags[name]:
+            # The flag of a tensor made under inference_mode can be raised there alone.
+            with torch.inference_mode(parameter.is_inference()):
                 parameter.requires_grad_(flags[name])
         for added in set(vars(model)) - attributes:
             delattr(model, added)

@@ -193,6 +193,17 @@ def test_everything_is_restored_after_an_exception(unet: nn.Module, run: Any) ->
     assert torch.equal(run(unet), output)
 
 
+@pytest.mark.parametrize("inference", [True, False])
+def test_weights_made_under_inference_mode_are_restored(inference: bool) -> None:
+    with torch.inference_mode():
+        model = nn.Module()
+        model.to_q = nn.Linear(4, 4)
+    before = snapshot(model)
+    with torch.inference_mode(inference), injected(model, ["to_q"], rank=2):
+        assert not model.to_q.base_layer.weight.requires_grad
+    assert snapshot(model) == before
+
+
 def test_everything_is_restored_when_injection_fails_halfway(unet: nn.Module) -> None:
     before = snapshot(unet)
     names = [*target_names(unet, "cross"), "conv_norm_out"]  # PEFT wraps no GroupNorm
