@@ -31,8 +31,8 @@ class ComfyBackbone:
     """Stable Diffusion 1.x or 2.x as ComfyUI's loaders return it; fits `magicapture`'s Backbone.
 
     model, clip, vae: what the sockets MODEL, CLIP and VAE carry. decoder: a second VAE, such as
-    TAESD, which then does all decoding: cheap enough for a loss. Raises InputError where a part is
-    missing and UnsupportedModelError where it is of another kind.
+    TAESD, for `decode_fast`. Raises InputError where a part is missing and UnsupportedModelError
+    where it is of another kind.
 
     Everything that computes belongs inside `training(...)`, where the models are loaded.
     """
@@ -142,9 +142,16 @@ class ComfyBackbone:
         return self._format.process_in(torch.cat(latents)).to(images.device)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents to images, differentiable and not clamped; by `decoder` where one was given."""
-        raw = self._for_vae(self._decoder, self._format.process_out(latents.float()))
-        images = self._decoder.first_stage_model.decode(raw).float()
+        """Latents to images by the VAE, differentiable and not clamped."""
+        return self._decode(self._vae, latents)
+
+    def decode_fast(self, latents: Tensor) -> Tensor:
+        """`decode` by the small decoder where there is one; for losses and previews."""
+        return self._decode(self._decoder, latents)
+
+    def _decode(self, vae: Any, latents: Tensor) -> Tensor:
+        raw = self._for_vae(vae, self._format.process_out(latents.float()))
+        images = vae.first_stage_model.decode(raw).float()
         return (images.to(latents.device) + 1) / 2
 
     @property

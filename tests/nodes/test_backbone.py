@@ -176,17 +176,22 @@ def test_decoding_has_a_gradient_also_where_it_leaves_0_to_1(pack, make, tiny, k
         assert images.min() < 0 or images.max() > 1
 
 
-def test_a_small_decoder_does_the_decoding(pack, make, tiny):
-    fast, latents = make.taesd(), seeded(1, 4, 8, 8)
-    vae = make.kl()
-    backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, vae, decoder=fast)
-    alone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, fast)
+def test_a_small_decoder_serves_losses_and_previews_alone(pack, make, tiny):
+    full, small, latents = make.kl(), make.taesd(), seeded(1, 4, 8, 8)
+    backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, full, decoder=small)
+    only_full = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, full)
+    only_small = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, small)
     images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    with alone.training(None):
-        decoded, by_taesd = alone.decode(latents), alone.encode(images)
+    with only_full.training(None):
+        encoded, decoded = only_full.encode(images), only_full.decode(latents)
+        assert torch.equal(only_full.decode_fast(latents), decoded)
+    with only_small.training(None):
+        fast = only_small.decode(latents)
     with backbone.training(None):
+        assert torch.equal(backbone.encode(images), encoded)
         assert torch.equal(backbone.decode(latents), decoded)
-        assert not torch.equal(backbone.encode(images), by_taesd)
+        assert torch.equal(backbone.decode_fast(latents), fast)
+    assert not torch.equal(fast, decoded)
 
 
 # -- names --------------------------------------------------------------------------------------
