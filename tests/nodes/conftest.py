@@ -302,3 +302,29 @@ def ksample() -> Callable[..., Tensor]:
             ]
 
     return sample
+
+
+@pytest.fixture(scope="session")
+def checkpoint(comfyui: Path) -> str:
+    """Name of the smallest checkpoint that CheckpointLoaderSimple takes for Stable Diffusion 1.5.
+
+    fp16, random weights; its VAE is a TAESD. 0.3 GB, nearly all of it the text encoder.
+    """
+    import folder_paths
+    from comfy.sd1_clip import SD1ClipModel
+    from comfy.taesd.taesd import TAESD
+    from safetensors.torch import save_file
+
+    one = {"num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1]}
+    unet = make_model(
+        **one, model_channels=320, context_dim=768, num_heads=8, transformer_depth_output=[1, 1]
+    )
+    state = {f"model.{n}": v for n, v in unet.model.state_dict().items() if "diffusion" in n}
+    text = fill(SD1ClipModel(dtype=torch.float16), std=0.02).clip_l.transformer.text_model
+    prefix = "cond_stage_model.transformer.text_model"
+    state |= {f"{prefix}.{name}": value for name, value in text.state_dict().items()}
+    vae = fill(TAESD(), std=0.04).state_dict() | {"vae_scale": torch.tensor(0.18215)}
+    state |= {f"first_stage_model.{name}": value for name, value in vae.items()}
+    folder = Path(folder_paths.get_folder_paths("checkpoints")[0])
+    save_file({n: v.half().contiguous() for n, v in state.items()}, folder / "small.safetensors")
+    return "small.safetensors"
