@@ -89,6 +89,13 @@ def test_text_targets_are_the_attention_projections(tiny: SimpleNamespace) -> No
     assert all(name.split(".")[-2] == "self_attn" for name in names)
 
 
+def test_only_linear_layers_are_targets() -> None:
+    model = nn.Module()
+    model.attn2 = nn.Module()
+    model.attn2.to_q, model.attn2.to_k = nn.Conv2d(4, 4, 1), nn.Linear(4, 4)
+    assert target_names(model, "cross") == ["attn2.to_k"]
+
+
 def test_a_model_without_attention_is_refused() -> None:
     with pytest.raises(UnsupportedModelError, match="Stable Diffusion"):
         target_names(nn.Sequential(nn.Linear(2, 2)), "cross")
