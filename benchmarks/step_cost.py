@@ -1,0 +1,338 @@
+"""What one optimiser step costs, in time and memory, with each loss on and off.
+
+    python benchmarks/step_cost.py                 tiny models: a look, in a minute
+    python benchmarks/step_cost.py --full          Stable Diffusion 1.5's sizes, random weights
+
+Every row runs for a few steps, in turn with all others and several times over; a row's figure is
+the median of its steps, and its ratio is to a plain LoRA step of the same batch in the same run.
+Memory is measured in a process of its own for each row: on a GPU the most that was allocated
+during a step, on a CPU the most that was resident.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from random_models import FULL, TINY, Recogniser, Size, build, pictures
+from torch import nn
+from torch.nn import functional as F
+
+from magicapture.backbones import DiffusersBackbone
+from magicapture.config import LoraSettings, Phase, Rates, Recipe, Weights
+from magicapture.data import ReferenceSet
+from magicapture.tokens import Concept
+from magicapture.training import Event, Stepped, Trainer, TrainingJob
+
+logger = logging.getLogger("step_cost")
+
+RECONSTRUCTION = {"source": 1.0, "style": 1.0, "composed": 1.0}
+LOSSES = {"attention": 0.1, "identity": 1.0}
+BATCH = len(RECONSTRUCTION)
+
+
+def job(size: Size, recipe: Recipe) -> TrainingJob:
+    """Two photos of each, with a face of a sixth of the picture."""
+    side = size.resolution
+    axis = torch.linspace(-1, 1, side)
+    face = ((axis[None] / 0.4) ** 2 + (axis[:, None] / 0.52) ** 2 <= 1).float()[None]
+    return TrainingJob(
+        Concept("person-1", "subject"),
+        ReferenceSet(pictures(2, side, 1), (face,) * 2),
+        Concept("style-1", "style"),
+        ReferenceSet(pictures(2, side, 2), (face,) * 2).with_role("style"),
+        recipe,
+    )
+
+
+def recipe(
+    *, tokens: bool = True, masked: bool = True, losses: tuple[str, ...] = (), **changes: Any
+) -> Recipe:
+    """One phase of three tasks at t < T', so that the identity loss, if on, acts in every step."""
+    weights = Weights(**RECONSTRUCTION, **{name: LOSSES[name] for name in losses})
+    rates = Rates(unet=1e-4, tokens=1e-4 if tokens else 0.0)
+    phase = Phase("both", 1, rates, weights, max_timestep=500)
+    lora = LoraSettings(rank=16, targets=changes.pop("targets", "cross"))
+    return Recipe("row", (phase,), lora, masked=masked, draws=1, **changes)
+
+
+ALL = tuple(LOSSES)
+PLAIN = "plain LoRA"
+WHOLE = "whole: masks, tokens, AR, L_id"
+ROWS: dict[str, Recipe] = {
+    PLAIN: recipe(tokens=False, masked=False),
+    "+ token vectors": recipe(masked=False),
+    "+ masks": recipe(tokens=False),
+    "+ AR": recipe(tokens=False, masked=False, losses=("attention",)),
+    "+ L_id by TAESD": recipe(tokens=False, masked=False, losses=("identity",)),
+    "+ L_id by the full decoder": recipe(tokens=False, masked=False, losses=("identity",)),
+    WHOLE: recipe(losses=ALL),
+    "whole without AR": recipe(losses=("identity",)),
+    "whole without L_id": recipe(losses=("attention",)),
+    "whole, tasks in turn": recipe(losses=ALL, batching="in_turn"),
+    "plain, checkpointing": recipe(tokens=False, masked=False, checkpointing=True),
+    "whole, checkpointing": recipe(losses=ALL, checkpointing=True),
+    "whole, in turn, checkpointing": recipe(losses=ALL, batching="in_turn", checkpointing=True),
+    "plain, cross- and self-attention": recipe(
+        tokens=False, masked=False, targets="cross_and_self"
+    ),
+}
+DREAMBOOTH = "diffusers' DreamBooth-LoRA (cross- and self-attention)"
+FULL_DECODER = {name for name in ROWS if "full decoder" in name}
+
+OnStep = Callable[[], None]
+
+
+def run_ours(
+    name: str, size: Size, backbone: DiffusersBackbone, steps: int, on_step: OnStep
+) -> None:
+    """Take some steps of a row, calling `on_step` after each."""
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Stepped):
+            on_step()
+
+    chosen = replace(ROWS[name], resolution=size.resolution)
+    phase = replace(chosen.phases[0], steps=steps)
+    chosen = replace(chosen, phases=(phase,))
+    small, backbone.decoder = backbone.decoder, None if name in FULL_DECODER else backbone.decoder
+    try:
+        torch.manual_seed(0)
+        recogniser = Recogniser(size.recogniser_width)
+        with Trainer(job(size, chosen), backbone, recogniser=recogniser, listener=listen) as run:
+            run.run()
+    finally:
+        backbone.decoder = small
+
+
+def run_dreambooth(size: Size, backbone: DiffusersBackbone, steps: int, on_step: OnStep) -> None:
+    """Take some steps as diffusers' example of DreamBooth with LoRA does.
+
+    Each one encodes its pictures by the VAE and its prompt by the text encoder, and trains a LoRA
+    of every attention of the UNet.
+    """
+    from diffusers import DDPMScheduler
+    from peft import LoraConfig
+
+    unet, vae, text = backbone.unet, backbone.vae, backbone.text_encoders["clip_l"]
+    device, dtype = backbone.device, backbone.dtype
+    unet.add_adapter(
+        LoraConfig(
+            r=16,
+            lora_alpha=16,
+            init_lora_weights="gaussian",
+            target_modules=["to_k", "to_q", "to_v", "to_out.0"],
+        )
+    )
+    parameters = [p for p in unet.parameters() if p.requires_grad]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+    optimiser = torch.optim.AdamW(parameters, lr=1e-4)
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    pixels = (2 * torch.stack(pictures(BATCH, size.resolution, 1)) - 1).to(device, dtype)
+    tokenizer = backbone.tokenizers["clip_l"]
+    prompt = ["a photo of sks person"] * BATCH
+    ids = tokenizer(prompt, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    for _ in range(steps):
+        with torch.no_grad():
+            latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
+            context = text(ids.to(device)).last_hidden_state
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(len(scheduler), (BATCH,), device=device)
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            prediction = unet(noisy, timesteps, context).sample
+        F.mse_loss(prediction.float(), noise.float()).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        on_step()
+    unet.unload_lora()
+
+
+def run(name: str, size: Size, backbone: DiffusersBackbone, steps: int, on_step: OnStep) -> None:
+    """Take some steps of any row."""
+    if name == DREAMBOOTH:
+        run_dreambooth(size, backbone, steps, on_step)
+    else:
+        run_ours(name, size, backbone, steps, on_step)
+
+
+def seconds_of(name: str, size: Size, backbone: DiffusersBackbone, steps: int) -> list[float]:
+    """Seconds of each step after the first.
+
+    On a CPU they are the process's own, so that other programs on the machine count less.
+    """
+    ticks: list[float] = []
+
+    def tick() -> None:
+        if backbone.device.type == "cuda":
+            torch.cuda.synchronize()
+            ticks.append(time.perf_counter())
+        else:
+            ticks.append(time.process_time())
+
+    run(name, size, backbone, 1 + steps, tick)
+    return [after - before for before, after in pairwise(ticks)]
+
+
+def peak(name: str, size: Size, device: torch.device, dtype: torch.dtype) -> float:
+    """MiB at the most during the second step, in this process."""
+    backbone = build(size, device, dtype)
+    seen: list[float] = []
+
+    def on_step() -> None:
+        seen.append(_peak_so_far(device))
+        _forget_peak(device)
+
+    run(name, size, backbone, 2, on_step)
+    return seen[-1]
+
+
+def _peak_so_far(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status").read_text("ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A row of the table."""
+
+    row: str
+    seconds: float
+    ratio: float
+    mib: float
+    mib_ratio: float
+
+
+def measure(arguments: argparse.Namespace) -> list[Figure]:
+    """Time every row in turn, `rounds` times, and weigh each in a process of its own."""
+    size = FULL if arguments.full else TINY
+    size = replace(size, resolution=arguments.resolution or size.resolution)
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    names = arguments.rows or [*ROWS, DREAMBOOTH]
+    mib = {n: _peak_elsewhere(n, arguments) if arguments.memory else math.nan for n in names}
+    backbone = build(size, device, dtype)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(arguments.rounds):
+        for name in names:
+            logger.info("round %d of %d: %s", round_ + 1, arguments.rounds, name)
+            seconds[name] += seconds_of(name, size, backbone, arguments.steps)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    first = names[0]
+    return [
+        Figure(n, medians[n], medians[n] / medians[first], mib[n], mib[n] / mib[first])
+        for n in names
+    ]
+
+
+def _peak_elsewhere(name: str, arguments: argparse.Namespace) -> float:
+    logger.info("memory: %s", name)
+    words = [sys.executable, __file__, "--peak", name, "--device", arguments.device]
+    words += ["--dtype", arguments.dtype, *(["--full"] if arguments.full else [])]
+    if arguments.resolution:
+        words += ["--resolution", str(arguments.resolution)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def write(figures: list[Figure], arguments: argparse.Namespace) -> None:
+    """The table as .csv and .md."""
+    kind = "full" if arguments.full else "tiny"
+    stem = arguments.out / f"step_cost_{kind}_{arguments.device.partition(':')[0]}"
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with stem.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["row", "seconds", "ratio", "peak_mib", "peak_ratio"])
+        for f in figures:
+            table.writerow(
+                [f.row, f"{f.seconds:.4f}", f"{f.ratio:.3f}", f"{f.mib:.0f}", f"{f.mib_ratio:.3f}"]
+            )
+    side = arguments.resolution or (FULL if arguments.full else TINY).resolution
+    clock = "seconds" if arguments.device.startswith("cuda") else "CPU seconds"
+    models = "Stable Diffusion 1.5's sizes" if arguments.full else "tiny models"
+    words = " ".join(word for word in sys.argv[1:] if word)
+    lines = [
+        f"# Cost of a step: {models}, {side} px, {arguments.dtype}, {_machine(arguments.device)}",
+        "",
+        f"Written by `python benchmarks/step_cost.py {words}`. torch {torch.__version__}, "
+        f"diffusers {version('diffusers')}, peft {version('peft')}, {torch.get_num_threads()} "
+        "thread(s). Random weights, rank 16.",
+        "",
+        f"Batch {BATCH}: source, style, composed. Median of {arguments.rounds} x "
+        f"{arguments.steps} steps, the rows taking turns; ratios are to the first row. L_id acts "
+        "in every step here; in training it acts where t < T', half of the steps at T' = 500.",
+        "",
+        f"| step | {clock} | ratio | peak MiB | ratio |",
+        "|---|---:|---:|---:|---:|",
+        *(
+            f"| {f.row} | {f.seconds:.3f} | {f.ratio:.2f} | {f.mib:.0f} | {f.mib_ratio:.2f} |"
+            for f in figures
+        ),
+        "",
+    ]
+    stem.with_suffix(".md").write_text("\n".join(lines), "utf-8")
+    logger.info("wrote %s.md and .csv", stem)
+
+
+def _machine(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}"
+
+
+def main() -> None:
+    """Measure and write; with --peak print one row's memory."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--full", action="store_true", help="Stable Diffusion 1.5's sizes")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
+    parser.add_argument("--resolution", type=int)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="counted steps of a row in a round")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="these rows alone, the first as 1")
+    parser.add_argument("--no-memory", dest="memory", action="store_false")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--peak", metavar="ROW", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for library in ("magicapture", "diffusers", "transformers"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    if arguments.peak is None:
+        write(measure(arguments), arguments)
+        return
+    size = FULL if arguments.full else TINY
+    size = replace(size, resolution=arguments.resolution or size.resolution)
+    mib = peak(
+        arguments.peak, size, torch.device(arguments.device), getattr(torch, arguments.dtype)
+    )
+    sys.stdout.write(f"{json.dumps(mib)}\n")
+
+
+if __name__ == "__main__":
+    main()
