@@ -120,14 +120,15 @@ class AttentionCapture:
                 f"No recorded layer covers {sorted(self._factors or ())} latent cells a side with "
                 f"one query; this UNet has {sorted({f for f, _, _ in sizes.values()})}."
             )
-        batch, length = len(recorded[wanted[0]][0]), recorded[wanted[0]][1].shape[1]
-        if batch != len(positions):
+        _, key = recorded[wanted[0]]
+        if len(key) != len(positions):
             raise InputError(
-                f"The UNet was run on {batch} rows, but positions are given for {len(positions)}."
+                f"The UNet was run on {len(key)} rows, but positions are given for "
+                f"{len(positions)}; give one entry a row, empty where it has no token."
             )
         if not any(positions):
             return []
-        tokens = _Tokens.of(positions, length, recorded[wanted[0]][0].device)
+        tokens = _Tokens.of(positions, key.shape[1], key.device)
         maps = []
         for name in wanted:
             factor, height, width = sizes[name]
@@ -156,12 +157,12 @@ def captured(
     """
     layers = cross_attentions(unet)
     names = select(unet) if names is None else list(names)
-    unknown = [name for name in names if name not in layers]
-    if unknown or not names:
+    missing = [name for name in names if name not in layers]
+    if missing or not names:
         raise UnsupportedModelError(
-            f"Expected cross-attention layers ('...attn2' with to_q, to_k and heads), but "
-            f"{type(unet).__name__} has {', '.join(map(repr, unknown)) or 'none'} not among its "
-            f"{len(layers)}. Use a Stable Diffusion 1.x, 2.x or XL UNet."
+            f"{type(unet).__name__} has {len(layers)} cross-attention layers ('...attn2' with "
+            f"to_q, to_k and heads), but not {', '.join(missing) or 'one to look at'}. Use a "
+            "Stable Diffusion 1.x, 2.x or XL UNet, and layers from select() or cross_attentions()."
         )
     capture = AttentionCapture({name: layers[name] for name in names}, factors)
     try:
