@@ -75,7 +75,14 @@ class MagiCaptureTrain(io.ComfyNode):
                     tooltip="A TAESD for the base model (Load VAE: taesd). The identity loss and "
                     "the previews then cost much less.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**32 - 1),
+                io.Int.Input(
+                    "training_seed",  # not "seed": the frontend would draw a new one each time
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    tooltip="The same seed and inputs give the same result, and find a cancelled "
+                    "run again.",
+                ),
                 io.Int.Input(
                     "preview_every",
                     default=100,
@@ -106,7 +113,7 @@ class MagiCaptureTrain(io.ComfyNode):
         vae,
         subject,
         style,
-        seed,
+        training_seed,
         preview_every,
         resume,
         recipe=None,
@@ -115,7 +122,7 @@ class MagiCaptureTrain(io.ComfyNode):
     ) -> io.NodeOutput:
         monitor = Monitor(node_id(cls))
         with naming("Train MagiCapture"):
-            job = TrainingJob(*subject, *style, recipe or named_recipe(), seed)
+            job = TrainingJob(*subject, *style, recipe or named_recipe(), training_seed)
             check_names((job.subject, job.style), model_folders("embeddings"))
             backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
             trainer = Trainer(
