@@ -58,11 +58,12 @@ def seeds_of(number: int) -> tuple[int, int, int]:
     )
 
 
-def caption_of(number: int, variant: int) -> str:
-    """One of the many captions of a training doll."""
+def captions_of(number: int, variants: int) -> list[str]:
+    """Some of the many captions of a training doll."""
     identity, style, pose = seeds_of(number)
-    rng = np.random.default_rng([*b"caption", number, variant])
-    return caption(identity_from_seed(identity), style_from_seed(style), pose_from_seed(pose), rng)
+    parts = identity_from_seed(identity), style_from_seed(style), pose_from_seed(pose)
+    rng = np.random.default_rng([*b"caption", number])
+    return [caption(*parts, rng) for _ in range(variants)]
 
 
 def prepare(folder: Path, count: int, size: int = SIZE) -> Shards:
@@ -73,14 +74,15 @@ def prepare(folder: Path, count: int, size: int = SIZE) -> Shards:
         if not (folder / f"labels_{shard:04d}.npy").exists():
             _render_shard(folder, shard, size)
             log.info("rendered shard %d of %d", shard + 1, shards)
-    return load(folder)
+    return load(folder, shards)
 
 
-def load(folder: Path) -> Shards:
-    """Opens the shards there are."""
+def load(folder: Path, count: int | None = None) -> Shards:
+    """Opens the first `count` shards, or all there are."""
+    count = count or len(list(folder.glob("labels_*.npy")))
 
     def arrays(kind: str) -> Iterator[NDArray[np.generic]]:
-        for shard in range(len(list(folder.glob("labels_*.npy")))):
+        for shard in range(count):
             yield np.load(folder / f"{kind}_{shard:04d}.npy", mmap_mode="r")
 
     return Shards(list(arrays("images")), list(arrays("labels")), list(arrays("landmarks")))  # type: ignore[arg-type]

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .dataset import Shards, caption_of
+from .dataset import Shards, captions_of
 from .loop import Plan, Trainer, averaged
 from .networks import autoencoder, schedule, text_encoder, unet
 from .tokenizer import LENGTH, load_tokenizer, write_tokenizer
@@ -45,7 +46,7 @@ def train(
 ) -> Trainer:
     """Trains UNet and text encoder together on the latents of rendered dolls."""
     latents = torch.from_numpy(encoded(shards, out, device))
-    tokens = torch.from_numpy(tokenized(len(latents), out))
+    tokens = torch.from_numpy(tokenized(shards, out))
     torch.manual_seed(plan.seed)
     model, end = build(out)
     model.to(device)
@@ -77,44 +78,53 @@ def train(
 
 @torch.no_grad()
 def encoded(shards: Shards, out: Path, device: torch.device) -> NDArray[np.float16]:
-    """Latents (N, C, h, w) of all dolls, of unit size; kept in a file beside the weights."""
-    file = out / "latents.npy"
-    if file.exists():
-        return cast(NDArray[np.float16], np.load(file))
+    """Latents (N, C, h, w) of all dolls, of about unit size; kept beside the weights."""
     vae = autoencoder().to(device)
     vae.load_state_dict(averaged(out, "vae"))
-    parts = []
-    for images in shards.images:
+
+    def encode(images: NDArray[np.uint8]) -> NDArray[np.float16]:
+        parts = []
         for start in range(0, len(images), 64):
-            x = torch.from_numpy(images[start : start + 64]).to(device).float() / 127.5 - 1
+            x = (
+                torch.from_numpy(np.array(images[start : start + 64])).to(device).float() / 127.5
+                - 1
+            )
             with torch.autocast(device.type, torch.bfloat16):
                 parts.append(vae.encoder(x).half().cpu().numpy())
-        log.info("encoded %d of %d dolls", sum(map(len, parts)), len(shards))
-    return _kept(file, np.concatenate(parts))
+        return np.concatenate(parts)
+
+    files = [out / "latents" / f"{shard:04d}.npy" for shard in range(len(shards.images))]
+    pairs = zip(files, shards.images, strict=True)
+    return np.concatenate([_kept(file, partial(encode, images)) for file, images in pairs])
 
 
-def tokenized(count: int, out: Path) -> NDArray[np.int16]:
-    """Token numbers (N, VARIANTS, LENGTH) of every doll's captions, kept in a file."""
-    file = out / "tokens.npy"
-    if file.exists() and len(tokens := np.load(file)) == count:
-        return cast(NDArray[np.int16], tokens)
+def tokenized(shards: Shards, out: Path) -> NDArray[np.int16]:
+    """Token numbers (N, VARIANTS, LENGTH) of every doll's captions, kept beside the weights."""
     tokenizer = load_tokenizer(write_tokenizer(out / "tokenizer"))
 
-    def encode(texts: Sequence[str]) -> NDArray[np.int16]:
-        ids = tokenizer(list(texts), padding="max_length", max_length=LENGTH, truncation=True)
-        return np.array(ids["input_ids"], np.int16)
+    def tokens(first: int, count: int) -> NDArray[np.int16]:
+        dolls = range(first, first + count)
+        texts = [text for doll in dolls for text in captions_of(doll, VARIANTS)]
+        ids = tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True)
+        return np.array(ids["input_ids"], np.int16).reshape(count, VARIANTS, LENGTH)
 
-    parts = []
-    for start in range(0, count, 1024):
-        dolls = range(start, min(start + 1024, count))
-        texts = [caption_of(doll, variant) for doll in dolls for variant in range(VARIANTS)]
-        parts.append(encode(texts).reshape(len(dolls), VARIANTS, LENGTH))
-    return _kept(file, np.concatenate(parts))
+    parts, first = [], 0
+    for shard, images in enumerate(shards.images):
+        file = out / "tokens" / f"{shard:04d}.npy"
+        parts.append(_kept(file, partial(tokens, first, len(images))))
+        first += len(images)
+    return np.concatenate(parts)
 
 
-def _kept(file: Path, array: NDArray[_T]) -> NDArray[_T]:
-    partial = file.with_suffix(".part")
-    with partial.open("wb") as stream:
+def _kept(file: Path, make: Callable[[], NDArray[_T]]) -> NDArray[_T]:
+    """The array in a file, made and written first where the file is missing."""
+    if file.exists():
+        return np.load(file)
+    array = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".part")
+    with unfinished.open("wb") as stream:
         np.save(stream, array)
-    os.replace(partial, file)
+    os.replace(unfinished, file)
+    log.info("made %s", file)
     return array

@@ -1,0 +1,71 @@
+"""Every stage runs from nothing, resumes, and ends as a folder that diffusers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from magicapture.paperdoll import dataset, pretrain
+from magicapture.paperdoll.canvas import Label
+from magicapture.paperdoll.export import trained_reader
+from magicapture.paperdoll.preview import Model
+from magicapture.paperdoll.scores import dolls, landmark_error, overlap, psnr, verification
+from magicapture.paperdoll.tokenizer import LENGTH
+
+STATES = ("vae", "unet", "identity_loss", "identity_score", "finder", "parser", "style")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    out = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dataset, "SHARD", 4)
+        few = ["--out", str(out), "--dolls", "4", "--batch", "4", "--device", "cpu"]
+        pretrain.main([*few, "--steps", "1"])
+        pretrain.main([*few, "--steps", "2", "--stage", "style", "--export", str(out / "weights")])
+    return out, out / "weights"
+
+
+def test_every_stage_leaves_its_state(built: tuple[Path, Path]) -> None:
+    out, _ = built
+    assert {file.name for file in out.glob("*.state.safetensors")} == {
+        f"{name}.state.safetensors" for name in STATES
+    }
+
+
+def test_the_export_is_a_pipeline_that_draws(built: tuple[Path, Path]) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    _, weights = built
+    pipeline = StableDiffusionPipeline.from_pretrained(weights, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    result = pipeline("a photo of a person", num_inference_steps=2, height=128, width=128)
+    assert result.images[0].size == (128, 128)
+    assert pipeline.tokenizer.model_max_length == LENGTH
+
+
+def test_the_export_stays_small(built: tuple[Path, Path]) -> None:
+    _, weights = built
+    size = sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())
+    assert size < 30e6
+
+
+def test_the_preview_samples_by_seed(built: tuple[Path, Path]) -> None:
+    model = Model.of_run(built[0])
+    first, again, other = (model.sample(["a sketch"], steps=2, seed=seed) for seed in (1, 1, 2))
+    assert first.shape == (1, 3, 128, 128)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_scores_read_the_networks(built: tuple[Path, Path]) -> None:
+    out, _ = built
+    some = dolls(4)
+    assert all((doll.labels == Label.SKIN).any() for doll in some)
+    assert 0 < psnr(Model.of_run(out).vae, some) < 40
+    assert 0 <= verification(trained_reader(out, "identity_loss"), 4, 2) <= 1
+    assert 0 < landmark_error(trained_reader(out, "finder"), some) < 128
+    assert 0 <= overlap(trained_reader(out, "parser"), some) <= 1
