@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from torch import Tensor
 
 from ..adapter import Adapter
 from ..files import inside, safe_name
 from .embeddings import to_embedding
 from .metadata import describe
+from .reading import AnyPath
 from .replacing import check_replaceable, write_all
 from .saving import SavedFiles, writer
 
@@ -31,7 +30,7 @@ def to_diffusers(adapter: Adapter) -> dict[str, Tensor]:
     return tensors
 
 
-def save_diffusers(adapter: Adapter, folder: Path, name: str) -> SavedFiles:
+def save_diffusers(adapter: Adapter, folder: AnyPath, name: str) -> SavedFiles:
     """Write `name`.safetensors and one <token>.safetensors each into `folder`.
 
     Earlier files and errors as for `save_adapter`.

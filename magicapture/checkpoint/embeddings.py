@@ -13,7 +13,7 @@ from torch import Tensor
 from ..adapter import Adapter
 from ..errors import InputError
 from .metadata import describe
-from .reading import read_file
+from .reading import AnyPath, read_file
 
 SUFFIXES = (".safetensors", ".pt", ".bin")
 """The endings that a loader tries for `embedding:name`, in ComfyUI's order."""
@@ -42,12 +42,13 @@ def embedding_metadata(adapter: Adapter, name: str) -> dict[str, str]:
     return {**describe(adapter, name, "textual-inversion"), "magicapture.token": name}
 
 
-def read_embedding(path: Path) -> Embedding:
+def read_embedding(path: AnyPath) -> Embedding:
     """Read one token in any common form.
 
     {"emb_params"}, {"clip_l", "clip_g"}, A1111's {"string_to_param": {"*"}}, diffusers'
     {"<token>"}. Raises InputError for other contents, StorageError for a damaged file.
     """
+    path = Path(path)
     entries, metadata = read_file(path)
     name = metadata.get("magicapture.token", path.stem)
     if "string_to_param" in entries:

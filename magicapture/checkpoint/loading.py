@@ -15,7 +15,7 @@ from ..lora import LoraWeights
 from .embeddings import SUFFIXES, read_embedding
 from .metadata import Facts, digest, restore
 from .peft import read_peft
-from .reading import gather, read_file
+from .reading import AnyPath, gather, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +32,9 @@ _STARTS: Mapping[str, Form] = {
 _FAMILY_OF_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 
 
-def detect(path: Path) -> Form:
+def detect(path: AnyPath) -> Form:
     """The form of a LoRA file or folder or an embedding; raises InputError for anything else."""
+    path = Path(path)
     return "peft" if path.is_dir() else _form(read_file(path)[0], path)
 
 
@@ -50,7 +51,7 @@ def _form(entries: Mapping[str, Any], path: Path) -> Form:
     return "embedding"
 
 
-def load_adapter(path: Path, embeddings: Iterable[Path] = ()) -> Adapter:
+def load_adapter(path: AnyPath, embeddings: Iterable[AnyPath] = ()) -> Adapter:
     """Read an adapter from a LoRA file of any form, a PEFT folder, or a single embedding.
 
     embeddings: files, or folders in which to look up the tokens that the LoRA names; the first
@@ -58,7 +59,7 @@ def load_adapter(path: Path, embeddings: Iterable[Path] = ()) -> Adapter:
     of the files given. Raises InputError for a file of another kind, StorageError for one that is
     damaged or missing.
     """
-    places = list(embeddings)
+    path, places = Path(path), [Path(place) for place in embeddings]
     if path.is_dir():
         lora, metadata = read_peft(path)
     else:

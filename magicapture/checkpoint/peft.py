@@ -18,14 +18,14 @@ from ..errors import InputError, StorageError
 from ..lora import LoraWeights
 from .diffusers import PARTS
 from .metadata import describe
-from .reading import gather, read_file
+from .reading import AnyPath, gather, read_file
 from .replacing import write_all
 from .saving import writer
 
 _CONFIG, _WEIGHTS, _START = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
 
-def save_peft(adapter: Adapter, folder: Path) -> list[Path]:
+def save_peft(adapter: Adapter, folder: AnyPath) -> list[Path]:
     """Write unet/, text_encoder/ and text_encoder_2/ as far as the adapter has them.
 
     `PeftModel.from_pretrained(unet, folder / "unet")` loads one. PEFT names a layer as the model
@@ -33,7 +33,7 @@ def save_peft(adapter: Adapter, folder: Path) -> list[Path]:
     for a folder that already has one of them, and for an adapter without a LoRA.
     """
     parts = {part: adapter.part(part) for part in PARTS}
-    folders = {part: folder / PARTS[part] for part, lora in parts.items() if lora}
+    folders = {part: Path(folder) / PARTS[part] for part, lora in parts.items() if lora}
     taken = [path for path in folders.values() if path.exists()]
     if taken or not folders:
         raise InputError(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +18,9 @@ from ..lora import LoraWeights
 from .keys import Key, parse
 
 PICKLED = (".pt", ".bin", ".pth")
+
+AnyPath: TypeAlias = str | os.PathLike[str]
+"""A path as a caller gives it."""
 
 
 def read_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -37,12 +37,13 @@ def write_all(files: Mapping[Path, Callable[[Path], object]]) -> list[Path]:
     backups = []
     with ExitStack() as undo:
         for path, write in files.items():
-            if path.exists():
+            existed = path.exists()
+            if existed:
                 backups.append(_keep(path))
                 undo.callback(os.replace, backups[-1], path)
-            else:
-                undo.callback(path.unlink, missing_ok=True)
             atomic_write(path, write)
+            if not existed:
+                undo.callback(path.unlink)
         undo.pop_all()
     return backups
 

@@ -16,6 +16,7 @@ from ..files import inside, require_space, safe_name
 from ..tokens import Concept
 from .embeddings import SUFFIXES, embedding_metadata, to_embedding
 from .kohya import kohya_metadata, to_kohya
+from .reading import AnyPath
 from .replacing import check_replaceable, write_all
 
 
@@ -29,7 +30,7 @@ class SavedFiles:
 
 
 def check_names(
-    concepts: Iterable[Concept], folders: Iterable[Path], lora: Path | None = None
+    concepts: Iterable[Concept], folders: Iterable[AnyPath], lora: AnyPath | None = None
 ) -> list[str]:
     """Refuse, before training, names that saving would refuse afterwards.
 
@@ -37,10 +38,10 @@ def check_names(
     Raises InputError for a file that MagiCapture did not write; returns a line for each of its own
     that will be replaced.
     """
-    places = list(folders)
+    places = [Path(folder) for folder in folders]
     paths = [path for concept in concepts for path in _taken(concept.name, places)]
-    if lora is not None and lora.exists():
-        paths.append(lora)
+    if lora is not None and Path(lora).exists():
+        paths.append(Path(lora))
     for path in paths:
         check_replaceable(path)
     return [f"{path} is from an earlier run; it will be kept as a backup." for path in paths]
@@ -54,8 +55,8 @@ def _taken(token: str, folders: Iterable[Path]) -> list[Path]:
 
 def save_adapter(
     adapter: Adapter,
-    lora_folder: Path,
-    embeddings_folder: Path,
+    lora_folder: AnyPath,
+    embeddings_folder: AnyPath,
     name: str,
     *,
     replace: bool = True,
@@ -76,7 +77,8 @@ def save_adapter(
             f"The output name {name!r} is also a token's, and both would be {lora}; choose "
             "another output name, or another folder for the embeddings."
         )
-    for path in (lora, *(p for token in embeddings for p in _taken(token, [embeddings_folder]))):
+    taken = [path for token in embeddings for path in _taken(token, [Path(embeddings_folder)])]
+    for path in (lora, *taken):
         check_replaceable(path, replace=replace)
 
     contents = {lora: (to_kohya(adapter, dtype), kohya_metadata(adapter, lora.stem))}
