@@ -1,4 +1,4 @@
-"""Reading weights: files with nothing else in them, and no progress bars of the libraries."""
+"""Reading weights: files with nothing else in them, and the libraries kept quiet."""
 
 from __future__ import annotations
 
@@ -56,3 +56,16 @@ def no_progress_bars() -> Iterator[None]:
                 logging.disable_progress_bar()
                 restore.callback(logging.enable_progress_bar)
         yield
+
+
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """Keep diffusers from warning about casts that it makes itself in a single-file load."""
+    from diffusers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModelError
 from . import shapes
 from .clip_tokenizer import write_tokenizer
-from .reading import read_tensors
+from .reading import errors_only, read_tensors
 from .support import BETAS, MODELS, SUPPORTED, family_of
 from .taesd import taesd_from
 
@@ -35,7 +35,7 @@ def parts_of_file(path: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mappi
         if configs["vae"]["_class_name"] == "AutoencoderTiny"
         else {}
     )
-    with TemporaryDirectory(prefix="magicapture-") as folder:
+    with TemporaryDirectory(prefix="magicapture-") as folder, errors_only():
         _write_configs(Path(folder), configs)
         try:
             pipeline = StableDiffusionPipeline.from_single_file(

@@ -88,7 +88,7 @@ def noise_schedule(prediction_type: PredictionType = "epsilon") -> NoiseSchedule
     return NoiseSchedule(DDIMScheduler(**BETAS).alphas_cumprod, prediction_type)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> SimpleNamespace:
     """The builders of the tiny parts: tiny.unet(...), .text_encoder(...), .vae(kind, ...)."""
     return SimpleNamespace(

@@ -182,3 +182,11 @@ def test_sampling_in_bf16(make_backbone):
         images = sample(backbone, "a", settings=SamplingSettings(**SMALL))
     assert images.dtype == torch.float32
     assert images.isfinite().all()
+
+
+@pytest.mark.parametrize(("bias", "value"), [(5.0, 1.0), (-5.0, 0.0)])
+def test_images_are_clamped(backbone, bias, value):
+    with torch.no_grad():
+        backbone.vae.decoder.layers[-1].bias.fill_(bias)
+    images = sample(backbone, "a", settings=SamplingSettings(**SMALL))
+    assert torch.equal(images, torch.full_like(images, value))

@@ -1,6 +1,7 @@
 """Diffusers folders: what is read, and what is refused before anything large is."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -12,23 +13,34 @@ from magicapture.errors import StorageError, UnsupportedModelError
 from magicapture.tokens import Prompt, TokenVectors
 
 
-@pytest.fixture
-def save(tiny, tokenizer, tmp_path):
-    """Save a tiny model as diffusers does; returns its folder."""
-
-    def save(scheduler=None, vae="tiny"):
-        pipeline = StableDiffusionPipeline(
+@pytest.fixture(scope="session")
+def saved(tiny, tokenizer, tmp_path_factory):
+    """Tiny models as diffusers saves them, by the kind of their VAE."""
+    folders = {kind: tmp_path_factory.mktemp(kind) for kind in ("kl", "tiny")}
+    for kind, folder in folders.items():
+        StableDiffusionPipeline(
             unet=tiny.unet(),
-            vae=tiny.vae(vae),
+            vae=tiny.vae(kind),
             text_encoder=tiny.text_encoder(),
             tokenizer=tokenizer,
-            scheduler=scheduler or PNDMScheduler(**BETAS, steps_offset=1),
+            scheduler=PNDMScheduler(**BETAS, steps_offset=1),
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-        )
-        pipeline.save_pretrained(tmp_path / "model")
-        return tmp_path / "model"
+        ).save_pretrained(folder)
+    return folders
+
+
+@pytest.fixture
+def save(saved, tmp_path):
+    """Give a test its own copy of a saved model, with a scheduler of its choice."""
+
+    def save(scheduler=None, vae="tiny"):
+        folder = tmp_path / "model"
+        shutil.copytree(saved[vae], folder)
+        if scheduler is not None:
+            scheduler.save_pretrained(folder / "scheduler")
+        return folder
 
     return save
 

@@ -115,9 +115,11 @@ def test_sd2_layout_loads_whole(tiny, ldm_layout, tmp_path):
     assert_same_outputs(backbone, *parts, ids=torch.arange(64)[None])
 
 
-def test_half_precision(parts, ldm_layout, tmp_path):
+def test_half_precision(parts, ldm_layout, tmp_path, capfd):
     save_file(ldm_layout(*parts), tmp_path / "model.safetensors")
     backbone = load_backbone(tmp_path / "model.safetensors", dtype=torch.bfloat16)
+    printed = "".join(capfd.readouterr())
+    assert "%|" not in printed and "float32" not in printed
     dtypes = {p.dtype for module in backbone.modules.values() for p in module.parameters()}
     assert dtypes == {torch.bfloat16}
 
