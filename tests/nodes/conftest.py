@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
+import socket
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -315,10 +322,7 @@ def checkpoint(comfyui: Path) -> str:
     from comfy.taesd.taesd import TAESD
     from safetensors.torch import save_file
 
-    one = {"num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1]}
-    unet = make_model(
-        **one, model_channels=320, context_dim=768, num_heads=8, transformer_depth_output=[1, 1]
-    )
+    unet = make_model(channel_mult=[1, 1], model_channels=320, context_dim=768, num_heads=8)
     state = {f"model.{n}": v for n, v in unet.model.state_dict().items() if "diffusion" in n}
     text = fill(SD1ClipModel(dtype=torch.float16), std=0.02).clip_l.transformer.text_model
     prefix = "cond_stage_model.transformer.text_model"
@@ -328,3 +332,87 @@ def checkpoint(comfyui: Path) -> str:
     folder = Path(folder_paths.get_folder_paths("checkpoints")[0])
     save_file({n: v.half().contiguous() for n, v in state.items()}, folder / "small.safetensors")
     return "small.safetensors"
+
+
+@dataclass
+class Server:
+    """A ComfyUI of its own process, with the pack in custom_nodes under a hyphenated name."""
+
+    url: str
+    base: Path
+    log: Path
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def post(self, path: str, data: Any = None) -> Any:
+        body = json.dumps(data or {}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}{path}", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+
+    def queue(self, prompt: dict[str, Any]) -> str:
+        """Queue a workflow in API form, with defaults for the widgets it leaves out; its id."""
+        known = self.get("/object_info")
+        for node in prompt.values():
+            for name, spec in known[node["class_type"]]["input"].get("required", {}).items():
+                options = spec[1] if len(spec) > 1 else {}
+                if "default" in options:
+                    node["inputs"].setdefault(name, options["default"])
+        return self.post("/prompt", {"prompt": prompt})["prompt_id"]
+
+    def result(self, prompt_id: str, seconds: float = 300) -> dict[str, Any]:
+        """Wait for a run's end; its entry in the history."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if entry := self.get(f"/history/{prompt_id}").get(prompt_id):
+                return entry
+            time.sleep(0.2)
+        raise AssertionError(f"no answer within {seconds} s: {self.log.read_text()[-3000:]}")
+
+
+@contextmanager
+def serving(comfyui: Path, base: Path, checkpoint: Path, *flags: str) -> Iterator[Server]:
+    """Start `main.py` with the flags; the folder `base` becomes ComfyUI's own."""
+    for folder in ("custom_nodes", "models/checkpoints", "input"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    (base / "custom_nodes" / "ComfyUI-MagiCapture.x").symlink_to(ROOT)
+    (base / "models" / "checkpoints" / checkpoint.name).symlink_to(checkpoint)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "main.py", "--base-directory", str(base), "--port", str(port)]
+    log = base / "log.txt"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--disable-auto-launch", *flags], cwd=comfyui, stdout=output, stderr=output
+        )
+        try:
+            server = Server(f"http://127.0.0.1:{port}", base, log)
+            for _ in range(600):
+                assert process.poll() is None, log.read_text()[-3000:]
+                with suppress(OSError):
+                    server.get("/system_stats")
+                    break
+                time.sleep(0.2)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.fixture(scope="module")
+def server(
+    comfyui: Path, checkpoint: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """A running ComfyUI on the CPU that has the small checkpoint."""
+    import folder_paths
+
+    file = Path(folder_paths.get_full_path("checkpoints", checkpoint))
+    with serving(comfyui, tmp_path_factory.mktemp("server"), file, "--cpu") as running:
+        yield running
