@@ -5,7 +5,7 @@ import logging
 WEB_DIRECTORY = "./web"
 
 
-async def comfy_entrypoint():  # noqa: ANN201
+async def comfy_entrypoint():
     """Return the extension; an error on the way is logged whole, since ComfyUI shows one line."""
     try:
         from .nodes import MagiCaptureExtension

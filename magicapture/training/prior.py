@@ -11,9 +11,7 @@ from .events import Listener, Prepared
 from .job import TrainingJob, generator
 
 
-def class_latents(
-    backbone: Backbone, job: TrainingJob, on_event: Listener
-) -> Tensor:
+def class_latents(backbone: Backbone, job: TrainingJob, on_event: Listener) -> Tensor:
     """Latents (N,C,h,w) of N class images at the training resolution; they are never decoded."""
     recipe, prior = job.recipe, job.recipe.prior
     settings = SamplingSettings(
