@@ -248,6 +248,9 @@ def test_strength_zero_is_bit_equal_and_keeps_what_trains(unet: nn.Module, run: 
         assert torch.equal(run(unet), strong)
         assert not frozen.requires_grad
         assert all(p.requires_grad for p in lora.parameters()[1:])
+        lora.scale = 0
+        lora.parameters()[1].data.fill_(torch.nan)  # not even multiplied by zero
+        assert torch.equal(run(unet), output)
 
 
 def test_loading_keeps_the_parameters_that_an_optimiser_holds(unet: nn.Module) -> None:
