@@ -24,6 +24,7 @@ from magicapture.attention import (
 from magicapture.checkpointing import checkpointed
 from magicapture.errors import InputError, UnsupportedModelError
 from magicapture.losses import refocusing
+from magicapture.tokens import Layout, TokenVectors, splice
 
 POSITIONS = ({"ada": [2, 3]}, {}, {"ada": [4], "ink": [1, 6, 7]})
 KEYS = ((0, "ada"), (2, "ada"), (2, "ink"))
@@ -165,6 +166,20 @@ def test_gradient_is_the_same_under_checkpointing(unet, inputs, kind) -> None:
     mapped = [i for i, name in enumerate(names) if "down_blocks.1" in name and "attn2" in name]
     assert mapped and all(plain[i].abs().sum() > 0 for i in mapped)
     assert plain[-1].abs().sum() > 0
+
+
+def test_gradient_reaches_the_token_vectors(unet, inputs) -> None:
+    vectors = TokenVectors({n: {"clip_l": torch.randn(2, 24)} for n in ("ada", "ink")})
+    slots = {2: ("ada", 0), 3: ("ada", 1)}, {}, {4: ("ada", 0), 1: ("ink", 0), 6: ("ink", 1)}
+    layouts = [Layout((0,) * 9, of) for of in slots]
+    context = splice(inputs[2].detach(), layouts, vectors, "clip_l")
+    with captured(unet, factors=(2,)) as capture:
+        with capture.recording():
+            unet(inputs[0], inputs[1], context)
+        layers = capture.maps([layout.positions() for layout in layouts], SIZE)
+    torch.stack([refocusing(m.values, torch.zeros(3, 1, *SIZE)) for m in layers]).sum().backward()
+    for parameter in vectors.parameters():
+        assert torch.all(parameter.grad.abs().sum(-1) > 0)
 
 
 def test_only_the_asked_layers_are_mapped(unet, inputs) -> None:
