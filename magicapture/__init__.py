@@ -1,3 +1,48 @@
 """MagiCapture: a person's face in a portrait's style, from a handful of photos of each."""
 
+from .adapter import Adapter
+from .backbone import Backbone
+from .backbones import DiffusersBackbone, load_backbone
+from .checkpoint import load_adapter, save_adapter
+from .config import Recipe
+from .data import ReferenceSet, load_folder
+from .errors import (
+    InputError,
+    MagiCaptureError,
+    NumericalError,
+    StorageError,
+    UnsupportedModelError,
+)
+from .faces.embed import load_recogniser
+from .prompts import prompt_for
+from .recipes import recipe
+from .sampling import SamplingSettings, sample
+from .tokens import Concept
+from .training import Trainer, TrainingJob
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Adapter",
+    "Backbone",
+    "Concept",
+    "DiffusersBackbone",
+    "InputError",
+    "MagiCaptureError",
+    "NumericalError",
+    "Recipe",
+    "ReferenceSet",
+    "SamplingSettings",
+    "StorageError",
+    "Trainer",
+    "TrainingJob",
+    "UnsupportedModelError",
+    "load_adapter",
+    "load_backbone",
+    "load_folder",
+    "load_recogniser",
+    "prompt_for",
+    "recipe",
+    "sample",
+    "save_adapter",
+]
