@@ -19,8 +19,7 @@ from .recipes import recipe
 from .sampling import SamplingSettings, sample
 from .tokens import Concept
 from .training import Trainer, TrainingJob
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "Adapter",
@@ -37,6 +36,7 @@ __all__ = [
     "Trainer",
     "TrainingJob",
     "UnsupportedModelError",
+    "__version__",
     "load_adapter",
     "load_backbone",
     "load_folder",

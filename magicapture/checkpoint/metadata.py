@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..adapter import Adapter
 from ..config import Recipe, from_dict, to_dict
 from ..errors import InputError, StorageError
 from ..tokens import Concept
+from ..version import __version__
 
 logger = logging.getLogger(__name__)
 
