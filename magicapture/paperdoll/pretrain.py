@@ -17,6 +17,7 @@ from . import stage_readers, stage_unet, stage_vae
 from .dataset import Shards, prepare
 from .export import export
 from .loop import Trainer
+from .report import draw, report
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, help="stop, saved, after this long")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--report", action="store_true", help="scores and sheets at the end")
     parser.add_argument("--export", type=Path, help="folder for the finished weights, in half")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -62,6 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
     options = Options(given.out, torch.device(given.device), given.steps, given.batch, until)
     for stage in STAGES if given.stage == "all" else (given.stage,):
         run(stage, shards, options)
+    if given.report:
+        report(given.out)
+        draw(given.out)
     if given.export:
         export(given.out, given.export)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from magicapture.paperdoll import dataset, pretrain
 from magicapture.paperdoll.canvas import Label
 from magicapture.paperdoll.export import trained_reader
 from magicapture.paperdoll.preview import Model
+from magicapture.paperdoll.report import draw, report
 from magicapture.paperdoll.scores import dolls, landmark_error, overlap, psnr, verification
 from magicapture.paperdoll.tokenizer import LENGTH
 
@@ -59,6 +61,14 @@ def test_the_preview_samples_by_seed(built: tuple[Path, Path]) -> None:
     first, again, other = (model.sample(["a sketch"], steps=2, seed=seed) for seed in (1, 1, 2))
     assert first.shape == (1, 3, 128, 128)
     assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_the_report_scores_and_draws(built: tuple[Path, Path]) -> None:
+    out, _ = built
+    found = report(out, count=4)
+    assert len(found) == 6 and all(np.isfinite(value) for value in found.values())
+    draw(out, steps=1)
+    assert (out / "samples.png").exists() and (out / "vae.png").exists()
 
 
 def test_scores_read_the_networks(built: tuple[Path, Path]) -> None:

@@ -1,0 +1,62 @@
+"""What a training folder is worth: scores on development dolls, and sheets to look at."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import scores
+from .captions import caption
+from .export import trained_reader
+from .preview import Model, save_sheet
+from .seeds import Split
+from .stage_readers import EMBEDDERS
+from .traits import identity_from_seed, pose_from_seed, style_from_seed
+
+log = logging.getLogger(__name__)
+
+_COLUMNS = 8
+
+
+def report(out: Path, count: int = 200) -> dict[str, float]:
+    """Scores of every network trained so far, on `count` dolls or half as many people or styles."""
+    found: dict[str, float] = {}
+    trained = {file.name.split(".")[0] for file in out.glob("*.state.safetensors")}
+    some = scores.dolls(count)
+    for name in sorted(trained & EMBEDDERS.keys()):
+        found[f"{name} AUC"] = scores.verification(trained_reader(out, name), count // 2)
+    if "finder" in trained:
+        found["finder pixels"] = scores.landmark_error(trained_reader(out, "finder"), some)
+    if "parser" in trained:
+        found["parser IoU"] = scores.overlap(trained_reader(out, "parser"), some)
+    if "style" in trained:
+        found["style AUC"] = scores.style_verification(trained_reader(out, "style"), count // 2)
+    if {"vae", "unet"} <= trained:
+        found["VAE PSNR"] = scores.psnr(Model.of_run(out).vae, some)
+    (out / "scores.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    log.info("%s", found)
+    return found
+
+
+def prompts(count: int) -> list[str]:
+    """Full captions of development dolls."""
+    seeds = Split.DEVELOPMENT.seeds[:count]
+    parts = ((identity_from_seed(s), style_from_seed(s), pose_from_seed(s)) for s in seeds)
+    return [caption(*part) for part in parts]
+
+
+def draw(out: Path, steps: int = 25) -> None:
+    """Writes vae.png (dolls over their reconstructions) and samples.png (dolls over samples)."""
+    model = Model.of_run(out)
+    true = scores.pictures(scores.dolls(2 * _COLUMNS))
+    with torch.no_grad():
+        again = ((model.vae.decoder(model.vae.encoder(true * 2 - 1)) + 1) / 2).clamp(0, 1)
+    drawn = model.sample(prompts(2 * _COLUMNS), steps)
+    for name, made in (("vae", again), ("samples", drawn)):
+        first, second = slice(0, _COLUMNS), slice(_COLUMNS, None)
+        rows = torch.cat([true[first], made[first], true[second], made[second]])
+        save_sheet(np.asarray(rows), _COLUMNS, out / f"{name}.png")
