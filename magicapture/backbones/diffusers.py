@@ -155,7 +155,8 @@ class DiffusersBackbone:
         """A scope in which gradients flow through the frozen models, computing in `dtype`.
 
         None keeps the model's own. Weights, training modes and requires_grad flags are afterwards
-        as before, bit by bit. What is injected into the models (a LoRA) comes after entering.
+        as before, bit by bit. What is injected into the models (a LoRA) comes after entering, and
+        a graph built inside is used up inside: its backward reads the weights in `dtype`.
         """
         modules = [m for part in self.modules.values() for m in part.modules()]
         tensors = [
