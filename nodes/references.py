@@ -72,8 +72,9 @@ class MagiCaptureReferenceSet(io.ComfyNode):
             if face_masks is not None:
                 changes["masks"] = single_masks(face_masks)
             if captions.strip():
-                lines = captions.rstrip("\n").split("\n")
-                changes["captions"] = tuple(line.strip() or None for line in lines)
+                lines = [line.strip() or None for line in captions.rstrip().split("\n")]
+                lines += [None] * (len(references) - len(lines))
+                changes["captions"] = tuple(lines)
             return io.NodeOutput(replace(references, **changes))
 
     @classmethod

@@ -1,0 +1,264 @@
+"""The nodes as the executor runs them, on a tiny Stable Diffusion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+SIDE = 64
+
+
+@pytest.fixture(autouse=True)
+def inferring(executor):
+    """Every test here runs in inference mode, as nodes do."""
+
+
+@pytest.fixture
+def nodes(pack):
+    """The nodes by the end of their class names: nodes.Train, nodes.Concept."""
+    return SimpleNamespace(
+        **{node.__name__.removeprefix("MagiCapture"): node for node in pack("nodes").NODES}
+    )
+
+
+def photos(count=3, size=(SIDE, SIDE), seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, *size, 3, generator=generator)
+
+
+def face(size=(SIDE, SIDE)):
+    mask = torch.zeros(1, *size)
+    mask[:, size[0] // 4 : size[0] // 4 * 3, size[1] // 4 : size[1] // 4 * 3] = 1
+    return mask
+
+
+def references(nodes, pack, images=None, masks=None, captions=""):
+    none = pack("nodes.references").NO_FOLDER
+    images = [photos()] if images is None else images
+    masks = [face().expand(len(batch), -1, -1) for batch in images] if masks is None else masks
+    return nodes.ReferenceSet.execute([none], images, masks or None, [captions])[0]
+
+
+def concepts(nodes, pack, subject="ada-1", style="oil-1", **kwargs):
+    shown = references(nodes, pack, **kwargs)
+    return (
+        nodes.Concept.execute(shown, "subject", subject, "woman", 1)[0],
+        nodes.Concept.execute(shown, "style", style, "person", 2)[0],
+    )
+
+
+def recipe(nodes, pack, steps=4, **changes):
+    chosen = nodes.Recipe.execute("magicapture", steps, 2, SIDE, 1.0, False)[0]
+    settings = {
+        i.id: i.default for i in nodes.TuneRecipe.define_schema().inputs if i.id != "recipe"
+    }
+    settings.update(attention_maps="8x8 to 64x64", draws=1, **changes)
+    return nodes.TuneRecipe.execute(chosen, **settings)[0]
+
+
+def train(nodes, pack, tiny, seed=0, **kwargs):
+    subject, style = kwargs.pop("concepts", None) or concepts(nodes, pack)
+    chosen = kwargs.pop("recipe", None) or recipe(nodes, pack)
+    return nodes.Train.execute(
+        tiny.model, tiny.clip, tiny.vae, subject, style, seed, 0, True, recipe=chosen, **kwargs
+    )
+
+
+def test_from_pictures_to_a_prompt_and_back_from_disk(nodes, pack, tiny, ksample):
+    before = ksample(tiny)
+    adapter, curves, previews, report = train(nodes, pack, tiny, seed=11).args
+    assert curves.shape[-1] == 3 and previews.shape[-1] == 3
+    assert "4 steps" in report and "embedding:ada-1" in report
+    assert torch.equal(ksample(tiny), before)
+
+    saved = nodes.SaveAdapter.execute(adapter, "ada in oil")
+    assert saved[1] == "ada in oil.safetensors"
+    loaded = nodes.LoadAdapter.execute(saved[1])[0]
+    prompt = nodes.Prompt.execute(loaded, "composed", 0, "smiling")[0]
+    assert prompt == "a photo of embedding:ada-1 woman in the embedding:oil-1 style, smiling"
+
+    def drawn(one):
+        model, clip = nodes.ApplyAdapter.execute(tiny.model, tiny.clip, one, 1.0).args
+        return ksample(type(tiny)(model, clip, tiny.vae), prompt)
+
+    assert torch.equal(drawn(adapter), drawn(loaded))
+    assert not torch.equal(drawn(adapter), before)
+
+
+def test_a_list_of_sizes_and_a_batch_and_captions(nodes, pack):
+    images = [photos(2), photos(1, (96, 80), seed=2)]
+    shown = references(
+        nodes, pack, images, [face().expand(2, -1, -1), face((96, 80))], "by night\n\n"
+    )
+    assert [tuple(i.shape) for i in shown.images] == [(3, 64, 64), (3, 64, 64), (3, 96, 80)]
+    assert shown.captions == ("by night", None, None)
+
+
+def test_a_folder_of_the_input_folder(nodes, pack):
+    import folder_paths
+
+    folder = Path(folder_paths.get_input_directory()) / "ada"
+    folder.mkdir(exist_ok=True)
+    for i in range(3):
+        pixels = np.full((80, 70, 3), 60 * i, np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    (folder / "notes.md").write_text("not a photo")
+    shown = nodes.ReferenceSet.execute(["ada"])[0]
+    assert len(shown.images) == 3 and any("notes.md" in text for text in shown.warnings)
+    stamp = nodes.ReferenceSet.fingerprint_inputs(["ada"])
+    (folder / "0.png").touch()
+    assert nodes.ReferenceSet.fingerprint_inputs(["ada"]) != stamp
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_cancel_at_any_step_keeps_what_is_done(nodes, pack, tiny, ksample, monkeypatch, at):
+    import comfy.model_management as management
+
+    before = ksample(tiny)
+    seen = []
+
+    def cancel_at(trainer, event):
+        seen.append(event.step)
+        if event.step == at:
+            management.interrupt_current_processing()
+
+    monitor = pack("nodes.training").Monitor
+    stepped = monitor._stepped
+    monkeypatch.setattr(
+        monitor, "_stepped", lambda self, event: (cancel_at(self, event), stepped(self, event))
+    )
+    with pytest.raises(pack.comfy.Cancelled):
+        train(nodes, pack, tiny, seed=100 + at)
+    assert seen == list(range(1, at + 1))
+    assert torch.equal(ksample(tiny), before)
+    monkeypatch.setattr(monitor, "_stepped", stepped)
+    resumed = train(nodes, pack, tiny, seed=100 + at)[0]
+    monkeypatch.setattr(pack("nodes.training"), "state_folder", lambda: None)
+    whole = train(nodes, pack, tiny, seed=100 + at)[0]
+    for name, weights in whole.lora.items():
+        assert torch.equal(weights.up, resumed.lora[name].up)
+    for name, vectors in whole.tokens.items():
+        assert torch.equal(vectors["clip_l"], resumed.tokens[name]["clip_l"])
+
+
+def bad(pack, message, kind="InputError"):
+    return pytest.raises(getattr(pack("magicapture.errors"), kind), match=message)
+
+
+def test_no_photos(nodes, pack):
+    with bad(pack, "Load Reference Set: No photos are given"):
+        nodes.ReferenceSet.execute([pack("nodes.references").NO_FOLDER])
+
+
+def test_a_folder_outside_the_input_folder(nodes, pack):
+    with bad(pack, "Load Reference Set: There is no folder '../output'"):
+        nodes.ReferenceSet.execute(["../output"])
+
+
+def test_masks_that_do_not_match_in_number(nodes, pack):
+    with bad(pack, "2 masks for 3 photos"):
+        references(nodes, pack, masks=[face().expand(2, -1, -1)])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"images": [photos(1)]}, "There is 1 photo .*expected 2 or more"),
+        ({"masks": []}, "mask"),
+        ({"masks": [torch.zeros(3, SIDE, SIDE)]}, "mask"),
+        ({"masks": [torch.ones(3, SIDE, SIDE)]}, "mask"),
+        ({"masks": [face((64, 96)).expand(3, -1, -1)]}, "64x64"),
+        ({"images": [photos(3, (40, 40))], "masks": [face((40, 40)).expand(3, -1, -1)]}, "40"),
+        ({"images": [photos() * torch.nan]}, "NaN"),
+    ],
+)
+def test_photos_that_cannot_be_trained_on(nodes, pack, tiny, given, message):
+    made = concepts(nodes, pack, **given)
+    with bad(pack, f"(?s)Train MagiCapture: .*{message}"):
+        train(nodes, pack, tiny, concepts=made)
+
+
+def test_without_masks_where_the_recipe_needs_none(nodes, pack, tiny):
+    made = concepts(nodes, pack, masks=[])
+    unmasked = recipe(nodes, pack, masks="off")
+    assert not unmasked.uses("attention")
+    adapter = train(nodes, pack, tiny, concepts=made, recipe=unmasked, seed=9)[0]
+    assert adapter.lora
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("a/b", "cannot be used"), ("", "cannot be used"), ("woman", "already a word")],
+)
+def test_token_names(nodes, pack, tiny, name, message):
+    with bad(pack, message):
+        train(nodes, pack, tiny, concepts=concepts(nodes, pack, subject=name))
+
+
+def test_a_token_named_like_somebody_elses_embedding(nodes, pack, tiny):
+    from safetensors.torch import save_file
+
+    foreign = pack.comfy.model_folders("embeddings")[0] / "bob-1.safetensors"
+    save_file({"emb_params": torch.zeros(1, 32)}, foreign)
+    with bad(pack, "Train MagiCapture: .*bob-1.safetensors is there already"):
+        train(nodes, pack, tiny, concepts=concepts(nodes, pack, subject="bob-1"))
+    assert foreign.exists()
+
+
+@pytest.mark.parametrize("missing", ["model", "clip", "vae"])
+def test_a_part_that_is_missing(nodes, pack, tiny, missing):
+    setattr(tiny, missing, None)
+    with bad(pack, f"Train MagiCapture: There is no .*'{missing}'"):
+        train(nodes, pack, tiny)
+
+
+@pytest.mark.parametrize("name", ["../ada", "a/../../b", "C:\\x", ""])
+def test_an_output_name_that_leaves_its_folder(nodes, pack, tiny, name):
+    adapter = train(nodes, pack, tiny, seed=12)[0]
+    with bad(pack, "Save Adapter: "):
+        nodes.SaveAdapter.execute(adapter, name)
+
+
+def test_nan_in_the_loss(nodes, pack, tiny, monkeypatch):
+    objective = pack("magicapture.training.objective").Objective
+    honest = objective.__call__
+    calls = []
+
+    def poisoned(self, rows, boost=1.0):
+        calls.append(1)
+        losses = honest(self, rows, boost)
+        return losses if len(calls) < 3 else type(losses)(losses.total * torch.nan, losses.by_name)
+
+    monkeypatch.setattr(objective, "__call__", poisoned)
+    with bad(pack, "Train MagiCapture: The loss became nan at step 3", "NumericalError"):
+        train(nodes, pack, tiny, seed=77)
+
+
+def test_settings_of_the_recipe_nodes(nodes, pack):
+    tuned = recipe(
+        nodes,
+        pack,
+        steps=10,
+        identity_weight=0.25,
+        unet_rate=3e-4,
+        text_encoder_rate=2e-5,
+        attention_scaling="minmax",
+        lora_targets="cross_and_self",
+    )
+    own = pack("magicapture.recipes").recipe()
+    last = tuned.phases[-1]
+    assert tuned.steps == 10 and tuned.lora.rank == 2 and tuned.resolution == SIDE
+    assert (
+        last.weights.identity == 0.25 and last.weights.composed == own.phases[-1].weights.composed
+    )
+    assert (last.rates.unet, last.rates.text_encoder) == (3e-4, 2e-5)
+    assert tuned.phases[0].rates.unet == 0 and tuned.phases[0].rates.text_encoder == 0
+    assert tuned.refocus.scaling == "minmax" and tuned.lora.targets == "cross_and_self"
+    small = nodes.Recipe.execute("paper", 0, -1, -1, 1.0, True)[0]
+    assert small.batching == "in_turn" and small.checkpointing
+    assert small.lora.rank == pack("magicapture.recipes").recipe("paper").lora.rank
