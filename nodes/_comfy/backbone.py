@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,11 +21,14 @@ from .models import (
     context_width,
     downscale_of,
     family_of,
+    sampling_patches,
     schedule_of,
     text_encoder_of,
     unet_names,
 )
 from .scope import Part, gradients
+
+logger = logging.getLogger(__name__)
 
 
 class ComfyBackbone:
@@ -50,6 +54,8 @@ class ComfyBackbone:
         self._model, self._clip, self._vae = model, clip, vae
         self._decoder = vae if decoder is None else decoder
         self._dtype = compute_dtype(model)
+        if ignored := sampling_patches(model):
+            logger.warning("Training leaves out what changes sampling: %s.", ", ".join(ignored))
 
     @property
     def unet(self) -> nn.Module:
@@ -186,8 +192,10 @@ class ComfyBackbone:
         parts = [
             Part(self._model, self.unet, self._dtype),
             Part(self._clip.patcher, self._clip.cond_stage_model, torch.float32),
-            Part(self._vae.patcher, self._vae.first_stage_model),
-            Part(self._decoder.patcher, self._decoder.first_stage_model),
+            *(
+                Part(vae.patcher, vae.first_stage_model, vae.vae_dtype)
+                for vae in (self._vae, self._decoder)
+            ),
         ]
         try:
             with gradients(parts):

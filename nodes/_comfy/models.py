@@ -52,6 +52,13 @@ def compute_dtype(model: ModelPatcher) -> torch.dtype:
     return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
 
 
+def sampling_patches(model: ModelPatcher) -> list[str]:
+    """What nodes such as FreeU hang into sampling; a LoRA, which changes weights, is not one."""
+    hung = model.model_options["transformer_options"]
+    patches = [*hung.get("patches", {}), *hung.get("patches_replace", {})]
+    return patches + [n for n in model.model_options if n == "model_function_wrapper"]
+
+
 def schedule_of(model: ModelPatcher) -> NoiseSchedule:
     """The noise schedule of a MODEL, with any ModelSampling node's changes.
 

@@ -31,14 +31,11 @@ _CAST_CONTROLS = ("comfy_cast_weights", "weight_function", "bias_function", "_v"
 
 @dataclass(frozen=True)
 class Part:
-    """A network to open: the patcher that manages it, its root module, the dtype it computes in.
-
-    dtype None keeps each weight's own.
-    """
+    """A network to open: the patcher that manages it, its root module, the dtype it computes in."""
 
     patcher: ModelPatcher
     module: nn.Module
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype
 
 
 @contextmanager
@@ -95,7 +92,7 @@ def _load(parts: Iterable[Part]) -> None:
 
 def _is_cast(part: Part) -> bool:
     dtypes = {p.dtype for p in part.module.parameters() if p.is_floating_point()}
-    return part.dtype is not None and dtypes != {part.dtype}
+    return dtypes != {part.dtype}
 
 
 def _is_streamed(patcher: ModelPatcher) -> bool:
@@ -104,7 +101,7 @@ def _is_streamed(patcher: ModelPatcher) -> bool:
 
 
 @contextmanager
-def _opened(module: nn.Module, device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
+def _opened(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """One module with ordinary weights, ready to compute, and without in-place additions."""
     with torch.no_grad():
         weights = {
@@ -151,9 +148,7 @@ def _put(mapping: MutableMapping[str, Any], values: dict[str, Any]) -> None:
             mapping[name] = value
 
 
-def _weight(
-    module: nn.Module, name: str, device: torch.device, dtype: torch.dtype | None
-) -> Tensor:
+def _weight(module: nn.Module, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     """What sampling would compute with: moved, cast and patched."""
     weight = module._parameters[name]
     patches = list(getattr(module, f"{name}_function", []))
@@ -161,13 +156,13 @@ def _weight(
         patches.insert(0, getattr(module, f"{name}_lowvram_function"))
     if not patches:
         return _ordinary(weight, device, dtype)
-    weight = weight.to(device=device, dtype=dtype or weight.dtype, copy=True)
+    weight = weight.to(device=device, dtype=dtype, copy=True)
     for patch in patches:
         weight = patch(weight)
     return weight
 
 
-def _ordinary(tensor: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+def _ordinary(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The tensor on the device and, if it holds floats, in the dtype; never an inference tensor."""
     if tensor.is_meta:  # missing from the checkpoint; ComfyUI takes zeros as well
         tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)

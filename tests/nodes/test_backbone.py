@@ -141,6 +141,20 @@ def test_a_sampling_node_changes_the_schedule(pack, tiny):
         pack.comfy.ComfyBackbone(node.patch(tiny.model, "x0", False)[0], tiny.clip, tiny.vae)
 
 
+def test_what_changes_sampling_is_left_out_with_a_warning(pack, tiny, caplog):
+    from comfy_extras.nodes_freelunch import FreeU_V2
+
+    pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
+    assert "leaves out" not in caplog.text
+    model = (
+        FreeU_V2.execute(tiny.model, 1.3, 1.4, 0.9, 0.2)
+        if hasattr(FreeU_V2, "execute")
+        else (FreeU_V2().patch(tiny.model, 1.3, 1.4, 0.9, 0.2))
+    )
+    pack.comfy.ComfyBackbone(model[0], tiny.clip, tiny.vae)
+    assert "leaves out what changes sampling: output_block_patch" in caplog.text
+
+
 # -- VAE --------------------------------------------------------------------------------------
 
 

@@ -223,25 +223,6 @@ def test_training_modes_and_flags_are_put_back(pack, backbone, loaded):
 # -- dtypes, LoRAs on the model, memory modes ----------------------------------------------------
 
 
-def test_fp16_weights_compute_as_in_sampling_or_as_asked(pack, make, tiny, vectors, noisy):
-    model = make.model(dtype=torch.float16, manual_cast=torch.float32)
-    clip = make.clip(dtype=torch.float16)
-    backbone = pack.comfy.ComfyBackbone(model, clip, tiny.vae)
-    assert backbone.dtype == torch.float32
-    networks = {"unet": backbone.unet, "clip": clip.cond_stage_model}
-    before = snapshot(networks)
-    for asked, computes in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
-        with backbone.training(asked):
-            assert backbone.dtype == computes
-            assert {p.dtype for p in backbone.unet.parameters()} == {computes}
-            assert {p.dtype for p in clip.cond_stage_model.parameters()} == {torch.float32}
-            assert gradient(pack, backbone, vectors, noisy).norm() > 0
-        assert backbone.dtype == torch.float32
-        now = snapshot(networks)
-        for name, (was, *_) in before.items():
-            assert now[name][0] is was
-
-
 def user_lora(unet: nn.Module) -> dict[str, Tensor]:
     """A LoRA such as a user loads before ours, in kohya's form."""
     name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_q"
@@ -273,6 +254,25 @@ def load_streamed(patchers, **_: Any) -> None:
             patch = LowVramPatch(key, patcher.patches) if key in patcher.patches else None
             module.comfy_cast_weights, module._v = True, object()
             module.weight_lowvram_function, module.bias_lowvram_function = patch, None
+
+
+def test_fp16_weights_compute_as_in_sampling_or_as_asked(pack, make, tiny, vectors, noisy):
+    model = make.model(dtype=torch.float16, manual_cast=torch.float32)
+    clip = make.clip(dtype=torch.float16)
+    backbone = pack.comfy.ComfyBackbone(model, clip, tiny.vae)
+    assert backbone.dtype == torch.float32
+    networks = {"unet": backbone.unet, "clip": clip.cond_stage_model}
+    before = snapshot(networks)
+    for asked, computes in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        with backbone.training(asked):
+            assert backbone.dtype == computes
+            assert {p.dtype for p in backbone.unet.parameters()} == {computes}
+            assert {p.dtype for p in clip.cond_stage_model.parameters()} == {torch.float32}
+            assert gradient(pack, backbone, vectors, noisy).norm() > 0
+        assert backbone.dtype == torch.float32
+        now = snapshot(networks)
+        for name, (was, *_) in before.items():
+            assert now[name][0] is was
 
 
 @pytest.mark.parametrize("load", [None, load_lowvram, load_streamed])
@@ -314,6 +314,33 @@ def test_a_users_lora_counts_as_in_sampling(pack, tiny, vectors, noisy, ksample,
         return  # what only pretends to stream cannot sample
     monkeypatch.undo()
     assert torch.equal(picture, ksample(tiny))
+
+
+def test_a_picture_with_a_lora_is_as_before_where_weights_are_cast(
+    pack, make, tiny, vectors, noisy, ksample
+):
+    import comfy.sd
+
+    tiny.model = make.model(dtype=torch.float16, manual_cast=torch.float32)
+    tiny.clip = make.clip(dtype=torch.float16)
+    lora = user_lora(tiny.networks["unet"])
+    tiny.model, _ = comfy.sd.load_lora_for_models(tiny.model, None, lora, 1, 1)
+    picture = ksample(tiny)
+    backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
+    with backbone.training(torch.float32):
+        assert gradient(pack, backbone, vectors, noisy).norm() > 0
+    assert torch.equal(picture, ksample(tiny))
+
+
+def test_a_vae_is_cast_as_dynamic_vram_leaves_it_to_be(pack, backbone, tiny):
+    """There a VAE's weights keep the file's dtype, while it computes in another."""
+    z = torch.zeros(1, 4, 8, 8)
+    with backbone.training(None):
+        expected = backbone.decode(z)
+    tiny.vae.first_stage_model.half()
+    with backbone.training(None):
+        torch.testing.assert_close(backbone.decode(z), expected, rtol=1e-2, atol=1e-2)
+    assert {p.dtype for p in tiny.vae.first_stage_model.parameters()} == {torch.float16}
 
 
 @pytest.mark.parametrize("state", ["LOW_VRAM", "NO_VRAM", "HIGH_VRAM"])
