@@ -20,7 +20,7 @@ from .prior import class_latents
 
 @dataclass(frozen=True)
 class Materials:
-    """What every step works with. `fingerprint` names the run: job and base model."""
+    """What every step works with. `fingerprint` names the run: job, base model, recogniser."""
 
     vectors: TokenVectors
     draws: Draws
@@ -47,11 +47,15 @@ def prepare(
     source = _encoded(job.source, job, backbone, "encoding the subject's photos", tell)
     reference = _encoded(job.reference, job, backbone, "encoding the style's portraits", tell)
     prior = class_latents(backbone, job, tell) if job.recipe.uses("prior") else None
+    identity = _identity(job, backbone, recogniser, tell) if job.recipe.uses("identity") else None
+    networks: list[object] = [backbone.unet, *backbone.text_encoders.values()]
+    if identity is not None:
+        networks.append(recogniser)
     return Materials(
         vectors,
         Draws(job.recipe, job.subject, job.style, (source, reference), prior),
-        _identity(job, backbone, recogniser, tell) if job.recipe.uses("identity") else None,
-        digest(job.fingerprint(), weights_hash(backbone.unet)),
+        identity,
+        digest(job.fingerprint(), *(weights_hash(network) for network in networks)),
     )
 
 
@@ -103,10 +107,11 @@ def _identity(
     )
 
 
-def weights_hash(module: nn.Module) -> str:
-    """A hash that tells base models apart, from a thin sample of the weights."""
-    result = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
+def weights_hash(network: object) -> str:
+    """A hash that tells networks apart, from a thin sample of the weights."""
+    result = hashlib.sha256(type(network).__qualname__.encode())
+    parameters = network.named_parameters() if isinstance(network, nn.Module) else ()
+    for name, parameter in sorted(parameters):
         thin = parameter.detach().flatten()[:: max(1, parameter.numel() // 16)][:16]
         result.update(f"{name}{tuple(parameter.shape)}{thin.float().tolist()}".encode())
     return result.hexdigest()

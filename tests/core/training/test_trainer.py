@@ -11,12 +11,13 @@ import torch
 
 from magicapture.config import Phase, Rates, Weights
 from magicapture.errors import InputError, NumericalError
-from magicapture.recipes import RECIPE_NAMES, recipe as named_recipe, with_steps
+from magicapture.recipes import RECIPE_NAMES, with_steps
+from magicapture.recipes import recipe as named_recipe
 from magicapture.sampling import SamplingSettings
 from magicapture.training import Prepared, Previewed, Resumed, Stepped, Trainer, Warned
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818
     """What a caller raises to cancel."""
 
 
@@ -173,6 +174,8 @@ def test_a_finished_run_answers_at_once_and_another_job_starts_over(
     ):
         _, events = train(job, make_backbone(), **settings, **extra)
         assert not any(isinstance(e, Resumed) for e in events)
+    _, events = train(make_job(), make_backbone(), state_folder=tmp_path)  # no recogniser
+    assert not any(isinstance(e, Resumed) for e in events)
 
 
 def test_previews_do_not_disturb_the_run(make_job, make_backbone, recogniser):
@@ -310,5 +313,5 @@ def test_one_name_for_both_tokens_is_refused(make_job, backbone):
 def test_a_word_of_the_text_encoder_is_refused_as_a_name(make_job, backbone):
     job = make_job()
     job = replace(job, subject=replace(job.subject, name="woman"))
-    with pytest.raises(InputError, match="already a word.*'woman-1'"), Trainer(job, backbone):
+    with pytest.raises(InputError, match=r"already a word.*'woman-1'"), Trainer(job, backbone):
         pass
