@@ -27,9 +27,9 @@ def behind(canvas: Canvas, frame: Frame, style: Style, pose: Pose) -> None:
     u, v, kind = frame.u, frame.v, style.hair
     long = style.hair_length
     if kind == "bob":
-        form = shapes.box(u, v + 0.12, 1.24, 1.14 + 0.15 * long, 0.8)
+        form = _bob(u, v, long)
     elif kind == "long":
-        form = shapes.box(u, v - 0.45, 1.25, 1.75 + 0.3 * long, 0.85)
+        form = _mane(u, v, long)
     elif kind == "curly":
         form = shapes.discs(u, v, _curls(1.0 + 0.12 * long, 1.12), 0.08)
     elif kind == "bun":
@@ -38,6 +38,14 @@ def behind(canvas: Canvas, frame: Frame, style: Style, pose: Pose) -> None:
         return
     dark = _strands(frame, scaled(style.hair_colour, 0.74), pose, 9.0)
     canvas.paint(shapes.coverage(form, frame.pixel), dark, Label.HAIR)
+
+
+def _bob(u: Array, v: Array, long: float) -> Array:
+    return shapes.box(u, v + 0.12, 1.24, 1.14 + 0.15 * long, 0.8)
+
+
+def _mane(u: Array, v: Array, long: float) -> Array:
+    return shapes.box(u, v - 0.45, 1.25, 1.75 + 0.3 * long, 0.85)
 
 
 def _curls(reach: float, end: float) -> list[tuple[float, float, float]]:
@@ -87,14 +95,12 @@ def _front(kind: str, u: Array, v: Array, long: float) -> Array:
         top = shapes.common(cap, v + 0.9 - 0.32 * u * u)
         return shapes.union(shapes.discs(u, v, crown, 0.05), top, 0.05)
     if kind == "bob":
-        outer = shapes.box(u, v + 0.12, 1.24, 1.14 + 0.15 * long, 0.8)
         fringe = v + 0.47 - 0.05 * u * u
         curtain = 0.86 - np.abs(u) + 0.05 * np.maximum(v, 0)
-        return shapes.common(outer, shapes.union(fringe, curtain, 0.1))
-    outer = shapes.box(u, v - 0.45, 1.25, 1.75 + 0.3 * long, 0.85)
+        return shapes.common(_bob(u, v, long), shapes.union(fringe, curtain, 0.1))
     middle = v + 0.98 - 0.75 * np.abs(u) ** 1.3
     curtain = 0.87 - np.abs(u) - 0.06 * np.maximum(v, 0)
-    return shapes.common(outer, shapes.union(middle, curtain, 0.12))
+    return shapes.common(_mane(u, v, long), shapes.union(middle, curtain, 0.12))
 
 
 def _beanie(canvas: Canvas, frame: Frame, style: Style, pose: Pose) -> None:

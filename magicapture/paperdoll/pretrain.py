@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for data and weights")
     parser.add_argument("--data", type=Path, help="folder for rendered dolls (default OUT/data)")
     parser.add_argument("--dolls", type=int, default=61_440, help="training pictures")
+    parser.add_argument("--workers", type=int, default=1, help="processes that render")
     parser.add_argument("--steps", type=int, help="instead of the stage's own number")
     parser.add_argument("--batch", type=int, help="instead of the stage's own size")
     parser.add_argument("--minutes", type=float, help="stop, saved, after this long")
@@ -59,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if given.threads:
         torch.set_num_threads(given.threads)
-    shards = prepare(given.data or given.out / "data", given.dolls)
+    shards = prepare(given.data or given.out / "data", given.dolls, workers=given.workers)
     until = time.time() + 60 * given.minutes if given.minutes else None
     options = Options(given.out, torch.device(given.device), given.steps, given.batch, until)
     for stage in STAGES if given.stage == "all" else (given.stage,):

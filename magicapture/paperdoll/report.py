@@ -19,8 +19,6 @@ from .traits import identity_from_seed, pose_from_seed, style_from_seed
 
 log = logging.getLogger(__name__)
 
-_COLUMNS = 8
-
 
 def report(out: Path, count: int = 200) -> dict[str, float]:
     """Scores of every network trained so far, on `count` dolls or half as many people or styles."""
@@ -49,14 +47,14 @@ def prompts(count: int) -> list[str]:
     return [caption(*part) for part in parts]
 
 
-def draw(out: Path, steps: int = 25) -> None:
+def draw(out: Path, steps: int = 25, columns: int = 8) -> None:
     """Writes vae.png (dolls over their reconstructions) and samples.png (dolls over samples)."""
     model = Model.of_run(out)
-    true = scores.pictures(scores.dolls(2 * _COLUMNS))
+    true = scores.pictures(scores.dolls(2 * columns))
     with torch.no_grad():
         again = ((model.vae.decoder(model.vae.encoder(true * 2 - 1)) + 1) / 2).clamp(0, 1)
-    drawn = model.sample(prompts(2 * _COLUMNS), steps)
+    drawn = model.sample(prompts(2 * columns), steps)
     for name, made in (("vae", again), ("samples", drawn)):
-        first, second = slice(0, _COLUMNS), slice(_COLUMNS, None)
+        first, second = slice(0, columns), slice(columns, None)
         rows = torch.cat([true[first], made[first], true[second], made[second]])
-        save_sheet(np.asarray(rows), _COLUMNS, out / f"{name}.png")
+        save_sheet(np.asarray(rows), columns, out / f"{name}.png")

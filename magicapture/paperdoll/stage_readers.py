@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .align import crops
 from .canvas import FACE_LABELS
-from .dataset import IDENTITIES, Shards, seeds_of
+from .dataset import IDENTITIES, Shards
 from .loop import Plan, Trainer
 from .readers import (
     PARTS,
@@ -24,8 +24,6 @@ from .readers import (
     PatchEmbedder,
     StyleEmbedder,
 )
-from .render import render
-from .traits import identity_from_seed, pose_from_seed, style_from_seed
 
 # The loss trains with the first embedder; scores come from the second, which it has never seen.
 EMBEDDERS = {"identity_loss": (ConvEmbedder, 11), "identity_score": (PatchEmbedder, 23)}
@@ -83,7 +81,8 @@ class _Batch:
         progress: float,
     ) -> None:
         images, labels = shards.pick(index)
-        self.index, self.rng, self.device, self.progress = index, rng, device, progress
+        self.shards, self.index, self.rng = shards, index, rng
+        self.device, self.progress = device, progress
         self.images = torch.from_numpy(images).to(device).float() / 255
         self.labels = torch.from_numpy(labels).to(device).long()
         self.points = shards.points(index)
@@ -115,7 +114,7 @@ def _embedder(name: str) -> tuple[nn.Module, _LossOf]:
     def losses(batch: _Batch) -> dict[str, Tensor]:
         shake = batch.rng.normal(0, 1.2, batch.points.shape).astype(np.float32)
         faces = crops(batch.varied(batch.images), batch.points + shake)
-        classes = torch.from_numpy(batch.index % IDENTITIES).to(batch.device)
+        classes = torch.from_numpy(batch.shards.identities(batch.index)).to(batch.device)
         with torch.autocast(batch.device.type, torch.bfloat16):
             vectors = embedder(faces)
         # The margin grows: at full size from the start it keeps a small network from starting.
@@ -193,11 +192,7 @@ def _style() -> tuple[nn.Module, _LossOf]:
 
 def _same_style(batch: _Batch) -> tuple[Tensor, Tensor]:
     """The batch's styles on other people in other poses: pictures and face masks."""
-    dolls = []
-    for number in batch.index:
-        identity, pose = batch.rng.integers(IDENTITIES), batch.rng.integers(100_000)
-        style = style_from_seed(seeds_of(int(number))[1])
-        dolls.append(render(identity_from_seed(int(identity)), style, pose_from_seed(int(pose))))
-    images = torch.from_numpy(np.stack([doll.image for doll in dolls]))
-    masks = torch.from_numpy(np.stack([doll.mask for doll in dolls]))
-    return images.to(batch.device), masks.to(batch.device)
+    images, labels = batch.shards.pick(batch.index ^ 1)
+    masks = np.isin(labels, sorted(FACE_LABELS))[:, None].astype(np.float32)
+    pictures = torch.from_numpy(images).to(batch.device).float() / 255
+    return pictures, torch.from_numpy(masks).to(batch.device)

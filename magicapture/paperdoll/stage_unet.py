@@ -102,18 +102,14 @@ def tokenized(shards: Shards, out: Path) -> NDArray[np.int16]:
     """Token numbers (N, VARIANTS, LENGTH) of every doll's captions, kept beside the weights."""
     tokenizer = load_tokenizer(write_tokenizer(out / "tokenizer"))
 
-    def tokens(first: int, count: int) -> NDArray[np.int16]:
-        dolls = range(first, first + count)
-        texts = [text for doll in dolls for text in captions_of(doll, VARIANTS)]
+    def tokens(seeds: NDArray[np.int64]) -> NDArray[np.int16]:
+        texts = [text for doll in seeds for text in captions_of(doll.tolist(), VARIANTS)]
         ids = tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True)
-        return np.array(ids["input_ids"], np.int16).reshape(count, VARIANTS, LENGTH)
+        return np.array(ids["input_ids"], np.int16).reshape(len(seeds), VARIANTS, LENGTH)
 
-    parts, first = [], 0
-    for shard, images in enumerate(shards.images):
-        file = out / "tokens" / f"{shard:04d}.npy"
-        parts.append(_kept(file, partial(tokens, first, len(images))))
-        first += len(images)
-    return np.concatenate(parts)
+    files = [out / "tokens" / f"{shard:04d}.npy" for shard in range(len(shards.seeds))]
+    pairs = zip(files, shards.seeds, strict=True)
+    return np.concatenate([_kept(file, partial(tokens, seeds)) for file, seeds in pairs])
 
 
 def _kept(file: Path, make: Callable[[], NDArray[_T]]) -> NDArray[_T]:

@@ -50,8 +50,8 @@ def test_tones_are_thirds() -> None:
 
 
 def test_training_captions_repeat_and_vary() -> None:
-    assert captions_of(17, 8) == captions_of(17, 8)
-    assert len(set(captions_of(17, 8))) > 4
+    assert captions_of(seeds_of(17), 8) == captions_of(seeds_of(17), 8)
+    assert len(set(captions_of(seeds_of(17), 8))) > 4
     with pytest.raises(ValueError, match="expected a train seed"):
         seeds_of(1_000_000)
 

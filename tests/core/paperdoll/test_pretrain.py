@@ -67,7 +67,7 @@ def test_the_report_scores_and_draws(built: tuple[Path, Path]) -> None:
     out, _ = built
     found = report(out, count=4)
     assert len(found) == 6 and all(np.isfinite(value) for value in found.values())
-    draw(out, steps=1)
+    draw(out, steps=1, columns=1)
     assert (out / "samples.png").exists() and (out / "vae.png").exists()
 
 

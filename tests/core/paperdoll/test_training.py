@@ -88,6 +88,13 @@ def test_shards_hold_what_is_rendered(tmp_path: Path, monkeypatch: pytest.Monkey
     assert np.abs(images[0] / 255 - doll.image).max() <= 0.5 / 255 + 1e-6
     assert np.array_equal(labels[0], doll.labels)
     assert np.allclose(shards.points(np.array([5]))[0], doll.landmarks)
+    assert shards.identities(np.array([5, 0])).tolist() == [identity, 0]
+
+
+def test_neighbours_share_a_style_and_nothing_else() -> None:
+    for number in (0, 12_000, 61_438):
+        one, other = dataset.seeds_of(number), dataset.seeds_of(number + 1)
+        assert one[1] == other[1] and one[0] != other[0] and one[2] != other[2]
 
 
 def test_alignment_brings_landmarks_to_the_template() -> None:
