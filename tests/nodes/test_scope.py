@@ -165,6 +165,27 @@ def test_a_lora_trains_inside_and_is_gone_after(pack, backbone, loaded, vectors,
     assert_same(before, snapshot(loaded.networks))
 
 
+def test_whichever_attention_comfyui_runs_there_is_a_gradient(
+    pack, make, tiny, vectors, noisy, monkeypatch
+):
+    """Sage, flash and xformers kernels may have none, or not at a VAE's width."""
+    import comfy.ldm.modules.attention as attention
+
+    def kernel(*args: Any, **kwargs: Any) -> Tensor:
+        raise AssertionError("a kernel of the user's choice ran inside the scope")
+
+    monkeypatch.setattr(attention, "optimized_attention", attention.wrap_attn(kernel))
+    tiny.vae = make.kl()
+    blocks = [m for m in tiny.networks["vae"].modules() if hasattr(m, "optimized_attention")]
+    assert blocks
+    for block in blocks:
+        block.optimized_attention = kernel
+    backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
+    with backbone.training(None):
+        assert gradient(pack, backbone, vectors, noisy).norm() > 0
+    assert all(block.optimized_attention is kernel for block in blocks)
+
+
 # -- as it was --------------------------------------------------------------------------------
 
 
