@@ -13,7 +13,6 @@ from ..magicapture.adapter import Adapter
 from ..magicapture.checkpoint import check_names
 from ..magicapture.plot import loss_curves
 from ..magicapture.recipes import recipe as named_recipe
-from ..magicapture.sampling import SamplingSettings
 from ..magicapture.training import (
     Event,
     Prepared,
@@ -137,9 +136,7 @@ class MagiCaptureTrain(io.ComfyNode):
                 with trainer:
                     monitor.history = trainer.history
                     monitor.phases = trainer.phase_ends
-                    side = job.recipe.resolution
-                    preview = SamplingSettings(steps=20, width=side, height=side)
-                    adapter = trainer.run(preview_every=preview_every, preview=preview)
+                    adapter = trainer.run(preview_every=preview_every)
             except Cancelled:
                 monitor.say(
                     f"Stopped after step {trainer.step} of {trainer.steps}. Nothing is lost: "

@@ -24,7 +24,7 @@ from ..errors import NumericalError, UnsupportedModelError
 from ..faces.embed import Recogniser
 from ..lora import InjectedLora, LoraWeights, injected, target_names, text_target_names
 from ..prompts import prompt_for
-from ..sampling import SamplingSettings, sample
+from ..sampling import SamplingSettings, sample_latents
 from ..tokens import Prompt, check_new_word
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
 from .job import TrainingJob, generator
@@ -109,14 +109,14 @@ class Trainer:
     def run(self, *, preview_every: int = 0, preview: SamplingSettings | None = None) -> Adapter:
         """Train to the end and return the adapter.
 
-        Previews are drawn every `preview_every` steps (0: never) without touching the run's
+        Every `preview_every` steps (0: never) a preview is drawn, without touching the run's
         random numbers. Whatever ends the run early, its state is saved first.
         """
         try:
             for phase, end in zip(self.recipe.phases, self.phase_ends, strict=True):
                 if self.step < end:
                     first = end - phase.steps
-                    self._run_phase(phase, first, preview_every, preview or SamplingSettings())
+                    self._run_phase(phase, first, preview_every, preview)
         except BaseException:
             self._save_quietly()
             raise
@@ -139,10 +139,17 @@ class Trainer:
             info={"steps": str(self.step), "seed": str(self.job.seed)},
         )
 
-    def preview(self, settings: SamplingSettings) -> Previewed:
-        """Draw the composed prompt with what has been learned so far, while a run is on."""
+    @torch.no_grad()
+    def preview(self, settings: SamplingSettings | None = None) -> Previewed:
+        """Draw the composed prompt with what has been learned so far, while a run is on.
+
+        The picture has the training's size unless the settings say otherwise.
+        """
+        side = self.recipe.resolution
+        settings = settings or SamplingSettings(steps=20, width=side, height=side)
         prompt = prompt_for((self.job.subject, self.job.style), self.recipe.prompts)
-        images = sample(self.backbone, prompt, self.vectors, settings, seed=self.job.seed)
+        latents = sample_latents(self.backbone, prompt, self.vectors, settings, seed=self.job.seed)
+        images = self.backbone.decode_fast(latents).float().clamp(0, 1)
         return Previewed(self.step, prompt, images)
 
     def state(self) -> dict[str, Any]:
@@ -226,7 +233,7 @@ class Trainer:
     # -- a phase ------------------------------------------------------------------------------
 
     def _run_phase(
-        self, phase: Phase, first: int, preview_every: int, preview: SamplingSettings
+        self, phase: Phase, first: int, preview_every: int, preview: SamplingSettings | None
     ) -> None:
         if self.step == first:
             self._optimizer_state = None  # that of the phase before, when resumed at its end
@@ -341,23 +348,27 @@ class Trainer:
             for chunk in chunks:
                 parts.append(objective(chunk, boost))
                 scaler.scale(parts[-1].total / self.recipe.accumulation).backward()
-        if phase.weights.token_norm:
-            parts.append(objective.token_norms())
-            scaler.scale(parts[-1].total).backward()
+            if phase.weights.token_norm:
+                parts.append(objective.token_norms())
+                scaler.scale(parts[-1].total / self.recipe.accumulation).backward()
         losses = _mean_losses(parts, self.recipe.accumulation)
-        if not math.isfinite(losses["total"]):
+        self._check_finite("loss", losses["total"], losses)
+        scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = float(nn.utils.clip_grad_norm_(parameters, phase.max_grad_norm or math.inf))
+        if not scaler.is_enabled():  # the scaler skips such a step and lowers its scale
+            self._check_finite("gradient's norm", norm, losses)
+        scaler.step(optimizer)
+        scaler.update()
+        return losses, norm
+
+    def _check_finite(self, what: str, value: float, losses: Mapping[str, float]) -> None:
+        if not math.isfinite(value):
             raise NumericalError(
-                f"The loss became {losses['total']} at step {self.step + 1} "
+                f"The {what} became {value} at step {self.step + 1} "
                 f"({', '.join(f'{k} {v:.3g}' for k, v in losses.items())}); nothing was changed by "
                 "it. Lower the learning rates, or train in bf16 or fp32."
             )
-        scaler.unscale_(optimizer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        limit = phase.max_grad_norm or math.inf
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
-        scaler.step(optimizer)
-        scaler.update()
-        return losses, float(norm)
 
     # -- small things -------------------------------------------------------------------------
 
