@@ -265,6 +265,38 @@ def test_the_text_encoders_names_are_those_of_transformers(pack, either):
     assert len(text) == 3 * 4 and set(text) <= set(names)
 
 
+def test_the_text_encoders_weights_do_the_same_in_transformers(pack, tiny):
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
+    encoder = backbone.text_encoders["clip_l"]
+    names = backbone.canonical_names(encoder)
+    config = CLIPTextConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        hidden_act="quick_gelu",
+        eos_token_id=49407,
+    )
+    with torch.inference_mode(False):
+        theirs = CLIPTextModel(config).eval()
+        flat = not hasattr(theirs, "text_model")  # transformers 5 dropped a level
+        state = {}
+        for name, value in encoder.text_model.state_dict(prefix="text_model.").items():
+            module, _, weight = name.rpartition(".")
+            named = f"{names[module]}.{weight}"
+            state[named.removeprefix("text_model.") if flat else named] = value.clone()
+        theirs.load_state_dict(state)
+    prompt = pack("magicapture.tokens").Prompt("a photo of a woman")
+    with backbone.training(None), torch.no_grad():
+        context = backbone.encode_prompts([prompt], token_vectors(pack, ada=1)).context
+        ids = [49406, *backbone.word_ids("clip_l", prompt.text), 49407]
+        ids = torch.tensor([ids + [49407] * (77 - len(ids))])
+        expected = theirs(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(context, expected, rtol=1e-4, atol=1e-4)
+
+
 # -- refusals -----------------------------------------------------------------------------------
 
 
