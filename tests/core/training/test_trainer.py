@@ -284,6 +284,22 @@ def test_nan_stops_the_run_before_it_spreads(make_job, backbone, recogniser, tmp
     assert all(v.isfinite().all() for of in kept["tokens"].values() for v in of.values())
 
 
+def test_a_gradient_that_is_nan_stops_the_run_before_it_spreads(make_job, backbone):
+    def poison(event):
+        if isinstance(event, Stepped) and event.step == 2:
+            trainer.vectors.get("ada-1", "clip_l").register_hook(
+                lambda gradient: gradient * math.nan
+            )
+
+    with (
+        pytest.raises(NumericalError, match="gradient's norm became nan at step 3"),
+        Trainer(make_job(), backbone, listener=poison) as trainer,
+    ):
+        trainer.run()
+    tokens = trainer.adapter().tokens
+    assert all(v.isfinite().all() for of in tokens.values() for v in of.values())
+
+
 def test_a_model_that_returns_nan_is_refused_before_step_one(make_job, backbone):
     def poison(module, inputs, output):
         output.sample.mul_(math.nan)
