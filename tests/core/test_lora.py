@@ -110,6 +110,10 @@ def test_output_equals_that_of_merged_weights(unet: nn.Module, run: Any, targets
             assert (run(unet) - expected).abs().max() < 1e-5
             lora.scale = 0.5
             assert (run(unet) - half).abs().max() < 1e-5
+            assert not any(parameter.requires_grad for parameter in lora.parameters())
+        with applied(unet, state, 0.5) as lora:
+            assert lora.scale == 0.5
+            assert (run(unet) - half).abs().max() < 1e-5
     assert (expected - plain).abs().max() > 1e-2
 
 
