@@ -51,9 +51,9 @@ class Shards:
         """Landmarks of some doll numbers."""
         return _rows(self.landmarks, index)
 
-    def identities(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Identity seeds of some doll numbers."""
-        return _rows(self.seeds, index)[:, 0]
+    def seeds_at(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Identity, style and pose seeds (N, 3) of some doll numbers."""
+        return _rows(self.seeds, index)
 
 
 def seeds_of(number: int) -> tuple[int, int, int]:

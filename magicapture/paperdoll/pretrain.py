@@ -21,12 +21,13 @@ from .report import draw, report
 
 log = logging.getLogger(__name__)
 
-STAGES = ("vae", "unet", "embedders", "detector", "parser", "style")
+STAGES = ("vae", "unet", "embedders", "detector", "parser", "style", "probe")
 _READERS = {
     "embedders": tuple(stage_readers.EMBEDDERS),
     "detector": ("finder",),
     "parser": ("parser",),
     "style": ("style",),
+    "probe": ("probe",),
 }
 
 

@@ -1,4 +1,4 @@
-"""Networks that read dolls: two identity embedders, face finder, parser, style embedder.
+"""Networks that read dolls: identity embedders, face finder, parser, style embedder, probe.
 
 All take pictures 0..1 and normalise them themselves, so that they fit where real recognisers do.
 """
@@ -10,6 +10,8 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .attributes import ATTRIBUTES
 
 PARTS = 20  # labels of the parser
 FACE = 56  # the embedders' inner resolution: half of the recognisers' 112
@@ -156,3 +158,22 @@ class StyleEmbedder(nn.Module):
         x = torch.cat([(pictures * 2 - 1) * (1 - faces), faces], 1)
         x = F.interpolate(x, (64, 64), mode="area")
         return cast(Tensor, self.head(F.adaptive_avg_pool2d(self.features(x), 4).flatten(1)))
+
+
+class Probe(nn.Module):
+    """What pictures (B, 3, H, W) show: logits (B, classes) by attribute."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        w = width
+        self.features = nn.Sequential(
+            _conv(3, w), _conv(w, 2 * w, 2), _Residual(2 * w), _conv(2 * w, 4 * w, 2),
+            _Residual(4 * w), _conv(4 * w, 6 * w, 2), _Residual(6 * w),
+        )  # fmt: skip
+        size = 6 * w * 16
+        self.heads = nn.ModuleList([nn.Linear(size, len(o)) for o in ATTRIBUTES.values()])
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        x = F.interpolate(pictures, (96, 96), mode="area") * 2 - 1
+        flat = F.adaptive_avg_pool2d(self.features(x), 4).flatten(1)
+        return {name: head(flat) for name, head in zip(ATTRIBUTES, self.heads, strict=True)}

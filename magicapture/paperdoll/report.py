@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from . import scores
+from .attributes import classes
 from .captions import caption
 from .export import trained_reader
 from .preview import Model, save_sheet
 from .seeds import Split
 from .stage_readers import EMBEDDERS
-from .traits import identity_from_seed, pose_from_seed, style_from_seed
+from .traits import Identity, Pose, Style, identity_from_seed, pose_from_seed, style_from_seed
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +41,26 @@ def report(out: Path, count: int = 200) -> dict[str, float]:
     return found
 
 
+def obeyed(out: Path, count: int = 64, steps: int = 25) -> dict[str, dict[str, float]]:
+    """How often samples show what their prompts ask, beside what the probe reads off true dolls."""
+    probe, model = trained_reader(out, "probe"), Model.of_run(out)
+    truth = [classes(*parts) for parts in _parts(count)]
+    asked = prompts(count)
+    drawn = torch.cat([model.sample(asked[i : i + 16], steps, seed=i) for i in range(0, count, 16)])
+    return {
+        "samples": scores.obedience(probe, drawn, truth),
+        "dolls": scores.obedience(probe, scores.pictures(scores.dolls(count)), truth),
+    }
+
+
 def prompts(count: int) -> list[str]:
     """Full captions of development dolls."""
+    return [caption(*parts) for parts in _parts(count)]
+
+
+def _parts(count: int) -> list[tuple[Identity, Style, Pose]]:
     seeds = Split.DEVELOPMENT.seeds[:count]
-    parts = ((identity_from_seed(s), style_from_seed(s), pose_from_seed(s)) for s in seeds)
-    return [caption(*part) for part in parts]
+    return [(identity_from_seed(s), style_from_seed(s), pose_from_seed(s)) for s in seeds]
 
 
 def draw(out: Path, steps: int = 25, columns: int = 8) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .align import crops
+from .attributes import ATTRIBUTES, UNSEEN
 from .readers import PARTS
 from .render import Doll, render
 from .seeds import Split
@@ -83,6 +85,21 @@ def overlap(parser: nn.Module, some: list[Doll]) -> float:
         if a.any():
             ious.append((a & b).sum() / (a | b).sum())
     return float(np.mean(ious))
+
+
+@torch.no_grad()
+def obedience(probe: nn.Module, some: Tensor, truth: Sequence[dict[str, int]]) -> dict[str, float]:
+    """By attribute, how often the probe reads the true class off pictures (N, 3, H, W).
+
+    On dolls this is the probe's own ceiling; on samples from their captions, what a prompt gets.
+    """
+    parts = [probe(part) for part in some.split(50)]
+    shares = {}
+    for name in ATTRIBUTES:
+        guess = torch.cat([part[name].argmax(1) for part in parts])
+        true = torch.tensor([one[name] for one in truth])
+        shares[name] = float((guess == true)[true != UNSEEN].float().mean())
+    return shares
 
 
 def auc(same: NDArray[np.floating], different: NDArray[np.floating]) -> float:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .align import crops
+from .attributes import ATTRIBUTES, UNSEEN, classes
 from .canvas import FACE_LABELS
 from .dataset import IDENTITIES, Shards
 from .loop import Plan, Trainer
@@ -22,19 +23,22 @@ from .readers import (
     Margin,
     Parser,
     PatchEmbedder,
+    Probe,
     StyleEmbedder,
 )
+from .traits import identity_from_seed, pose_from_seed, style_from_seed
 
 # The loss trains with the first embedder; scores come from the second, which it has never seen.
 EMBEDDERS = {"identity_loss": (ConvEmbedder, 11), "identity_score": (PatchEmbedder, 23)}
 BATCH = 64
-MODELS = {"finder": FaceFinder, "parser": Parser, "style": StyleEmbedder}
+MODELS = {"finder": FaceFinder, "parser": Parser, "style": StyleEmbedder, "probe": Probe}
 STEPS = {
     "identity_loss": 6_000,
     "identity_score": 6_000,
     "finder": 3_000,
     "parser": 3_000,
     "style": 3_000,
+    "probe": 3_000,
 }
 
 
@@ -53,9 +57,9 @@ def train(
     batch: int = BATCH,
     until: float | None = None,
 ) -> Trainer:
-    """Trains one reader: identity_loss, identity_score, finder, parser or style."""
+    """Trains one reader: identity_loss, identity_score, finder, parser, style or probe."""
     torch.manual_seed(plan.seed)
-    makers = {"finder": _finder, "parser": _parser, "style": _style}
+    makers = {"finder": _finder, "parser": _parser, "style": _style, "probe": _probe}
     model, losses = _embedder(name) if name in EMBEDDERS else makers[name]()
     model.to(device)
     trainer = Trainer(name, model, plan, out)
@@ -114,7 +118,7 @@ def _embedder(name: str) -> tuple[nn.Module, _LossOf]:
     def losses(batch: _Batch) -> dict[str, Tensor]:
         shake = batch.rng.normal(0, 1.2, batch.points.shape).astype(np.float32)
         faces = crops(batch.varied(batch.images), batch.points + shake)
-        classes = torch.from_numpy(batch.shards.identities(batch.index)).to(batch.device)
+        classes = torch.from_numpy(batch.shards.seeds_at(batch.index)[:, 0].copy()).to(batch.device)
         with torch.autocast(batch.device.type, torch.bfloat16):
             vectors = embedder(faces)
         # The margin grows: at full size from the start it keeps a small network from starting.
@@ -186,6 +190,26 @@ def _style() -> tuple[nn.Module, _LossOf]:
         truth = torch.arange(len(a), device=a.device)
         loss = F.cross_entropy(likeness, truth) + F.cross_entropy(likeness.T, truth)
         return {"style": loss / 2}
+
+    return model, losses
+
+
+def _probe() -> tuple[nn.Module, _LossOf]:
+    model = Probe()
+
+    def losses(batch: _Batch) -> dict[str, Tensor]:
+        seeds = batch.shards.seeds_at(batch.index).tolist()
+        truth = [
+            classes(identity_from_seed(i), style_from_seed(s), pose_from_seed(p))
+            for i, s, p in seeds
+        ]
+        with torch.autocast(batch.device.type, torch.bfloat16):
+            logits = model(batch.varied(batch.images))
+        found = []
+        for name in ATTRIBUTES:
+            target = torch.tensor([one[name] for one in truth], device=batch.device)
+            found.append(F.cross_entropy(logits[name].float(), target, ignore_index=UNSEEN))
+        return {"attributes": torch.stack(found).nan_to_num().mean()}
 
     return model, losses
 

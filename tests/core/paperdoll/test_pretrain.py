@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from magicapture.paperdoll import dataset, pretrain
+from magicapture.paperdoll.attributes import ATTRIBUTES
 from magicapture.paperdoll.canvas import Label
 from magicapture.paperdoll.export import trained_reader
 from magicapture.paperdoll.preview import Model
-from magicapture.paperdoll.report import draw, report
+from magicapture.paperdoll.report import draw, obeyed, report
 from magicapture.paperdoll.scores import dolls, landmark_error, overlap, psnr, verification
 from magicapture.paperdoll.tokenizer import LENGTH
 
-STATES = ("vae", "unet", "identity_loss", "identity_score", "finder", "parser", "style")
+STATES = ("vae", "unet", "identity_loss", "identity_score", "finder", "parser", "style", "probe")
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,11 @@ def test_the_report_scores_and_draws(built: tuple[Path, Path]) -> None:
     assert len(found) == 6 and all(np.isfinite(value) for value in found.values())
     draw(out, steps=1, columns=1)
     assert (out / "samples.png").exists() and (out / "vae.png").exists()
+
+
+def test_obedience_is_read_off_samples_and_dolls(built: tuple[Path, Path]) -> None:
+    found = obeyed(built[0], count=2, steps=1)
+    assert found["samples"].keys() == found["dolls"].keys() == ATTRIBUTES.keys()
 
 
 def test_scores_read_the_networks(built: tuple[Path, Path]) -> None:

@@ -88,7 +88,7 @@ def test_shards_hold_what_is_rendered(tmp_path: Path, monkeypatch: pytest.Monkey
     assert np.abs(images[0] / 255 - doll.image).max() <= 0.5 / 255 + 1e-6
     assert np.array_equal(labels[0], doll.labels)
     assert np.allclose(shards.points(np.array([5]))[0], doll.landmarks)
-    assert shards.identities(np.array([5, 0])).tolist() == [identity, 0]
+    assert shards.seeds_at(np.array([5, 0])).tolist() == [[identity, style, pose], [0, 0, 0]]
 
 
 def test_neighbours_share_a_style_and_nothing_else() -> None:
