@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from ..config import Phase, Recipe
+from ..config import OptimizerName, Phase, Recipe
 from ..errors import MagiCaptureError
 
 
@@ -29,8 +29,13 @@ def make_optimizer(
         }
         for name, members in groups.items()
     ]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(parameters)
+    return optimizer_class(recipe.optimizer)(parameters)
+
+
+def optimizer_class(name: OptimizerName) -> type[torch.optim.Optimizer]:
+    """AdamW in 32 or 8 bits; raises MagiCaptureError where bitsandbytes is missing."""
+    if name == "adamw":
+        return torch.optim.AdamW
     try:
         import bitsandbytes
     except ImportError as error:
@@ -38,7 +43,7 @@ def make_optimizer(
             "The optimiser adamw_8bit needs the package bitsandbytes, which could not be imported "
             f"({error}). Install it, or choose adamw."
         ) from error
-    return bitsandbytes.optim.AdamW8bit(parameters)  # type: ignore[no-any-return]
+    return bitsandbytes.optim.AdamW8bit  # type: ignore[no-any-return]
 
 
 def rate_factor(phase: Phase, step: int) -> float:

@@ -29,7 +29,7 @@ from ..tokens import Prompt, check_new_word
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
 from .job import TrainingJob, generator
 from .objective import Losses, Objective
-from .optim import make_optimizer, set_rates
+from .optim import make_optimizer, optimizer_class, set_rates
 from .prepare import prepare
 from .state import load_state, save_state, state_path
 
@@ -79,7 +79,7 @@ class Trainer:
     def __enter__(self) -> Trainer:
         for text in self.job.check():
             self.tell(Warned(text))
-        self._check_backbone()
+        self._check()
         with ExitStack() as scope:
             scope.enter_context(self.backbone.training(DTYPES[self.recipe.precision]))
             self._prepare()
@@ -186,7 +186,7 @@ class Trainer:
 
     # -- preparation --------------------------------------------------------------------------
 
-    def _check_backbone(self) -> None:
+    def _check(self) -> None:
         if not cross_attentions(self.backbone.unet):
             raise UnsupportedModelError(
                 "The base model's UNet has no cross-attention to train; MagiCapture runs on "
@@ -194,6 +194,7 @@ class Trainer:
             )
         for concept in (self.job.subject, self.job.style):
             check_new_word(concept, self.backbone.text_encoders, self.backbone.word_ids)
+        optimizer_class(self.recipe.optimizer)  # its package may be missing
 
     def _prepare(self) -> None:
         materials = prepare(self.job, self.backbone, self.recogniser, self.tell)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from magicapture.config import Phase, Rates, Weights
-from magicapture.errors import InputError, NumericalError
+from magicapture.config import LoraSettings, Phase, Rates, Weights
+from magicapture.errors import InputError, MagiCaptureError, NumericalError
 from magicapture.recipes import RECIPE_NAMES, with_steps
 from magicapture.recipes import recipe as named_recipe
 from magicapture.sampling import SamplingSettings
@@ -133,6 +134,41 @@ def test_a_run_cut_and_resumed_equals_the_uninterrupted_one(
     assert Resumed(at, 7) in events
     assert [e.step for e in events if isinstance(e, Stepped)] == list(range(at + 1, 8))
     assert_same_adapter(whole, resumed)
+
+
+def test_eight_bit_adam_trains_and_resumes(make_job, make_backbone, tmp_path: Path):
+    pytest.importorskip("bitsandbytes", reason="the extra bnb is not installed")
+    job = make_job(optimizer="adamw_8bit", lora=LoraSettings(rank=64))  # 4,096 values and more
+    whole, _ = train(job, make_backbone())
+
+    def stop(event):
+        if isinstance(event, Stepped) and event.step == 5:
+            raise Stop
+
+    with (
+        pytest.raises(Stop),
+        Trainer(job, make_backbone(), listener=stop, state_folder=tmp_path) as trainer,
+    ):
+        trainer.run()
+    state = torch.load(next(tmp_path.glob("*.state")), weights_only=True)
+    kinds = {
+        t.dtype
+        for of in state["optimizer"]["state"].values()
+        for t in of.values()
+        if torch.is_tensor(t)
+    }
+    assert torch.uint8 in kinds
+    resumed, _ = train(job, make_backbone(), state_folder=tmp_path)
+    assert_same_adapter(whole, resumed)
+
+
+def test_without_bitsandbytes_eight_bit_adam_says_what_to_do(make_job, backbone, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with (
+        pytest.raises(MagiCaptureError, match="needs the package bitsandbytes"),
+        Trainer(make_job(optimizer="adamw_8bit"), backbone),
+    ):
+        pass
 
 
 def test_a_run_stopped_within_a_step_resumes_exactly(
