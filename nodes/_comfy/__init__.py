@@ -21,7 +21,6 @@ from .sockets import (
     images_to_socket,
     masks_from_socket,
     masks_to_socket,
-    ordinary,
     picture,
 )
 
@@ -40,7 +39,6 @@ __all__ = [
     "masks_to_socket",
     "model_folders",
     "node_id",
-    "ordinary",
     "output_folder",
     "picture",
     "show_text",

@@ -26,7 +26,12 @@ from ...magicapture.errors import UnsupportedModelError
 
 _ABSENT = object()
 _EVERYTHING = 1e20  # bytes; training needs what memory there is, so other models make room
-_CAST_CONTROLS = ("comfy_cast_weights", "weight_function", "bias_function", "_v")
+_AS_IT_IS: dict[str, Any] = {  # a layer's weights are used without cast, patch or stream
+    "comfy_cast_weights": False,
+    "weight_function": (),
+    "bias_function": (),
+    "_v": _ABSENT,
+}
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,8 @@ def _opened(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Iter
             if buffer is not None
         }
     attributes: dict[str, Any] = {"training": False}
-    if hasattr(module, "comfy_cast_weights"):  # nothing is left to cast, patch or stream
-        attributes |= dict(zip(_CAST_CONTROLS, (False, [], [], _ABSENT), strict=True))
+    if hasattr(module, "comfy_cast_weights"):
+        attributes |= _AS_IT_IS
     if "optimized_attention" in vars(module):  # the VAE's: xformers has no gradient at its width
         attributes["optimized_attention"] = pytorch_attention
     if isinstance(module, CLIPLayer):
@@ -151,9 +156,8 @@ def _put(mapping: MutableMapping[str, Any], values: dict[str, Any]) -> None:
 def _weight(module: nn.Module, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     """What sampling would compute with: moved, cast and patched."""
     weight = module._parameters[name]
-    patches = list(getattr(module, f"{name}_function", []))
-    if hasattr(module, "_v") and getattr(module, f"{name}_lowvram_function", None) is not None:
-        patches.insert(0, getattr(module, f"{name}_lowvram_function"))
+    streamed = getattr(module, f"{name}_lowvram_function", None) if hasattr(module, "_v") else None
+    patches = [p for p in (streamed, *getattr(module, f"{name}_function", ())) if p is not None]
     if not patches:
         return _ordinary(weight, device, dtype)
     weight = weight.to(device=device, dtype=dtype, copy=True)

@@ -13,12 +13,6 @@ from torch import Tensor
 from ...magicapture.errors import InputError
 
 
-def ordinary(tensor: Tensor) -> Tensor:
-    """The tensor as autograd accepts it; a copy only if it was made in inference mode."""
-    with torch.inference_mode(False):
-        return tensor.clone() if tensor.is_inference() else tensor
-
-
 def images_from_socket(images: Tensor) -> Tensor:
     """IMAGE (B,H,W,C) to float32 RGB (B,3,H,W); alpha is dropped.
 

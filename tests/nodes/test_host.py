@@ -148,10 +148,3 @@ def test_pictures_show_the_image(pack):
     image = torch.tensor([1.0, 0.5, -1.0]).view(3, 1, 1).expand(3, 4, 6)
     picture = pack.comfy.picture(image)
     assert picture.size == (6, 4) and picture.getpixel((5, 3)) == (255, 128, 0)
-
-
-def test_ordinary_copies_only_what_it_must(pack, executor):
-    inferred = torch.ones(2)
-    copy = pack.comfy.ordinary(inferred)
-    assert not copy.is_inference() and torch.equal(copy, inferred)
-    assert pack.comfy.ordinary(copy) is copy
