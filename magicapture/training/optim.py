@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ def make_optimizer(
     return optimizer_class(recipe.optimizer)(parameters)
 
 
-def optimizer_class(name: OptimizerName) -> type[torch.optim.Optimizer]:
+def optimizer_class(name: OptimizerName) -> Callable[..., torch.optim.Optimizer]:
     """AdamW in 32 or 8 bits; raises MagiCaptureError where bitsandbytes is missing."""
     if name == "adamw":
         return torch.optim.AdamW
