@@ -56,19 +56,20 @@ def decoder(vae: AutoencoderTiny):
 
 def test_value_is_one_minus_the_cosine_to_the_mean(recogniser, tiny_vae) -> None:
     x0, points = torch.randn(1, 4, 16, 16), landmarks(0.5, 30, 40)
-    target = F.normalize(torch.randn(3, WIDTH), dim=-1)
+    target = torch.randn(3, WIDTH) * torch.tensor([[1.0], [5.0], [9.0]])
+    unit = F.normalize(target, dim=-1)  # each photo counts alike, however long its embedding
     settings = IdentitySettings(weight_by_signal=False)
     loss = IdentityLoss(recogniser, decoder(tiny_vae), 8, target, settings, margin=16)
     picture = decoder(tiny_vae)(x0)[0].clamp(0, 1).permute(1, 2, 0).numpy()
     matrix = similarity(points)[0].double().numpy()
     face = cv2.warpAffine(picture, matrix, (112, 112), flags=cv2.INTER_LINEAR)
     found = F.normalize(recogniser(torch.from_numpy(face).permute(2, 0, 1)[None]), dim=-1)[0]
-    cosine = found @ F.normalize(target.mean(0), dim=0)
+    cosine = found @ F.normalize(unit.mean(0), dim=0)
     torch.testing.assert_close(loss(x0, points, ONE), 1 - cosine[None], atol=2e-3, rtol=0)
 
     each = IdentitySettings(weight_by_signal=False, mean_target=False)
     loss = IdentityLoss(recogniser, decoder(tiny_vae), 8, target, each, margin=16)
-    expected = (1 - target @ found).mean()[None]
+    expected = (1 - unit @ found).mean()[None]
     torch.testing.assert_close(loss(x0, points, ONE), expected, atol=2e-3, rtol=0)
 
 
