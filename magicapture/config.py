@@ -160,7 +160,8 @@ class IdentitySettings(Checked):
     )
     mean_target: bool = setting(
         True,
-        "Compare with the mean embedding of all source photos instead of one photo drawn a step.",
+        "Compare with the mean embedding of all source photos instead of with each photo (the mean "
+        "of those losses).",
         release=False,
     )
 
