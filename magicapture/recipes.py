@@ -50,7 +50,8 @@ def _paper() -> Recipe:
             ),
         ),
         refocus=RefocusSettings(scaling="minmax", factors=(4,)),
-        identity=IdentitySettings(weight_by_signal=False),
+        identity=IdentitySettings(weight_by_signal=False, mean_target=False),
+        normalise_area=False,
         accumulation=4,
     )
 

@@ -60,9 +60,11 @@ def test_the_paper_and_the_release_are_as_published():
     assert paper.phases[0].rates.tokens == 5e-4
     assert (paper.phases[1].rates.unet, paper.phases[1].rates.tokens) == (1e-4, 1e-5)
     assert (paper.phases[1].weights.identity, paper.phases[1].weights.attention) == (1, 2.5)
-    assert paper.accumulation == 4
+    assert paper.accumulation == 4 and not paper.normalise_area
+    assert paper.refocus.scaling == release.refocus.scaling == "minmax"
     assert release.phases[0].rates.tokens == 2e-3
     assert release.phases[1].rates.unet == 4e-4 and release.phases[1].max_timestep == 800
+    assert release.normalise_area and release.refocus.map_size == 64
     assert release.lora.rank == 4 and release.identity.max_timestep == 800
 
 
