@@ -162,6 +162,18 @@ def test_an_embedding_alone_is_an_adapter_of_one_token(adapter: Adapter, tmp_pat
     assert [concept.name for concept in alone.concepts] == list(alone.tokens) == ["ada"]
 
 
+def test_a_foreign_embedding_tells_its_family(tmp_path: Path) -> None:
+    path = tmp_path / "birb.safetensors"
+    for tensors, family in (
+        ({"emb_params": torch.ones(1, 768)}, "sd1"),
+        ({"emb_params": torch.ones(1, 1024)}, "sd2"),
+        ({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}, "sdxl"),
+    ):
+        save_file(tensors, path)
+        adapter = load_adapter(path)
+        assert adapter.family == family and list(adapter.tokens) == ["birb"]
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

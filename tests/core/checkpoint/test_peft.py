@@ -53,7 +53,7 @@ def test_a_foreign_folder_is_read_with_its_alpha(tmp_path: Path) -> None:
     (tmp_path / "w").rename(tmp_path / "adapter_model.safetensors")
     for config, alpha in (
         ({"lora_alpha": 2}, 2.0),
-        ({"lora_alpha": 2, "alpha_pattern": {"to_k": 6, "o_k": 9}}, 6.0),
+        ({"lora_alpha": 2, "alpha_pattern": {"o_k": 9, "to_k": 6}}, 6.0),
         ({"lora_alpha": 2, "use_rslora": True}, 4.0),  # alpha / sqrt(r) = (alpha sqrt(r)) / r
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
