@@ -19,3 +19,7 @@ class NumericalError(MagiCaptureError, ArithmeticError):
 
 class StorageError(MagiCaptureError, OSError):
     """A file could not be read or written (missing, damaged, disk full, outside its folder)."""
+
+
+class OutOfMemoryError(MagiCaptureError, MemoryError):
+    """The GPU's memory does not hold what the settings ask for."""

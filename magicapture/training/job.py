@@ -58,10 +58,15 @@ class TrainingJob:
         )
 
     def fingerprint(self) -> str:
-        """A hash of everything that decides the run's course, but for the base model."""
-        recipe = to_dict(self.recipe)
+        """A hash of everything that decides the run's course, but for the base model.
+
+        Settings that only save memory do not count: a run that lacked it goes on with them.
+        """
+        recipe = replace(self.recipe, checkpointing=False)
+        if recipe.batching == "in_turn":
+            recipe = replace(recipe, batching="together")
         parts = [
-            json.dumps(recipe, sort_keys=True),
+            json.dumps(to_dict(recipe), sort_keys=True),
             json.dumps([asdict(self.subject), asdict(self.style), self.seed], sort_keys=True),
             fingerprint(self.source),
             fingerprint(self.reference),

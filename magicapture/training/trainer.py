@@ -20,7 +20,7 @@ from ..attention import AttentionCapture, captured, cross_attentions, select
 from ..backbone import Backbone
 from ..checkpointing import checkpointed
 from ..config import Phase, Precision
-from ..errors import NumericalError, UnsupportedModelError
+from ..errors import NumericalError, OutOfMemoryError, UnsupportedModelError
 from ..faces.embed import Recogniser
 from ..lora import InjectedLora, LoraWeights, injected, target_names, text_target_names
 from ..prompts import prompt_for
@@ -80,7 +80,7 @@ class Trainer:
         for text in self.job.check():
             self.tell(Warned(text))
         self._check()
-        with ExitStack() as scope:
+        with ExitStack() as scope, _memory_explained():
             scope.enter_context(self.backbone.training(DTYPES[self.recipe.precision]))
             self._prepare()
             self._scope = scope.pop_all()
@@ -238,7 +238,7 @@ class Trainer:
     ) -> None:
         if self.step == first:
             self._optimizer_state = None  # that of the phase before, when resumed at its end
-        with self._phase(phase) as objective:
+        with self._phase(phase) as objective, _memory_explained():
             while (at := self.step - first) < phase.steps:
                 started = time.perf_counter()
                 losses, norm = self._step(objective, phase, at)
@@ -396,6 +396,19 @@ class Trainer:
             save_state(self.state_file, self.state())
         except Exception:
             logger.exception("The run's state could not be saved to %s", self.state_file)
+
+
+@contextmanager
+def _memory_explained() -> Iterator[None]:
+    """Say what to do where PyTorch says that memory ran out."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            "The GPU's memory is not enough. Train in less: batching in_turn and checkpointing on "
+            "(save_memory in ComfyUI), a lower resolution, or a TAESD as the fast decoder; close "
+            f"other programs that use the GPU. What was trained is kept. ({error})"
+        ) from error
 
 
 def _ignore(event: Event) -> None:

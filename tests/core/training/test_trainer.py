@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from magicapture.config import LoraSettings, Phase, Rates, Weights
-from magicapture.errors import InputError, MagiCaptureError, NumericalError
+from magicapture.errors import InputError, MagiCaptureError, NumericalError, OutOfMemoryError
 from magicapture.recipes import RECIPE_NAMES, with_steps
 from magicapture.recipes import recipe as named_recipe
 from magicapture.sampling import SamplingSettings
@@ -335,6 +335,32 @@ def test_a_gradient_that_is_nan_stops_the_run_before_it_spreads(make_job, backbo
         trainer.run()
     tokens = trainer.adapter().tokens
     assert all(v.isfinite().all() for of in tokens.values() for v in of.values())
+
+
+def test_memory_that_runs_out_is_explained_and_the_run_goes_on(
+    make_job, make_backbone, recogniser, tmp_path: Path
+):
+    whole, _ = train(make_job(), make_backbone(), recogniser=recogniser)
+    backbone, passes = make_backbone(), 0
+
+    def run_out(*_):
+        nonlocal passes
+        passes += 1
+        if passes == 6:
+            raise torch.cuda.OutOfMemoryError("Tried to allocate 20 GiB.")
+
+    handle = backbone.unet.register_forward_pre_hook(run_out)
+    with (
+        pytest.raises(OutOfMemoryError, match=r"in_turn.*20 GiB"),
+        Trainer(make_job(), backbone, recogniser=recogniser, state_folder=tmp_path) as trainer,
+    ):
+        trainer.run()
+    handle.remove()
+    small = make_job(batching="in_turn", checkpointing=True)
+    assert small.fingerprint() == make_job().fingerprint() != make_job(flip=False).fingerprint()
+    resumed, events = train(make_job(), backbone, recogniser=recogniser, state_folder=tmp_path)
+    assert Resumed(4, 7) in events
+    assert_same_adapter(whole, resumed)
 
 
 def test_a_model_that_returns_nan_is_refused_before_step_one(make_job, backbone):
