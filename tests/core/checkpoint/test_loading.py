@@ -70,7 +70,13 @@ def test_a_foreign_lora_takes_the_embeddings_given(tmp_path: Path) -> None:
     [
         ({f"{KEY}.dora_scale": torch.ones(8, 1)}, "dora_scale"),
         ({f"{KEY}.hada_w1_a": torch.ones(8, 1)}, "LoHa"),
-        ({"lora_unet_mid_block_resnets_0_conv1.lora_down.weight": torch.ones(2, 8, 3, 3)}, "3x3"),
+        (
+            {
+                "lora_unet_mid_block_resnets_0_conv1.lora_down.weight": torch.ones(2, 8, 3, 3),
+                "lora_unet_mid_block_resnets_0_conv1.lora_up.weight": torch.ones(8, 2, 1, 1),
+            },
+            "3x3",
+        ),
         (
             {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.ones(2, 8)},
             "proj_in",
