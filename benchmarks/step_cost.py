@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -230,10 +231,8 @@ class Figure:
     mib_ratio: float
 
 
-def measure(arguments: argparse.Namespace) -> list[Figure]:
+def measure(arguments: argparse.Namespace, size: Size) -> list[Figure]:
     """Time every row in turn, `rounds` times, and weigh each in a process of its own."""
-    size = FULL if arguments.full else TINY
-    size = replace(size, resolution=arguments.resolution or size.resolution)
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     names = arguments.rows or [*ROWS, DREAMBOOTH]
     mib = {n: _peak_elsewhere(n, arguments) if arguments.memory else math.nan for n in names}
@@ -261,43 +260,46 @@ def _peak_elsewhere(name: str, arguments: argparse.Namespace) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def write(figures: list[Figure], arguments: argparse.Namespace) -> None:
+def write(figures: list[Figure], arguments: argparse.Namespace, side: int) -> None:
     """The table as .csv and .md."""
     kind = "full" if arguments.full else "tiny"
-    stem = arguments.out / f"step_cost_{kind}_{arguments.device.partition(':')[0]}"
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    with stem.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+    name = f"step_cost_{kind}_{side}px_{arguments.device.partition(':')[0]}"
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with (arguments.out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["row", "seconds", "ratio", "peak_mib", "peak_ratio"])
-        for f in figures:
-            table.writerow(
-                [f.row, f"{f.seconds:.4f}", f"{f.ratio:.3f}", f"{f.mib:.0f}", f"{f.mib_ratio:.3f}"]
-            )
-    side = arguments.resolution or (FULL if arguments.full else TINY).resolution
-    clock = "seconds" if arguments.device.startswith("cuda") else "CPU seconds"
+        table.writerows([f.row, *_texts(f)] for f in figures)
+    cuda = arguments.device.startswith("cuda")
     models = "Stable Diffusion 1.5's sizes" if arguments.full else "tiny models"
-    words = " ".join(word for word in sys.argv[1:] if word)
     lines = [
         f"# Cost of a step: {models}, {side} px, {arguments.dtype}, {_machine(arguments.device)}",
         "",
-        f"Written by `python benchmarks/step_cost.py {words}`. torch {torch.__version__}, "
-        f"diffusers {version('diffusers')}, peft {version('peft')}, {torch.get_num_threads()} "
-        "thread(s). Random weights, rank 16.",
+        f"`python benchmarks/step_cost.py {shlex.join(sys.argv[1:])}`",
+        "",
+        f"torch {torch.__version__}, diffusers {version('diffusers')}, peft {version('peft')}"
+        + ("" if cuda else f", {torch.get_num_threads()} thread(s)")
+        + ". Random weights, rank 16.",
         "",
         f"Batch {BATCH}: source, style, composed. Median of {arguments.rounds} x "
         f"{arguments.steps} steps, the rows taking turns; ratios are to the first row. L_id acts "
         "in every step here; in training it acts where t < T', half of the steps at T' = 500.",
         "",
-        f"| step | {clock} | ratio | peak MiB | ratio |",
+        f"| step | {'seconds' if cuda else 'CPU seconds'} | ratio | peak MiB | ratio |",
         "|---|---:|---:|---:|---:|",
-        *(
-            f"| {f.row} | {f.seconds:.3f} | {f.ratio:.2f} | {f.mib:.0f} | {f.mib_ratio:.2f} |"
-            for f in figures
-        ),
+        *(f"| {' | '.join([f.row, *_texts(f)])} |" for f in figures),
         "",
     ]
-    stem.with_suffix(".md").write_text("\n".join(lines), "utf-8")
-    logger.info("wrote %s.md and .csv", stem)
+    (arguments.out / f"{name}.md").write_text("\n".join(lines), "utf-8")
+    logger.info("wrote %s.md and .csv in %s", name, arguments.out)
+
+
+def _texts(figure: Figure) -> list[str]:
+    """The figures as text; empty where the memory was not measured."""
+    time_ = [f"{figure.seconds:.4g}", f"{figure.ratio:.3f}"]
+    memory = (
+        ["", ""] if math.isnan(figure.mib) else [f"{figure.mib:.0f}", f"{figure.mib_ratio:.3f}"]
+    )
+    return time_ + memory
 
 
 def _machine(device: str) -> str:
@@ -323,15 +325,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for library in ("magicapture", "diffusers", "transformers"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    if arguments.peak is None:
-        write(measure(arguments), arguments)
-        return
     size = FULL if arguments.full else TINY
     size = replace(size, resolution=arguments.resolution or size.resolution)
-    mib = peak(
-        arguments.peak, size, torch.device(arguments.device), getattr(torch, arguments.dtype)
-    )
-    sys.stdout.write(f"{json.dumps(mib)}\n")
+    if arguments.peak is None:
+        write(measure(arguments, size), arguments, size.resolution)
+        return
+    device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
+    sys.stdout.write(f"{json.dumps(peak(arguments.peak, size, device, dtype))}\n")
 
 
 if __name__ == "__main__":
