@@ -295,11 +295,10 @@ def write(figures: list[Figure], arguments: argparse.Namespace, side: int) -> No
 
 def _texts(figure: Figure) -> list[str]:
     """The figures as text; empty where the memory was not measured."""
-    time_ = [f"{figure.seconds:.4g}", f"{figure.ratio:.3f}"]
-    memory = (
-        ["", ""] if math.isnan(figure.mib) else [f"{figure.mib:.0f}", f"{figure.mib_ratio:.3f}"]
-    )
-    return time_ + memory
+    texts = [f"{figure.seconds:.4g}", f"{figure.ratio:.3f}", "", ""]
+    if not math.isnan(figure.mib):
+        texts[2:] = [f"{figure.mib:.0f}", f"{figure.mib_ratio:.3f}"]
+    return texts
 
 
 def _machine(device: str) -> str:
