@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from . import features, hair, head, media, scene
+from . import features, hair, head, marks, media, scene
 from .canvas import Canvas, Frame
 from .colours import Array
 from .traits import Identity, Pose, Style
@@ -46,8 +46,8 @@ def render(identity: Identity, style: Style, pose: Pose | None = None, size: int
     scene.clothes(canvas, upright, style, pose, face.skin)
     head.ears(canvas, face)
     head.skull(canvas, face)
-    head.marks(canvas, face)
-    head.beard(canvas, face)
+    marks.marks(canvas, face)
+    marks.beard(canvas, face)
     features.eyes(canvas, face)
     features.mouth(canvas, face)
     head.nose(canvas, face)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from magicapture.paperdoll import dataset, identity_from_seed, render, style_from_seed
 from magicapture.paperdoll.align import TEMPLATE, crops, similarity
+from magicapture.paperdoll.batch import Batch
 from magicapture.paperdoll.loop import Plan, Trainer, averaged
 from magicapture.paperdoll.readers import (
     PARTS,
@@ -89,6 +90,21 @@ def test_shards_hold_what_is_rendered(tmp_path: Path, monkeypatch: pytest.Monkey
     assert np.array_equal(labels[0], doll.labels)
     assert np.allclose(shards.points(np.array([5]))[0], doll.landmarks)
     assert shards.seeds_at(np.array([5, 0])).tolist() == [[identity, style, pose], [0, 0, 0]]
+
+
+def test_moved_landmarks_stay_on_their_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "SHARD", 4)
+    shards = dataset.prepare(tmp_path, 4, size=64)
+    rng = np.random.default_rng(0)
+    batch = Batch(shards, np.arange(4), rng, torch.device("cpu"), 1.0)
+    grid = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="xy")
+    batch.images = torch.stack([*grid, grid[0]]).expand(4, -1, -1, -1)  # a pixel holds its place
+    pictures, points = batch.moved()
+    for picture, before, after in zip(pictures, batch.points, points, strict=True):
+        x, y = after[2].round().long().clamp(0, 63)
+        assert np.allclose(picture[:2, y, x], before[2], atol=1.2)
 
 
 def test_neighbours_share_a_style_and_nothing_else() -> None:

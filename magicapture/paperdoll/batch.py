@@ -1,0 +1,64 @@
+"""A batch of training dolls, varied as decoded pictures vary."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .dataset import Shards
+
+
+class Batch:
+    """Some training dolls on the device, and the random stream that varies them."""
+
+    def __init__(
+        self,
+        shards: Shards,
+        index: NDArray[np.int64],
+        rng: np.random.Generator,
+        device: torch.device,
+        progress: float,
+    ) -> None:
+        images, labels = shards.pick(index)
+        self.shards, self.index, self.rng = shards, index, rng
+        self.seeds = shards.seeds_at(index)
+        self.device, self.progress = device, progress
+        self.images = torch.from_numpy(images).to(device).float() / 255
+        self.labels = torch.from_numpy(labels).to(device).long()
+        self.points = shards.points(index)
+
+    def neighbours(self) -> Batch:
+        """The same styles on other people in other poses."""
+        return Batch(self.shards, self.index ^ 1, self.rng, self.device, self.progress)
+
+    def number(self, low: float, high: float) -> Tensor:
+        """One random number for each picture, (B, 1, 1, 1)."""
+        values = self.rng.uniform(low, high, (len(self.index), 1, 1, 1)).astype(np.float32)
+        return torch.from_numpy(values).to(self.device)
+
+    def varied(self, images: Tensor) -> Tensor:
+        """Pictures as a decoder might give them: other brightness, contrast, sharpness, noise."""
+        mean = images.mean((1, 2, 3), keepdim=True)
+        images = (images - mean) * self.number(0.85, 1.15) + mean + self.number(-0.06, 0.06)
+        small = F.interpolate(images, scale_factor=0.5, mode="area")
+        soft = F.interpolate(small, images.shape[-2:], mode="bilinear")
+        images = torch.lerp(images, soft, self.number(-0.5, 1.0).clamp(min=0))
+        noise = self.rng.standard_normal(images.shape, np.float32)
+        return (images + torch.from_numpy(noise).to(self.device) * self.number(0, 0.04)).clamp(0, 1)
+
+    def moved(self) -> tuple[Tensor, Tensor]:
+        """Pictures in other places and sizes, and where their landmarks went, (B, 5, 2) pixels."""
+        size = self.images.shape[-1]
+        zoom = self.number(0.75, 1.5)
+        shift = torch.cat([self.number(-0.2, 0.2), self.number(-0.2, 0.2)], -1).flatten(1)
+        matrix = torch.zeros(len(zoom), 2, 3, device=self.device)
+        matrix[:, 0, 0] = matrix[:, 1, 1] = zoom.flatten()
+        matrix[:, :, 2] = shift
+        grid = F.affine_grid(matrix, list(self.images.shape), align_corners=False)
+        pictures = F.grid_sample(self.images, grid, padding_mode="reflection", align_corners=False)
+        places = (2 * torch.from_numpy(self.points).to(self.device) + 1) / size - 1
+        places = (places - shift[:, None]) / zoom.view(-1, 1, 1)
+        return pictures, (places + 1) * size / 2 - 0.5
