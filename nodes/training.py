@@ -122,7 +122,8 @@ class MagiCaptureTrain(io.ComfyNode):
         monitor = Monitor(node_id(cls))
         with naming("Train MagiCapture"):
             job = TrainingJob(*subject, *style, recipe or named_recipe(), training_seed)
-            check_names((job.subject, job.style), model_folders("embeddings"))
+            for line in check_names((job.subject, job.style), model_folders("embeddings")):
+                monitor(Warned(line))
             backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
             trainer = Trainer(
                 job,

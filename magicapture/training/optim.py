@@ -15,7 +15,7 @@ from ..errors import MagiCaptureError
 def make_optimizer(
     recipe: Recipe, phase: Phase, groups: Mapping[str, Sequence[nn.Parameter]]
 ) -> torch.optim.Optimizer:
-    """AdamW over the parameter groups by name, each at its own rate of the phase.
+    """AdamW over the parameter groups by name, each at its own rate; none for those without.
 
     Token vectors have no weight decay: it would pull them off the sphere of ordinary words.
     """
@@ -28,6 +28,7 @@ def make_optimizer(
             "weight_decay": 0.0 if name == "tokens" else recipe.weight_decay,
         }
         for name, members in groups.items()
+        if getattr(phase.rates, name)
     ]
     return optimizer_class(recipe.optimizer)(parameters)
 

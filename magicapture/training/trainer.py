@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,19 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from ..adapter import Adapter
-from ..attention import AttentionCapture, captured, cross_attentions, select
 from ..backbone import Backbone
 from ..checkpointing import checkpointed
 from ..config import Phase, Precision
-from ..errors import NumericalError, OutOfMemoryError, UnsupportedModelError
+from ..errors import NumericalError, OutOfMemoryError
 from ..faces.embed import Recogniser
-from ..lora import InjectedLora, LoraWeights, injected, target_names, text_target_names
 from ..prompts import prompt_for
 from ..sampling import SamplingSettings, sample_latents
-from ..tokens import Prompt, check_new_word
+from .checks import check_backbone, probe, refocusing_capture
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
 from .job import TrainingJob, generator
+from .loras import Loras
 from .objective import Losses, Objective
-from .optim import make_optimizer, optimizer_class, set_rates
+from .optim import make_optimizer, set_rates
 from .prepare import prepare
 from .state import load_state, save_state, state_path
 
@@ -71,15 +70,14 @@ class Trainer:
         self.step = 0
         self.history: list[dict[str, float]] = []
         self._scope = ExitStack()
-        self._lora_state: dict[str, dict[str, LoraWeights]] = {}
-        self._loras: dict[str, InjectedLora] = {}
+        self.loras = Loras(backbone, job.recipe.lora, job.seed)
         self._optimizer: torch.optim.Optimizer | None = None
         self._optimizer_state: dict[str, Any] | None = None
 
     def __enter__(self) -> Trainer:
         for text in self.job.check():
             self.tell(Warned(text))
-        self._check()
+        check_backbone(self.job, self.backbone)
         with ExitStack() as scope, _memory_explained():
             scope.enter_context(self.backbone.training(DTYPES[self.recipe.precision]))
             self._prepare()
@@ -125,18 +123,17 @@ class Trainer:
 
     def adapter(self) -> Adapter:
         """What has been learned so far."""
-        lora = {}
-        for part, state in self._current_lora().items():
-            module = self.backbone.unet if part == "unet" else self.backbone.text_encoders[part]
-            names = self.backbone.canonical_names(module)
-            lora.update({f"{part}.{names[name]}": weights for name, weights in state.items()})
         return Adapter(
-            lora=lora,
+            lora=self.loras.weights(),
             tokens=self.vectors.tensors(),
             family=self.backbone.family,
             recipe=self.recipe,
             concepts=(self.job.subject, self.job.style),
-            info={"steps": str(self.step), "seed": str(self.job.seed)},
+            info={
+                "steps": str(self.step),
+                "seed": str(self.job.seed),
+                "prediction": self.backbone.schedule.prediction_type,
+            },
         )
 
     @torch.no_grad()
@@ -159,10 +156,7 @@ class Trainer:
             "step": self.step,
             "history": self.history,
             "tokens": self.vectors.tensors(),
-            "lora": {
-                part: {n: (w.down.cpu(), w.up.cpu(), w.alpha) for n, w in state.items()}
-                for part, state in self._current_lora().items()
-            },
+            "lora": self.loras.state_dict(),
             "optimizer": self._optimizer.state_dict() if self._optimizer else None,
             "scaler": self.scaler.state_dict(),
             "draws": self._draws_state(),
@@ -176,25 +170,12 @@ class Trainer:
             for name, of in state["tokens"].items():
                 for encoder, values in of.items():
                     self.vectors.get(name, encoder).copy_(values)
-        self._lora_state = {
-            part: {n: LoraWeights(*weights) for n, weights in of.items()}
-            for part, of in state["lora"].items()
-        }
+        self.loras.load_state_dict(state["lora"])
         self._optimizer_state = state["optimizer"]
         self.scaler.load_state_dict(state["scaler"])
         self._restore_draws(state["draws"])
 
     # -- preparation --------------------------------------------------------------------------
-
-    def _check(self) -> None:
-        if not cross_attentions(self.backbone.unet):
-            raise UnsupportedModelError(
-                "The base model's UNet has no cross-attention to train; MagiCapture runs on "
-                "Stable Diffusion 1.x and 2.x."
-            )
-        for concept in (self.job.subject, self.job.style):
-            check_new_word(concept, self.backbone.text_encoders, self.backbone.word_ids)
-        optimizer_class(self.recipe.optimizer)  # its package may be missing
 
     def _prepare(self) -> None:
         materials = prepare(self.job, self.backbone, self.recogniser, self.tell)
@@ -203,33 +184,11 @@ class Trainer:
         self.generator = generator(self.job.seed, "steps")
         fp16 = self.backbone.dtype == torch.float16
         self.scaler = GradScaler(self.backbone.device.type, enabled=fp16)
-        self._probe()
+        probe(self.job, self.backbone, self.vectors)
         known = self.state_file is not None and not self.fresh
         if known and (state := load_state(self.state_file, self.fingerprint)):  # type: ignore[arg-type]
             self.resume(state)
             self.tell(Resumed(self.step, self.steps))
-
-    @torch.no_grad()
-    def _probe(self) -> None:
-        """One pass before step 1, so that a model or setting that cannot work is found now."""
-        backbone, job = self.backbone, self.job
-        side = self.recipe.resolution // backbone.downscale
-        shape = (1, backbone.latent_channels, side, side)
-        latents = torch.randn(shape, generator=generator(job.seed, "probe")).to(backbone.device)
-        prompt = Prompt(prompt_for((job.subject, job.style), self.recipe.prompts))
-        conditioning = backbone.encode_prompts([prompt], self.vectors)
-        timestep = torch.full((1,), len(backbone.schedule) - 1, device=backbone.device)
-        refocused = self.recipe.uses("attention")
-        with self._captured() if refocused else nullcontext() as capture:
-            with capture.recording() if capture else nullcontext():
-                output = backbone.predict(latents, timestep, conditioning)
-            if capture:
-                capture.maps(conditioning.positions, (side, side))
-        if not output.isfinite().all():
-            raise NumericalError(
-                f"The base model returns NaN or infinity in {output.dtype} before any training. "
-                "Train in bf16 or fp32, or use another checkpoint."
-            )
 
     # -- a phase ------------------------------------------------------------------------------
 
@@ -257,16 +216,16 @@ class Trainer:
     def _phase(self, phase: Phase) -> Iterator[Objective]:
         """Everything a phase puts into the models, and takes out again."""
         with ExitStack() as scope:
-            for part, names in self._lora_targets(phase).items():
-                scope.enter_context(self._injected(part, names))
+            groups = {
+                "tokens": list(self.vectors.parameters()),
+                **scope.enter_context(self.loras.injected(phase)),
+            }
             if self.recipe.checkpointing:
                 scope.enter_context(checkpointed(self.backbone.checkpointed_modules()))
             capture = None
             if phase.weights.attention:
-                capture = scope.enter_context(self._captured())
-            groups = self._groups(phase)
-            for parameter in self.vectors.parameters():
-                parameter.requires_grad_("tokens" in groups)
+                capture = scope.enter_context(refocusing_capture(self.backbone, self.recipe))
+            self.vectors.requires_grad_(phase.rates.tokens > 0)
             self._optimizer = make_optimizer(self.recipe, phase, groups)
             if self._optimizer_state is not None:
                 self._optimizer.load_state_dict(self._optimizer_state)
@@ -282,45 +241,6 @@ class Trainer:
                 self.identity if phase.weights.identity else None,
             )
         self._optimizer = None
-
-    def _lora_targets(self, phase: Phase) -> dict[str, list[str]]:
-        """Names of the modules that carry a LoRA, by part: now trained, or trained before."""
-        targets = {}
-        if phase.rates.unet or "unet" in self._lora_state:
-            targets["unet"] = target_names(self.backbone.unet, self.recipe.lora.targets)
-        for key, encoder in self.backbone.text_encoders.items():
-            if phase.rates.text_encoder or key in self._lora_state:
-                targets[key] = text_target_names(encoder)
-        return targets
-
-    @contextmanager
-    def _injected(self, part: str, names: Sequence[str]) -> Iterator[None]:
-        module = self.backbone.unet if part == "unet" else self.backbone.text_encoders[part]
-        lora, seed = self.recipe.lora, generator(self.job.seed, "lora", part).initial_seed()
-        with injected(module, names, lora.rank, lora.rank * lora.scale, seed=seed) as handle:
-            if part in self._lora_state:
-                handle.load(self._lora_state[part])
-            self._loras[part] = handle
-            try:
-                yield
-            finally:
-                self._lora_state[part] = handle.state()
-                del self._loras[part]
-
-    def _captured(self) -> AbstractContextManager[AttentionCapture]:
-        unet, refocus = self.backbone.unet, self.recipe.refocus
-        return captured(unet, select(unet, middle=refocus.middle), factors=refocus.factors)
-
-    def _groups(self, phase: Phase) -> dict[str, list[nn.Parameter]]:
-        loras = self._loras
-        groups = {
-            "tokens": list(self.vectors.parameters()),
-            "unet": loras["unet"].parameters() if "unet" in loras else [],
-            "text_encoder": [
-                p for part, lora in loras.items() if part != "unet" for p in lora.parameters()
-            ],
-        }
-        return {n: members for n, members in groups.items() if members and getattr(phase.rates, n)}
 
     # -- a step -------------------------------------------------------------------------------
 
@@ -372,9 +292,6 @@ class Trainer:
             )
 
     # -- small things -------------------------------------------------------------------------
-
-    def _current_lora(self) -> dict[str, dict[str, LoraWeights]]:
-        return self._lora_state | {part: lora.state() for part, lora in self._loras.items()}
 
     def _draws_state(self) -> dict[str, Any]:
         return {

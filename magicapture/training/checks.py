@@ -1,0 +1,58 @@
+"""What is found out about the base model before step 1, so that no run fails half-way."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from ..attention import AttentionCapture, captured, cross_attentions, select
+from ..backbone import Backbone
+from ..config import Recipe
+from ..errors import NumericalError, UnsupportedModelError
+from ..prompts import prompt_for
+from ..tokens import Prompt, TokenVectors, check_new_word
+from .job import TrainingJob, generator
+from .optim import optimizer_class
+
+
+def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
+    """Raise for a model, a token's name or an optimiser that the job cannot do with."""
+    if not cross_attentions(backbone.unet):
+        raise UnsupportedModelError(
+            "The base model's UNet has no cross-attention to train; MagiCapture runs on Stable "
+            "Diffusion 1.x and 2.x."
+        )
+    for concept in (job.subject, job.style):
+        check_new_word(concept, backbone.text_encoders, backbone.word_ids)
+    optimizer_class(job.recipe.optimizer)  # its package may be missing
+
+
+@torch.no_grad()
+def probe(job: TrainingJob, backbone: Backbone, vectors: TokenVectors) -> None:
+    """Run the UNet once; raises for NaN, and for attention maps that it does not have."""
+    side = job.recipe.resolution // backbone.downscale
+    shape = (1, backbone.latent_channels, side, side)
+    latents = torch.randn(shape, generator=generator(job.seed, "probe")).to(backbone.device)
+    prompt = Prompt(prompt_for((job.subject, job.style), job.recipe.prompts))
+    conditioning = backbone.encode_prompts([prompt], vectors)
+    timestep = torch.full((1,), len(backbone.schedule) - 1, device=backbone.device)
+    refocused = job.recipe.uses("attention")
+    with refocusing_capture(backbone, job.recipe) if refocused else nullcontext() as capture:
+        with capture.recording() if capture else nullcontext():
+            output = backbone.predict(latents, timestep, conditioning)
+        if capture:
+            capture.maps(conditioning.positions, (side, side))
+    if not output.isfinite().all():
+        raise NumericalError(
+            f"The base model returns NaN or infinity in {output.dtype} before any training. Train "
+            "in bf16 or fp32, or use another checkpoint."
+        )
+
+
+def refocusing_capture(
+    backbone: Backbone, recipe: Recipe
+) -> AbstractContextManager[AttentionCapture]:
+    """The capture of the attention layers that the recipe refocuses."""
+    unet, refocus = backbone.unet, recipe.refocus
+    return captured(unet, select(unet, middle=refocus.middle), factors=refocus.factors)

@@ -1,0 +1,90 @@
+"""The LoRAs of a run: in the models during a phase, remembered between phases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from ..backbone import Backbone
+from ..config import LoraSettings, Phase
+from ..lora import InjectedLora, LoraWeights, injected, target_names, text_target_names
+from .job import generator
+
+
+class Loras:
+    """One LoRA for the UNet and one for each text encoder, by part: "unet", "clip_l", "clip_g"."""
+
+    def __init__(self, backbone: Backbone, settings: LoraSettings, seed: int) -> None:
+        self.backbone, self.settings, self.seed = backbone, settings, seed
+        self._remembered: dict[str, dict[str, LoraWeights]] = {}
+        self._present: dict[str, InjectedLora] = {}
+
+    @contextmanager
+    def injected(self, phase: Phase) -> Iterator[dict[str, list[nn.Parameter]]]:
+        """Put into the models what the phase trains or one before it trained.
+
+        Yields the parameters by group: "unet", "text_encoder".
+        """
+        with ExitStack() as scope:
+            for part, names in self._targets(phase).items():
+                scope.enter_context(self._injected(part, names))
+            groups: dict[str, list[nn.Parameter]] = {}
+            for part, lora in self._present.items():
+                group = "unet" if part == "unet" else "text_encoder"
+                groups.setdefault(group, []).extend(lora.parameters())
+            yield groups
+
+    def weights(self) -> dict[str, LoraWeights]:
+        """What has been learned so far, by part and diffusers' name of the layer."""
+        named = {}
+        for part, state in self._current().items():
+            names = self.backbone.canonical_names(self._module(part))
+            named.update({f"{part}.{names[name]}": weights for name, weights in state.items()})
+        return named
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been learned so far, as plain CPU tensors."""
+        return {
+            part: {n: (w.down.cpu(), w.up.cpu(), w.alpha) for n, w in state.items()}
+            for part, state in self._current().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over `state_dict`, before the LoRAs are injected."""
+        self._remembered = {
+            part: {name: LoraWeights(*weights) for name, weights in of.items()}
+            for part, of in state.items()
+        }
+
+    def _current(self) -> dict[str, dict[str, LoraWeights]]:
+        present = {part: lora.state() for part, lora in self._present.items()}
+        return self._remembered | present
+
+    def _module(self, part: str) -> nn.Module:
+        return self.backbone.unet if part == "unet" else self.backbone.text_encoders[part]
+
+    def _targets(self, phase: Phase) -> dict[str, list[str]]:
+        targets = {}
+        if phase.rates.unet or "unet" in self._remembered:
+            targets["unet"] = target_names(self.backbone.unet, self.settings.targets)
+        for key, encoder in self.backbone.text_encoders.items():
+            if phase.rates.text_encoder or key in self._remembered:
+                targets[key] = text_target_names(encoder)
+        return targets
+
+    @contextmanager
+    def _injected(self, part: str, names: list[str]) -> Iterator[None]:
+        rank, alpha = self.settings.rank, self.settings.rank * self.settings.scale
+        seed = generator(self.seed, "lora", part).initial_seed()
+        with injected(self._module(part), names, rank, alpha, seed=seed) as lora:
+            if part in self._remembered:
+                lora.load(self._remembered[part])
+            self._present[part] = lora
+            try:
+                yield
+            finally:
+                self._remembered[part] = lora.state()
+                del self._present[part]
