@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             logger.info("Interrupted.")
             return INTERRUPTED
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:  # outside of training, which has advice of its own
             logger.error(
-                "There is not enough memory on the device; try --save-memory, a lower "
-                "--resolution or a lower --rank.",
+                "The GPU's memory is not enough; draw smaller pictures, close other programs that "
+                "use the GPU, or take --device cpu.",
                 exc_info=arguments.verbose,
             )
             return BAD_INPUT
