@@ -94,7 +94,7 @@ ROWS: dict[str, Recipe] = {
         tokens=False, masked=False, targets="cross_and_self"
     ),
 }
-DREAMBOOTH = "diffusers' DreamBooth-LoRA (cross- and self-attention)"
+DREAMBOOTH = "DreamBooth-LoRA of diffusers, cross- and self-attention"
 FULL_DECODER = {name for name in ROWS if "full decoder" in name}
 
 OnStep = Callable[[], None]
