@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -58,7 +59,7 @@ def loss_curves(
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-def smoothed(values: np.ndarray, share: float = 0.05) -> np.ndarray:
+def smoothed(values: NDArray[np.float64], share: float = 0.05) -> NDArray[np.float64]:
     """A running mean over a share of the points, shorter at the ends; the same length."""
     width = max(1, int(len(values) * share))
     sums = np.cumsum(np.insert(values, 0, 0.0))
