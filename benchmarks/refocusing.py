@@ -58,8 +58,11 @@ VARIANTS = {
     "max 0.1": (0.1, RefocusSettings("max", (1, 2))),
     "none 2.5": (2.5, RefocusSettings("none", (1, 2))),
     "none 25": (25.0, RefocusSettings("none", (1, 2))),
-    "max 0.1, fine maps": (0.1, RefocusSettings("max", (1,))),
-    "max 0.1, coarse maps": (0.1, RefocusSettings("max", (2,))),
+    "none 10": (10.0, RefocusSettings("none", (1, 2))),
+    "none 10, 16x16 maps": (10.0, RefocusSettings("none", (1,))),
+    "none 10, 8x8 maps": (10.0, RefocusSettings("none", (2,))),
+    "max 0.1, 16x16 maps": (0.1, RefocusSettings("max", (1,))),
+    "max 0.1, 8x8 maps": (0.1, RefocusSettings("max", (2,))),
 }
 COLUMNS = (
     "variant",
