@@ -107,7 +107,7 @@ class RefocusSettings(Checked):
     """Attention Refocusing (P eq. 8): where and how a token's attention is measured."""
 
     scaling: Scaling = setting(
-        "max",
+        "none",
         "How a map is scaled to 0..1 before the mask is applied: minmax (P's S, subtracts the "
         "floor), max (divides by the peak alone, so that a uniform floor still counts), none "
         "(the attention's own values).",
