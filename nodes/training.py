@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -122,8 +123,7 @@ class MagiCaptureTrain(io.ComfyNode):
         monitor = Monitor(node_id(cls))
         with naming("Train MagiCapture"):
             job = TrainingJob(*subject, *style, recipe or named_recipe(), training_seed)
-            for line in check_names((job.subject, job.style), model_folders("embeddings")):
-                monitor(Warned(line))
+            replaced = check_names((job.subject, job.style), model_folders("embeddings"))
             backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
             trainer = Trainer(
                 job,
@@ -146,7 +146,7 @@ class MagiCaptureTrain(io.ComfyNode):
                 raise
         curves = images_to_socket(pixels(monitor.curves(trainer.steps)))
         previews = images_to_socket(torch.stack(monitor.previews)) if monitor.previews else curves
-        return io.NodeOutput(adapter, curves, previews, monitor.report(adapter))
+        return io.NodeOutput(adapter, curves, previews, monitor.report(adapter, replaced))
 
 
 class Monitor:
@@ -212,7 +212,7 @@ class Monitor:
             return curves
         return side_by_side(curves, picture(self.previews[-1]))
 
-    def report(self, adapter: Adapter) -> str:
+    def report(self, adapter: Adapter, remarks: Sequence[str] = ()) -> str:
         """What was trained, and what the user should know."""
         last = self.history[-20:]
         names = sorted({name for losses in last for name in losses})
@@ -226,7 +226,7 @@ class Monitor:
             [
                 f"Trained {len(self.history)} steps of {adapter.recipe.name}: {tokens}.",
                 "Last losses: " + ", ".join(f"{n} {value:.4f}" for n, value in means.items()),
-                *(f"Note: {text}" for text in self.warnings),
+                *(f"Note: {text}" for text in (*self.warnings, *remarks)),
             ]
         )
 
