@@ -14,13 +14,21 @@ from typing import Any
 import torch
 
 from ..errors import StorageError
-from ..files import atomic_write
+from ..files import atomic_write, require_space
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1
 KEPT = 5
 """States of runs that a folder keeps; the oldest go first."""
+
+SPACE = 256 * 2**20
+"""Bytes that must be free before a run: several states of an ordinary LoRA and its optimiser."""
+
+
+def check_space(folder: Path) -> None:
+    """Raise StorageError, before step 1, where the disk could not keep what is trained."""
+    require_space(folder, SPACE)
 
 
 def state_path(folder: Path, fingerprint: str) -> Path:

@@ -30,7 +30,7 @@ from .loras import Loras
 from .objective import Losses, Objective
 from .optim import make_optimizer, set_rates
 from .prepare import prepare
-from .state import load_state, save_state, state_path
+from .state import check_space, load_state, save_state, state_path
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,8 @@ class Trainer:
         for text in self.job.check():
             self.tell(Warned(text))
         check_backbone(self.job, self.backbone)
+        if self.state_folder:
+            check_space(self.state_folder)
         with ExitStack() as scope, _memory_explained():
             scope.enter_context(self.backbone.training(DTYPES[self.recipe.precision]))
             self._prepare()

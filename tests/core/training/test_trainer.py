@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from magicapture.config import LoraSettings, Phase, Rates, Weights
-from magicapture.errors import InputError, MagiCaptureError, NumericalError, OutOfMemoryError
+from magicapture.errors import (
+    InputError,
+    MagiCaptureError,
+    NumericalError,
+    OutOfMemoryError,
+    StorageError,
+)
 from magicapture.recipes import RECIPE_NAMES, with_steps
 from magicapture.recipes import recipe as named_recipe
 from magicapture.sampling import SamplingSettings
@@ -378,6 +384,15 @@ def test_a_map_size_the_unet_lacks_is_refused_before_step_one(make_job, backbone
     with (
         pytest.raises(InputError, match="latent cells"),
         Trainer(make_job(refocus=refocus), backbone),
+    ):
+        pass
+
+
+def test_a_full_disk_is_told_before_step_one(make_job, backbone, tmp_path, monkeypatch):
+    monkeypatch.setattr("magicapture.training.state.SPACE", 2**62)  # more than any disk has
+    with (
+        pytest.raises(StorageError, match="MiB free"),
+        Trainer(make_job(), backbone, state_folder=tmp_path),
     ):
         pass
 
