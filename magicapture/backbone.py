@@ -1,7 +1,7 @@
 """What the method needs of a latent diffusion model: one small protocol, and the schedule's maths.
 
 The algorithm is written once against `Backbone`; `backbones.diffusers` and the ComfyUI glue in
-`nodes/_comfy.py` fit it to real models.
+`nodes/_comfy` fit it to real models.
 """
 
 from __future__ import annotations

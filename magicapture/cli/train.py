@@ -10,7 +10,6 @@ from ..checkpoint import check_names, save_adapter
 from ..data import load_folder
 from ..faces.embed import load_recogniser
 from ..files import safe_name
-from ..sampling import SamplingSettings
 from ..tokens import Concept
 from ..training import Trainer, TrainingJob
 from .model import backbone_from
@@ -34,7 +33,6 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.recogniser:
         recogniser = load_recogniser(arguments.recogniser, arguments.recogniser_input)
     backbone = backbone_from(arguments, job.recipe.precision)
-    side = job.recipe.resolution
     with Progress(folder / f"{name}-previews") as progress:
         trainer = Trainer(
             job,
@@ -46,10 +44,7 @@ def train(arguments: argparse.Namespace) -> None:
         )
         try:
             with trainer:
-                adapter = trainer.run(
-                    preview_every=arguments.preview_every,
-                    preview=SamplingSettings(steps=20, width=side, height=side),
-                )
+                adapter = trainer.run(preview_every=arguments.preview_every)
         except KeyboardInterrupt:
             progress.close()
             if trainer.step:

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from ..config import Recipe, Role, to_dict
-from ..data import ReferenceSet, check_references, face_mask, fingerprint
+from ..config import Recipe, to_dict
+from ..data import ReferenceSet, check_references, fingerprint
 from ..errors import InputError
 from ..faces.align import landmarks_from_mask
 from ..tokens import Concept
@@ -53,8 +53,8 @@ class TrainingJob:
         """The same job with each missing set of landmarks estimated from the face's mask."""
         return replace(
             self,
-            source=_with_landmarks(self.source, "subject"),
-            reference=_with_landmarks(self.reference, "style"),
+            source=_with_landmarks(self.source),
+            reference=_with_landmarks(self.reference),
         )
 
     def fingerprint(self) -> str:
@@ -71,19 +71,24 @@ class TrainingJob:
             fingerprint(self.source),
             fingerprint(self.reference),
         ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        return digest(*parts)
 
 
-def _with_landmarks(references: ReferenceSet, role: Role) -> ReferenceSet:
+def _with_landmarks(references: ReferenceSet) -> ReferenceSet:
     landmarks = []
-    for known, mask in zip(references.landmarks, references.masks, strict=True):
-        if known is None and mask is not None:
-            known = landmarks_from_mask(face_mask(mask, role))
+    for i, known in enumerate(references.landmarks):
+        if known is None and (face := references.face(i)) is not None:
+            known = landmarks_from_mask(face)
         landmarks.append(known)
     return replace(references, landmarks=tuple(landmarks))
 
 
+def digest(*parts: str) -> str:
+    """One hash of several texts."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
 def generator(seed: int, *path: int | str) -> torch.Generator:
     """A CPU generator whose stream depends on the seed and on a path of names below it."""
-    digest = hashlib.sha256(repr((seed, *path)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    hashed = hashlib.sha256(repr((seed, *path)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(hashed[:8], "little") >> 1)

@@ -14,7 +14,7 @@ from ..identity import IdentityLoss, embeddings
 from ..tokens import TokenVectors, initial_vectors
 from .draws import Draws
 from .events import Listener, Prepared, Warned
-from .job import TrainingJob, generator
+from .job import TrainingJob, digest, generator
 from .prior import class_latents
 
 
@@ -115,8 +115,3 @@ def weights_hash(network: object) -> str:
         thin = parameter.detach().flatten()[:: max(1, parameter.numel() // 16)][:16]
         result.update(f"{name}{tuple(parameter.shape)}{thin.float().tolist()}".encode())
     return result.hexdigest()
-
-
-def digest(*parts: str) -> str:
-    """One hash of several texts."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
