@@ -16,3 +16,9 @@ AdapterSocket = io.Custom("MAGICAPTURE_ADAPTER")
 
 RecogniserSocket = io.Custom("MAGICAPTURE_RECOGNISER")
 """A differentiable face `Recogniser`."""
+
+DetectorSocket = io.Custom("MAGICAPTURE_DETECTOR")
+"""A face `Detector`."""
+
+ParserSocket = io.Custom("MAGICAPTURE_PARSER")
+"""A face `Parser`."""

@@ -24,6 +24,20 @@ ARCFACE_TEMPLATE = torch.tensor(
 )
 """Where ArcFace wants eyes, nose and mouth corners in a 112x112 face: (5,2) pixels (x, y)."""
 
+HEAD_SIZE = 512
+"""Side of an aligned head, in pixels."""
+
+FFHQ_TEMPLATE = torch.tensor(
+    [
+        [192.98138, 239.94708],
+        [318.90277, 240.1936],
+        [256.63416, 314.01935],
+        [201.26117, 371.41043],
+        [313.08905, 371.15118],
+    ]
+)
+"""Where face parsers and restorers want them in a 512x512 head, hair and chin included."""
+
 _BELOW_MIDDLE = 0.07
 """How far below the middle of a face mask the landmarks' mean lies, as a share of its height."""
 
