@@ -18,7 +18,7 @@ DIRECTIONS: dict[str, str] = {
     "errors": "",
     "losses": "",
     "checkpointing": "",
-    "paperdoll": "",
+    "paperdoll": "errors",
     "plot": "",
     "version": "",
     "config": "errors",
