@@ -36,7 +36,7 @@ DIRECTIONS: dict[str, str] = {
     "checkpoint": "adapter files version",
     "identity": "faces losses backbone",
     "refine": "faces",
-    "metrics": "faces",
+    "metrics": "errors losses",
     "magicface": "attention backbone",
     "sampling": "attention backbone adapter losses",
     "training": "attention identity checkpointing data prompts sampling",

@@ -1,0 +1,38 @@
+"""Intervals of means by the bootstrap, so that a difference is told from chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import InputError
+
+
+class Interval(NamedTuple):
+    """A mean and the interval that holds it."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap(
+    values: Sequence[float], *, level: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> Interval:
+    """The mean of independent values with its percentile interval (Efron 1979).
+
+    Pass one value for each independent trial: the mean over a pair's pictures, not each picture;
+    for two methods the pair's difference. Raises InputError for no values.
+    """
+    if not len(values):
+        raise InputError("There are no values to take an interval of.")
+    data = np.asarray(values, np.float64)
+    rng = np.random.default_rng(seed)
+    means = data[rng.integers(len(data), size=(draws, len(data)))].mean(axis=1)
+    low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+    return Interval(float(data.mean()), float(low), float(high))

@@ -1,0 +1,51 @@
+"""Likeness to references by embeddings, as a share of what the references have among themselves.
+
+The embeddings may be a face recogniser's or a style network's; they need no unit length.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+
+
+def likeness(vectors: Tensor, references: Tensor) -> Tensor:
+    """The mean cosine of each of the vectors (N,D) to all references (M,D): (N,) in -1..1."""
+    return (F.normalize(vectors.float()) @ F.normalize(references.float()).T).mean(dim=1)
+
+
+def leave_one_out(references: Tensor) -> float:
+    """The mean likeness of each reference (M,D) to the others: what a picture can hope for.
+
+    Raises InputError for fewer than two references.
+    """
+    count = len(references)
+    if count < 2:
+        raise InputError(f"There is {count} reference; the leave-one-out figure needs two or more.")
+    unit = F.normalize(references.float())
+    cosines = unit @ unit.T
+    return float((cosines.sum() - cosines.trace()) / (count * (count - 1)))
+
+
+def share(vectors: Tensor, references: Tensor) -> Tensor:
+    """Likeness of vectors (N,D) divided by the references' (M,D) leave-one-out figure: (N,).
+
+    1 is as alike as another picture of the same references, 0 is a stranger. Raises InputError
+    where the references are not alike at all, so that there is nothing to be measured against.
+    """
+    ceiling = leave_one_out(references)
+    if ceiling <= 0.05:
+        raise InputError(
+            f"The references are alike by a cosine of {ceiling:.2f} only, so likeness to them "
+            "means nothing. Check that all of them show one person, or one style."
+        )
+    return likeness(vectors, references) / ceiling
+
+
+def both(first: Tensor, second: Tensor) -> Tensor:
+    """The harmonic mean of two shares, each cut to 0..1: 0 where either is lost."""
+    a, b = first.clamp(0, 1), second.clamp(0, 1)
+    return torch.where(a + b > 0, 2 * a * b / (a + b).clamp_min(1e-12), 0.0)
