@@ -18,7 +18,7 @@ DIRECTIONS: dict[str, str] = {
     "errors": "",
     "losses": "",
     "checkpointing": "",
-    "paperdoll": "errors",
+    "paperdoll": "metrics training",
     "plot": "",
     "version": "",
     "config": "errors",
@@ -54,6 +54,8 @@ OPTIONAL = {
     "onnx",
     "onnx2torch",
     "peft",
+    "spandrel",
+    "spandrel_extra_arches",
     "transformers",
 }
 COMFYUI = {

@@ -1,0 +1,1 @@
+"""Finishing: super-resolution, and face restoration that keeps the person."""
