@@ -35,7 +35,7 @@ DIRECTIONS: dict[str, str] = {
     "data": "faces tokens files",
     "checkpoint": "adapter files version",
     "identity": "faces losses backbone",
-    "refine": "faces",
+    "refine": "faces metrics",
     "metrics": "errors losses",
     "magicface": "attention backbone",
     "sampling": "attention backbone adapter losses",

@@ -12,14 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, MagiCaptureError, StorageError, UnsupportedModelError
+from ..faces.align import HEAD_SIZE
 
 if TYPE_CHECKING:
     from spandrel import ArchRegistry, ImageModelDescriptor
 
 logger = logging.getLogger(__name__)
-
-RESTORED_SIZE = 512
-"""Side in pixels of the aligned faces that face restorers take and return."""
 
 
 class Restorer(Protocol):
@@ -152,10 +150,10 @@ class FaceRestorer:
 
         Raises InputError for another size.
         """
-        if faces.shape[1:] != (3, RESTORED_SIZE, RESTORED_SIZE):
+        if faces.shape[1:] != (3, HEAD_SIZE, HEAD_SIZE):
             raise InputError(
                 f"Faces came in as {tuple(faces.shape)}; face restoration takes "
-                f"(B, 3, {RESTORED_SIZE}, {RESTORED_SIZE}), aligned."
+                f"(B, 3, {HEAD_SIZE}, {HEAD_SIZE}), aligned."
             )
         run = _RUN[architecture_of(self.model)]
         signed = 2 * faces.to(self.model.device, self.model.dtype) - 1
