@@ -130,6 +130,12 @@ class RefocusSettings(Checked):
         high=512,
         release=64,
     )
+    tasks: tuple[Task, ...] = setting(
+        ("source", "style", "composed"),
+        "Tasks whose attention is refocused.",
+        paper="all three",
+        release="all three",
+    )
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,19 @@ prompts -> Conditioning -> denoise(...) -> latents -> images
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from .adapter import Adapter
 from .backbone import Backbone, Conditioning, NoiseSchedule
 from .config import Checked, setting
 from .errors import InputError
+from .lora import applied
 from .tokens import Prompt, TokenVectors
 
 SamplerName = Literal["euler_a", "ddim", "dpmpp_2m"]
@@ -48,6 +51,25 @@ class SamplingSettings(Checked):
 
 
 DEFAULT = SamplingSettings()
+
+
+@contextmanager
+def adapted(backbone: Backbone, adapter: Adapter, strength: float = 1.0) -> Iterator[None]:
+    """The backbone with the adapter's LoRA in its UNet and text encoders, while open.
+
+    The token vectors are `adapter.vectors()`, which `sample` takes. Raises InputError for a base
+    model of another family.
+    """
+    if adapter.family != backbone.family:
+        raise InputError(
+            f"The adapter was trained for {adapter.family} and the base model is "
+            f"{backbone.family}; give a base model of the same family."
+        )
+    with ExitStack() as scope:
+        for part, module in {"unet": backbone.unet, **backbone.text_encoders}.items():
+            state = adapter.state_for(part, backbone.canonical_names(module))
+            scope.enter_context(applied(module, state, strength))
+        yield
 
 
 @torch.no_grad()

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .. import sampling
 from ..adapter import Adapter
-from ..backbones import DiffusersBackbone
 from ..checkpoint import load_adapter
 from ..config import PromptTemplates
-from ..errors import InputError
-from ..lora import applied
 from ..prompts import PromptKind, prompt_for
 from ..sampling import SamplingSettings
 from .images import free_path, save_image
@@ -37,7 +32,7 @@ def sample(arguments: argparse.Namespace) -> None:
     prompt = arguments.prompt or _trained_prompt(adapter, arguments.prompt_kind)
     backbone = backbone_from(arguments, precision_from(arguments))
     vectors = adapter.vectors().to(backbone.device)
-    with _adapted(backbone, adapter, arguments.strength):
+    with sampling.adapted(backbone, adapter, arguments.strength):
         for index in range(arguments.count):
             seed = arguments.seed + index
             image = sampling.sample(backbone, prompt, vectors, settings, seed=seed)[0]
@@ -49,18 +44,3 @@ def sample(arguments: argparse.Namespace) -> None:
 def _trained_prompt(adapter: Adapter, kind: PromptKind) -> str:
     templates = adapter.recipe.prompts if adapter.recipe else PromptTemplates()
     return prompt_for(adapter.concepts, templates, kind)
-
-
-@contextmanager
-def _adapted(backbone: DiffusersBackbone, adapter: Adapter, strength: float) -> Iterator[None]:
-    """The backbone with the adapter's LoRA in it."""
-    if adapter.family != backbone.family:
-        raise InputError(
-            f"The adapter was trained for {adapter.family} and the base model is "
-            f"{backbone.family}; give a base model of the same family."
-        )
-    with ExitStack() as scope:
-        for part, module in {"unet": backbone.unet, **backbone.text_encoders}.items():
-            state = adapter.state_for(part, backbone.canonical_names(module))
-            scope.enter_context(applied(module, state, strength))
-        yield

@@ -20,7 +20,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "medium": MEDIA,
 }
 UNSEEN = -100  # a class that the picture does not show, as the colour of a bald man's hair
-_COLOURLESS = ("sepia", "noir", "sketch")
+COLOURLESS = ("sepia", "noir", "sketch")
 
 
 def classes(identity: Identity, style: Style, pose: Pose) -> dict[str, int]:
@@ -41,7 +41,7 @@ def classes(identity: Identity, style: Style, pose: Pose) -> dict[str, int]:
     found = {name: ATTRIBUTES[name].index(word) for name, word in words.items()}
     if style.hair in ("bald", "beanie"):
         found["hair colour"] = UNSEEN
-    if style.medium in _COLOURLESS:
+    if style.medium in COLOURLESS:
         for name in ("hair colour", "clothes colour", "background colour"):
             found[name] = UNSEEN
     return found

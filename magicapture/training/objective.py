@@ -115,7 +115,8 @@ class Objective:
         if not layers:
             return
         keys, settings = layers[0].keys, self.recipe.refocus
-        wanted = [i for i, (row, _) in enumerate(keys) if rows[row].reconstruct]
+        acting = [row.reconstruct and row.task in settings.tasks for row in rows]
+        wanted = [i for i, (row, _) in enumerate(keys) if acting[row]]
         if not wanted:
             return
         inside = torch.cat([self._region(rows[row], name) for row, name in keys])

@@ -10,7 +10,14 @@ import pytest
 from magicapture import config
 from magicapture.config import LoraSettings, Phase, Recipe, RefocusSettings, from_dict, to_dict
 from magicapture.errors import InputError
-from magicapture.recipes import RECIPE_NAMES, recipe, with_rates, with_steps, with_weights
+from magicapture.recipes import (
+    RECIPE_NAMES,
+    miniature,
+    recipe,
+    with_rates,
+    with_steps,
+    with_weights,
+)
 
 
 @pytest.mark.parametrize(
@@ -85,3 +92,17 @@ def test_rates_and_weights_change_only_what_is_there():
     assert changed.phases[1].rates.unet == 2e-4 and changed.phases[0].rates.unet == 0
     assert changed.phases[1].weights.attention == 0.5 and changed.phases[0].weights.attention == 0
     assert not changed.uses("prior")
+
+
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+def test_a_miniature_is_a_quarter_whose_way_is_as_long(name):
+    whole, small = recipe(name), miniature(recipe(name))
+    assert small.resolution == 128 and small.prior.images == whole.prior.images / 4
+    for before, after in zip(whole.phases, small.phases, strict=True):
+        assert after.steps == pytest.approx(before.steps / 4, abs=1)
+        assert after.rates.tokens == pytest.approx(4 * before.rates.tokens)
+        assert after.weights == before.weights
+    assert recipe("paper").refocus.factors == (4,) and miniature(
+        recipe("paper")
+    ).refocus.factors == (2,)
+    assert miniature(recipe("release")).refocus.map_size == 16

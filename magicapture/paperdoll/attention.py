@@ -1,0 +1,70 @@
+"""Where the two tokens look, measured on noised true compositions that no run has seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..adapter import Adapter
+from ..attention import captured, select
+from ..backbone import Backbone
+from ..config import PromptTemplates
+from ..metrics import spills
+from ..prompts import prompt_for
+from ..tokens import Prompt
+
+TIMESTEPS = (200, 500, 800)
+
+
+@dataclass(frozen=True)
+class Spills:
+    """Mean over pictures, timesteps and layers, 0..1; see `metrics.Spill` for mass and peak.
+
+    subject: of the person's token outside the face. style: of the style's token on the face.
+    """
+
+    subject: float
+    style: float
+    subject_peak: float
+    style_peak: float
+
+
+@torch.no_grad()
+def token_spills(
+    backbone: Backbone,
+    adapter: Adapter,
+    images: Tensor,
+    faces: Tensor,
+    timesteps: tuple[int, ...] = TIMESTEPS,
+) -> Spills:
+    """Spill of an adapter's tokens; its LoRA is in the backbone (`sampling.adapted`).
+
+    images (B,3,H,W) in 0..1 with their face masks (B,1,H,W), 1 = face. All cross-attention but
+    the middle block's is looked at.
+    """
+    latents = backbone.encode(images.to(backbone.device))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
+    templates = adapter.recipe.prompts if adapter.recipe else PromptTemplates()
+    prompt = Prompt(prompt_for(adapter.concepts, templates))
+    conditioning = backbone.encode_prompts([prompt] * len(latents), adapter.vectors())
+    roles = {concept.name: concept.role for concept in adapter.concepts}
+    found: dict[str, list[Tensor]] = {"subject": [], "style": []}
+    with captured(backbone.unet, select(backbone.unet)) as capture:
+        for t in timesteps:
+            at = torch.full((len(latents),), t, device=latents.device)
+            with capture.recording():
+                backbone.predict(backbone.schedule.add_noise(latents, noise, at), at, conditioning)
+            for layer in capture.maps(
+                conditioning.positions, (latents.shape[-2], latents.shape[-1])
+            ):
+                for role, figures in found.items():
+                    own = [i for i, (_, name) in enumerate(layer.keys) if roles[name] == role]
+                    face = faces[[layer.keys[i][0] for i in own]].to(latents)
+                    inside = face if role == "subject" else 1 - face
+                    figures.append(torch.stack(spills(layer.values[own], inside), 1).mean(0))
+    (subject, subject_peak), (style, style_peak) = (
+        torch.stack(found[role]).mean(0).tolist() for role in ("subject", "style")
+    )
+    return Spills(subject, style, subject_peak, style_peak)

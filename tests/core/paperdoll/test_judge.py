@@ -1,0 +1,202 @@
+"""The judge: scores fall when they should, and splits never meet."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from magicapture.errors import InputError, StorageError
+from magicapture.paperdoll import (
+    Identity,
+    Split,
+    Style,
+    identity_from_seed,
+    pose_from_seed,
+    render,
+    split_of,
+    style_from_seed,
+)
+from magicapture.paperdoll.attributes import ATTRIBUTES
+from magicapture.paperdoll.captions import vocabulary
+from magicapture.paperdoll.edits import edits
+from magicapture.paperdoll.judge import Case, Judge, Readers, Scores
+from magicapture.paperdoll.pairs import Pair, _other_seeds, make_pair, masks, pictures, references
+from magicapture.paperdoll.weights import READERS
+
+FIRST = Split.DEVELOPMENT.seeds.start
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    """A development pair in colours."""
+    return make_pair(FIRST + 7, FIRST + 40)
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    """The shipped networks."""
+    try:
+        return Judge.load()
+    except StorageError as error:
+        pytest.skip(f"the paperdoll readers are not there: {error}")
+
+
+@pytest.fixture(scope="module")
+def case(judge: Judge, pair: Pair) -> Case:
+    """The pair as the judge knows it."""
+    return judge.case(pair)
+
+
+@pytest.fixture(scope="module")
+def ceiling(judge: Judge, pair: Pair, case: Case) -> Scores:
+    """True compositions, scored as results are."""
+    return judge.scores(pictures(pair.unseen), case)
+
+
+def untrained() -> Judge:
+    """A judge with networks that know nothing; what compares pixels works all the same."""
+    torch.manual_seed(0)
+    names = ("identity_score", "finder", "parser", "style", "probe")
+    return Judge(Readers(*(READERS[name]().eval() for name in names)))
+
+
+def blurred(images: Tensor) -> Tensor:
+    small = F.interpolate(images, (10, 10), mode="area")
+    return F.interpolate(small, images.shape[-2:], mode="bilinear")
+
+
+# -- pairs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", list(Split))
+def test_all_seeds_of_a_pair_are_of_its_split_and_differ(split: Split) -> None:
+    identity, style = split.seeds[3], split.seeds[-1]
+    seeds = list(_other_seeds(identity, style, 300))
+    assert {split_of(seed) for seed in seeds} == {split}
+    assert len({*seeds, identity, style}) == len(seeds) + 2 >= 302
+    assert seeds == list(_other_seeds(identity, style, 300))
+
+
+def test_a_pair_of_two_splits_is_refused() -> None:
+    with pytest.raises(InputError, match="two splits"):
+        make_pair(FIRST, Split.TEST.seeds.start)
+
+
+def test_a_pair_holds_what_it_says(pair: Pair) -> None:
+    assert len(pair.source) == len(pair.reference) == 5
+    assert len(pair.truth_in_training_poses) == len(pair.training) == 10
+    for true, shown in zip(pair.truth_in_training_poses, pair.training, strict=True):
+        assert abs(true.landmarks[:2].mean(0) - shown.landmarks[:2].mean(0)).max() < 3
+    outside = ~((masks(pair.reference) + masks(pair.truth_in_training_poses[5:])) > 0)
+    ears_and_neck = 0.06  # the neck takes the person's skin tone
+    same = (pictures(pair.reference) - pictures(pair.truth_in_training_poses[5:])).abs() < 1e-3
+    assert (same | ~outside).float().mean() > 1 - ears_and_neck
+
+
+def test_references_have_exact_masks_and_landmarks(pair: Pair) -> None:
+    found = references(pair.source)
+    assert torch.equal(torch.stack(found.images), pictures(pair.source))
+    assert torch.equal(torch.stack([m for m in found.masks if m is not None]), masks(pair.source))
+    style = found.with_role("style")
+    assert style.masks[0] is not None and found.masks[0] is not None
+    torch.testing.assert_close(style.masks[0], 1 - found.masks[0])
+
+
+def test_edits_ask_for_what_the_pair_lacks_in_words_that_captions_use() -> None:
+    words = set(vocabulary())
+    for seed in range(FIRST, FIRST + 40):
+        own = make_pair_parts(seed)
+        for edit in edits(*own):
+            assert set(edit.words.split()) <= words
+            assert ATTRIBUTES[edit.attribute][edit.index] == edit.value
+            have = {"glasses": own[0].glasses, "beard": own[0].beard}
+            have |= {"background": own[1].background, "background colour": own[1].background_name}
+            assert have.get(edit.attribute) != edit.value
+
+
+def make_pair_parts(seed: int) -> tuple[Identity, Style]:
+    return identity_from_seed(seed), style_from_seed(seed)
+
+
+# -- what compares pixels ---------------------------------------------------------------------
+
+
+def test_distance_and_copies_need_no_trained_network(pair: Pair) -> None:
+    judge = untrained()
+    zero = torch.zeros(10)
+    case = Case(
+        torch.ones(3, 128),
+        torch.ones(3, 96),
+        *(
+            F.interpolate(x, (32, 32), mode="area")
+            for x in (pictures(pair.truth), masks(pair.truth))
+        ),
+        F.interpolate(pictures(pair.training), (32, 32), mode="area"),
+        zero + 0.01,
+        0.0,
+        0.0,
+        "pale",
+    )
+    exact = judge.scores(pictures(pair.truth[:4]), case)
+    assert exact.distance == exact.face_distance == exact.scene_distance == 0
+    assert exact.copies == 0
+    lighter = judge.scores((pictures(pair.truth[:4]) * 0.9 + 0.1), case)
+    expected = (0.1 * (1 - pictures(pair.truth[:4]))).mean()
+    assert lighter.distance == pytest.approx(float(expected), abs=2e-3)
+    trained_on = judge.scores(pictures(pair.training[3:7]), case)
+    assert trained_on.copies == 1
+    assert judge.scores(pictures(pair.training[3:7]).flip(-1), case).copies == 1
+
+
+# -- with the shipped networks ----------------------------------------------------------------
+
+
+def test_true_compositions_score_high(ceiling: Scores) -> None:
+    assert ceiling.identity > 0.85 and ceiling.style > 0.9 and ceiling.both > 0.85
+    assert ceiling.faces == 1 and ceiling.collapse < 0.1 and ceiling.copies == 0
+    assert json.loads(json.dumps(asdict(ceiling)))["tone"] in ("pale", "tan", "dark")
+
+
+def test_another_person_lowers_identity_alone(
+    judge: Judge, pair: Pair, case: Case, ceiling: Scores
+) -> None:
+    swapped = judge.scores(pictures(pair.others_in_style[:16]), case)
+    assert swapped.identity < ceiling.identity - 0.5
+    assert swapped.style > 0.9 * ceiling.style
+    assert swapped.face_distance > ceiling.face_distance
+    assert swapped.identity_missing > 0.8 and swapped.style_missing < 0.1
+
+
+def test_another_style_lowers_style_alone(
+    judge: Judge, pair: Pair, case: Case, ceiling: Scores
+) -> None:
+    swapped = judge.scores(pictures(pair.source), case)
+    assert swapped.style < ceiling.style - 0.5
+    assert swapped.identity > 0.9 * ceiling.identity
+    assert swapped.scene_distance > 2 * ceiling.scene_distance
+    assert swapped.style_missing > 0.8 and swapped.identity_missing < 0.2
+
+
+def test_blur_lowers_both(judge: Judge, pair: Pair, case: Case, ceiling: Scores) -> None:
+    soft = judge.scores(blurred(pictures(pair.unseen)), case)
+    assert soft.identity < ceiling.identity - 0.1
+    assert soft.style < ceiling.style - 0.1
+    assert soft.distance > ceiling.distance
+
+
+def test_training_pictures_are_told_as_copies(judge: Judge, pair: Pair, case: Case) -> None:
+    assert judge.scores(pictures(pair.training), case).copies == 1
+    assert judge.scores(pictures(pair.unseen), case).copies == 0
+
+
+def test_the_probe_reads_edits(judge: Judge, pair: Pair) -> None:
+    _, scene = edits(pair.identity, pair.style)
+    assert judge.obedience(pictures(pair.unseen), scene) < 0.3
+    red = replace(pair.style, background="plain", background_colour=(0.8, 0.16, 0.18))
+    shown = [render(pair.identity, red, pose_from_seed(FIRST + i)) for i in range(8)]
+    assert scene.value == "red" and judge.obedience(pictures(shown), scene) > 0.7
