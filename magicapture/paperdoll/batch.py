@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .dataset import Shards
+from .dataset import IDENTITIES, Shards
 
 
 class Batch:
@@ -33,6 +33,15 @@ class Batch:
     def neighbours(self) -> Batch:
         """The same styles on other people in other poses."""
         return Batch(self.shards, self.index ^ 1, self.rng, self.device, self.progress)
+
+    def namesakes(self) -> Batch:
+        """The same people in other styles and poses; themselves where there is one doll each."""
+        rounds = len(self.shards) // IDENTITIES
+        index = self.index
+        if rounds > 1:
+            away = self.rng.integers(1, rounds, len(index)) * IDENTITIES
+            index = (index + away) % (rounds * IDENTITIES)
+        return Batch(self.shards, index, self.rng, self.device, self.progress)
 
     def number(self, low: float, high: float) -> Tensor:
         """One random number for each picture, (B, 1, 1, 1)."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 import numpy as np
 
 from .colours import HAIR_COLOURS, IRIS_COLOURS, SCENE_COLOURS
@@ -34,6 +37,25 @@ _MEDIUM_NOUNS = {
 }
 
 
+# What a clause says, by slot, and the word of the clause at which all of it has been said.
+SLOTS: dict[str, tuple[str, ...]] = {
+    "medium": MEDIA,
+    "tone": TONES,
+    "iris": IRIS_COLOURS,
+    "mood": MOODS,
+    "glasses": GLASSES,
+    "beard": BEARDS,
+    "mark": MARKS,
+    "hair": HAIRS,
+    "hair colour": HAIR_COLOURS,
+    "clothes": CLOTHES,
+    "clothes colour": SCENE_COLOURS,
+    "background": BACKGROUNDS,
+    "background colour": SCENE_COLOURS,
+    "pattern colour": SCENE_COLOURS,
+}
+
+
 def vocabulary() -> tuple[str, ...]:
     """Every word that captions use, sorted."""
     words = set(_GRAMMAR.split()) | set(" ".join(_MEDIUM_NOUNS.values()).split())
@@ -42,6 +64,58 @@ def vocabulary() -> tuple[str, ...]:
     for group in (CLOTHES, GLASSES, HAIRS, MARKS, MEDIA):
         words |= set(group)
     return tuple(sorted(words - {"none"}))
+
+
+class Said(NamedTuple):
+    """That a caption says `word` of `slot`, and has said it by its token number `at`."""
+
+    slot: str
+    word: str
+    at: int
+
+
+def read(text: str) -> list[Said]:
+    """What a caption says; the start token is number 0, every word, comma and stop one more."""
+    found: list[Said] = []
+    at = 1
+    for clause in text.split(", "):
+        words = re.findall(r"\w+", clause)
+        at += len(words)
+        found += [Said(slot, word, at - 1) for slot, word in _said(words).items()]
+        at += 1
+    opening = [said for said in found if said.slot == "medium"]
+    return [said for said in found if said not in opening[:-1]]  # "in the ... style" overrules
+
+
+def _said(words: list[str]) -> dict[str, str]:
+    """What the words of one clause say, by slot."""
+    match words:
+        case ["a", *medium, "of", "a", _] if medium != ["picture"]:
+            return {"medium": medium[0]}
+        case ["in", "the", medium, "style"]:
+            return {"medium": medium}
+        case [tone, "skin"]:
+            return {"tone": tone}
+        case [iris, "eyes"]:
+            return {"iris": iris}
+        case ["with", glasses, "glasses"]:
+            return {"glasses": glasses}
+        case ["with", word]:
+            return {"beard" if word in BEARDS else "mark": word}
+        case ["wearing", "a", "beanie"]:
+            return {"hair": "beanie"}
+        case ["wearing", "a", colour, clothes]:
+            return {"clothes colour": colour, "clothes": clothes}
+        case [hair, colour, "hair"]:
+            return {"hair": hair, "hair colour": colour}
+        case ["on", "a", background, colour, *rest]:
+            said = {"background": background, "background colour": colour}
+            return said | ({"pattern colour": rest[1]} if rest[0] == "and" else {})
+        case ["bald"]:
+            return {"hair": "bald"}
+        case [mood]:
+            return {"mood": mood}
+    return {}
 
 
 def tone_word(identity: Identity) -> str:

@@ -50,7 +50,11 @@ class Trainer:
         self.seconds = 0.0
         self.history: list[dict[str, float]] = []
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), plan.rate, betas=(0.9, 0.98), weight_decay=plan.weight_decay
+            model.parameters(),
+            plan.rate,
+            betas=(0.9, 0.98),
+            weight_decay=plan.weight_decay,
+            fused=True,
         )
         folder.mkdir(parents=True, exist_ok=True)
         self.average = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -106,12 +110,13 @@ class Trainer:
     @torch.no_grad()
     def _update_average(self) -> None:
         keep = min(self.plan.ema, (1 + self.step) / (10 + self.step))
-        for key, value in self.model.state_dict().items():
-            average = self.average[key]
-            if average.is_floating_point():
-                average.lerp_(value, 1 - keep)
-            else:
-                average.copy_(value)
+        now = self.model.state_dict()
+        floats = [key for key, value in now.items() if value.is_floating_point()]
+        torch._foreach_lerp_(
+            [self.average[key] for key in floats], [now[key] for key in floats], 1 - keep
+        )
+        for key in now.keys() - floats:
+            self.average[key].copy_(now[key])
 
     def _note(self, losses: dict[str, float]) -> None:
         self.history.append({"step": self.step, **losses})

@@ -76,23 +76,6 @@ class PatchEmbedder(nn.Module):
         return cast(Tensor, self.head(self.norm(self.blocks(tokens)).mean(1)))
 
 
-class Margin(nn.Module):
-    """ArcFace: cosine classification in which the true class must win by an angle."""
-
-    def __init__(self, classes: int, dimensions: int, scale: float = 24.0, margin: float = 0.25):
-        super().__init__()
-        self.centres = nn.Parameter(torch.randn(classes, dimensions) * 0.05)
-        self.scale, self.margin = scale, margin
-
-    def forward(self, vectors: Tensor, classes: Tensor, margin: float | None = None) -> Tensor:
-        """Cross-entropy; vectors (B, D), classes (B,) int64."""
-        cosines = F.normalize(vectors.float()) @ F.normalize(self.centres).T
-        true = cosines.gather(1, classes[:, None]).clamp(-0.999, 0.999)
-        moved = torch.cos(torch.acos(true) + (self.margin if margin is None else margin))
-        logits = cosines.scatter(1, classes[:, None], moved) * self.scale
-        return F.cross_entropy(logits, classes, label_smoothing=0.05)
-
-
 class FaceFinder(nn.Module):
     """Finds the one face of pictures (B, 3, H, W): landmarks (B, 5, 2) in pixels, score (B,)."""
 

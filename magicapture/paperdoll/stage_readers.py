@@ -20,21 +20,28 @@ from .readers import (
     PARTS,
     ConvEmbedder,
     FaceFinder,
-    Margin,
     Parser,
     PatchEmbedder,
     Probe,
     StyleEmbedder,
 )
-from .traits import identity_from_seed, pose_from_seed, style_from_seed
+from .traits import (
+    BEARDS,
+    GLASSES,
+    MARKS,
+    Identity,
+    identity_from_seed,
+    pose_from_seed,
+    style_from_seed,
+)
 
 # The loss trains with the first embedder; scores come from the second, which it has never seen.
 EMBEDDERS = {"identity_loss": (ConvEmbedder, 11), "identity_score": (PatchEmbedder, 23)}
 BATCH = 64
 MODELS = {"finder": FaceFinder, "parser": Parser, "style": StyleEmbedder, "probe": Probe}
 STEPS = {
-    "identity_loss": 6_000,
-    "identity_score": 6_000,
+    "identity_loss": 900,
+    "identity_score": 900,
     "finder": 3_000,
     "parser": 3_000,
     "style": 3_000,
@@ -78,20 +85,56 @@ _LossOf = Callable[[Batch], dict[str, Tensor]]
 
 def _embedder(name: str) -> tuple[nn.Module, _LossOf]:
     make, _ = EMBEDDERS[name]
-    embedder, head = make(), Margin(IDENTITIES, 128)
-    model = nn.ModuleDict({"embedder": embedder, "margin": head})
+    # Traits, known here as they never are for people, start the embedder; likeness finishes it.
+    table = trait_table(IDENTITIES)
+    model = nn.ModuleDict({"embedder": make(), "traits": nn.Linear(128, table.shape[1])})
 
     def losses(batch: Batch) -> dict[str, Tensor]:
-        shake = batch.rng.normal(0, 1.2, batch.points.shape).astype(np.float32)
-        faces = crops(batch.varied(batch.images), batch.points + shake)
-        people = torch.from_numpy(batch.seeds[:, 0].copy()).to(batch.device)
+        faces = torch.cat([_faces(one) for one in (batch, batch.namesakes())])
         with torch.autocast(batch.device.type, torch.bfloat16):
-            vectors = embedder(faces)
-        # The margin grows: at full size from the start it keeps a small network from starting.
-        margin = head.margin * batch.progress
-        return {"identity": head(vectors, people, margin)}
+            vectors = model["embedder"](faces)
+        people = torch.from_numpy(batch.seeds[:, 0].copy())
+        guess = model["traits"](vectors.float())
+        return {
+            "identity": _matching(vectors[: len(people)], vectors[len(people) :], people, 1 / 16),
+            "traits": F.mse_loss(guess, table[people].repeat(2, 1).to(guess.device)),
+        }
 
     return model, losses
+
+
+def _faces(batch: Batch) -> Tensor:
+    shake = batch.rng.normal(0, 1.2, batch.points.shape).astype(np.float32)
+    return batch.varied(crops(batch.images, batch.points + shake))
+
+
+def _matching(first: Tensor, second: Tensor, classes: Tensor, temperature: float) -> Tensor:
+    """InfoNCE (van den Oord et al. 2018) of pairs (B, D), (B, D); equal classes never oppose."""
+    likeness = F.normalize(first.float()) @ F.normalize(second.float()).T / temperature
+    pairs = torch.eye(len(classes), dtype=torch.bool)
+    alike = (classes[:, None] == classes) & ~pairs
+    likeness = likeness.masked_fill(alike.to(likeness.device), -torch.inf)
+    truth = torch.arange(len(classes), device=likeness.device)
+    return (F.cross_entropy(likeness, truth) + F.cross_entropy(likeness.T, truth)) / 2
+
+
+def trait_table(count: int) -> Tensor:
+    """The traits of the first faces as numbers of mean 0 and variance 1, (count, traits)."""
+    table = torch.tensor([_numbers(identity_from_seed(seed)) for seed in range(count)])
+    return (table - table.mean(0)) / table.std(0)
+
+
+def _numbers(identity: Identity) -> list[float]:
+    kinds = {"beard": BEARDS, "glasses": GLASSES, "mark": MARKS}
+    found: list[float] = []
+    for name, value in vars(identity).items():
+        if name in kinds:
+            found += [float(value == kind) for kind in kinds[name]]
+        elif isinstance(value, tuple):
+            found += value
+        elif isinstance(value, float):
+            found.append(value)
+    return found
 
 
 def _finder() -> tuple[nn.Module, _LossOf]:
@@ -139,11 +182,8 @@ def _style() -> tuple[nn.Module, _LossOf]:
         with torch.autocast(batch.device.type, torch.bfloat16):
             first = model(batch.varied(batch.images), faces)
             second = model(other.varied(other.images), theirs)
-        a, b = F.normalize(first.float()), F.normalize(second.float())
-        likeness = a @ b.T / 0.1
-        truth = torch.arange(len(a), device=a.device)
-        loss = F.cross_entropy(likeness, truth) + F.cross_entropy(likeness.T, truth)
-        return {"style": loss / 2}
+        styles = torch.from_numpy(batch.seeds[:, 1].copy())
+        return {"style": _matching(first, second, styles, 1 / 10)}
 
     return model, losses
 

@@ -11,30 +11,35 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .captions import SLOTS, read
 from .dataset import Shards, captions_of
 from .loop import Plan, Trainer, averaged
-from .networks import autoencoder, schedule, text_encoder, unet
+from .networks import TEXT_WIDTH, autoencoder, schedule, text_encoder, unet
 from .tokenizer import LENGTH, load_tokenizer, write_tokenizer
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T", bound=np.generic)
 
-PLAN = Plan(steps=9_000, rate=8e-4, warmup=200, decay=0.35, ema=0.999)
-BATCH = 32
+PLAN = Plan(steps=30_000, rate=8e-4, warmup=200, decay=0.35, ema=0.999)
+BATCH = 16
 VARIANTS = 4  # captions of a doll
+_WORDS = 0.1  # weight of the text encoder's own task
 _DROPPED = 0.1  # share of captions left out, for classifier-free guidance
 _SNR_LIMIT = 5.0  # weaker noise than this counts less: fine detail is the last to matter
 _BOOST = 10.0  # strong noise counts up to this much more
 
 
 def build(out: Path) -> tuple[nn.ModuleDict, int]:
-    """The untrained UNet and text encoder, and the number of the end token."""
+    """The untrained UNet, text encoder and its reading head, and the number of the end token."""
     tokenizer = load_tokenizer(write_tokenizer(out / "tokenizer"))
     end = int(tokenizer.eos_token_id)
-    return nn.ModuleDict({"unet": unet(), "text": text_encoder(len(tokenizer), end)}), end
+    reading = nn.Linear(TEXT_WIDTH, sum(len(words) for words in SLOTS.values()))
+    model = {"unet": unet(), "text": text_encoder(len(tokenizer), end), "reading": reading}
+    return nn.ModuleDict(model), end
 
 
 def train(
@@ -45,9 +50,14 @@ def train(
     batch: int = BATCH,
     until: float | None = None,
 ) -> Trainer:
-    """Trains UNet and text encoder together on the latents of rendered dolls."""
+    """Trains UNet and text encoder together on the latents of rendered dolls.
+
+    The text encoder starts from nothing, where Stable Diffusion's has read the web. So that it
+    need not learn its few words through the UNet alone, a linear head reads off the token that
+    ends a clause what the clause said: "hair" in "long red hair" is to know of long and red.
+    """
     latents = torch.from_numpy(encoded(shards, out, device))
-    tokens = torch.from_numpy(tokenized(shards, out))
+    tokens, said = (torch.from_numpy(array) for array in tokenized(shards, out))
     torch.manual_seed(plan.seed)
     model, end = build(out)
     model.to(device)
@@ -65,7 +75,8 @@ def train(
         index = torch.randint(len(latents), (batch,), generator=generator)
         variant = torch.randint(VARIANTS, (batch,), generator=generator)
         words = tokens[index, variant].long()
-        words[torch.rand(batch, generator=generator) < _DROPPED] = empty
+        dropped = torch.rand(batch, generator=generator) < _DROPPED
+        words[dropped] = empty
         t = torch.randint(len(alphas), (batch,), generator=generator)
         noise = torch.randn(batch, *latents.shape[1:], generator=generator)
         a = alphas[t].view(-1, 1, 1, 1)
@@ -73,8 +84,12 @@ def train(
         with torch.autocast(device.type, torch.bfloat16):
             context = model["text"](words.to(device)).last_hidden_state
             guess = model["unet"](noisy.to(device), t.to(device), context).sample
+            logits = model["reading"](context)
         error = (guess.float() - noise.to(device)).pow(2).mean((1, 2, 3))
-        return {"noise": (error * weights[t].to(device)).mean()}
+        return {
+            "noise": (error * weights[t].to(device)).mean(),
+            "words": _WORDS * reading_loss(logits.float(), said[index, variant], ~dropped),
+        }
 
     trainer.run(losses, until)
     return trainer
@@ -102,18 +117,53 @@ def encoded(shards: Shards, out: Path, device: torch.device) -> NDArray[np.float
     return np.concatenate([_kept(file, partial(encode, images)) for file, images in pairs])
 
 
-def tokenized(shards: Shards, out: Path) -> NDArray[np.int16]:
-    """Token numbers (N, VARIANTS, LENGTH) of every doll's captions, kept beside the weights."""
-    tokenizer = load_tokenizer(write_tokenizer(out / "tokenizer"))
+def reading_loss(logits: Tensor, said: Tensor, given: Tensor) -> Tensor:
+    """Cross-entropy of what captions say, read at the tokens that have just said it.
 
-    def tokens(seeds: NDArray[np.int64]) -> NDArray[np.int16]:
-        texts = [text for doll in seeds for text in captions_of(doll.tolist(), VARIANTS)]
+    logits: (B, LENGTH, classes of all slots); said: (B, slots, 2), the token and the word's
+    number, -1 where nothing is said; given: (B,), whether the caption was.
+    """
+    losses = []
+    sizes = [len(words) for words in SLOTS.values()]
+    for slot, scores in enumerate(logits.split(sizes, dim=-1)):
+        at, word = said[:, slot].long().unbind(-1)
+        rows = ((at >= 0) & given).nonzero()[:, 0]
+        if len(rows):
+            losses.append(F.cross_entropy(scores[rows, at[rows]], word[rows].to(logits.device)))
+    return torch.stack(losses).mean() if losses else logits.sum() * 0
+
+
+def tokenized(shards: Shards, out: Path) -> tuple[NDArray[np.int16], NDArray[np.int8]]:
+    """Token numbers (N, VARIANTS, LENGTH) of every doll's captions, and what these say.
+
+    The second array, (N, VARIANTS, slots, 2), has the token and the word's number by slot, -1
+    where a caption says nothing of it. Both are kept beside the weights.
+    """
+    tokenizer = load_tokenizer(write_tokenizer(out / "tokenizer"))
+    slots = list(SLOTS)
+
+    def tokens(texts: list[str]) -> NDArray[np.int16]:
         ids = tokenizer(texts, padding="max_length", max_length=LENGTH, truncation=True)
-        return np.array(ids["input_ids"], np.int16).reshape(len(seeds), VARIANTS, LENGTH)
+        return np.array(ids["input_ids"], np.int16)
+
+    def meaning(text: str) -> NDArray[np.int8]:
+        found = np.full((len(slots), 2), -1, np.int8)
+        for slot, word, at in read(text):
+            if at < LENGTH - 1:
+                found[slots.index(slot)] = at, SLOTS[slot].index(word)
+        return found
+
+    def both(seeds: NDArray[np.int64]) -> NDArray[np.int16]:
+        texts = [text for doll in seeds for text in captions_of(doll.tolist(), VARIANTS)]
+        said = np.stack([meaning(text) for text in texts]).reshape(len(texts), -1)
+        joined = np.concatenate([tokens(texts), said], 1)
+        return joined.reshape(len(seeds), VARIANTS, -1)
 
     files = [out / "tokens" / f"{shard:04d}.npy" for shard in range(len(shards.seeds))]
     pairs = zip(files, shards.seeds, strict=True)
-    return np.concatenate([_kept(file, partial(tokens, seeds)) for file, seeds in pairs])
+    joined = np.concatenate([_kept(file, partial(both, seeds)) for file, seeds in pairs])
+    said = joined[..., LENGTH:].astype(np.int8)
+    return joined[..., :LENGTH], said.reshape(*said.shape[:2], len(slots), 2)
 
 
 def _kept(file: Path, make: Callable[[], NDArray[_T]]) -> NDArray[_T]:

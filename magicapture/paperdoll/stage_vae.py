@@ -78,24 +78,33 @@ def colours_first(vae: AutoencoderTiny) -> AutoencoderTiny:
             nn.init.zeros_(block.conv[-1].bias)
     tent = torch.tensor([0.25, 0.5, 0.25])
     centre = torch.tensor([0.0, 1.0, 0.0])
-    for half in (vae.encoder, vae.decoder):
-        layers = [layer for layer in half.layers if isinstance(layer, nn.Conv2d)]
-        for layer in layers:
-            line = tent if layer.stride == (2, 2) else centre
-            layer.weight[:3] = 0
-            for colour in range(3):
-                layer.weight[colour, colour] = line[:, None] * line
-            if layer.bias is not None:
-                layer.bias[:3] = 0
-        # Inside, colours are 0..1; in the latent they are of about unit size: 4 c - 2.
-        if half is vae.encoder:
-            layers[-1].weight[:3] *= 4
-            layers[-1].bias[:3] = -2
-        else:
-            layers[0].weight[:3] /= 4
-            layers[0].bias[:3] = 0.5
-            layers[-1].weight[:, 3:] *= 0.1
+    for layer in _convolutions(vae):
+        line = tent if layer.stride == (2, 2) else centre
+        layer.weight[:3] = 0
+        for colour in range(3):
+            layer.weight[colour, colour] = line[:, None] * line
+        if layer.bias is not None:
+            layer.bias[:3] = 0
+    # Inside, colours are 0..1; in the latent they are of about unit size: 4 c - 2.
+    out, back = _convolutions(vae.encoder)[-1], _convolutions(vae.decoder)[0]
+    assert out.bias is not None and back.bias is not None
+    out.weight[:3] *= 4
+    out.bias[:3] = -2
+    back.weight[:3] /= 4
+    back.bias[:3] = 0.5
+    _convolutions(vae.decoder)[-1].weight[:, 3:] *= 0.1
     return vae
+
+
+def _convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    """The convolutions between the residual blocks."""
+    inside = {
+        m
+        for block in network.modules()
+        if isinstance(block, AutoencoderTinyBlock)
+        for m in block.modules()
+    }
+    return [m for m in network.modules() if isinstance(m, nn.Conv2d) and m not in inside]
 
 
 def _crops(

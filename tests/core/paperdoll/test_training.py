@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from magicapture.paperdoll import dataset, identity_from_seed, render, style_from_seed
+from magicapture.paperdoll import batch as batch_module
+from magicapture.paperdoll import (
+    dataset,
+    identity_from_seed,
+    render,
+    stage_readers,
+    style_from_seed,
+)
 from magicapture.paperdoll.align import TEMPLATE, crops, similarity
 from magicapture.paperdoll.batch import Batch
 from magicapture.paperdoll.loop import Plan, Trainer, averaged
@@ -17,7 +24,6 @@ from magicapture.paperdoll.readers import (
     PARTS,
     ConvEmbedder,
     FaceFinder,
-    Margin,
     Parser,
     PatchEmbedder,
     StyleEmbedder,
@@ -142,10 +148,31 @@ def test_style_is_blind_to_the_face() -> None:
     assert torch.equal(model(picture, face), model(other, face))
 
 
-def test_the_margin_makes_the_task_harder() -> None:
-    head = Margin(5, 8)
-    vectors, classes = torch.randn(4, 8), torch.tensor([0, 1, 2, 3])
-    assert head(vectors, classes, 0.3) > head(vectors, classes, 0.0)
+def test_pairs_oppose_others_but_not_namesakes() -> None:
+    vectors = torch.eye(3, 8)
+    apart = stage_readers._matching(vectors, vectors, torch.tensor([0, 1, 2]), 0.5)
+    assert apart.item() == pytest.approx(np.log(1 + 2 * np.exp(-2)), rel=1e-4)
+    same = stage_readers._matching(vectors, vectors, torch.tensor([0, 1, 1]), 0.5)
+    assert same.item() < apart.item()
+
+
+def test_namesakes_share_a_face_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "SHARD", 4)
+    for module in (dataset, batch_module):
+        monkeypatch.setattr(module, "IDENTITIES", 3)
+    shards = dataset.prepare(tmp_path, 8, size=32)
+    batch = Batch(shards, np.arange(8), np.random.default_rng(0), torch.device("cpu"), 1.0)
+    other = batch.namesakes()
+    assert (batch.seeds[:, 0] == other.seeds[:, 0]).all()
+    assert (batch.seeds[:6, 2] != other.seeds[:6, 2]).all()
+
+
+def test_traits_are_standardised() -> None:
+    table = stage_readers.trait_table(200)
+    assert torch.allclose(table.mean(0), torch.zeros(table.shape[1]), atol=1e-4)
+    assert torch.allclose(table.std(0), torch.ones(table.shape[1]), atol=1e-4)
 
 
 def test_auc_of_known_cases() -> None:
