@@ -63,9 +63,33 @@ def token_attention(query: Tensor, key: Tensor, columns: Tensor, heads: int) -> 
     has a vector. Returns (B,N,T), computed in float32 also under autocast.
     """
     with torch.autocast(query.device.type, enabled=False):
+        return head_mean(query, key, heads) @ columns
+
+
+def head_mean(query: Tensor, key: Tensor, heads: int) -> Tensor:
+    """softmax(Q K^T / sqrt d), averaged over the heads: (B,N,L) float32, rows summing to 1.
+
+    query (B,N,heads*d) and key (B,L,heads*d) of any float type.
+    """
+    with torch.autocast(query.device.type, enabled=False):
         q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key))
-        attention = (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1)
-        return attention.mean(dim=1) @ columns
+        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
+
+
+def map_size(queries: int, latent_size: tuple[int, int]) -> tuple[int, int, int]:
+    """Factor, height and width of a layer's map, from its number of queries.
+
+    Raises InputError for a number that no halving of the latents' height and width gives.
+    """
+    factor, (height, width) = 1, latent_size
+    while height * width > queries:  # each level of the UNet halves the size, rounding up
+        factor, height, width = factor * 2, (height + 1) // 2, (width + 1) // 2
+    if height * width != queries:
+        raise InputError(
+            f"A layer has {queries} queries, which no halving of {latent_size[0]}x"
+            f"{latent_size[1]} gives; pass the size of the latents that the UNet was run on."
+        )
+    return factor, height, width
 
 
 class AttentionCapture:
@@ -113,7 +137,7 @@ class AttentionCapture:
                 "No attention was recorded; run the UNet inside recording(), with separate to_q "
                 "and to_k projections (unfuse them if they were fused)."
             )
-        sizes = {n: _map_size(q.shape[1], latent_size) for n, (q, _) in recorded.items()}
+        sizes = {n: map_size(q.shape[1], latent_size) for n, (q, _) in recorded.items()}
         wanted = [n for n in recorded if self._factors is None or sizes[n][0] in self._factors]
         if not wanted:
             raise InputError(
@@ -136,6 +160,25 @@ class AttentionCapture:
             values = tokens.attention(*recorded[name], heads).unflatten(1, (height, width))
             maps.append(LayerMaps(name, factor, tokens.keys, values))
         return maps
+
+    def spread(self, values: Tensor, latent_size: tuple[int, int]) -> Tensor:
+        """Maps averaged over what each cell attends to: mean over layers of S a; forgets the pass.
+
+        For recorded self-attention, S being its softmax and a the maps. values: (B,T,h,w) for the
+        B rows of the pass, at the size of the layers looked at; layers of other sizes are left
+        out. Returns (B,T,h,w) float32, `values` itself where no layer has that size.
+        """
+        recorded = [(n, q, self._keys[n]) for n, q in self._queries.items() if n in self._keys]
+        self.forget()
+        cells = values.float().flatten(2).transpose(1, 2)
+        spread = [
+            token_attention(q, k, cells, int(self._layers[name].heads))  # type: ignore[arg-type]
+            for name, q, k in recorded
+            if map_size(q.shape[1], latent_size)[1:] == tuple(values.shape[-2:])
+        ]
+        if not spread:
+            return values
+        return torch.stack(spread).mean(0).transpose(1, 2).unflatten(2, values.shape[-2:])
 
     def forget(self) -> None:
         """Drop what was recorded."""
@@ -187,19 +230,6 @@ def _keep(store: dict[str, Tensor], name: str) -> Callable[[nn.Module, Any, Tens
         store[name] = output
 
     return hook
-
-
-def _map_size(queries: int, latent_size: tuple[int, int]) -> tuple[int, int, int]:
-    """Factor, height and width of a layer's map, from its number of queries."""
-    factor, (height, width) = 1, latent_size
-    while height * width > queries:  # each level of the UNet halves the size, rounding up
-        factor, height, width = factor * 2, (height + 1) // 2, (width + 1) // 2
-    if height * width != queries:
-        raise InputError(
-            f"A layer has {queries} queries, which no halving of {latent_size[0]}x"
-            f"{latent_size[1]} gives; pass the size of the latents that the UNet was run on."
-        )
-    return factor, height, width
 
 
 @dataclass(frozen=True)
