@@ -63,7 +63,7 @@ class Trainer:
 
     @property
     def _file(self) -> Path:
-        return self.folder / f"{self.name}.state.safetensors"
+        return state_file(self.folder, self.name)
 
     @property
     def done(self) -> bool:
@@ -156,9 +156,14 @@ class Trainer:
         log.info("%s resumes at step %d", self.name, self.step)
 
 
+def state_file(folder: Path, name: str) -> Path:
+    """Where a network's training state is kept."""
+    return folder / f"{name}.state.safetensors"
+
+
 def averaged(folder: Path, name: str) -> dict[str, Tensor]:
     """The moving average of a network's weights as last saved; an error if never trained."""
-    file = folder / f"{name}.state.safetensors"
+    file = state_file(folder, name)
     if not file.exists():
         raise FileNotFoundError(f"{file} is missing: train the stage that makes {name} first")
     return _under(load_file(file), "average.")

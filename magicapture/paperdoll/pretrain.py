@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from . import stage_readers, stage_unet, stage_vae
+from .card import write_card
 from .dataset import Shards, prepare
 from .export import export
 from .loop import Trainer
@@ -56,7 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--report", action="store_true", help="scores and sheets at the end")
-    parser.add_argument("--export", type=Path, help="folder for the finished weights, in half")
+    parser.add_argument(
+        "--export", type=Path, help="folder for the finished weights and their card"
+    )
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if given.threads:
@@ -71,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         draw(given.out)
     if given.export:
         export(given.out, given.export)
+        write_card(given.out, given.export)
 
 
 def run(stage: str, shards: Shards, options: Options) -> list[Trainer]:

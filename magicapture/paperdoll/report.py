@@ -21,8 +21,14 @@ from .traits import Identity, Pose, Style, identity_from_seed, pose_from_seed, s
 log = logging.getLogger(__name__)
 
 
-def report(out: Path, count: int = 200) -> dict[str, float]:
-    """Scores of every network trained so far, on `count` dolls or half as many people or styles."""
+SCORES = "scores.json"
+
+
+def report(out: Path, count: int = 200, prompts: int = 64, steps: int = 25) -> dict[str, float]:
+    """Scores of every network trained so far; also written to the folder, as the card shows them.
+
+    count: dolls, or twice the people and styles; prompts: how many are drawn, in `steps` steps.
+    """
     found: dict[str, float] = {}
     trained = {file.name.split(".")[0] for file in out.glob("*.state.safetensors")}
     some = scores.dolls(count)
@@ -34,10 +40,13 @@ def report(out: Path, count: int = 200) -> dict[str, float]:
         found["parser IoU"] = scores.overlap(trained_reader(out, "parser"), some)
     if "style" in trained:
         found["style AUC"] = scores.style_verification(trained_reader(out, "style"), count // 2)
+    kept: dict[str, object] = {"figures": found}
     if {"vae", "unet"} <= trained:
         found["VAE PSNR"] = scores.psnr(Model.of_run(out).vae, some)
-    (out / "scores.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
-    log.info("%s", found)
+        if "probe" in trained:
+            kept["obeyed"] = obeyed(out, prompts, steps)
+    (out / SCORES).write_text(json.dumps(kept, indent=2), encoding="utf-8")
+    log.info("%s", kept)
     return found
 
 
@@ -45,7 +54,7 @@ def obeyed(out: Path, count: int = 64, steps: int = 25) -> dict[str, dict[str, f
     """How often samples show what their prompts ask, beside what the probe reads off true dolls."""
     probe, model = trained_reader(out, "probe"), Model.of_run(out)
     truth = [classes(*parts) for parts in _parts(count)]
-    asked = prompts(count)
+    asked = captions(count)
     drawn = torch.cat([model.sample(asked[i : i + 16], steps, seed=i) for i in range(0, count, 16)])
     return {
         "samples": scores.obedience(probe, drawn, truth),
@@ -53,7 +62,7 @@ def obeyed(out: Path, count: int = 64, steps: int = 25) -> dict[str, dict[str, f
     }
 
 
-def prompts(count: int) -> list[str]:
+def captions(count: int) -> list[str]:
     """Full captions of development dolls."""
     return [caption(*parts) for parts in _parts(count)]
 
@@ -69,7 +78,7 @@ def draw(out: Path, steps: int = 25, columns: int = 8) -> None:
     true = scores.pictures(scores.dolls(2 * columns))
     with torch.no_grad():
         again = ((model.vae.decoder(model.vae.encoder(true * 2 - 1)) + 1) / 2).clamp(0, 1)
-    drawn = model.sample(prompts(2 * columns), steps)
+    drawn = model.sample(captions(2 * columns), steps)
     for name, made in (("vae", again), ("samples", drawn)):
         first, second = slice(0, columns), slice(columns, None)
         rows = torch.cat([true[first], made[first], true[second], made[second]])

@@ -11,6 +11,7 @@ import torch
 from magicapture.paperdoll import dataset, pretrain
 from magicapture.paperdoll.attributes import ATTRIBUTES
 from magicapture.paperdoll.canvas import Label
+from magicapture.paperdoll.card import SOURCES, checksum, checksums, write_card
 from magicapture.paperdoll.export import trained_reader
 from magicapture.paperdoll.preview import Model
 from magicapture.paperdoll.report import draw, obeyed, report
@@ -66,10 +67,21 @@ def test_the_preview_samples_by_seed(built: tuple[Path, Path]) -> None:
 
 def test_the_report_scores_and_draws(built: tuple[Path, Path]) -> None:
     out, _ = built
-    found = report(out, count=4)
+    found = report(out, count=4, prompts=2, steps=1)
     assert len(found) == 6 and all(np.isfinite(value) for value in found.values())
     draw(out, steps=1, columns=1)
     assert (out / "samples.png").exists() and (out / "vae.png").exists()
+
+
+def test_the_card_describes_the_very_files(built: tuple[Path, Path]) -> None:
+    out, weights = built
+    report(out, count=4, prompts=2, steps=1)
+    stated = checksums(write_card(out, weights))
+    assert stated.keys() == SOURCES.keys()
+    for name, value in stated.items():
+        assert checksum(weights / name) == value
+    text = (weights / "README.md").read_text(encoding="utf-8")
+    assert "VAE PSNR" in text and "| medium |" in text
 
 
 def test_obedience_is_read_off_samples_and_dolls(built: tuple[Path, Path]) -> None:
