@@ -78,22 +78,30 @@ def transform(matrices: Tensor, points: Tensor) -> Tensor:
 
 
 def warp(
-    images: Tensor, matrices: Tensor, size: int = FACE_SIZE, *, antialias: bool = False
+    images: Tensor,
+    matrices: Tensor,
+    size: int | tuple[int, int] = FACE_SIZE,
+    *,
+    antialias: bool = False,
 ) -> Tensor:
-    """Images (B,C,H,W) under affine maps (B,2,3) from image to output pixels: (B,C,size,size).
+    """Images (B,C,H,W) under affine maps (B,2,3) from image to output pixels: (B,C,h,w).
 
-    Bilinear, 0 outside the image, as cv2.warpAffine; differentiable in the images. A face much
-    larger than the output aliases; `antialias` averages k x k samples a pixel, k the shrinkage
-    rounded up, so that every pixel of the face is seen and receives a gradient.
+    size: (h, w), or the side of a square. Bilinear, 0 outside the image, as cv2.warpAffine;
+    differentiable in the images. A face much larger than the output aliases; `antialias` averages
+    k x k samples a pixel, k the shrinkage rounded up, so that every pixel of the face is seen and
+    receives a gradient.
     """
     k = _samples(matrices) if antialias else 1
-    steps = (torch.arange(size * k, device=images.device) + 0.5) / k - 0.5
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    shape = (size, size) if isinstance(size, int) else size
+    rows, columns = (
+        (torch.arange(side * k, device=images.device) + 0.5) / k - 0.5 for side in shape
+    )
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     inverse = invert(matrices).to(images.device, torch.float32)
     source = transform(inverse, torch.stack([x, y], dim=-1).reshape(1, -1, 2))
     height, width = images.shape[-2:]
     grid = (2 * source + 1) / torch.tensor([width, height], device=images.device) - 1
-    grid = grid.unflatten(1, (size * k, size * k))
+    grid = grid.unflatten(1, (shape[0] * k, shape[1] * k))
     samples = F.grid_sample(images.float(), grid, mode="bilinear", align_corners=False)
     return F.avg_pool2d(samples, k) if k > 1 else samples
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError, MagiCaptureError, StorageError
 from .align import FACE_SIZE
+from .models import ENDINGS
+from .weights import filled, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +71,7 @@ class FaceRecogniser(nn.Module):
 def load_recogniser(
     path: str | Path, normalisation: Normalisation | str = "arcface"
 ) -> FaceRecogniser:
-    """A recogniser from an ONNX (.onnx) or TorchScript (.pt, .pts, .torchscript) file.
+    """A recogniser from an ONNX file, TorchScript, or the weights of facexlib's ArcFace ir_se50.
 
     normalisation: a `Normalisation`, "arcface" (InsightFace's models) or "imagenet". The network
     is tried with 112x112 faces before it is returned. Raises StorageError for a file that is
@@ -83,17 +87,43 @@ def load_recogniser(
         normalisation = NORMALISATIONS[normalisation]
     if not path.is_file():
         raise StorageError(f"There is no face recogniser at {path}; give an .onnx or .pt file.")
-    script = dict.fromkeys((".pt", ".pts", ".torchscript"), _from_script)
-    readers = {".onnx": _from_onnx, **script}
-    if path.suffix.lower() not in readers:
-        raise InputError(
-            f"{path.name} cannot be read as a face recogniser; expected a file ending in "
-            f"{', '.join(readers)}."
-        )
     with torch.inference_mode(False):  # tensors made in it could never take part in a gradient
-        recogniser = FaceRecogniser(readers[path.suffix.lower()](path), normalisation)
+        recogniser = FaceRecogniser(_reader(path)(path), normalisation)
         _try(recogniser, path.name)
     return recogniser
+
+
+def _reader(path: Path) -> Callable[[Path], nn.Module]:
+    ending = path.suffix.lower()
+    if ending == ".onnx":
+        return _from_onnx
+    if ending not in ENDINGS["recogniser"]:
+        raise InputError(
+            f"{path.name} cannot be read as a face recogniser; expected a file ending in "
+            f"{', '.join(ENDINGS['recogniser'])}."
+        )
+    # A TorchScript file is a zip with code in it; bare weights may have the same ending.
+    if not zipfile.is_zipfile(path):
+        return _from_script if ending in (".pts", ".torchscript") else _from_weights
+    with zipfile.ZipFile(path) as archive:
+        return _from_script if any("/code/" in n for n in archive.namelist()) else _from_weights
+
+
+def _from_weights(path: Path) -> nn.Module:
+    weights = read_weights(path)
+    if "output_layer.3.weight" not in weights or "body.0.res_layer.5.fc1.weight" not in weights:
+        raise InputError(
+            f"{path.name} holds no weights of facexlib's ArcFace; expected "
+            "recognition_arcface_ir_se50.pth, an .onnx file or a TorchScript one."
+        )
+    try:
+        from facexlib.recognition.arcface_arch import Backbone
+    except ImportError as error:
+        raise MagiCaptureError(
+            f"Reading {path.name} needs the package facexlib; install it with 'pip install "
+            "facexlib', or give an .onnx file."
+        ) from error
+    return filled(Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se"), weights, path.name)
 
 
 def _from_onnx(path: Path) -> nn.Module:

@@ -109,7 +109,8 @@ def test_a_missing_damaged_or_foreign_file(tmp_path) -> None:
         ("broken.onnx", b"not a model", StorageError, "damaged"),
         ("empty.onnx", b"", StorageError, "damaged"),
         ("broken.pt", b"not a model", StorageError, "damaged"),
-        ("model.safetensors", b"", InputError, r"\.onnx"),
+        ("broken.safetensors", b"not a model", StorageError, "damaged"),
+        ("model.bin", b"", InputError, r"\.onnx"),
     ):
         path = tmp_path / name
         if content is not None:

@@ -1,0 +1,72 @@
+"""What finds, parses and recognises faces, put together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .align import FFHQ_TEMPLATE, HEAD_SIZE, similarity, warp
+from .embed import Recogniser
+from .protocols import Detector, Face, Parser
+
+
+@dataclass(frozen=True)
+class FaceAnalyzer:
+    """A detector, and a parser and a recogniser where there are any."""
+
+    detector: Detector
+    parser: Parser | None = None
+    recogniser: Recogniser | None = None
+
+    def embeddings(self, image: Tensor, faces: Sequence[Face]) -> Tensor:
+        """The unit embeddings (N,D) of faces of an image (3,H,W); needs the recogniser."""
+        assert self.recogniser is not None
+        points = torch.stack([face.landmarks for face in faces])
+        crops = [warp(image[None], similarity(p[None]), antialias=True) for p in points]
+        with torch.no_grad():
+            return F.normalize(torch.cat([self.recogniser(c) for c in crops]).float(), dim=-1)
+
+    def people(self, images: Sequence[Tensor], faces: Sequence[Sequence[Face]]) -> list[int | None]:
+        """Which face of each image is of the person the set is of; None where there is no face.
+
+        With a recogniser that is the person most like somebody in each of the other images;
+        without one, or with a single image, the largest face.
+        """
+        largest = [0 if found else None for found in faces]
+        if self.recogniser is None or all(len(found) < 2 for found in faces):
+            return largest
+        vectors = {i: self.embeddings(images[i], found) for i, found in enumerate(faces) if found}
+        if len(vectors) < 2:
+            return largest
+        chosen = _most_supported(list(vectors.values()))
+        of_image = dict(zip(vectors, chosen, strict=True))
+        return [of_image.get(i) for i in range(len(faces))]
+
+
+def _most_supported(vectors: list[Tensor]) -> list[int]:
+    """One row of each matrix (N,D) of unit vectors, so that all are of one person.
+
+    The person is the row with the highest mean, over the other matrices, of its best cosine; then
+    each matrix gives the row most like that person's mean.
+    """
+    support = [
+        torch.stack([(one @ other.T).amax(dim=1) for other in vectors if other is not one]).mean(0)
+        for one in vectors
+    ]
+    at = max(range(len(vectors)), key=lambda i: float(support[i].max()))
+    person = vectors[at][int(support[at].argmax())]
+    for _ in range(2):  # from one photo's face to the mean of all
+        rows = [int((one @ person).argmax()) for one in vectors]
+        picked = torch.stack([one[row] for one, row in zip(vectors, rows, strict=True)])
+        person = F.normalize(picked.mean(dim=0), dim=0)
+    return [int((one @ person).argmax()) for one in vectors]
+
+
+def head(image: Tensor, face: Face) -> tuple[Tensor, Tensor]:
+    """The aligned head (1,3,512,512) of a face in an image (3,H,W), and the map (1,2,3) to it."""
+    matrix = similarity(face.landmarks[None], FFHQ_TEMPLATE)
+    return warp(image[None], matrix, HEAD_SIZE, antialias=True), matrix

@@ -1,0 +1,88 @@
+"""Where the user's model files are: ComfyUI's folders, or one named from Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from ..errors import InputError, StorageError
+from .models import ENDINGS, FOLDERS, MODELS, ModelFile, Role, known
+
+VARIABLE = "MAGICAPTURE_MODELS"
+"""The environment variable that names a folder of models."""
+
+Places = Mapping[str, Sequence[Path]]
+"""For each kind of `FOLDERS` the folders it stands for."""
+
+
+def places(models: str | os.PathLike[str] | None = None) -> Places:
+    """The folders to look in, below a folder laid out as ComfyUI's `models`, or flat.
+
+    Without an argument that of the environment variable MAGICAPTURE_MODELS. Raises InputError
+    for none or one that does not exist.
+    """
+    given = models or os.environ.get(VARIABLE)
+    if not given:
+        raise InputError(
+            f"No folder of models is named: give one (--models), or set {VARIABLE}; ComfyUI's own "
+            "models folder will do."
+        )
+    root = Path(given).expanduser()
+    if not root.is_dir():
+        raise InputError(f"The folder of models {root} does not exist; check the path.")
+    inside = {kind: [root / kind] for kind in FOLDERS}
+    return inside if any(f.is_dir() for (f,) in inside.values()) else {"magicapture": [root]}
+
+
+def files(role: Role, where: Places) -> dict[str, Path]:
+    """The files that may serve a role, by name relative to their folder.
+
+    Those of the table first, best first; then others, but for files known to be something else.
+    """
+    found: dict[str, Path] = {}
+    for name, path in _walk(where):
+        entry = known(path.name)
+        if path.suffix.lower() in ENDINGS[role] and (entry is None or entry.role == role):
+            found.setdefault(name, path)
+    return {name: found[name] for name in sorted(found, key=lambda n: (_rank(found[n]), n))}
+
+
+def locate(model: ModelFile, where: Places) -> list[Path]:
+    """Every copy of a file of the table."""
+    return [path for _, path in _walk(where) if known(path.name) is model]
+
+
+def best(role: Role, where: Places) -> Path:
+    """The best file of the table for a role; raises StorageError that says what to get."""
+    found = files(role, where)
+    for path in found.values():
+        if known(path.name):
+            return path
+    raise missing(role, where, ", ".join(found))
+
+
+def missing(role: Role, where: Places, instead: str = "") -> StorageError:
+    """The error for a role without a file: which there are, where from, where to."""
+    choices = "\n".join(f"- {model}" for model in MODELS if model.role == role)
+    searched = ", ".join(str(folder) for folders in where.values() for folder in folders)
+    other = f" Found instead, and not known by name: {instead}." if instead else ""
+    return StorageError(
+        f"There is no face {role}. Nothing is downloaded for you; get one of\n{choices}\n"
+        f"Looked in {searched}.{other}"
+    )
+
+
+def _walk(where: Places) -> Iterator[tuple[str, Path]]:
+    """Every file, by name relative to its folder."""
+    for folders in where.values():
+        for folder in folders:
+            if folder.is_dir():
+                for path in sorted(folder.rglob("*")):
+                    if path.is_file():
+                        yield path.relative_to(folder).as_posix(), path
+
+
+def _rank(path: Path) -> int:
+    entry = known(path.name)
+    return len(MODELS) if entry is None else MODELS.index(entry)

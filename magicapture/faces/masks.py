@@ -1,0 +1,164 @@
+"""Masks of faces: from a parser, or from the landmarks alone where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import Checked, setting
+from ..errors import InputError
+from .align import FFHQ_TEMPLATE, HEAD_SIZE, invert, similarity, transform, warp
+from .analyzer import head
+from .protocols import FACE_PARTS, Face, Parser, Part
+
+FACE_WORD = "face"
+"""Stands for FACE_PARTS in a list of parts."""
+
+_NAMES = {
+    **{part.name.lower(): part for part in Part if part != Part.BACKGROUND},
+    **{f"{name}s": Part[name.upper()] for name in ("brow", "eye", "ear", "earring", "lip")},
+}
+
+_MIDDLE, _HALF = (256.0, 292.0), (148.0, 190.0)
+"""The oval of a face, forehead to chin, in a 512x512 head: (x, y) of its middle, half its axes."""
+
+_FACE_WIDTH = 2 * _HALF[0]
+
+
+def parts_from(text: str) -> frozenset[Part]:
+    """The parts named in a text such as "face, hair"; "face" is FACE_PARTS.
+
+    Raises InputError for an unknown name or an empty list.
+    """
+    parts: set[Part] = set()
+    for name in filter(None, (word.strip().lower() for word in text.split(","))):
+        if name == FACE_WORD:
+            parts |= FACE_PARTS
+        elif name in _NAMES:
+            parts.add(_NAMES[name])
+        else:
+            known = ", ".join(part.name.lower() for part in Part if part != Part.BACKGROUND)
+            raise InputError(
+                f"There is no part {name!r} of a face; there are: face (which is skin, brow, eye, "
+                f"glasses, ear, earring, nose, mouth, lip), {known}."
+            )
+    if not parts:
+        raise InputError("No part of the face is named; give 'face', or 'face, hair'.")
+    return frozenset(parts)
+
+
+@dataclass(frozen=True)
+class MaskSettings(Checked):
+    """How a face's mask is made."""
+
+    parts: str = setting(
+        FACE_WORD,
+        "What counts as face: face is skin, brow, eye, glasses, ear, earring, nose, mouth, lip. "
+        "Add hair, hat, neck or beard after commas, or name the parts one by one. Needs a parser.",
+    )
+    grow: float = setting(
+        0.02,
+        "Grow the mask by this share of the face's width; negative shrinks it.",
+        low=-0.5,
+        high=0.5,
+    )
+    feather: float = setting(
+        0.02, "Soften the mask's edge over this share of the face's width.", low=0, high=0.5
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class FaceMask:
+    """A mask (1,H,W) in 0..1 of one face, and how it came about.
+
+    parsed: True where a parser made it; False where it is an oval laid over the landmarks.
+    """
+
+    mask: Tensor
+    parsed: bool
+    parts: Tensor | None = field(default=None, repr=False)  # (512,512) of the aligned head
+
+
+def face_mask(
+    image: Tensor,
+    face: Face,
+    parser: Parser | None,
+    settings: MaskSettings | None = None,
+    others: Sequence[Face] = (),
+) -> FaceMask:
+    """The mask of a face in an image (3,H,W), made in the aligned head and laid back.
+
+    Without a parser, or where it sees nothing of the face, the mask is an oval, and says so. What
+    lies nearer to one of the `others` than to this face is theirs.
+    """
+    settings = settings or MaskSettings()
+    wanted = torch.tensor(sorted(parts_from(settings.parts)))
+    crop, matrix = head(image, face)
+    labels = None if parser is None else parser(crop)[0].cpu()
+    seen = _oval() if labels is None else torch.isin(labels, wanted).float()
+    parsed = labels is not None and bool(seen.mean() > 0.01)
+    if not parsed:
+        seen = _oval()
+    seen = _softened(_grown(seen[None, None], settings.grow), settings.feather)
+    size = (image.shape[-2], image.shape[-1])
+    mask = warp(seen, invert(matrix), size, antialias=True)[0]
+    return FaceMask(mask * _own(face, others, size), parsed, labels if parsed else None)
+
+
+def _oval() -> Tensor:
+    """The face's oval in a head (512,512)."""
+    steps = torch.arange(HEAD_SIZE, dtype=torch.float32)
+    x, y = (steps - _MIDDLE[0]) / _HALF[0], (steps - _MIDDLE[1]) / _HALF[1]
+    return (x[None].square() + y[:, None].square() <= 1).float()
+
+
+def _grown(mask: Tensor, share: float) -> Tensor:
+    """A mask (1,1,H,W) grown by a share of the face's width; by steps that make an octagon."""
+    steps = round(abs(share) * _FACE_WIDTH)
+    sign = 1 if share > 0 else -1
+    grown = sign * mask
+    for step in range(steps):
+        if step % 2:
+            grown = F.max_pool2d(grown, 3, 1, 1)
+        else:
+            wide = F.max_pool2d(grown, (1, 3), 1, (0, 1))
+            grown = wide.maximum(F.max_pool2d(grown, (3, 1), 1, (1, 0)))
+    return sign * grown
+
+
+def _softened(mask: Tensor, share: float) -> Tensor:
+    """A mask (1,1,H,W) blurred by a Gaussian that goes from 0.02 to 0.98 over a share."""
+    sigma = share * _FACE_WIDTH / 4
+    if sigma < 0.2:
+        return mask
+    reach = round(3 * sigma)
+    steps = torch.arange(-reach, reach + 1)
+    weights = torch.exp(-(steps**2) / (2 * sigma**2))
+    weights = (weights / weights.sum()).view(1, 1, 1, -1)
+    padded = F.pad(mask, (reach,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, weights), weights.mT)
+
+
+def _own(face: Face, others: Sequence[Face], size: tuple[int, int]) -> Tensor:
+    """1 where a pixel of a picture is no nearer to another face than to this one, (1,H,W)."""
+    own = torch.ones(1, *size)
+    near = [o for o in others if o is not face]
+    if not near:
+        return own
+    y, x = torch.meshgrid(*(torch.arange(s, dtype=torch.float32) for s in size), indexing="ij")
+    distance = _distance(face, x, y)
+    for other in near:
+        own = own * (distance <= _distance(other, x, y))
+    return own
+
+
+def _distance(face: Face, x: Tensor, y: Tensor) -> Tensor:
+    """The distance of each pixel to the middle of a face's oval, in half axes of the oval."""
+    back = invert(similarity(face.landmarks[None], FFHQ_TEMPLATE))
+    middle = transform(back, torch.tensor([[_MIDDLE]]))[0, 0]
+    scale = float(torch.linalg.det(back[0, :, :2]).abs().sqrt()) * _HALF[0]
+    return torch.hypot(x - middle[0], y - middle[1]) / scale
