@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .adapters import MagiCaptureApplyAdapter, MagiCaptureLoadAdapter, MagiCaptureSaveAdapter
 from .faces import MagiCaptureLoadRecogniser
+from .paperdoll import MagiCaptureLoadPaperdoll, MagiCapturePaperdollReferences
 from .recipes import MagiCaptureRecipe, MagiCaptureTuneRecipe
 from .references import MagiCaptureConcept, MagiCaptureReferenceSet
 from .sampling import MagiCapturePrompt
@@ -22,6 +23,8 @@ NODES: list[type[io.ComfyNode]] = [
     MagiCaptureLoadAdapter,
     MagiCaptureApplyAdapter,
     MagiCapturePrompt,
+    MagiCaptureLoadPaperdoll,
+    MagiCapturePaperdollReferences,
 ]
 
 

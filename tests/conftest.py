@@ -52,3 +52,29 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def paperdoll_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the one that is shipped with paperdoll, of untrained networks."""
+    from safetensors.torch import save_file
+
+    from magicapture.paperdoll import networks, tokenizer
+    from magicapture.paperdoll.weights import READERS
+
+    folder = tmp_path_factory.mktemp("paperdoll")
+    torch.manual_seed(0)
+    words = tokenizer.load_tokenizer(tokenizer.write_tokenizer(folder / "tokenizer"))
+    parts = {
+        "unet": networks.unet(),
+        "vae": networks.autoencoder(),
+        "text_encoder": networks.text_encoder(len(words), words.eos_token_id),
+    }
+    for name, part in parts.items():
+        part.half().save_pretrained(folder / name)
+    networks.schedule().save_pretrained(folder / "scheduler")
+    (folder / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    for name, network in READERS.items():
+        halves = {key: value.half() for key, value in network().state_dict().items()}
+        save_file(halves, folder / f"{name}.safetensors")
+    return folder

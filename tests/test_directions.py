@@ -39,6 +39,7 @@ DIRECTIONS: dict[str, str] = {
     "metrics": "errors losses",
     "magicface": "attention backbone",
     "sampling": "attention backbone adapter losses",
+    "demo": "paperdoll plot backbones",
     "training": "attention identity checkpointing data prompts sampling",
 }
 # The ends of the house, which may use all of it.

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import get_args
 
 from ..config import LoraSettings, Recipe, help_of
+from ..demo import FAST_STEPS, DemoSettings
 from ..faces.embed import NORMALISATIONS
 from ..prompts import PromptKind
 from ..recipes import DEFAULT, RECIPE_NAMES
 from ..sampling import SamplerName, SamplingSettings
+from .demo import demo
 from .model import DTYPES
 from .recipe import recipes
 from .sample import sample
@@ -24,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
         description="A person's face in a portrait's style, learned from a few photos of each.",
     )
     commands = root.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands.add_parser("demo", help=demo.__doc__))
     _add_train(commands.add_parser("train", help=train.__doc__))
     _add_sample(commands.add_parser("sample", help=sample.__doc__))
     one = commands.add_parser("recipes", help=recipes.__doc__)
@@ -32,6 +35,16 @@ def parser() -> argparse.ArgumentParser:
     for command in commands.choices.values():
         command.add_argument("--verbose", action="store_true", help="Show where an error arose.")
     return root
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    for name in ("identity", "style", "seed"):
+        text = f"{help_of(DemoSettings, name)} {getattr(DemoSettings(), name)} if not given."
+        add(f"--{name}", type=int, help=text)
+    add("--fast", action="store_true", help=f"{FAST_STEPS} steps: a minute, and a rougher result.")
+    add("--out", type=Path, default=Path("magicapture-demo"), metavar="DIR", help="Where to write.")
+    parser.set_defaults(run=demo)
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

@@ -21,6 +21,7 @@ from .models import (
     context_width,
     downscale_of,
     family_of,
+    latent_channels,
     sampling_patches,
     schedule_of,
     text_encoder_of,
@@ -41,15 +42,14 @@ class ComfyBackbone:
     Everything that computes belongs inside `training(...)`, where the models are loaded.
     """
 
-    latent_channels = 4
-
     def __init__(self, model: ModelPatcher, clip: Any, vae: Any, decoder: Any = None) -> None:
         self.family = family_of(model)
         self.schedule = schedule_of(model)
         self._encoder, self._tokenizer = text_encoder_of(clip, context_width(model))
-        autoencoder_of(vae)
+        self.latent_channels = latent_channels(model)
+        autoencoder_of(vae, self.latent_channels)
         if decoder is not None:
-            autoencoder_of(decoder, "fast_decoder")
+            autoencoder_of(decoder, self.latent_channels, "fast_decoder")
         self.downscale = downscale_of(vae)
         self._model, self._clip, self._vae = model, clip, vae
         self._decoder = vae if decoder is None else decoder

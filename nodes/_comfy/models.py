@@ -31,7 +31,7 @@ def family_of(model: ModelPatcher) -> Family:
     found = f"{type(config).__name__} ({type(network).__name__})"
     if isinstance(network, UNetModel):
         channels, kind = config.unet_config.get("in_channels", 4), type(config).__name__
-        if channels != 4:
+        if channels != latent_channels(model):
             found = f"{kind} with {channels} input channels (for inpainting or editing)"
         elif network.num_classes is not None:
             found = f"{kind} with size, image or class conditioning"
@@ -40,6 +40,11 @@ def family_of(model: ModelPatcher) -> Family:
         elif isinstance(config, supported.SD20):
             return "sd2"
     raise _unsupported("model", found)
+
+
+def latent_channels(model: ModelPatcher) -> int:
+    """Numbers in a latent cell: 4 for Stable Diffusion."""
+    return int(model.model.latent_format.latent_channels)
 
 
 def context_width(model: ModelPatcher) -> int:
@@ -99,10 +104,10 @@ def text_encoder_of(clip: Any, width: int) -> tuple[Any, Any]:
     return encoder, getattr(clip.tokenizer, names[0])
 
 
-def autoencoder_of(vae: Any, name: str = "vae") -> nn.Module:
-    """The network of a VAE over 4-channel latents; raises InputError or UnsupportedModelError.
+def autoencoder_of(vae: Any, channels: int = 4, name: str = "vae") -> nn.Module:
+    """The network of a VAE; raises InputError or UnsupportedModelError.
 
-    name: of the node's input.
+    channels: of the model's latents. name: of the node's input.
     """
     network = getattr(vae, "first_stage_model", None)
     if network is None:
@@ -110,7 +115,7 @@ def autoencoder_of(vae: Any, name: str = "vae") -> nn.Module:
             f"There is no VAE at the input '{name}': the checkpoint holds none. Connect one, for "
             "example from Load VAE."
         )
-    if vae.latent_dim != 2 or vae.latent_channels != 4:
+    if vae.latent_dim != 2 or vae.latent_channels != channels:
         found = f"{type(network).__name__} with {vae.latent_channels} latent channels"
         raise _unsupported(name, found)
     return network

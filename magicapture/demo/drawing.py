@@ -1,0 +1,88 @@
+"""Pictures by an adapter, and where its tokens look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..adapter import Adapter
+from ..attention import captured, select
+from ..backbone import Backbone
+from ..config import Recipe
+from ..paperdoll.edits import Edit
+from ..paperdoll.render import SIZE
+from ..prompts import prompt_for
+from ..sampling import SamplingSettings, sample
+from ..tokens import Prompt
+from ..training import Listener, Prepared
+
+SAMPLING = SamplingSettings("dpmpp_2m", steps=20, guidance=3.0, width=SIZE, height=SIZE)
+RESULTS, EDITED = 8, 2
+"""Pictures of the composed prompt, and of each edit of it."""
+
+_TOGETHER = 4  # pictures in a batch, so that the progress bar moves
+_TIMESTEPS = (200, 500, 800)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """results (RESULTS,3,H,W) of the composed prompt; by edit (EDITED,3,H,W) of the same seeds."""
+
+    results: Tensor
+    edited: Mapping[Edit, Tensor]
+
+
+def draw(
+    backbone: Backbone, adapter: Adapter, edits: Sequence[Edit], seed: int, listener: Listener
+) -> Drawing:
+    """Draw the composed prompt and edits of it; the adapter's LoRA is in the backbone already."""
+    count = RESULTS + EDITED * len(edits)
+    done = 0
+
+    def some(words: str, number: int) -> Tensor:
+        nonlocal done
+        parts = []
+        for start in range(0, number, _TOGETHER):
+            rows = min(_TOGETHER, number - start)
+            prompts = [prompt_of(adapter, words)] * rows
+            vectors = adapter.vectors()
+            parts.append(sample(backbone, prompts, vectors, SAMPLING, seed=seed + start))
+            done += rows
+            listener(Prepared("drawing", done, count))
+        return torch.cat(parts)
+
+    return Drawing(some("", RESULTS), {edit: some(edit.words, EDITED) for edit in edits})
+
+
+def prompt_of(adapter: Adapter, words: str = "") -> str:
+    """The first composed sentence of the adapter's training, with words behind it."""
+    recipe = adapter.recipe or Recipe()
+    return prompt_for(adapter.concepts, recipe.prompts, extra=words)
+
+
+@torch.no_grad()
+def token_maps(backbone: Backbone, adapter: Adapter, images: Tensor) -> dict[str, Tensor]:
+    """Where each token looks in images (B,3,H,W): by its name (B,h,w), 1 at a map's peak.
+
+    The mean over the cross-attention layers and over three timesteps, at the latents' size.
+    """
+    latents = backbone.encode(images.to(backbone.device))
+    size = (latents.shape[-2], latents.shape[-1])
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
+    prompts = [Prompt(prompt_of(adapter))] * len(latents)
+    conditioning = backbone.encode_prompts(prompts, adapter.vectors())
+    sums = {name: torch.zeros(len(latents), *size) for name in adapter.tokens}
+    with captured(backbone.unet, select(backbone.unet)) as capture:
+        for t in _TIMESTEPS:
+            at = torch.full((len(latents),), t, device=latents.device)
+            with capture.recording():
+                backbone.predict(backbone.schedule.add_noise(latents, noise, at), at, conditioning)
+            for layer in capture.maps(conditioning.positions, size):
+                maps = F.interpolate(layer.values[:, None], size, mode="bilinear")[:, 0].cpu()
+                for (row, name), values in zip(layer.keys, maps, strict=True):
+                    sums[name][row] += values
+    return {name: maps / maps.amax((1, 2), keepdim=True) for name, maps in sums.items()}

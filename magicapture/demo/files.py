@@ -1,0 +1,55 @@
+"""A demo's three files."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+from ..errors import StorageError
+from ..files import atomic_write
+from ..plot import loss_curves
+from .demo import Demo
+from .figure import sheet
+
+
+def require_writable(folder: Path) -> None:
+    """Make the folder; raises StorageError, before minutes are spent, where it takes no file."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise StorageError(
+            f"Nothing can be written to {folder} ({error}); choose another folder."
+        ) from error
+
+
+def write(demo: Demo, folder: Path) -> list[Path]:
+    """Write result.png, curves.png and scores.json; raises StorageError where that fails."""
+    steps = len(demo.history)
+    curves = loss_curves(demo.history, steps, phases=demo.phase_ends[:-1], size=(900, 420))
+    text = json.dumps(_facts(demo), indent=2)
+    files = [folder / name for name in ("result.png", "curves.png", "scores.json")]
+    atomic_write(files[0], lambda path: sheet(demo).save(path, optimize=True))
+    atomic_write(files[1], curves.save)
+    atomic_write(files[2], lambda path: path.write_text(text + "\n", encoding="utf-8"))
+    return files
+
+
+def _facts(demo: Demo) -> dict[str, object]:
+    return {
+        "identity_seed": demo.settings.identity,
+        "style_seed": demo.settings.style,
+        "seed": demo.settings.seed,
+        "steps": len(demo.history),
+        "pictures": len(demo.results),
+        "scores": {
+            measure: {
+                name: value if value is None else round(value, 4) for name, value in of.items()
+            }
+            for measure, of in demo.scores.items()
+        },
+        "obedience": {edit.words: value for edit, value in demo.obedience.items()},
+        "seconds": dict(demo.seconds),
+    }

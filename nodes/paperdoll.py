@@ -1,0 +1,110 @@
+"""Nodes of the embedded demo: a small model, and drawn faces whose truth is known."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from ..magicapture.config import help_of
+from ..magicapture.demo import DemoSettings, held_out_pair, recipe_for
+from ..magicapture.paperdoll.pairs import PHOTOS, masks, pictures, references
+from ..magicapture.paperdoll.weights import WEIGHTS, loss_recogniser
+from ._comfy import images_to_socket, masks_to_socket
+from ._comfy.paperdoll import load_paperdoll
+from ._common import naming
+from ._sockets import RecipeSocket, RecogniserSocket, References
+
+
+class MagiCaptureLoadPaperdoll(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureLoadPaperdoll",
+            display_name="Load Paperdoll Demo",
+            category="MagiCapture/demo",
+            description="A Stable Diffusion of 10 million weights that knows drawn faces alone and "
+            "comes with the pack: the whole method within minutes, also on a CPU, with no "
+            "download. Pictures of 128x128.",
+            inputs=[
+                io.Int.Input(
+                    "steps",
+                    default=0,
+                    min=0,
+                    max=10_000,
+                    tooltip="Training steps of the recipe, which is our default one at this "
+                    "model's size; 0: its own.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Clip.Output(display_name="clip"),
+                io.Vae.Output(display_name="vae"),
+                RecogniserSocket.Output(display_name="recogniser"),
+                RecipeSocket.Output(display_name="recipe"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, steps) -> io.NodeOutput:
+        with naming("Load Paperdoll Demo"):
+            parts = load_paperdoll(WEIGHTS)
+            with torch.inference_mode(False):
+                recogniser = loss_recogniser(WEIGHTS)
+            return io.NodeOutput(*parts, recogniser, recipe_for(steps or None))
+
+
+class MagiCapturePaperdollReferences(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCapturePaperdollReferences",
+            display_name="Draw Paperdoll References",
+            category="MagiCapture/demo",
+            description="Pictures of a drawn person and of a style, with exact masks and "
+            "landmarks, and the true pictures of the person in the style, which training never "
+            "sees.",
+            inputs=[
+                io.Int.Input(
+                    "identity",
+                    default=DemoSettings().identity,
+                    min=0,
+                    max=2_999_999,
+                    tooltip=help_of(DemoSettings, "identity"),
+                ),
+                io.Int.Input(
+                    "look",
+                    default=DemoSettings().style,
+                    min=0,
+                    max=2_999_999,
+                    tooltip=help_of(DemoSettings, "style"),
+                ),
+                io.Int.Input(
+                    "count",
+                    default=PHOTOS,
+                    min=2,
+                    max=16,
+                    tooltip="Pictures of the person, and as many of the style.",
+                ),
+            ],
+            outputs=[
+                References.Output(display_name="person"),
+                References.Output(display_name="style"),
+                io.Image.Output(display_name="person_images"),
+                io.Image.Output(display_name="style_images"),
+                io.Mask.Output(display_name="person_masks"),
+                io.Mask.Output(display_name="style_masks"),
+                io.Image.Output(display_name="truth"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, identity, look, count) -> io.NodeOutput:
+        with naming("Draw Paperdoll References"), torch.inference_mode(False):
+            pair = held_out_pair(identity, look, photos=count)
+            shown = (pair.source, pair.reference)
+            return io.NodeOutput(
+                *(references(dolls) for dolls in shown),
+                *(images_to_socket(pictures(dolls)) for dolls in shown),
+                *(masks_to_socket(masks(dolls)) for dolls in shown),
+                images_to_socket(pictures(pair.unseen[:count])),
+            )
