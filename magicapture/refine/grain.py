@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from .filters import gaussian
 
 LEVELS = 3
 """Octaves of grain: details of about 1, 2 and 4 pixels."""
@@ -100,12 +101,7 @@ def _smoothed(planes: Tensor, deviation: float) -> Tensor:
     height, width = planes.shape[-2:]
     pad = [0, -width % shrink, 0, -height % shrink]
     small = F.avg_pool2d(F.pad(planes[None], pad), shrink)
-    sigma = deviation / shrink
-    radius = round(4 * sigma)
-    line = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma).square()).to(planes)
-    line = (line / line.sum()).view(1, 1, 1, -1).expand(len(planes), -1, -1, -1)
-    small = F.conv2d(small, line, padding=(0, radius), groups=len(planes))
-    small = F.conv2d(small, line.mT, padding=(radius, 0), groups=len(planes))
+    small = gaussian(small, deviation / shrink)
     full = F.interpolate(small, scale_factor=shrink, mode="bilinear", align_corners=False)
     return full[0, :, :height, :width]
 

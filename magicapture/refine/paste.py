@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..faces.align import FFHQ_TEMPLATE, HEAD_SIZE, invert, similarity, transform, warp
 from ..faces.protocols import FACE_PARTS, Parser, Part
+from .filters import gaussian
 
 PASTED_PARTS = FACE_PARTS | {Part.HAIR, Part.BEARD}
 """What of an aligned head replaces the picture: what face restorers are made to restore."""
@@ -66,11 +67,7 @@ def drawn_mask(device: torch.device | None = None, feather: float = FEATHER) -> 
 
 def feathered(mask: Tensor, feather: float = FEATHER) -> Tensor:
     """A mask (B,1,512,512) with a soft edge, and 0 at the head's border."""
-    from torchvision.transforms.v2.functional import gaussian_blur
-
-    if feather > 0:
-        radius = min(round(4 * feather), HEAD_SIZE - 1)
-        mask = gaussian_blur(mask, [2 * radius + 1] * 2, [feather] * 2)
+    mask = gaussian(mask, feather, mirrored=True)
     inner = torch.zeros_like(mask)
     inner[..., BORDER:-BORDER, BORDER:-BORDER] = mask[..., BORDER:-BORDER, BORDER:-BORDER]
     return inner
