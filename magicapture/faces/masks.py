@@ -28,6 +28,9 @@ _MIDDLE, _HALF = (256.0, 292.0), (148.0, 190.0)
 
 _FACE_WIDTH = 2 * _HALF[0]
 
+_TURN, _NARROW = 0.9, 0.55
+"""How far the oval moves away from, and narrows by, the nose's offset from eyes and mouth."""
+
 
 def parts_from(text: str) -> frozenset[Part]:
     """The parts named in a text such as "face, hair"; "face" is FACE_PARTS.
@@ -99,20 +102,23 @@ def face_mask(
     wanted = torch.tensor(sorted(parts_from(settings.parts)))
     crop, matrix = head(image, face)
     labels = None if parser is None else parser(crop)[0].cpu()
-    seen = _oval() if labels is None else torch.isin(labels, wanted).float()
-    parsed = labels is not None and bool(seen.mean() > 0.01)
-    if not parsed:
-        seen = _oval()
+    seen = None if labels is None else torch.isin(labels, wanted).float()
+    parsed = seen is not None and bool(seen.mean() > 0.01)
+    if seen is None or not parsed:
+        seen = _oval(transform(matrix, face.landmarks[None])[0])
     seen = _softened(_grown(seen[None, None], settings.grow), settings.feather)
     size = (image.shape[-2], image.shape[-1])
     mask = warp(seen, invert(matrix), size, antialias=True)[0]
     return FaceMask(mask * _own(face, others, size), parsed, labels if parsed else None)
 
 
-def _oval() -> Tensor:
-    """The face's oval in a head (512,512)."""
+def _oval(landmarks: Tensor) -> Tensor:
+    """The face's oval in a head (512,512) with these landmarks; a turned head's lies off-centre."""
+    eyes_and_mouth = landmarks[[0, 1, 3, 4], 0].mean()
+    turn = float(landmarks[2, 0] - eyes_and_mouth)
     steps = torch.arange(HEAD_SIZE, dtype=torch.float32)
-    x, y = (steps - _MIDDLE[0]) / _HALF[0], (steps - _MIDDLE[1]) / _HALF[1]
+    x = (steps - float(eyes_and_mouth) + _TURN * turn) / (_HALF[0] - _NARROW * min(abs(turn), 100))
+    y = (steps - _MIDDLE[1]) / _HALF[1]
     return (x[None].square() + y[:, None].square() <= 1).float()
 
 
