@@ -38,7 +38,8 @@ class Demo:
     """What a demo made.
 
     results: pictures (N,3,H,W) of the composed prompt, 0..1. truth: for each the true composition
-    whose pose is nearest. edited: pictures (n,3,H,W) by edit. maps: by token, where it looks in
+    whose pose is nearest. untrained: the same pictures by the untrained model. edited: pictures
+    (n,3,H,W) by edit; obedience: share of them that show it. maps: by token, where it looks in
     the results (N,h,w), 1 at each peak. scores: by measure the untrained model's, the trained
     one's and the ceiling, which true compositions reach; None where there is none.
     seconds: by part of the work.
@@ -48,6 +49,7 @@ class Demo:
     pair: Pair
     results: Tensor
     truth: Tensor
+    untrained: Tensor
     edited: Mapping[Edit, Tensor]
     obedience: Mapping[Edit, float]
     maps: Mapping[str, Tensor]
@@ -108,6 +110,7 @@ def run(
         pair=pair,
         results=after.drawing.results,
         truth=nearest(after.drawing.results, pictures(pair.truth)),
+        untrained=before.drawing.results,
         edited=edited,
         obedience={edit: judge.obedience(images, edit) for edit, images in edited.items()},
         maps=after.maps,

@@ -40,6 +40,7 @@ def draw(
     backbone: Backbone, adapter: Adapter, edits: Sequence[Edit], seed: int, listener: Listener
 ) -> Drawing:
     """Draw the composed prompt and edits of it; the adapter's LoRA is in the backbone already."""
+    stage = "drawing" if adapter.lora else "drawing without training"
     count = RESULTS + EDITED * len(edits)
     done = 0
 
@@ -52,7 +53,7 @@ def draw(
             vectors = adapter.vectors()
             parts.append(sample(backbone, prompts, vectors, SAMPLING, seed=seed + start))
             done += rows
-            listener(Prepared("drawing", done, count))
+            listener(Prepared(stage, done, count))
         return torch.cat(parts)
 
     return Drawing(some("", RESULTS), {edit: some(edit.words, EDITED) for edit in edits})

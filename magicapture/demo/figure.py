@@ -85,15 +85,14 @@ class _Page:
         self._y += LINE + LARGE + 14
 
     def looked_at(self) -> None:
-        """Edits of the prompt, and the attention of both tokens in the first result."""
-        shown = [(f"“{edit.words}”", images[0]) for edit, images in self.demo.edited.items()]
-        first = self.demo.results[0]
-        shown.append(("result 1", first))
-        for name, maps in self.demo.maps.items():
-            shown.append((f"where <{name}> looks", heat(first, maps[0])))
+        """Edits of the prompt, the picture without training, and where both tokens look."""
+        demo, first = self.demo, self.demo.results[0]
+        shown = [(f"“{edit.words}”", images[0]) for edit, images in demo.edited.items()]
+        shown += [(f"where <{name}> looks", heat(first, at[0])) for name, at in demo.maps.items()]
+        shown.append(("without training", demo.untrained[0]))
         for column, (text, image) in enumerate(shown[:COLUMNS]):
             x = column * (LARGE + GAP)
-            self._text(x, "", text)
+            self._text(x, "", text, width=LARGE)
             self._row([image], LARGE, x=x, top=LINE)
 
     def _figures(self) -> None:
@@ -107,12 +106,14 @@ class _Page:
         x = self.width - self._pen.textlength(text, font)
         self._pen.text((MARGIN + x, self._y + 10), text, FAINT, font)
 
-    def _text(self, x: float, text: str, more: str = "") -> None:
-        bold, plain = _font(24, bold=True), _font(19)
+    def _text(self, x: float, text: str, more: str = "", width: float = 1e9) -> None:
+        """A heading and what is to be said of it, the latter small enough for the width."""
+        bold, size = _font(24, bold=True), 19
+        while size > 9 and self._pen.textlength(more, _font(size)) > width:
+            size -= 1
         self._pen.text((MARGIN + x, self._y + 6), text, INK, bold)
-        if more:
-            after = self._pen.textlength(text, bold) + 14 if text else 0
-            self._pen.text((MARGIN + x + after, self._y + 10), more, FAINT, plain)
+        after = self._pen.textlength(text, bold) + 14 if text else 0
+        self._pen.text((MARGIN + x + after, self._y + 29 - size), more, FAINT, _font(size))
 
     def _row(self, images: Sequence[Tensor], side: int, x: int = 0, top: int = 0) -> None:
         gap = GAP if side == LARGE else NARROW
