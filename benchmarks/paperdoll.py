@@ -1,0 +1,188 @@
+"""Does the method work? Every row of the table is trained on held-out pairs with known truth.
+
+    python benchmarks/paperdoll.py --workers 2                  # the table, on test pairs
+    python benchmarks/paperdoll.py --quick --pairs 1            # a look: minutes, no result
+    python benchmarks/paperdoll.py --study ar --pairs 6         # choosing, on development pairs
+
+One line of the CSV is one training and its 16 pictures; it is written as soon as it is there, so
+a run that was stopped goes on where it was. A line made with other settings or other weights has
+another version and is made again. Adapters and pictures stay in `--keep` for rows to come.
+
+What it costs, on one core: see `docs/benchmarks/paperdoll.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a process has a core to itself
+
+import torch
+from paperdoll_rows import Row, rows, studies
+from paperdoll_run import Bench, Plan, pair_seeds
+from paperdoll_table import COLUMNS, Line, Table, examples
+
+from magicapture.paperdoll import Split
+from magicapture.paperdoll.weights import WEIGHTS
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = "magicapture"  # the row that others are compared with
+
+_bench: Bench | None = None  # of a worker process
+
+
+def main() -> None:
+    options = _arguments()
+    split = Split[options.split.upper()]
+    chosen = _rows(options)
+    stem = "_".join(
+        ["paperdoll"]
+        + ([options.study] if options.study else [])
+        + (["development"] if split is Split.DEVELOPMENT and not options.study else [])
+        + (["quick"] if options.quick else [])
+    )
+    plan = Plan(options.weights, split, options.keep / stem, options.quick)
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / f"{stem}.csv"
+    work = [
+        (row, index)
+        for index in range(options.first, options.first + options.pairs)
+        for row in chosen
+    ]
+    if not options.table:
+        _run(plan, work, file, options.workers)
+    _write(plan, chosen, file)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="number of the first pair")
+    parser.add_argument("--split", choices=("development", "test"), help="default: test")
+    parser.add_argument("--rows", nargs="*", metavar="ROW", help="default: all of them")
+    parser.add_argument("--study", choices=list(studies()), help="variants, on development pairs")
+    parser.add_argument("--quick", action="store_true", help="12 steps, 4 pictures: a look")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks")
+    parser.add_argument("--keep", type=Path, default=ROOT / "build/benchmark")
+    parser.add_argument("--table", action="store_true", help="write the table anew, run nothing")
+    options = parser.parse_args()
+    if options.study and options.split == "test":
+        parser.error("a study chooses settings, so it runs on development pairs alone")
+    options.split = options.split or ("development" if options.study else "test")
+    return options
+
+
+def _rows(options: argparse.Namespace) -> list[Row]:
+    """The rows asked for, by name."""
+    known = {row.name: row for row in (studies()[options.study] if options.study else rows())}
+    strange = [name for name in options.rows or () if name not in known]
+    if strange:
+        sys.exit(f"There is no row {strange[0]!r}; there are: {', '.join(known)}.")
+    return [known[name] for name in options.rows or known]
+
+
+def _run(plan: Plan, work: Sequence[tuple[Row, int]], file: Path, workers: int) -> None:
+    """Do what the file lacks, writing each line as it comes."""
+    versions = {row.name: plan.version(row) for row, _ in work}
+    known = {
+        (line["row"], int(line["pair"]))
+        for line in read(file)
+        if line["version"] == versions.get(line["row"])
+    }
+    missing = [(row, index) for row, index in work if (row.name, index) not in known]
+    print(f"{len(missing)} of {len(work)} trainings to do", flush=True)  # noqa: T201
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start, (plan,)) as pool:
+        waiting = [pool.submit(_one, row, index) for row, index in missing]
+        for done, future in enumerate(as_completed(waiting), start=1):
+            line = future.result()
+            append(file, line)
+            text = f"{done}/{len(missing)} {line['row']}, pair {line['pair']}: both {line['both']}"
+            print(text, flush=True)  # noqa: T201
+
+
+def _start(plan: Plan) -> None:
+    global _bench
+    torch.set_num_threads(1)
+    _bench = Bench(plan)
+
+
+def _one(row: Row, index: int) -> dict[str, object]:
+    assert _bench is not None
+    return _bench.run(row, index)
+
+
+FIELDS = (
+    *("row", "pair", "version", "identity_seed", "style_seed", "tone", "identity", "style", "both"),
+    *("distance", "face_distance", "scene_distance", "identity_missing", "style_missing"),
+    *("collapse", "copies", "faces", "obeys_face", "obeys_scene", "spill_subject", "spill_style"),
+    *("spill_subject_peak", "spill_style_peak", "train_seconds", "sample_seconds"),
+)
+
+
+def read(file: Path) -> list[Line]:
+    """The lines of a CSV file, the newest of each row and pair; none where there is no file."""
+    if not file.exists():
+        return []
+    with file.open(newline="") as opened:
+        lines = {(line["row"], line["pair"]): line for line in csv.DictReader(opened)}
+    return list(lines.values())
+
+
+def append(file: Path, line: dict[str, object]) -> None:
+    """Add a line, and the head to a new file."""
+    new = not file.exists()
+    with file.open("a", newline="") as opened:
+        writer = csv.DictWriter(opened, FIELDS)
+        if new:
+            writer.writeheader()
+        writer.writerow(line)
+
+
+def _write(plan: Plan, chosen: Sequence[Row], file: Path) -> None:
+    """The table and the figures of what the file holds."""
+    known = {row.name: plan.version(row) for row in chosen}
+    lines = [line for line in read(file) if line["version"] == known.get(line["row"])]
+    table = Table(lines, [row.name for row in chosen])
+    if not table.order:
+        return
+    parts = [f"# {file.stem}", f"`{_command()}`", _machine(plan), table.scores()]
+    if BASE in table.order and len(table.order) > 1:
+        parts += [f"Differences from {BASE} over the same pairs:", table.differences(BASE)]
+    parts += ["Identity by band of skin tone:", table.tones()]
+    parts += [f"![both, identity and style]({file.stem}.png)", f"![pair 0]({file.stem}.jpg)"]
+    file.with_suffix(".md").write_text("\n\n".join(parts) + "\n", "utf-8")
+    table.draw(file.with_suffix(".png"))
+    pair = min(pair for _, pair in table.by)
+    examples(plan.keep, table.order, pair, pair_seeds(plan.split, pair), file.with_suffix(".jpg"))
+    print(table.scores())  # noqa: T201
+
+
+def _command() -> str:
+    return shlex.join(["python", "benchmarks/paperdoll.py", *sys.argv[1:]])
+
+
+def _machine(plan: Plan) -> str:
+    return (
+        f"{plan.split.name.lower()} pairs, {plan.pictures[0]} pictures each, "
+        f"{plan.sampling.steps} steps of {plan.sampling.sampler} at guidance "
+        f"{plan.sampling.guidance:g}; means over pairs with 95 % bootstrap intervals. "
+        f"{', '.join(COLUMNS[c] for c in ('identity', 'style'))}: shares of the references' "
+        f"leave-one-out figure. torch {torch.__version__}, {os.cpu_count()} cores of "
+        f"{platform.processor() or platform.machine()}."
+    )
+
+
+if __name__ == "__main__":
+    main()

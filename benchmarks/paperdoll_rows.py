@@ -1,0 +1,177 @@
+"""What the paperdoll benchmark trains: the rows of its table, and variants of our default.
+
+Every recipe is brought to paperdoll's size by one rule, `magicapture.recipes.miniature`. Beside it
+each method has one number of its own, the factor on its learning rates (`RATES`), chosen on
+development pairs from the same grid (`--study rates`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from magicapture import Concept, Recipe
+from magicapture.config import LoraSettings, Task
+from magicapture.paperdoll.recipe import doll_recipe
+from magicapture.recipes import with_rates, with_steps, with_weights
+
+RATES = {
+    "textual-inversion": 1.0,
+    "dreambooth": 1.0,
+    "custom-diffusion": 1.0,
+    "paper": 1.0,
+    "release": 1.0,
+}
+"""Factor on a recipe's learning rates, as tuned; our default is tuned in `recipes.py` itself."""
+
+GRID = (0.5, 1.0, 2.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: how to train. No recipe: nothing is trained.
+
+    start: what both tokens' vectors start from; see `magicapture.Concept.init`.
+    """
+
+    name: str
+    recipe: Recipe | None = None
+    seed: int = 0
+    start: str | None = None
+
+    def concepts(self) -> tuple[Concept, Concept]:
+        """The subject's and the style's token."""
+        return (
+            Concept("dolls-face", "subject", init=self.start),
+            Concept("dolls-look", "style", init=self.start),
+        )
+
+
+def rows() -> list[Row]:
+    """The rows of the table, in its order."""
+    default = doll_recipe()
+    once = replace(default.phases[-1], steps=default.steps)
+    without_ar = with_weights(default, attention=0)
+    return [
+        Row("truth"),
+        Row("untrained"),
+        _named("textual-inversion"),
+        _named("dreambooth"),
+        _named("custom-diffusion"),
+        _named("paper"),
+        _named("release"),
+        Row("magicapture", default),
+        Row("without refocusing", without_ar),
+        Row("without composed prompts", with_weights(default, composed=0)),
+        Row("without identity loss", with_weights(default, identity=0)),
+        Row("without masks", replace(default, masked=False)),
+        Row("one phase", replace(default, phases=(once,))),
+        # MagicFace trains nothing: its row samples with references, once it is there.
+        Row("magicapture, second seed", default, seed=1),
+        Row("without refocusing, second seed", without_ar, seed=1),
+    ]
+
+
+def studies() -> Mapping[str, list[Row]]:
+    """Variants of our default, by the question they answer; for development pairs alone."""
+    default = Row("magicapture", doll_recipe())
+    return {
+        "ar": [default, *_refocusing(doll_recipe())],
+        "identity": [default, *_identity(doll_recipe())],
+        "shape": [default, *_shape(doll_recipe())],
+        "rates": [
+            *(_named(name, factor) for name in RATES for factor in GRID),
+            *(Row(f"magicapture x{f}", with_rates(doll_recipe(), f)) for f in GRID),
+        ],
+    }
+
+
+def _named(name: str, factor: float | None = None) -> Row:
+    """A recipe's row, at a factor of the grid or at the one it was tuned to.
+
+    DreamBooth's tokens are rare words: meaningless vectors that stay as they are. Custom
+    Diffusion trains keys and values of cross-attention whole; a LoRA whose rank is the layers'
+    width can be any update of them, and starts from none.
+    """
+    recipe = with_rates(doll_recipe(name), RATES[name] if factor is None else factor)
+    if name == "custom-diffusion":
+        recipe = replace(recipe, lora=LoraSettings(rank=128, targets="cross_kv"))
+    start = "random" if name == "dreambooth" else None
+    return Row(name if factor is None else f"{name} x{factor}", recipe, start=start)
+
+
+def _refocusing(recipe: Recipe) -> list[Row]:
+    """Forms of Attention Refocusing: scaling, weight, layers, tasks, share of the run."""
+
+    def form(name: str, weight: float, recipe: Recipe = recipe, **settings: object) -> Row:
+        refocus = replace(recipe.refocus, **settings)  # type: ignore[arg-type]
+        return Row(name, replace(with_weights(recipe, attention=weight), refocus=refocus))
+
+    composed: tuple[Task, ...] = ("composed",)
+    return [
+        form("no refocusing", 0),
+        form("none 0.5", 0.5, scaling="none"),
+        form("none 10", 10, scaling="none"),
+        form("none 40", 40, scaling="none"),
+        form("max 0.02", 0.02, scaling="max"),
+        form("max 0.1", 0.1, scaling="max"),
+        form("max 2.5", 2.5, scaling="max"),
+        form("minmax 0.02", 0.02, scaling="minmax"),
+        form("minmax 0.1", 0.1, scaling="minmax"),
+        form("minmax 2.5", 2.5, scaling="minmax"),
+        form("none 10, finest maps", 10, scaling="none", factors=(1,)),
+        form("none 10, coarser maps", 10, scaling="none", factors=(2,)),
+        form("none 10, composed alone", 10, scaling="none", tasks=composed),
+        form("none 10, source and style", 10, scaling="none", tasks=("source", "style")),
+        form("none 10, first half", 10, recipe=_first_half(recipe), scaling="none"),
+    ]
+
+
+def _first_half(recipe: Recipe) -> Recipe:
+    """The last phase cut in two, the second without refocusing (its rates begin anew)."""
+    last = recipe.phases[-1]
+    first = replace(last, steps=last.steps // 2)
+    rest = replace(last, steps=last.steps - first.steps, weights=replace(last.weights, attention=0))
+    return replace(recipe, phases=(*recipe.phases[:-1], first, rest))
+
+
+def _identity(recipe: Recipe) -> list[Row]:
+    """Forms of the identity loss: T', weight, a pass of its own, tasks."""
+
+    def form(name: str, weight: float = 1, **settings: object) -> Row:
+        identity = replace(recipe.identity, **settings)  # type: ignore[arg-type]
+        return Row(name, replace(with_weights(recipe, identity=weight), identity=identity))
+
+    return [
+        *(form(f"T' {t}", max_timestep=t) for t in (200, 400, 650, 800)),
+        *(form(f"weight {w}", weight=w) for w in (0.25, 0.5, 2.0)),
+        form("a pass of its own", separate_pass=True),
+        form("a pass of its own, T' 200", separate_pass=True, max_timestep=200),
+        form("composed and source", tasks=("composed", "source")),
+        form("not weighted by signal", weight_by_signal=False),
+    ]
+
+
+def _shape(recipe: Recipe) -> list[Row]:
+    """Steps (rates as they are), rank, layers, and the share of the first phase."""
+    steps, (first, last) = recipe.steps, recipe.phases
+    return [
+        *(Row(f"steps x{k}", with_steps(recipe, round(k * steps))) for k in (0.5, 2, 4)),
+        *(Row(f"rank {r}", replace(recipe, lora=LoraSettings(rank=r))) for r in (4, 8, 32)),
+        Row("cross and self", replace(recipe, lora=LoraSettings(targets="cross_and_self"))),
+        Row("all linear", replace(recipe, lora=LoraSettings(targets="all_linear"))),
+        Row("tokens slower", _with_token_rates(recipe, 0.25)),
+        Row("tokens faster", _with_token_rates(recipe, 4)),
+        Row(
+            "short first phase",
+            replace(recipe, phases=(replace(first, steps=first.steps // 4), last)),
+        ),
+    ]
+
+
+def _with_token_rates(recipe: Recipe, factor: float) -> Recipe:
+    """The rates of the token vectors alone multiplied by a factor."""
+    phases = (
+        replace(p, rates=replace(p.rates, tokens=factor * p.rates.tokens)) for p in recipe.phases
+    )
+    return replace(recipe, phases=tuple(phases))

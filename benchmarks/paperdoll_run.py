@@ -1,0 +1,191 @@
+"""One training of the paperdoll benchmark: learn a pair, draw pictures, have them judged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from paperdoll_rows import Row
+from torch import Tensor
+
+from magicapture import (
+    Adapter,
+    Recipe,
+    SamplingSettings,
+    Trainer,
+    TrainingJob,
+    load_adapter,
+    load_backbone,
+    prompt_for,
+    sample,
+    save_adapter,
+)
+from magicapture.config import to_dict
+from magicapture.paperdoll import Split, identity_from_seed
+from magicapture.paperdoll.attention import token_spills
+from magicapture.paperdoll.captions import TONES, tone_word
+from magicapture.paperdoll.edits import edits
+from magicapture.paperdoll.judge import Case, Judge
+from magicapture.paperdoll.pairs import Pair, make_pair, masks, pictures, references
+from magicapture.paperdoll.recipe import doll_recipe
+from magicapture.paperdoll.weights import loss_recogniser
+from magicapture.recipes import with_steps
+from magicapture.sampling import adapted
+
+SAMPLING = SamplingSettings("dpmpp_2m", steps=20, guidance=3.0, width=128, height=128)
+COMPOSED, EDITED = 16, 8  # pictures of the composed prompt, and of each of its two edits
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is the same for every row of a table."""
+
+    weights: Path
+    split: Split
+    keep: Path  # adapters and pictures, by row and pair
+    quick: bool = False
+
+    @property
+    def pictures(self) -> tuple[int, int]:
+        """Pictures of the composed prompt, and of each edit."""
+        return (4, 2) if self.quick else (COMPOSED, EDITED)
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        """How pictures are drawn."""
+        return replace(SAMPLING, steps=8) if self.quick else SAMPLING
+
+    def recipe_of(self, row: Row) -> Recipe | None:
+        """The row's recipe; for a quick look 12 steps of it, with 2 class images."""
+        if row.recipe is None or not self.quick:
+            return row.recipe
+        prior = replace(row.recipe.prior, images=min(2, row.recipe.prior.images))
+        return with_steps(replace(row.recipe, prior=prior, draws=2), 12)
+
+    def version(self, row: Row) -> str:
+        """A hash of all that decides a row's figures; a line of another version is not reused."""
+        recipe = self.recipe_of(row)
+        parts = [
+            json.dumps(to_dict(recipe) if recipe else row.name, sort_keys=True),
+            repr((self.sampling, self.pictures, row.seed, row.start)),
+            _digest(self.weights),
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def pair_seeds(split: Split, index: int) -> tuple[int, int]:
+    """Identity and style seed of a pair; bands of skin tone take turns, so that each is a third."""
+    start = split.seeds.start + 100 * index
+    band = TONES[index % len(TONES)]
+    found = (
+        seed for seed in range(start, start + 100) if tone_word(identity_from_seed(seed)) == band
+    )
+    return next(found), start + 99
+
+
+class Bench:
+    """The networks of one process, and the pair it is at."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.backbone = load_backbone(plan.weights)
+        self.judge = Judge.load(plan.weights)
+        self.recogniser = loss_recogniser(plan.weights)
+        self._known: tuple[int, Pair, Case] | None = None
+
+    def run(self, row: Row, index: int) -> dict[str, object]:
+        """Train, draw and judge a row on a pair; returns its line of the table."""
+        pair, case = self._pair(index)
+        place = self.plan.keep / f"{row.name} {index}"
+        if row.name == "truth":
+            drawn, trained, further = pictures(pair.unseen), 0.0, {}
+        else:
+            started = time.process_time()
+            adapter = self._adapter(row, index, pair, place)
+            trained = time.process_time() - started
+            with adapted(self.backbone, adapter) if row.recipe else nullcontext():
+                drawn, further = self._drawn(adapter, pair, index)
+        save_strip(drawn[:8], place / "pictures.png")
+        identity, style = pair_seeds(self.plan.split, index)
+        line = {
+            "row": row.name,
+            "pair": index,
+            "version": self.plan.version(row),
+            "identity_seed": identity,
+            "style_seed": style,
+            **asdict(self.judge.scores(drawn, case)),
+            **further,
+            "train_seconds": trained,
+        }
+        return {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
+
+    def _pair(self, index: int) -> tuple[Pair, Case]:
+        if self._known is None or self._known[0] != index:
+            pair = make_pair(*pair_seeds(self.plan.split, index))
+            self._known = (index, pair, self.judge.case(pair))
+        return self._known[1:]
+
+    def _adapter(self, row: Row, index: int, pair: Pair, place: Path) -> Adapter:
+        """Train the row; without a recipe, the adapter of no step. Kept for later rows."""
+        subject, style = row.concepts()
+        recipe = self.plan.recipe_of(row) or doll_recipe()
+        source, reference = references(pair.source), references(pair.reference).with_role("style")
+        job = TrainingJob(subject, source, style, reference, recipe, seed=1000 * row.seed + index)
+        with Trainer(job, self.backbone, recogniser=self.recogniser) as trainer:
+            adapter = trainer.run() if row.recipe else trainer.adapter()
+        if row.recipe:
+            save_adapter(adapter, place, place, "adapter")
+        return adapter
+
+    def _drawn(self, adapter: Adapter, pair: Pair, index: int) -> tuple[Tensor, dict[str, object]]:
+        """Pictures of the composed prompt, and what is measured beside them."""
+        composed, edited = self.plan.pictures
+        started = time.process_time()
+        drawn = self._sample(adapter, "", composed, 1000 * index)
+        seconds = time.process_time() - started
+        obedience = {
+            f"obeys_{where}": self.judge.obedience(
+                self._sample(adapter, edit.words, edited, 1000 * index + 500), edit
+            )
+            for where, edit in zip(("face", "scene"), edits(pair.identity, pair.style), strict=True)
+        }
+        spills = token_spills(
+            self.backbone, adapter, pictures(pair.unseen[:8]), masks(pair.unseen[:8])
+        )
+        spilt = {f"spill_{name}": value for name, value in asdict(spills).items()}
+        return drawn, {**obedience, **spilt, "sample_seconds": seconds}
+
+    def _sample(self, adapter: Adapter, extra: str, count: int, seed: int) -> Tensor:
+        templates = adapter.recipe.prompts if adapter.recipe else doll_recipe().prompts
+        prompt = prompt_for(adapter.concepts, templates, extra=extra)
+        return sample(
+            self.backbone, [prompt] * count, adapter.vectors(), self.plan.sampling, seed=seed
+        )
+
+
+def kept_adapter(keep: Path, row: str, index: int) -> Adapter:
+    """An adapter that an earlier run trained; for rows that only sample in another way."""
+    place = keep / f"{row} {index}"
+    return load_adapter(place / "adapter.safetensors", [place])
+
+
+def save_strip(images: Tensor, file: Path) -> None:
+    """Pictures (N,3,H,W) in 0..1, side by side."""
+    from PIL import Image
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    strip = torch.cat(list(images), dim=-1).mul(255).round().byte().permute(1, 2, 0)
+    Image.fromarray(strip.numpy()).save(file)
+
+
+def _digest(weights: Path) -> str:
+    """A hash of the folder's networks."""
+    result = hashlib.sha256()
+    for file in sorted(weights.rglob("*.safetensors")):
+        result.update(file.read_bytes())
+    return result.hexdigest()

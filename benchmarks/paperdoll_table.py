@@ -1,0 +1,163 @@
+"""The paperdoll benchmark's lines as Markdown and as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from magicapture.metrics import Interval, bootstrap
+from magicapture.paperdoll.captions import TONES
+from magicapture.paperdoll.pairs import make_pair
+
+Line = Mapping[str, str]
+
+WITH_INTERVAL = ("identity", "style", "both", "distance")
+COLUMNS = {
+    "identity": "identity",
+    "style": "style",
+    "both": "both",
+    "distance": "distance to truth",
+    "spill_subject": "spill of subject",
+    "spill_style": "spill of style",
+    "collapse": "collapse",
+    "copies": "copies",
+    "obeys_face": "obeys, face",
+    "obeys_scene": "obeys, scene",
+    "train_seconds": "training, s",
+}
+COMPARED = ("identity", "style", "both", "distance", "spill_subject", "spill_style")
+
+
+class Table:
+    """The lines of a benchmark by row and pair."""
+
+    def __init__(self, lines: Sequence[Line], order: Sequence[str]) -> None:
+        self.by = {(line["row"], int(line["pair"])): line for line in lines}
+        self.order = [name for name in order if any(row == name for row, _ in self.by)]
+
+    def values(self, row: str, column: str, tone: str | None = None) -> dict[int, float]:
+        """A column's figure for each pair that has one."""
+        return {
+            pair: float(line[column])
+            for (name, pair), line in sorted(self.by.items())
+            if name == row and line.get(column) and tone in (None, line["tone"])
+        }
+
+    def interval(self, row: str, column: str, tone: str | None = None) -> Interval | None:
+        """The mean over pairs with its interval, None where there is nothing."""
+        values = list(self.values(row, column, tone).values())
+        return bootstrap(values) if values else None
+
+    def change(self, row: str, base: str, column: str) -> Interval | None:
+        """The mean of row - base, pair by pair."""
+        own, other = self.values(row, column), self.values(base, column)
+        common = sorted(own.keys() & other.keys())
+        return bootstrap([own[pair] - other[pair] for pair in common]) if common else None
+
+    # -- Markdown -----------------------------------------------------------------------------
+
+    def scores(self) -> str:
+        """Every row's figures; the interval where it matters most."""
+
+        def cell(row: str, column: str) -> str:
+            found = self.interval(row, column)
+            if found is None:
+                return ""
+            if column == "train_seconds":
+                return f"{found.mean:.0f}"
+            return str(found) if column in WITH_INTERVAL else f"{found.mean:.3f}"
+
+        body = [
+            [name, str(len(self.values(name, "both"))), *(cell(name, c) for c in COLUMNS)]
+            for name in self.order
+        ]
+        return markdown(["row", "pairs", *COLUMNS.values()], body)
+
+    def differences(self, base: str) -> str:
+        """How each row differs from one of them, over the same pairs."""
+        body = [
+            [name, *(_signed(self.change(name, base, column)) for column in COMPARED)]
+            for name in self.order
+            if name not in (base, "truth")
+        ]
+        return markdown([f"row - {base}", *(COLUMNS[c] for c in COMPARED)], body)
+
+    def tones(self) -> str:
+        """Identity by band of skin tone."""
+        body = [
+            [name, *(str(self.interval(name, "identity", tone) or "") for tone in TONES)]
+            for name in self.order
+        ]
+        return markdown(["identity", *TONES], body)
+
+    # -- pictures -----------------------------------------------------------------------------
+
+    def draw(self, file: Path) -> None:
+        """The rows' "both", identity and style with their intervals."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(10, 0.9 + 0.34 * len(self.order)), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(1, 3, sharey=True)
+        places = np.arange(len(self.order))[::-1]
+        for axis, column in zip(axes, ("both", "identity", "style"), strict=True):
+            found = [self.interval(name, column) for name in self.order]
+            means = np.array([f.mean if f else np.nan for f in found])
+            low, high = (
+                np.array([getattr(f, e) if f else np.nan for f in found]) for e in ("low", "high")
+            )
+            ours = [
+                "#3b7dd8" if name.startswith("magicapture") else "#7a7a7a" for name in self.order
+            ]
+            axis.barh(places, means, xerr=(means - low, high - means), color=ours, height=0.6)
+            axis.set_title(column)
+            axis.set_xlim(0, 1.1)
+            axis.set_yticks(places, self.order)
+            axis.grid(axis="x", alpha=0.3)
+        figure.savefig(file, dpi=110)
+
+
+def examples(
+    keep: Path, order: Sequence[str], pair: int, seeds: tuple[int, int], file: Path
+) -> None:
+    """A sheet of one pair: photos, portraits, then each row's pictures, 5 of each, labelled."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    own = make_pair(*seeds)
+    strips = {
+        "the person": np.concatenate([doll.image for doll in own.source], -1).transpose(1, 2, 0),
+        "the style": np.concatenate([doll.image for doll in own.reference], -1).transpose(1, 2, 0),
+    }
+    for name in order:
+        strip = keep / f"{name} {pair}" / "pictures.png"
+        if strip.exists():
+            strips[name] = np.asarray(Image.open(strip))[:, : 5 * own.source[0].image.shape[-1]]
+    figure = Figure(figsize=(8, 1.35 * len(strips)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (name, strip) in zip(
+        np.atleast_1d(figure.subplots(len(strips), 1)), strips.items(), strict=True
+    ):
+        axis.imshow(strip)
+        axis.set_ylabel(
+            name.replace(", ", ",\n").replace("without ", "without\n"),
+            rotation=0,
+            ha="right",
+            va="center",
+        )
+        axis.set(xticks=[], yticks=[])
+    figure.savefig(file, dpi=90, pil_kwargs={"quality": 88})
+
+
+def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *body)]
+    return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
+
+
+def _signed(found: Interval | None) -> str:
+    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if found else ""

@@ -1,0 +1,93 @@
+"""The paperdoll benchmark's bookkeeping; what it trains is tested where it lives."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from magicapture.paperdoll import Split, identity_from_seed, split_of
+from magicapture.paperdoll.captions import TONES, tone_word
+
+
+@pytest.fixture(scope="module")
+def bench(repo: Path) -> Iterator[SimpleNamespace]:
+    """The benchmark's modules, which lie beside one another and not in a package."""
+    sys.path.insert(0, str(repo / "benchmarks"))
+    try:
+        import paperdoll
+        import paperdoll_rows
+        import paperdoll_run
+        import paperdoll_table
+
+        yield SimpleNamespace(
+            main=paperdoll, rows=paperdoll_rows, run=paperdoll_run, table=paperdoll_table
+        )
+    finally:
+        sys.path.remove(str(repo / "benchmarks"))
+
+
+def test_pairs_stay_in_their_split_and_bands_of_skin_tone_take_turns(bench) -> None:
+    for split in (Split.DEVELOPMENT, Split.TEST):
+        seeds = [bench.run.pair_seeds(split, i) for i in range(21)]
+        assert {split_of(seed) for pair in seeds for seed in pair} == {split}
+        assert len({seed for pair in seeds for seed in pair}) == 42
+        tones = [tone_word(identity_from_seed(identity)) for identity, _ in seeds]
+        assert [tones.count(tone) for tone in TONES] == [7, 7, 7]
+
+
+def test_rows_have_names_of_their_own_and_differ_in_what_they_say(bench) -> None:
+    for rows in (bench.rows.rows(), *bench.rows.studies().values()):
+        assert len({row.name for row in rows}) == len(rows)
+    rows = {row.name: row for row in bench.rows.rows()}
+    assert not rows["without refocusing"].recipe.uses("attention")
+    assert rows["magicapture"].recipe.uses("attention")
+    assert not rows["without identity loss"].recipe.uses("identity")
+    assert not rows["without composed prompts"].recipe.uses("composed")
+    assert rows["one phase"].recipe.steps == rows["magicapture"].recipe.steps
+    assert rows["magicapture, second seed"].recipe == rows["magicapture"].recipe
+    assert not rows["dreambooth"].recipe.trains("tokens") and rows["dreambooth"].start == "random"
+
+
+def test_a_line_of_other_settings_has_another_version(bench, tmp_path: Path) -> None:
+    (tmp_path / "unet.safetensors").write_bytes(b"one")
+    plan = bench.run.Plan(tmp_path, Split.TEST, tmp_path)
+    row = bench.rows.rows()[7]
+    version = plan.version(row)
+    assert version == plan.version(row)
+    others = [
+        plan.version(replace(row, seed=5)),
+        plan.version(replace(row, recipe=replace(row.recipe, masked=False))),
+        replace(plan, quick=True).version(row),
+    ]
+    (tmp_path / "unet.safetensors").write_bytes(b"two")
+    others.append(plan.version(row))
+    assert version not in others and len(set(others)) == 4
+
+
+def line(row: str, pair: int, tone: str = "tan", **figures: float) -> dict[str, object]:
+    return {"row": row, "pair": pair, "tone": tone, "version": "v", **figures}
+
+
+def test_the_file_gives_back_the_newest_line_of_each(bench, tmp_path: Path) -> None:
+    file = tmp_path / "lines.csv"
+    assert bench.main.read(file) == []
+    for value in (0.1, 0.2):
+        bench.main.append(file, line("a", 0, both=value))
+    bench.main.append(file, line("a", 1, both=0.3))
+    assert [found["both"] for found in bench.main.read(file)] == ["0.2", "0.3"]
+
+
+def test_differences_are_paired(bench) -> None:
+    lines = [line("a", i, both=str(0.1 * i)) for i in range(5)]
+    lines += [line("b", i, both=str(0.1 * i + 0.05), tone="dark") for i in range(4)]
+    table = bench.table.Table(lines, ["b", "a", "absent"])
+    assert table.order == ["b", "a"]
+    change = table.change("b", "a", "both")
+    assert change.low == pytest.approx(0.05) and change.high == pytest.approx(0.05)
+    assert table.interval("a", "both", "dark") is None
+    assert "+0.050 [+0.050, +0.050]" in table.differences("a")
