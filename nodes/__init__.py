@@ -6,6 +6,12 @@ from comfy_api.latest import ComfyExtension, io
 
 from .adapters import MagiCaptureApplyAdapter, MagiCaptureLoadAdapter, MagiCaptureSaveAdapter
 from .faces import MagiCaptureLoadRecogniser
+from .finishing import (
+    MagiCaptureLoadFaceRestorer,
+    MagiCaptureRestoreFaces,
+    MagiCaptureSuperResolve,
+)
+from .guarding import MagiCaptureGuardIdentity, MagiCaptureMatchGrain
 from .paperdoll import MagiCaptureLoadPaperdoll, MagiCapturePaperdollReferences
 from .recipes import MagiCaptureRecipe, MagiCaptureTuneRecipe
 from .references import MagiCaptureConcept, MagiCaptureReferenceSet
@@ -25,6 +31,11 @@ NODES: list[type[io.ComfyNode]] = [
     MagiCapturePrompt,
     MagiCaptureLoadPaperdoll,
     MagiCapturePaperdollReferences,
+    MagiCaptureSuperResolve,
+    MagiCaptureLoadFaceRestorer,
+    MagiCaptureRestoreFaces,
+    MagiCaptureMatchGrain,
+    MagiCaptureGuardIdentity,
 ]
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..config import Checked, setting
 from ..errors import InputError
 from .filters import gaussian
 
@@ -25,21 +26,22 @@ _TO_YCC = torch.tensor(
 
 
 @dataclass(frozen=True)
-class MatchSettings:
-    """How much of colour and of grain is matched, 0 to 1 each, and the seed of the grain.
+class MatchSettings(Checked):
+    """How much of colour and grain is matched."""
 
-    Raises InputError for values out of range.
-    """
-
-    colour: float = 1.0
-    grain: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("colour", "grain"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise InputError(f"The {name} is {value:g}; expected a number from 0 to 1.")
+    colour: float = setting(
+        1.0,
+        "How much of the original's broad colour and shading comes back inside the mask.",
+        low=0,
+        high=1,
+    )
+    grain: float = setting(
+        1.0,
+        "How much of the grain that the part lacks against its surroundings is added.",
+        low=0,
+        high=1,
+    )
+    seed: int = setting(0, "Another seed draws other grain of the same strength.", low=0)
 
 
 @torch.no_grad()
@@ -76,11 +78,11 @@ def _surroundings(mask: Tensor) -> tuple[slice, slice]:
 
 
 def _matched(image: Tensor, original: Tensor, mask: Tensor, settings: MatchSettings) -> Tensor:
-    matched = image + settings.colour * colour_shift(image, original, mask)
+    weight = mask.clamp(0, 1)
+    matched = image + settings.colour * weight * colour_shift(image, original, mask)
     if settings.grain:
-        matched = matched + settings.grain * missing_grain(matched, mask, settings.seed)
-    blended = torch.lerp(image, matched.clamp(0, 1), mask.clamp(0, 1).expand_as(image))
-    return torch.where(mask > 0, blended, image)
+        matched = matched + settings.grain * weight * missing_grain(matched, mask, settings.seed)
+    return torch.where(mask > 0, matched.clamp(0, 1), image)
 
 
 def colour_shift(image: Tensor, original: Tensor, mask: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..faces.align import similarity, warp
+from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import Recogniser
+from ..faces.protocols import Face
 from ..metrics import leave_one_out, likeness
 
 TOLERANCE = 0.03
@@ -95,6 +97,34 @@ def guard(
     strength, kept, ends = _strongest(likenesses, tolerance * own)
     blend = after if strength >= 1 else torch.lerp(before, after, strength)
     return blend, GuardReport(*ends, kept, own, strength, tolerance)
+
+
+def embed_person(photos: Sequence[Tensor], analyzer: FaceAnalyzer) -> Tensor:
+    """The embeddings (N,D) of one person's photos (3,H,W), of those in which a face is found.
+
+    Of several faces in a photo that of the person whom the set shows is taken; the analyzer needs
+    its recogniser. Raises InputError where no photo has a face.
+    """
+    faces = [analyzer.detector(photo) for photo in photos]
+    chosen = analyzer.people(photos, faces)
+    found = [
+        analyzer.embeddings(photo, [of_photo[index]])
+        for photo, of_photo, index in zip(photos, faces, chosen, strict=True)
+        if index is not None
+    ]
+    if not found:
+        raise InputError(
+            f"No face is found in the person's {len(photos)} photos; give photos that show it."
+        )
+    return torch.cat(found)
+
+
+def face_of(person: Tensor, image: Tensor, analyzer: FaceAnalyzer) -> Face | None:
+    """The face of an image (3,H,W) that is most like a person's embeddings; None without one."""
+    faces = analyzer.detector(image)
+    if len(faces) < 2:
+        return faces[0] if faces else None
+    return faces[int(likeness(analyzer.embeddings(image, faces), person).argmax())]
 
 
 def _own(person: Tensor) -> float:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..faces.align import FFHQ_TEMPLATE, HEAD_SIZE, invert, similarity, transform, warp
-from ..faces.protocols import FACE_PARTS, Parser, Part
+from ..faces.masks import MaskSettings, face_mask
+from ..faces.protocols import FACE_PARTS, Face, Parser, Part
 from .filters import gaussian
 
 PASTED_PARTS = FACE_PARTS | {Part.HAIR, Part.BEARD}
@@ -51,18 +52,16 @@ def parsed_mask(
     return feathered(torch.isin(parser(heads), wanted)[:, None].float(), feather)
 
 
-def drawn_mask(device: torch.device | None = None, feather: float = FEATHER) -> Tensor:
-    """The feathered mask (1,1,512,512) for want of a parser: an oval about the template's points.
+def drawn_mask(head: Tensor, landmarks: Tensor, feather: float = FEATHER) -> Tensor:
+    """The feathered mask (1,1,512,512) for want of a parser: an oval laid over the landmarks.
 
-    It covers brows to chin of an upright face and leaves out hair and ears; a hand or hair before
-    the face is not seen.
+    head: (1,3,512,512). landmarks: (1,5,2) in its pixels. The oval reaches from forehead to chin
+    and leaves out hair and ears; a hand or hair before the face is not seen.
     """
-    middle = FFHQ_TEMPLATE.mean(dim=0)
-    radii = torch.tensor([0.27, 0.36]) * HEAD_SIZE
-    steps = torch.arange(HEAD_SIZE)
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
-    distance = ((torch.stack([x, y], -1) - middle) / radii).square().sum(-1)
-    return feathered((distance <= 1).float()[None, None].to(device), feather)
+    box = torch.tensor([0.0, 0.0, HEAD_SIZE, HEAD_SIZE])
+    face = Face(box, landmarks[0].cpu(), score=1)
+    oval = face_mask(head[0].cpu(), face, None, MaskSettings(grow=0, feather=0)).mask
+    return feathered(oval[None].to(head.device), feather)
 
 
 def feathered(mask: Tensor, feather: float = FEATHER) -> Tensor:
@@ -115,8 +114,7 @@ def put_back(head: Tensor, mask: Tensor, matrix: Tensor, size: tuple[int, ...]) 
     """
     top, left, height, width = _window(matrix, size)
     back = invert(_shifted(matrix, left, top))
-    both = warp(torch.cat([head, mask], dim=1), back, max(height, width), antialias=True)
-    both = both[0, :, :height, :width]
+    both = warp(torch.cat([head, mask], dim=1), back, (height, width), antialias=True)[0]
     weights = torch.where(both[3:] < _LEAST, 0, both[3:].clamp(0, 1))
     return Patch(both[:3].clamp(0, 1), weights, top, left)
 

@@ -8,30 +8,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..config import Checked, setting
+from ..faces.align import transform
 from ..faces.protocols import Face, Parser
 from .models import Restorer
 from .paste import FEATHER, cut_out, drawn_mask, parsed_mask, put_back
 
 
 @dataclass(frozen=True)
-class RestoreSettings:
-    """How restored faces are put back.
+class RestoreSettings(Checked):
+    """How restored faces are put back."""
 
-    strength: 0 leaves the picture, 1 takes the restored face whole. feather: standard deviation
-    of the mask's edge, in pixels of the aligned 512x512 head.
-
-    Raises InputError for values out of range.
-    """
-
-    strength: float = 1.0
-    feather: float = FEATHER
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 1:
-            raise InputError(f"The strength is {self.strength:g}; expected a number from 0 to 1.")
-        if not 0 <= self.feather <= 64:
-            raise InputError(f"The feather is {self.feather:g}; expected 0 to 64 pixels.")
+    strength: float = setting(
+        1.0, "How much of the restored face is taken: 0 leaves the picture.", low=0, high=1
+    )
+    feather: float = setting(
+        FEATHER,
+        "How soft the paste's edge is: the standard deviation in pixels of the aligned 512x512 "
+        "head.",
+        low=0,
+        high=64,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,10 +73,11 @@ def restore_faces(
     result, covered = image, torch.zeros_like(image[:1])
     restored = []
     for done, face in enumerate(faces, start=1):
-        before, matrix = cut_out(image, face.landmarks.to(image.device))
+        points = face.landmarks.to(image.device)
+        before, matrix = cut_out(image, points)
         after = restorer(before)
         mask = (
-            drawn_mask(image.device, settings.feather)
+            drawn_mask(before, transform(matrix, points[None]), settings.feather)
             if parser is None
             else parsed_mask(parser, after, feather=settings.feather)
         )

@@ -84,6 +84,12 @@ def test_a_tint_is_taken_back(tint) -> None:
     assert middle < 0.1 * max(abs(t) for t in tint)
 
 
+def test_taking_a_tint_back_adds_no_grain() -> None:
+    original, mask = flat(0.5, 0.5, 0.5), (oval() > 0.5).float()
+    matched = match_picture(original + 0.2 * mask, original, mask)
+    torch.testing.assert_close(matched, original, atol=2e-3, rtol=0)
+
+
 def test_detail_of_the_paste_stays() -> None:
     original, mask = flat(0.5, 0.5, 0.5), oval()
     detail = 0.1 * ((torch.arange(SIDE) // 2 % 2) - 0.5)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from magicapture.errors import InputError
-from magicapture.faces.align import ARCFACE_TEMPLATE, similarity, warp
+from magicapture.faces.align import ARCFACE_TEMPLATE, FFHQ_TEMPLATE, similarity, warp
+from magicapture.faces.analyzer import FaceAnalyzer
 from magicapture.faces.embed import load_recogniser
+from magicapture.faces.protocols import Face
 from magicapture.metrics import likeness
-from magicapture.refine.guard import guard
+from magicapture.refine.guard import embed_person, face_of, guard
 from magicapture.refine.paste import cut_out, drawn_mask, put_back
 
 POINTS = ARCFACE_TEMPLATE + 4
@@ -95,13 +97,48 @@ def test_what_cannot_be_judged_is_refused(change, match) -> None:
         guard(landmarks=POINTS, recogniser=red_and_green, **given)
 
 
+SIDE = 40.0
+
+
+def coloured(*colours: tuple[float, float, float]) -> Tensor:
+    """A picture of a row of faces, each an even square of a colour."""
+    squares = torch.tensor(colours).T[:, None, :, None]
+    return squares.expand(3, int(SIDE), len(colours), int(SIDE)).flatten(2)
+
+
+def squares(image: Tensor) -> tuple[Face, ...]:
+    """A detector that knows where `coloured` puts faces; black ones are none."""
+    corners = [torch.tensor([x, 0.0]) for x in torch.arange(0, image.shape[-1], SIDE)]
+    return tuple(
+        Face(torch.cat([at, at + SIDE]), ARCFACE_TEMPLATE * (SIDE / 112) + at, 1.0)
+        for at in corners
+        if image[:, 5, int(at[0]) + 5].any()
+    )
+
+
+WHO = FaceAnalyzer(squares, recogniser=red_and_green)
+ADA, BOB, NOBODY = (1.0, 0.1, 0.0), (0.1, 1.0, 0.0), (0.0, 0.0, 0.0)
+
+
+def test_the_person_is_found_among_others() -> None:
+    photos = [coloured(ADA), coloured(BOB, ADA), coloured(NOBODY), coloured(ADA, NOBODY)]
+    person = embed_person(photos, WHO)
+    assert person.shape == (3, 2)
+    torch.testing.assert_close(person[:, 0] / person[:, 1], torch.full((3,), 10.0))
+    face = face_of(person, coloured(BOB, ADA), WHO)
+    assert face is not None and float(face.box[0]) == SIDE
+    assert face_of(person, coloured(NOBODY), WHO) is None
+    with pytest.raises(InputError, match="No face"):
+        embed_person([coloured(NOBODY)], WHO)
+
+
 def test_a_real_face_turned_into_anothers_is_brought_back(shared_assets, photo) -> None:
     """A restorer that pastes a mirrored, darker face in the photo's place costs likeness."""
     recogniser = load_recogniser(shared_assets / "face" / "foamliu_MobileFaceNet.onnx", "imagenet")
     image, face = photo
     head, matrix = cut_out(image, face.landmarks)
     stranger = head.roll(30, dims=2) ** 2
-    patch = put_back(stranger, drawn_mask(), matrix, image.shape[-2:])
+    patch = put_back(stranger, drawn_mask(head, FFHQ_TEMPLATE[None]), matrix, image.shape[-2:])
     after = patch.onto(image)
     aligned = warp(image[None], similarity(face.landmarks[None]), antialias=True)
     person = recogniser(torch.cat([aligned, aligned.flip(-1)]))

@@ -53,6 +53,11 @@ def helper(image: Tensor, points: Tensor) -> FaceRestoreHelper:
     return made
 
 
+def oval() -> Tensor:
+    """The mask of an upright face without a parser."""
+    return drawn_mask(torch.zeros(1, 3, 512, 512), FFHQ_TEMPLATE[None])
+
+
 FACES = [
     landmarks(1, 0, 300, 280),
     landmarks(1, 0.3, 310, 300),
@@ -110,7 +115,7 @@ def test_the_pasted_picture_is_facexlibs(points) -> None:
 def test_outside_the_mask_every_bit_stays(points, strength) -> None:
     image = torch.rand(3, 560, 620)
     head, matrix = cut_out(image, points)
-    patch = put_back(1 - head, drawn_mask(), matrix, image.shape[-2:])
+    patch = put_back(1 - head, oval(), matrix, image.shape[-2:])
     result = patch.onto(image, strength)
     whole = torch.zeros(560, 620)
     whole[patch.place] = patch.mask[0]
@@ -126,7 +131,7 @@ def test_outside_the_mask_every_bit_stays(points, strength) -> None:
 def test_an_unchanged_head_leaves_the_picture(photo) -> None:
     image, face = photo
     head, matrix = cut_out(image, face.landmarks)
-    result = put_back(head, drawn_mask(), matrix, image.shape[-2:]).onto(image)
+    result = put_back(head, oval(), matrix, image.shape[-2:]).onto(image)
     assert (result - image).abs().mean() < 1 / 255
 
 
@@ -144,7 +149,7 @@ def test_a_small_face_does_not_alias() -> None:
 def test_a_head_beside_the_picture_changes_nothing() -> None:
     image = torch.rand(3, 60, 60)
     head, matrix = cut_out(image, landmarks(0.1, 0, 900, -700))
-    patch = put_back(head, drawn_mask(), matrix, (60, 60))
+    patch = put_back(head, oval(), matrix, (60, 60))
     assert torch.equal(patch.onto(image), image)
 
 
@@ -166,15 +171,25 @@ def test_feathering_is_opencvs_blur() -> None:
 
 
 def test_the_drawn_mask_covers_the_landmarks_and_little_else() -> None:
-    mask = drawn_mask()[0, 0]
+    mask = oval()[0, 0]
     x, y = FFHQ_TEMPLATE.round().long().unbind(-1)
     assert float(mask[y, x].min()) > 0.95
     assert 0.2 < float(mask.mean()) < 0.4
     assert float(mask[:60].max()) < 0.1, "hair and background above the head"
 
 
+def test_the_drawn_mask_follows_a_turned_head() -> None:
+    turned = FFHQ_TEMPLATE + torch.tensor([[0, 0], [0, 0], [40.0, 0], [0, 0], [0, 0]])
+    columns = torch.arange(512)
+    straight, moved = (
+        (mask[0, 0].sum(dim=0) * columns).sum() / mask.sum()
+        for mask in (oval(), drawn_mask(torch.zeros(1, 3, 512, 512), turned[None]))
+    )
+    assert abs(float(moved - straight)) > 10
+
+
 def test_bad_strength_is_refused() -> None:
     image = torch.rand(3, 60, 60)
     head, matrix = cut_out(image, landmarks(0.1, 0, 30, 30))
     with pytest.raises(InputError, match="strength"):
-        put_back(head, drawn_mask(), matrix, (60, 60)).onto(image, 1.5)
+        put_back(head, oval(), matrix, (60, 60)).onto(image, 1.5)

@@ -1,0 +1,155 @@
+"""Nodes that look after a finished picture: keep the person, hide the paste."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..magicapture.config import help_of
+from ..magicapture.errors import InputError
+from ..magicapture.faces.analyzer import FaceAnalyzer
+from ..magicapture.refine.grain import MatchSettings, match_picture
+from ..magicapture.refine.guard import TOLERANCE, GuardReport, embed_person, face_of, guard
+from ..magicapture.refine.paste import cut_out
+from ..magicapture.refine.upscale import resize
+from ._comfy import (
+    Progress,
+    images_from_socket,
+    images_to_socket,
+    masks_from_socket,
+    node_id,
+    show_text,
+)
+from ._common import naming
+from ._finishing import CATEGORY, preview, share
+from ._sockets import DetectorSocket, RecogniserSocket, References
+
+
+class MagiCaptureGuardIdentity(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureGuardIdentity",
+            display_name="Guard Identity",
+            category=CATEGORY,
+            description="Measures what finishing cost the person's likeness and, where it is more "
+            "than allowed, takes the finishing back to the strongest that keeps it.",
+            inputs=[
+                io.Image.Input("before", tooltip="The pictures before finishing, of any size."),
+                io.Image.Input("after", tooltip="The same pictures, finished."),
+                References.Input("person", tooltip="Photos of the person."),
+                DetectorSocket.Input("detector", tooltip="Finds the faces."),
+                RecogniserSocket.Input(
+                    "recogniser",
+                    tooltip="Tells how alike faces are. Take another one than in training, which "
+                    "was learned to please.",
+                ),
+                io.Float.Input(
+                    "tolerance",
+                    default=TOLERANCE,
+                    min=0.0,
+                    max=1.0,
+                    step=0.005,
+                    tooltip="The likeness that finishing may cost, as a share of how alike the "
+                    "person's own photos are. Up to 0.02 is what moving a picture by two pixels "
+                    "costs; 1 only measures.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images"),
+                io.String.Output(display_name="report"),
+                io.Float.Output(
+                    display_name="strength", tooltip="The least strength of the pictures."
+                ),
+                io.String.Output(display_name="figures", tooltip="The report as JSON."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, before, after, person, detector, recogniser, tolerance) -> io.NodeOutput:
+        with naming("Guard Identity"):
+            analyzer = FaceAnalyzer(detector, recogniser=recogniser)
+            known = embed_person(person.images, analyzer)
+            firsts, lasts = _paired(images_from_socket(before), images_from_socket(after))
+            bar, kept, reports, rows = Progress(len(lasts), node_id(cls)), [], [], []
+            for done, (first, last) in enumerate(zip(firsts, lasts, strict=True), start=1):
+                face = face_of(known, first, analyzer)
+                if face is None:
+                    kept.append(last)
+                    reports.append(None)
+                else:
+                    points = face.landmarks
+                    blend, report = guard(first, last, points, recogniser, known, tolerance)
+                    kept.append(blend)
+                    reports.append(report)
+                    rows.append([cut_out(image, points)[0][0] for image in (first, last, blend)])
+                bar.update(done)
+            text = "\n".join(_told(i, report) for i, report in enumerate(reports, 1))
+            show_text(text, node_id(cls))
+            return io.NodeOutput(
+                images_to_socket(torch.stack(kept)),
+                text,
+                min((r.strength for r in reports if r), default=1.0),
+                json.dumps([r.as_dict() if r else None for r in reports]),
+                ui=preview(rows),
+            )
+
+
+def _paired(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """As many pictures before as after, at the size after."""
+    if len(before) not in (1, len(after)):
+        raise InputError(
+            f"There are {len(before)} pictures before and {len(after)} after; give as many, or one."
+        )
+    height, width = after.shape[-2:]
+    return resize(before, (height, width)).expand(len(after), -1, -1, -1), after
+
+
+def _told(number: int, report: GuardReport | None) -> str:
+    said = "no face found, kept whole." if report is None else str(report)
+    return f"Picture {number}: {said}"
+
+
+class MagiCaptureMatchGrain(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureMatchGrain",
+            display_name="Match Grain and Colour",
+            category=CATEGORY,
+            description="Gives a restored part the colour it had and the grain of its "
+            "surroundings, so that the paste does not show.",
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures with the restored part."),
+                io.Image.Input("originals", tooltip="The same pictures before, of any size."),
+                io.Mask.Input("mask", tooltip="Where they were restored: Restore Faces' mask."),
+                share(MatchSettings, "colour"),
+                share(MatchSettings, "grain"),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    tooltip=help_of(MatchSettings, "seed"),
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+        )
+
+    @classmethod
+    def execute(cls, images, originals, mask, colour, grain, seed) -> io.NodeOutput:
+        with naming("Match Grain and Colour"):
+            settings = MatchSettings(colour, grain, seed)
+            before, batch = _paired(images_from_socket(originals), images_from_socket(images))
+            masks = masks_from_socket(mask)
+            if len(masks) not in (1, len(batch)):
+                raise InputError(f"There are {len(masks)} masks for {len(batch)} pictures.")
+            masks = masks.expand(len(batch), -1, -1, -1)
+            result = torch.stack(
+                [match_picture(*one, settings) for one in zip(batch, before, masks, strict=True)]
+            )
+            return io.NodeOutput(images_to_socket(result))

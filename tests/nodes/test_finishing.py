@@ -1,0 +1,197 @@
+"""The finishing nodes as the executor runs them, on small networks of the real architectures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from spandrel import ImageModelDescriptor
+from spandrel.architectures.Compact import Compact
+from spandrel.architectures.GFPGAN import GFPGAN, GFPGANArch
+
+SIDE = 96
+
+
+@pytest.fixture(autouse=True)
+def inferring(executor):
+    """Every test here runs in inference mode, as nodes do."""
+
+
+@pytest.fixture
+def nodes(pack):
+    """The nodes by the end of their class names."""
+    return SimpleNamespace(
+        **{node.__name__.removeprefix("MagiCapture"): node for node in pack("nodes").NODES}
+    )
+
+
+@pytest.fixture
+def upscaler(comfyui):
+    """A small Real-ESRGAN from ComfyUI's own loader."""
+    import folder_paths
+    from comfy_extras.nodes_upscale_model import UpscaleModelLoader
+
+    torch.manual_seed(0)
+    weights = Compact(num_feat=8, num_conv=2, upscale=2).state_dict()
+    folder = folder_paths.get_folder_paths("upscale_models")[0]
+    torch.save({"params": weights}, _made(folder) / "compact.pth")
+    return UpscaleModelLoader.execute("compact.pth")[0]
+
+
+def _made(folder) -> Path:
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return Path(folder)
+
+
+@pytest.fixture
+def restorer():
+    """GFPGAN with an eighth of its channels."""
+    torch.manual_seed(3)
+    network = GFPGAN(narrow=0.125, num_style_feat=64, num_mlp=1)
+    channels = {"input_channels": 3, "output_channels": 3, "scale": 1}
+    halves = {"supports_half": False, "supports_bfloat16": True}
+    return ImageModelDescriptor(
+        network,
+        network.state_dict(),
+        GFPGANArch(),
+        purpose="FaceSR",
+        tags=[],
+        **halves,
+        **channels,
+    )
+
+
+@pytest.fixture
+def detector(pack):
+    """A detector that sees one face in the middle of a picture, unless its middle is black."""
+    face, template = pack("magicapture.faces.protocols").Face, pack("magicapture.faces.align")
+
+    def detect(image):
+        height, width = image.shape[-2:]
+        if not image[:, height // 2, width // 2].any():
+            return ()
+        side = min(height, width)
+        points = template.FFHQ_TEMPLATE * (side / 512)
+        return (face(torch.tensor([0.0, 0.0, side, side]), points, 0.9),)
+
+    return detect
+
+
+def red_and_green(faces):
+    """A recogniser that sees how red and how green a face is."""
+    return faces[:, :2].mean(dim=(2, 3))
+
+
+def photos(count=1, seed=1, size=(SIDE, SIDE)):
+    return 0.1 + 0.8 * torch.rand(count, *size, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def shown(output):
+    return output.ui.as_dict()["images"]
+
+
+def test_super_resolve_reaches_the_size(nodes, upscaler) -> None:
+    images = photos(2, size=(40, 60))
+    plain = nodes.SuperResolve.execute(upscaler, images, 0.0, 0, 512)
+    expected = torch.cat([upscaler(one[None].movedim(-1, 1)) for one in images]).movedim(1, -1)
+    torch.testing.assert_close(plain[0], expected, atol=1e-5, rtol=0)
+    assert nodes.SuperResolve.execute(upscaler, images, 3.0, 0, 512)[0].shape == (2, 120, 180, 3)
+    long = nodes.SuperResolve.execute(upscaler, images, 3.0, 90, 512)
+    assert long[0].shape == (2, 60, 90, 3) and len(shown(long)) == 1
+    assert upscaler.device.type == "cpu"
+
+
+def test_super_resolve_tells_what_it_cannot_use(nodes, pack, upscaler, restorer) -> None:
+    with pytest.raises(
+        pack("magicapture.errors").InputError, match=r"Super-Resolve.*Restore Faces"
+    ):
+        nodes.SuperResolve.execute(restorer, photos(), 2.0, 0, 512)
+    with pytest.raises(pack("magicapture.errors").InputError, match="Load Upscale Model"):
+        nodes.SuperResolve.execute(None, photos(), 2.0, 0, 512)
+
+
+def test_cancel_stops_between_tiles(nodes, pack, upscaler) -> None:
+    import comfy.model_management as management
+
+    ran = []
+    hook = upscaler.model.register_forward_hook(lambda *_: ran.append(1))
+    management.interrupt_current_processing(True)
+    with pytest.raises(pack.comfy.Cancelled):
+        nodes.SuperResolve.execute(upscaler, photos(1, size=(400, 400)), 2.0, 0, 128)
+    hook.remove()
+    management.interrupt_current_processing(False)
+    assert len(ran) == 1
+
+
+def test_restore_faces_changes_faces_alone(nodes, restorer, detector) -> None:
+    images = photos(2)
+    images[1] = 0
+    result = nodes.RestoreFaces.execute(restorer, images, detector, 1.0, "all", 0.5, 15.6)
+    restored, mask, report = result.args
+    assert restored.shape == images.shape and mask.shape == images.shape[:3]
+    changed = (restored != images).any(dim=-1)
+    assert bool(changed[0].any()) and not bool((changed & (mask == 0)).any())
+    assert torch.equal(restored[1], images[1])
+    assert "no parser" in report and "Picture 2: no face" in report
+    assert len(shown(result)) == 1
+
+
+def test_no_face_at_all_needs_no_preview(nodes, restorer, detector) -> None:
+    images = torch.zeros(1, SIDE, SIDE, 3)
+    result = nodes.RestoreFaces.execute(restorer, images, detector, 1.0, "all", 0.5, 15.6)
+    assert torch.equal(result[0], images) and result.ui is None
+
+
+def test_guard_takes_back_what_costs_too_much(nodes, pack, detector) -> None:
+    before = torch.zeros(1, SIDE, SIDE, 3)
+    before[..., 0] = 0.8
+    after = before.flip(-1) + before.roll(1, -1)  # green and blue
+    references = pack("magicapture.data").ReferenceSet((before[0].movedim(-1, 0),) * 2)
+    given = references, detector, red_and_green
+    result = nodes.GuardIdentity.execute(before, after, *given, 0.03)
+    kept, report, strength, figures = result.args
+    assert 0.1 < strength < 0.3 and f"{strength:.2f}" in report
+    torch.testing.assert_close(kept, torch.lerp(before, after, strength))
+    (numbers,) = json.loads(figures)
+    assert numbers["before"] - numbers["kept"] <= 0.03 + 1e-5 < numbers["before"] - numbers["after"]
+    assert shown(result)
+    whole = nodes.GuardIdentity.execute(before, after, *given, 1.0)
+    assert torch.equal(whole[0], after) and whole[2] == 1
+
+
+def test_guard_passes_pictures_without_a_face_and_of_other_sizes(nodes, pack, detector) -> None:
+    person = pack("magicapture.data").ReferenceSet((photos()[0].movedim(-1, 0),))
+    given = person, detector, red_and_green, 0.03
+    black = torch.zeros(1, SIDE, SIDE, 3)
+    result = nodes.GuardIdentity.execute(black, black + 0.1, *given)
+    assert torch.equal(result[0], black + 0.1) and "no face" in result[1]
+    large = nodes.GuardIdentity.execute(photos(), photos(size=(2 * SIDE, 2 * SIDE)), *given)
+    assert large[0].shape == (1, 2 * SIDE, 2 * SIDE, 3)
+    with pytest.raises(pack("magicapture.errors").InputError, match="2 pictures before"):
+        nodes.GuardIdentity.execute(photos(2), photos(3), *given)
+
+
+def test_match_brings_the_tint_back_inside_the_mask(nodes) -> None:
+    original = torch.full((1, SIDE, SIDE, 3), 0.5)
+    mask = torch.zeros(1, SIDE, SIDE)
+    mask[:, 30:66, 30:66] = 1
+    tinted = original + 0.2 * mask[..., None]
+    matched = nodes.MatchGrain.execute(tinted, original, mask, 1.0, 1.0, 0)[0]
+    assert (matched - original).abs().max() < 0.01
+    assert torch.equal(matched[mask == 0], tinted[mask == 0])
+
+
+def test_the_loader_lists_and_reads_restorers(nodes, pack, upscaler) -> None:
+    finishing = pack("nodes._comfy.finishing")
+    (folder,) = pack.comfy.model_folders(finishing.RESTORERS)
+    torch.save(upscaler.model.state_dict(), _made(folder) / "restorer.pth")
+    (_made(folder) / "readme.txt").write_text("not a model")
+    assert finishing.restorer_names() == ["restorer.pth"]
+    loaded = nodes.LoadFaceRestorer.execute("restorer.pth")[0]
+    assert type(loaded) is type(upscaler)
+    assert hasattr(loaded, "patcher") == hasattr(upscaler, "patcher")
+    with pytest.raises(pack("magicapture.errors").StorageError, match="GFPGAN"):
+        nodes.LoadFaceRestorer.execute("absent.pth")
