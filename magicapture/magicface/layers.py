@@ -1,0 +1,64 @@
+"""Which attention layers MagicFace uses, chosen by the UNet's structure, not by number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import nn
+
+from ..attention import cross_attentions, self_attentions
+from ..errors import UnsupportedModelError
+
+_DECODERS = {"up_blocks", "output_blocks"}  # diffusers' name and ComfyUI's
+_LEVELS = 2
+
+
+class Pair(NamedTuple):
+    """The self- and cross-attention of one transformer block, by their names in the UNet."""
+
+    self_attention: str
+    cross_attention: str
+
+
+def decoder_layers(unet: nn.Module) -> dict[str, nn.Module]:
+    """The self-attentions of the last two levels of the decoder that have any, by name.
+
+    These are six in Stable Diffusion 1.x and 2.x, at 1/2 and at the whole of the latents' size,
+    and all 36 of SDXL's decoder, at 1/4 and 1/2. Raises UnsupportedModelError where there is none.
+    """
+    layers = self_attentions(unet)
+    levels = [names for names in _levels(unet, set(layers)) if names]
+    names = [name for level in levels[-_LEVELS:] for name in level]
+    if not names:
+        raise UnsupportedModelError(
+            f"{type(unet).__name__} has no self-attention in its decoder ('up_blocks' or "
+            "'output_blocks' with attn1). Use a Stable Diffusion 1.x, 2.x or XL model."
+        )
+    return {name: layers[name] for name in names}
+
+
+def mapped_layers(unet: nn.Module) -> list[Pair]:
+    """The last transformer block of every stack: where attention is read to find regions."""
+    stacks: dict[str, Pair] = {}
+    crosses = cross_attentions(unet)
+    for name in self_attentions(unet):
+        block = name.removesuffix("attn1")
+        if block + "attn2" in crosses:
+            stack = block.rstrip(".").rpartition(".")[0]
+            stacks[stack] = Pair(name, block + "attn2")
+    return list(stacks.values())
+
+
+def _levels(unet: nn.Module, wanted: set[str]) -> Iterator[list[str]]:
+    """The decoder's attentions by level; an upsampler ends each level but the last."""
+    level: list[str] = []
+    for name, module in unet.named_modules():
+        if name.split(".")[0] not in _DECODERS:
+            continue
+        if name in wanted:
+            level.append(name)
+        elif type(module).__name__ in ("Upsample", "Upsample2D"):
+            yield level
+            level = []
+    yield level

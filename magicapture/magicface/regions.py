@@ -1,0 +1,69 @@
+"""Where each concept is being drawn, read off the model's own attention (S-CFG's segmentation)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_GAUSSIAN = (0.25, 0.5, 0.25)
+
+
+def spread(self_map: Tensor, cross_map: Tensor) -> Tensor:
+    """(S C + 3 S^2 C) / 4: cross-attention carried along self-attention to alike pixels.
+
+    self_map: (B,N,N). cross_map: (B,N,L). Rows of both sum to 1, and so do the result's.
+    """
+    once = self_map @ cross_map
+    return (once + 3 * (self_map @ once)) / 4
+
+
+def smooth(maps: Tensor) -> Tensor:
+    """Maps (B,K,h,w) under a 3x3 Gaussian, edges repeated."""
+    line = torch.tensor(_GAUSSIAN, dtype=maps.dtype, device=maps.device)
+    kernel = (line[:, None] * line).expand(maps.shape[1], 1, 3, 3)
+    return F.conv2d(F.pad(maps, (1, 1, 1, 1), mode="replicate"), kernel, groups=maps.shape[1])
+
+
+def aggregate(maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """The mean of token maps of several layers, each token's with a mean of 1.
+
+    maps: (B,L,h,w) of each layer, of any sizes. Returns (B,L,*size).
+    """
+    total = torch.zeros(())
+    for one in maps:
+        sized = smooth(F.interpolate(one, size, mode="bilinear"))
+        total = total.to(sized) + sized / sized.mean(dim=(-2, -1), keepdim=True).clamp_min(1e-12)
+    return total / len(maps)
+
+
+def assign(tokens: Tensor, columns: Sequence[Sequence[int]], others: float) -> Tensor:
+    """The regions (B,K,h,w) bool of K concepts: each pixel goes to its strongest token.
+
+    tokens: (B,L,h,w) from `aggregate`. columns: of each concept's tokens, in no two concepts.
+    others: what the map of a token that is no concept's is multiplied by. A region may be empty.
+    """
+    owner = torch.full((tokens.shape[1],), -1, device=tokens.device)
+    for concept, own in enumerate(columns):
+        owner[list(own)] = concept
+    scale = torch.where(owner < 0, others, 1.0)
+    winner = owner[(tokens * scale[:, None, None]).argmax(dim=1)]
+    concepts = torch.arange(len(columns), device=tokens.device)
+    return winner[:, None] == concepts[:, None, None]
+
+
+def foreground(tokens: Tensor) -> Tensor:
+    """Where something is drawn, (B,1,h,w) bool, from the maps of the unconditional rows.
+
+    There the first token, which stands for nothing in particular, does not beat all others
+    together; both maps are taken relative to their means. tokens: (B,L,h,w) from `aggregate`.
+    """
+    rest = tokens[:, 1:].sum(dim=1, keepdim=True)
+    return tokens[:, :1] <= rest / rest.mean(dim=(-2, -1), keepdim=True)
+
+
+def at_size(regions: Tensor, size: tuple[int, int]) -> Tensor:
+    """Regions (B,K,h,w) bool at another size; disjoint ones stay disjoint."""
+    return F.interpolate(regions.float(), size, mode="nearest-exact") > 0.5

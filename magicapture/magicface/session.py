@@ -1,0 +1,192 @@
+"""One sampling with references, around the passes of diffusers' UNet or ComfyUI's."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from torch import Tensor, nn
+
+from ..attention import map_size
+from .guidance import guidance_rates
+from .layers import decoder_layers
+from .rba import region_attention
+from .references import ReferenceRows
+from .regions import at_size
+from .rsa import ReferenceKeys, reference_attention
+from .segment import Rows, Seen, Segmenter
+from .settings import MagicFaceSettings, Stage
+from .taps import Found, edited, recorded
+
+Keys = dict[str, list[ReferenceKeys]]
+"""Layer -> what each concept's reference offers it."""
+
+_CACHED_LEVELS = 2  # samplers of higher order come back to the last noise level
+_ROWS_AT_ONCE = 2  # of the references, so that they take no more memory than guidance does
+_PROJECTIONS = ("to_q", "to_k", "to_v")
+
+
+class Session:
+    """Holds the references' keys and what the attention has shown, during one sampling.
+
+    unet: diffusers' or ComfyUI's, as it will run. columns: of each concept's words in the prompt's
+    context, `length` long. seen: by the last pass that was mapped, or None.
+    """
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        references: ReferenceRows,
+        columns: Sequence[Sequence[int]],
+        length: int,
+        settings: MagicFaceSettings,
+    ) -> None:
+        self.references = references
+        self.settings = settings
+        self.seen: Seen | None = None
+        self._layers = decoder_layers(unet)
+        others = settings.others_count(len(columns))
+        self._segmenter = Segmenter(unet, columns, length, others)
+        self._keys: OrderedDict[float, Keys] = OrderedDict()
+        self._won: Tensor | None = None  # which concepts have had a region (K,)
+
+    # -- the references' pass -----------------------------------------------------------------
+
+    def keys(self, level: float, run: Callable[[slice], object]) -> Keys:
+        """The references' keys and values at a noise level, kept for when it comes again.
+
+        run: passes some of the references' rows, noised to that level, through the UNet; no more
+        at once than a picture's own two.
+        """
+        if level not in self._keys:
+            offered: dict[str, dict[int, ReferenceKeys]] = {name: {} for name in self._layers}
+            for start in range(0, len(self.references.latents), _ROWS_AT_ONCE):
+                rows = range(start, start + _ROWS_AT_ONCE)
+                with recorded(self._layers, "to_k", "to_v") as found:
+                    run(slice(rows.start, rows.stop))
+                for name, projections in found.items():
+                    offered[name].update(self._offered(projections, rows))
+            self._keys[level] = {
+                name: [of[concept] for concept in sorted(of)] for name, of in offered.items()
+            }
+            while len(self._keys) > _CACHED_LEVELS:
+                self._keys.popitem(last=False)
+        return self._keys[level]
+
+    def _offered(self, found: dict[str, Tensor], rows: range) -> dict[int, ReferenceKeys]:
+        """What the references in some rows offer to one layer, by concept."""
+        key, value = found["to_k"], found["to_v"]
+        references = self.references
+        _, height, width = map_size(key.shape[1], references.size)
+        offered = {}
+        for concept, row in enumerate(references.rows):
+            if row in rows:
+                kept = references.kept(concept, (height, width)).to(key.device)
+                own, weight = row - rows.start, references.weights[concept]
+                offered[concept] = ReferenceKeys(key[own, kept], value[own, kept], weight)
+        return offered
+
+    # -- the picture's own passes -------------------------------------------------------------
+
+    @contextmanager
+    def drawing(
+        self, stage: Stage, keys: Keys, rows: Rows, size: tuple[int, int]
+    ) -> Iterator[None]:
+        """Let the picture's conditional rows see the references in the one pass run inside.
+
+        size: of the latents in cells. Where there is nothing to see, the pass is bit-equal to one
+        without references.
+        """
+        with ExitStack() as scope:
+            maps: Found | None = None
+            if stage in ("details", "look") or (
+                stage == "layout" and self.settings.region_guidance
+            ):
+                maps = scope.enter_context(self._segmenter.recording())
+            if stage in ("layout", "details") and rows.conditional:
+                own = scope.enter_context(recorded(self._layers, *_PROJECTIONS))
+                blend = _Blend(self, stage, keys, rows, size, own, maps)
+                scope.enter_context(edited(self._layers, blend))
+            yield
+            if maps is not None:
+                self.seen = self._segmenter.look(maps, rows, size) or self.seen
+
+    def regions(self, maps: Found, rows: Rows, size: tuple[int, int]) -> Tensor:
+        """The regions (B,K,h,w) that the layers before the first changed one show."""
+        seen = self._segmenter.look(maps, rows, size)
+        assert seen is not None  # asked for by conditional rows alone
+        won = seen.regions.any(dim=-1).any(dim=-1).any(dim=0)
+        self._won = won if self._won is None else self._won | won
+        return seen.regions
+
+    def layer(self, name: str) -> nn.Module:
+        """One of the layers that see the references."""
+        return self._layers[name]
+
+    def rates(self, difference: Tensor, guidance: float) -> Tensor | None:
+        """The factors (B,1,h,w) of guidance, `guidance_rates`; None where none apply.
+
+        difference: (B,C,h,w), the prompt's prediction minus the negative prompt's.
+        """
+        seen = self.seen
+        if not self.settings.region_guidance or seen is None:
+            return None
+        if len(seen.regions) != len(difference):
+            return None  # several prompts at once: whose regions would they be?
+        size = (difference.shape[-2], difference.shape[-1])
+        ground = None if seen.foreground is None else at_size(seen.foreground, size)
+        return guidance_rates(difference, at_size(seen.regions, size), ground, guidance)
+
+    def missing(self) -> list[str]:
+        """The concepts that never had a region, so that their references gave no details."""
+        if self._won is None:
+            return []
+        names = zip(self.references.names, self._won.tolist(), strict=True)
+        return [name for name, won in names if not won]
+
+
+class _Blend:
+    """What the decoder's self-attention puts out in one pass, with the references in it."""
+
+    def __init__(
+        self,
+        session: Session,
+        stage: Stage,
+        keys: Keys,
+        rows: Rows,
+        size: tuple[int, int],
+        own: Found,
+        maps: Found | None,
+    ) -> None:
+        self._session, self._stage, self._keys = session, stage, keys
+        self._rows, self._size, self._own, self._maps = rows, size, own, maps
+        self._regions: Tensor | None = None
+
+    def __call__(self, name: str, plain: Tensor) -> Tensor:
+        found = self._own[name]
+        if len(plain) != len(self._rows) or len(found) < len(_PROJECTIONS):
+            return plain  # another node's pass inside ours
+        index = list(self._rows.conditional)
+        q, k, v = (found.pop(projection)[index] for projection in _PROJECTIONS)
+        heads = int(self._session.layer(name).heads)  # type: ignore[arg-type]
+        offered = self._keys[name]
+        if all(keys.empty for keys in offered):
+            return plain
+        if self._stage == "layout":
+            seen = [keys for keys in offered if not keys.empty]
+            blended = reference_attention(q, k, v, seen, heads)
+        else:
+            regions = self._regions_at(q.shape[1])
+            blended = region_attention(plain[index], (q, k, v), offered, regions, heads)
+        out = plain.clone()
+        out[index] = blended.to(plain.dtype)
+        return out
+
+    def _regions_at(self, queries: int) -> Tensor:
+        """The regions (B,K,N) at a layer's size; found when the first layer asks."""
+        if self._regions is None:
+            assert self._maps is not None  # recorded in this stage
+            self._regions = self._session.regions(self._maps, self._rows, self._size)
+        _, height, width = map_size(queries, self._size)
+        return at_size(self._regions, (height, width)).flatten(2)

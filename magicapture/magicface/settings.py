@@ -1,0 +1,68 @@
+"""The settings of MagicFace, and which of its two mechanisms a step uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from ..config import Checked, setting
+
+Stage = Literal["layout", "details", "look", "off"]
+"""layout: all references for every pixel (RSA); details: each in its own region (RBA); look: no
+reference acts, but regions are found."""
+
+_ONE, _SEVERAL = 0.9, 0.6  # what other words count, by the number of concepts
+
+
+@dataclass(frozen=True)
+class MagicFaceSettings(Checked):
+    """How references act while a picture is sampled; shares are of the sampling steps."""
+
+    switch: float = setting(
+        0.4,
+        "Up to this share of the steps every pixel looks at all references, which lays the picture "
+        "out; from then on each reference is seen by its own region alone.",
+        low=0,
+        high=1,
+        release=0.4,
+    )
+    stop: float = setting(
+        1.0, "After this share of the steps the references are left out.", low=0, high=1
+    )
+    others: float | None = setting(
+        None,
+        "What a word that is no concept's counts where words compete for a pixel: lower makes "
+        f"regions larger. Empty: {_ONE} with one concept, {_SEVERAL} with several.",
+        low=0.05,
+        high=2,
+    )
+    region_guidance: bool = setting(
+        True,
+        "Scale the guidance of each region to the foreground's, so that no concept is drawn "
+        "fainter than another.",
+        release=True,
+    )
+    noise_seed: int = setting(
+        0, "Seed of the noise on the references, fresh at every noise level.", low=0, high=2**31
+    )
+
+    def others_count(self, concepts: int) -> float:
+        """What other words count with this many concepts."""
+        return self.others if self.others is not None else (_ONE if concepts == 1 else _SEVERAL)
+
+    def stage(self, share: float) -> Stage:
+        """The mechanism of a step, by the share of steps before it: of 50, 0-20 lay out."""
+        if share >= self.stop:
+            return "off"
+        return "layout" if share <= self.switch and self.switch > 0 else "details"
+
+
+def share_of(level: float, levels: Sequence[float]) -> float:
+    """The share of the steps done at a noise level; one between two steps belongs to the first.
+
+    levels: of all steps, falling, with the final clean one; any measure of noise.
+    """
+    steps = max(len(levels) - 1, 1)
+    reached = sum(1 for other in levels if other >= level * (1 - 1e-4))
+    return min(max(reached - 1, 0), steps - 1) / steps
