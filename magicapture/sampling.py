@@ -6,9 +6,10 @@ prompts -> Conditioning -> denoise(...) -> latents -> images
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -53,6 +54,33 @@ class SamplingSettings(Checked):
 DEFAULT = SamplingSettings()
 
 
+@dataclass(frozen=True)
+class Step:
+    """One step of a drawing, as a guide sees it.
+
+    share: of the steps done before it, 0 at the first. timestep: (). conditioning: of all rows
+    that the UNet gets, negative prompts first where there are any.
+    """
+
+    share: float
+    timestep: Tensor
+    conditioning: Conditioning
+
+
+class Guide(Protocol):
+    """Steers a drawing from within, such as `refocusing.PromptRefocuser`."""
+
+    def moved(self, latents: Tensor, step: Step, predict: Callable[[Tensor], Tensor]) -> Tensor:
+        """The latents (B,C,h,w) from which the step starts; those given, if nothing is to move.
+
+        predict: one pass of the UNet over the prompts' B rows, without the negative ones;
+        differentiable in the latents it is given.
+        """
+
+    def predicting(self, step: Step, size: tuple[int, int]) -> AbstractContextManager[None]:
+        """A scope around the step's pass over all rows; size: of the latents, in cells."""
+
+
 @contextmanager
 def adapted(backbone: Backbone, adapter: Adapter, strength: float = 1.0) -> Iterator[None]:
     """The backbone with the adapter's LoRA in its UNet and text encoders, while open.
@@ -81,16 +109,18 @@ def sample(
     *,
     seed: int | Sequence[int] = 0,
     callback: Callback | None = None,
+    guide: Guide | None = None,
 ) -> Tensor:
     """Draw one image for each prompt: (B,3,H,W) in 0..1, float32 on the backbone's device.
 
     seed: one for each image, or the first of consecutive ones. An image depends on its own seed
-    alone, not on its place in a batch. Raises InputError for a size that is no multiple of a
-    latent cell, or seeds that do not match the prompts.
+    alone, not on its place in a batch. guide: steers the steps. Raises InputError for a size that
+    is no multiple of a latent cell, or seeds that do not match the prompts.
     """
-    return to_images(
-        backbone, sample_latents(backbone, prompts, vectors, settings, seed=seed, callback=callback)
+    latents = sample_latents(
+        backbone, prompts, vectors, settings, seed=seed, callback=callback, guide=guide
     )
+    return to_images(backbone, latents)
 
 
 @torch.no_grad()
@@ -102,6 +132,7 @@ def sample_latents(
     *,
     seed: int | Sequence[int] = 0,
     callback: Callback | None = None,
+    guide: Guide | None = None,
 ) -> Tensor:
     """The latents (B,C,h,w) of `sample`, before they are decoded."""
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -114,6 +145,7 @@ def sample_latents(
         settings,
         generators=generators,
         callback=callback,
+        guide=guide,
     )
 
 
@@ -140,23 +172,39 @@ def denoise(
     *,
     generators: list[torch.Generator] | None = None,
     callback: Callback | None = None,
+    guide: Guide | None = None,
 ) -> Tensor:
     """Turn standard normal noise (B,C,h,w) into clean latents of the same shape.
 
     conditioning: as `guided_conditioning` gives it. generators: one for each image, for the noise
-    that an ancestral sampler adds.
+    that an ancestral sampler adds. guide: steers the steps.
     """
     scheduler = make_scheduler(backbone.schedule, settings.sampler)
     scheduler.set_timesteps(settings.steps, device=noise.device)
     noisy = {"generator": generators} if settings.sampler == "euler_a" else {}
     latents = noise * scheduler.init_noise_sigma
     for done, t in enumerate(scheduler.timesteps, start=1):
+        scope: AbstractContextManager[None] = nullcontext()
+        if guide is not None:
+            step = Step((done - 1) / len(scheduler.timesteps), t, conditioning)
+            predict = partial(_prediction, backbone, scheduler, step)
+            latents = guide.moved(latents, step, predict)
+            scope = guide.predicting(step, (latents.shape[-2], latents.shape[-1]))
         scaled = scheduler.scale_model_input(latents, t)
-        prediction = guided_prediction(backbone, scaled, t, conditioning, settings.guidance)
+        with scope:
+            prediction = guided_prediction(backbone, scaled, t, conditioning, settings.guidance)
         latents = scheduler.step(prediction, t, latents, **noisy).prev_sample
         if callback is not None:
             callback(done, settings.steps, latents)
     return latents
+
+
+def _prediction(backbone: Backbone, scheduler: Any, step: Step, latents: Tensor) -> Tensor:
+    """The UNet's output for the prompts alone."""
+    rows = len(latents)
+    noisy = scheduler.scale_model_input(latents, step.timestep)
+    timesteps = step.timestep.round().long().expand(rows)
+    return backbone.predict(noisy, timesteps, step.conditioning[-rows:])
 
 
 def guided_prediction(

@@ -37,8 +37,10 @@ DIRECTIONS: dict[str, str] = {
     "identity": "faces losses backbone",
     "refine": "faces metrics",
     "metrics": "errors losses",
-    "magicface": "attention backbone",
+    "magicface": "attention sampling",
     "sampling": "attention backbone adapter losses",
+    "refocusing": "sampling checkpointing plot",
+    "doctor": "data metrics",
     "demo": "paperdoll plot backbones",
     "training": "attention identity checkpointing data prompts sampling",
 }

@@ -1,0 +1,106 @@
+"""Refocusing around the passes of a UNet, diffusers' or ComfyUI's alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .bias import biased
+from .focus import Rows
+from .gradient import Shortcut, region_loss
+from .regions import Recorder
+from .settings import RefocusGuidance
+
+Size = tuple[int, int]
+
+
+class Refocuser:
+    """Holds tokens to their regions while one UNet draws.
+
+    settings: see `RefocusGuidance`. Where a pass comes without a region, the region is found from
+    the attention of the pass before it, and before there is any the pass runs free.
+    """
+
+    def __init__(self, unet: nn.Module, settings: RefocusGuidance) -> None:
+        self.settings = settings
+        self._unet = unet
+        self._shortcut = Shortcut(unet)
+
+    @contextmanager
+    def holding(
+        self,
+        rows: Rows,
+        regions: Sequence[Tensor | None],
+        size: Size,
+        found: Callable[[list[Tensor | None]], None] | None = None,
+    ) -> Iterator[None]:
+        """Bias the tokens' attention in the one pass of the UNet run inside.
+
+        regions: of each row, the subject's (h,w) at the latents' size, or None to leave the row
+        free. found: is told the regions that the pass's own attention shows.
+        """
+        if not any(rows):
+            yield
+            return
+        if found is not None:
+            recorder = Recorder(self._unet, self.settings.factors, spreading=True)
+            with recorder.recording(), self._biasing(rows, regions, size):
+                yield
+            with torch.no_grad():
+                found(recorder.regions(recorder.maps(rows, size), rows, size, self.settings))
+        else:
+            with self._biasing(rows, regions, size):
+                yield
+
+    @contextmanager
+    def _biasing(self, rows: Rows, regions: Sequence[Tensor | None], size: Size) -> Iterator[None]:
+        held = [
+            () if region is None else tokens for tokens, region in zip(rows, regions, strict=True)
+        ]
+        if self.settings.bias == 0 or not any(held):
+            yield
+            return
+        with biased(self._unet, held, _stacked(regions, size), self.settings.bias):
+            yield
+
+    def loss(
+        self,
+        run: Callable[[], object],
+        rows: Rows,
+        regions: Sequence[Tensor | None] | None,
+        size: Size,
+    ) -> Tensor:
+        """The refocusing loss of the pass that `run` makes, one a row (R,), differentiable.
+
+        regions: as for `holding`; None finds them from this very pass. The pass may end early,
+        so what `run` returns is of no use.
+        """
+        recorder = Recorder(self._unet, self.settings.factors, spreading=regions is None)
+        # A recomputed block must not be left by an exception: torch would go on recording it.
+        whole = self.settings.save_memory
+        with recorder.recording(), nullcontext() if whole else self._shortcut.ending(size):
+            run()
+        maps = recorder.maps(rows, size)
+        self._shortcut.learn(size, maps)
+        if regions is None:
+            with torch.no_grad():
+                regions = recorder.regions(maps, rows, size, self.settings)
+        loss = region_loss(maps, rows, _stacked(regions, size), self.settings.measure)
+        held = torch.tensor([r is not None for r in regions], device=loss.device)
+        return torch.where(held, loss, 0)
+
+
+def fit(mask: Tensor, size: Size) -> Tensor:
+    """A region (B,1,H,W) brought to the latents' size (h,w), by area: (B,1,h,w)."""
+    return F.interpolate(mask.float(), size, mode="area").clamp(0, 1)
+
+
+def _stacked(regions: Sequence[Tensor | None], size: Size) -> Tensor:
+    """(R,1,h,w), all 1 for a row left free."""
+    device = next((r.device for r in regions if r is not None), None)
+    free = torch.ones(size, device=device)
+    return torch.stack([free if region is None else region for region in regions])[:, None]

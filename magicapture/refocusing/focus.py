@@ -1,0 +1,77 @@
+"""Which columns of a prompt are the tokens that refocusing holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..backbone import Backbone, Conditioning
+from ..config import Role
+from ..tokens import Concept, Prompt, TokenVectors, layout
+
+
+@dataclass(frozen=True)
+class Focus:
+    """A token held to a region: a subject's to the region itself, a style's to all but it.
+
+    columns: of the context, where the token's vectors stand. word: those of its class word, which
+    help to find the region.
+    """
+
+    name: str
+    role: Role
+    columns: tuple[int, ...]
+    word: tuple[int, ...] = ()
+
+    def repeated(self, length: int, total: int) -> Focus:
+        """For a context of `length` columns that was repeated to `total`, as ComfyUI pads."""
+
+        def spread(columns: tuple[int, ...]) -> tuple[int, ...]:
+            return tuple(c + start for start in range(0, total, length) for c in columns)
+
+        return replace(self, columns=spread(self.columns), word=spread(self.word))
+
+
+Rows = Sequence[Sequence[Focus]]
+"""For each row of a batch, its tokens; none for a negative prompt."""
+
+
+def places(ids: Sequence[int], word: Sequence[int]) -> tuple[int, ...]:
+    """The positions that every occurrence of `word` takes up in `ids`."""
+    found: list[int] = []
+    for start in range(len(ids) - len(word) + 1 if word else 0):
+        if list(ids[start : start + len(word)]) == list(word):
+            found += range(start, start + len(word))
+    return tuple(found)
+
+
+def foci(
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    conditioning: Conditioning,
+    vectors: TokenVectors,
+    concepts: Sequence[Concept],
+) -> list[tuple[Focus, ...]]:
+    """The tokens of the prompts that are concepts, by the conditioning they were encoded to."""
+    encoder = next(iter(backbone.text_encoders))
+
+    def word_ids(text: str) -> list[int]:
+        return backbone.word_ids(encoder, text)
+
+    rows = []
+    length = conditioning.context.shape[1]
+    for prompt, positions in zip(prompts, conditioning.positions, strict=True):
+        line = layout(prompt, vectors.counts, word_ids, start=-1, end=-2, pad=-3, length=length)
+        rows.append(
+            tuple(
+                Focus(c.name, c.role, tuple(positions[c.name]), _word(c, line.ids, word_ids))
+                for c in concepts
+                if c.name in positions
+            )
+        )
+    return rows
+
+
+def _word(concept: Concept, ids: Sequence[int], word_ids: object) -> tuple[int, ...]:
+    """The class word's columns; a style's word is that of whom it is worn by, so it has none."""
+    return places(ids, word_ids(concept.class_word)) if concept.role == "subject" else ()  # type: ignore[operator]
