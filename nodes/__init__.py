@@ -12,6 +12,11 @@ from .finishing import (
     MagiCaptureSuperResolve,
 )
 from .guarding import MagiCaptureGuardIdentity, MagiCaptureMatchGrain
+from .magicface import (
+    MagiCaptureApplyMagicFace,
+    MagiCaptureMagicFaceReference,
+    MagiCaptureMagicFaceRegions,
+)
 from .paperdoll import MagiCaptureLoadPaperdoll, MagiCapturePaperdollReferences
 from .recipes import MagiCaptureRecipe, MagiCaptureTuneRecipe
 from .references import MagiCaptureConcept, MagiCaptureReferenceSet
@@ -36,6 +41,9 @@ NODES: list[type[io.ComfyNode]] = [
     MagiCaptureRestoreFaces,
     MagiCaptureMatchGrain,
     MagiCaptureGuardIdentity,
+    MagiCaptureMagicFaceReference,
+    MagiCaptureApplyMagicFace,
+    MagiCaptureMagicFaceRegions,
 ]
 
 

@@ -22,3 +22,6 @@ DetectorSocket = io.Custom("MAGICAPTURE_DETECTOR")
 
 ParserSocket = io.Custom("MAGICAPTURE_PARSER")
 """A face `Parser`."""
+
+MagicFaceSocket = io.Custom("MAGICAPTURE_MAGICFACE")
+"""A tuple of MagicFace's `Reference`s."""

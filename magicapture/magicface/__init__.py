@@ -12,12 +12,13 @@ from .layers import Pair, decoder_layers, mapped_layers
 from .rba import region_attention
 from .references import ReferenceRows, reference_rows
 from .rsa import ReferenceKeys, reference_attention
-from .segment import Rows, Seen, Segmenter, areas, outlined
-from .session import Session
+from .segment import Rows, Seen, Segmenter, areas, outlined, region_masks
+from .session import Keys, Session
 from .settings import MagicFaceSettings, Stage, share_of
 
 __all__ = [
     "Ids",
+    "Keys",
     "MagicFaceSettings",
     "Pair",
     "Reference",
@@ -39,6 +40,7 @@ __all__ = [
     "reference_attention",
     "reference_rows",
     "region_attention",
+    "region_masks",
     "share_of",
     "square",
 ]

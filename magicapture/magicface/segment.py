@@ -115,6 +115,11 @@ def areas(seen: Seen) -> Tensor:
     return seen.regions.float().mean(dim=(-2, -1))
 
 
+def region_masks(seen: Seen, size: tuple[int, int]) -> Tensor:
+    """The regions as masks (B*K,1,H,W) of a picture's size, picture by picture."""
+    return at_size(seen.regions, size).flatten(0, 1)[:, None].float()
+
+
 def outlined(images: Tensor, seen: Seen, strength: float = 0.5) -> Tensor:
     """Images (B,3,H,W) in 0..1 with each concept's region tinted in a colour of its own."""
     regions = at_size(seen.regions.to(images.device), (images.shape[-2], images.shape[-1]))

@@ -1,0 +1,293 @@
+"""MagicFace as a patch of MODEL, in any sampler; nothing of it outlives the sampling."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...magicapture.errors import InputError, UnsupportedModelError
+from ...magicapture.magicface import (
+    Keys,
+    MagicFaceSettings,
+    Reference,
+    ReferenceRows,
+    Rows,
+    Seen,
+    Session,
+    Stage,
+    reference_rows,
+    share_of,
+)
+from .host import show_text
+from .models import autoencoder_of, downscale_of, latent_channels
+from .prompts import Encoded, encode_prompt, word_columns
+from .sockets import images_to_socket
+
+logger = logging.getLogger(__name__)
+
+_KEY = "magicapture_magicface"
+_LOOK = "magicapture_magicface_look"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a patch needs: the references, encoded, and the prompt.
+
+    prompts: one for each of the references' rows. columns: of each concept's words.
+    """
+
+    rows: ReferenceRows
+    prompts: Sequence[Encoded]
+    positive: Encoded
+    columns: Sequence[Sequence[int]]
+
+
+def prepare(
+    model: ModelPatcher,
+    clip: Any,
+    vae: Any,
+    references: Sequence[Reference],
+    prompt: str,
+    side: int,
+) -> Prepared:
+    """Encode references and prompt for a MODEL.
+
+    side: of the squares that the references are brought to, in pixels. Raises
+    UnsupportedModelError for a model without Stable Diffusion's UNet, InputError for a word that
+    the prompt lacks.
+    """
+    _require_unet(model)
+    autoencoder_of(vae, latent_channels(model))
+    if clip is None:
+        raise InputError("There is no text encoder at the input 'clip'; connect one.")
+    positive = encode_prompt(clip, prompt)
+    columns = word_columns(clip, references, prompt, positive)
+
+    def encode(images: Tensor) -> Tensor:
+        latents = vae.encode(images_to_socket(images)).cpu().float()
+        return model.model.process_latent_in(latents)
+
+    rows = reference_rows(references, side, downscale_of(vae), encode)
+    return Prepared(rows, [encode_prompt(clip, p) for p in rows.prompts], positive, columns)
+
+
+def apply_references(
+    model: ModelPatcher, prepared: Prepared, settings: MagicFaceSettings, node: str | None = None
+) -> ModelPatcher:
+    """A clone of MODEL whose sampling sees the references.
+
+    node: where messages go while sampling. Raises InputError for a model that has references.
+    """
+    if _KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
+        raise InputError(
+            "This model has references already; chain the MagicFace Reference nodes instead, and "
+            "apply them at once."
+        )
+    patch = _Patch(prepared, settings, node)
+    model = model.clone()
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, patch.outer_sample),
+        (WrappersMP.PREDICT_NOISE, patch.predict_noise),
+        (WrappersMP.APPLY_MODEL, patch.apply_model),
+    ):
+        model.add_wrapper_with_key(kind, _KEY, wrapper)
+    if settings.region_guidance:
+        model.set_model_sampler_pre_cfg_function(patch.pre_cfg)
+    return model
+
+
+def look(
+    model: ModelPatcher, positive: Any, negative: Any, latent: Tensor, share: float, seed: int
+) -> tuple[tuple[str, ...], Seen]:
+    """The concepts and where a patched MODEL sees them in finished latents (B,C,h,w).
+
+    share: of the sampling steps at which to look: the latents are noised as they are then, and go
+    through the UNet once. Raises InputError for a model without references.
+    """
+    if _KEY not in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
+        raise InputError("The model has no references; connect the MODEL of Apply MagicFace.")
+    found: list[tuple[tuple[str, ...], Seen]] = []
+    model = model.clone()
+    model.model_options["transformer_options"][_LOOK] = found.append
+    schedule = comfy.samplers.calculate_sigmas(
+        model.get_model_object("model_sampling"), "normal", 100
+    )
+    sigma = schedule[min(int(share * 100), 99)]
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(2.0)  # any but 1, which would leave the negative prompt out
+    noise = torch.randn(latent.shape, generator=torch.manual_seed(seed)).to(latent)
+    sampler = comfy.samplers.sampler_object("euler")
+    sigmas = torch.stack([sigma, torch.zeros_like(sigma)])
+    guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
+    if not found:
+        raise InputError("The model was never run with the prompt given to Apply MagicFace.")
+    return found[-1]
+
+
+class _Patch:
+    """The wrappers of one patched MODEL; `session` is there while it is sampled."""
+
+    def __init__(self, prepared: Prepared, settings: MagicFaceSettings, node: str | None) -> None:
+        self._prepared, self._settings, self._node = prepared, settings, node
+        self._session: Session | None = None
+        self._keys: Keys = {}
+        self._stage: Stage = "off"
+        self._ours: dict[Any, bool] = {}  # which conditioning is the prompt's, by its uuid
+        self._warned = False
+
+    def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """A whole sampling: what is held for it is let go at its end, also when cancelled."""
+        prepared, unet = self._prepared, executor.class_obj.model_patcher.model.diffusion_model
+        length = prepared.positive.context.shape[1]
+        session = Session(unet, prepared.rows, prepared.columns, length, self._settings)
+        self._session, self._ours, self._warned = session, {}, False
+        try:
+            result = executor(*args, **kwargs)
+        finally:
+            self._session, self._keys, self._stage = None, {}, "off"
+        for name in session.missing():
+            text = f"No part of the picture was drawn as {name!r}: its reference gave no details."
+            logger.warning("Apply MagicFace: %s", text)
+            show_text(text, self._node)
+        return result
+
+    def predict_noise(
+        self,
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: Any = None,
+        seed: Any = None,
+    ) -> Tensor:
+        """One prediction: the references go through the UNet first, on their own."""
+        options = (model_options or {}).get("transformer_options", {})
+        session = self._session
+        if session is None:  # predicted by hand, outside any sampling
+            return executor(x, timestep, model_options, seed)
+        sigma = timestep.flatten()[:1]
+        self._stage, self._keys = self._stage_at(float(sigma), options), {}
+        if self._stage in ("layout", "details"):
+            model = executor.class_obj.inner_model
+            run = partial(_references_pass, model, self._prepared, self._settings, sigma, options)
+            self._keys = session.keys(float(sigma), run)
+        result = executor(x, timestep, model_options, seed)
+        if _LOOK in options and session.seen is not None:
+            options[_LOOK]((self._prepared.rows.names, session.seen))
+        return result
+
+    def _stage_at(self, sigma: float, options: dict[str, Any]) -> Stage:
+        if _LOOK in options:
+            return "look"
+        sigmas = options.get("sample_sigmas")
+        share = 0.0 if sigmas is None else share_of(sigma, sigmas.tolist())
+        return self._settings.stage(share)
+
+    def apply_model(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """One pass of the UNet over the picture's rows."""
+        run = partial(
+            executor, x, t, c_concat, c_crossattn, control, transformer_options or {}, **kwargs
+        )
+        if self._session is None or self._stage == "off" or c_crossattn is None:
+            return run()
+        rows = self._rows(c_crossattn, transformer_options or {})
+        size = (x.shape[-2], x.shape[-1])
+        with self._session.drawing(self._stage, self._keys, rows, size):
+            return run()
+
+    def _rows(self, context: Tensor, options: dict[str, Any]) -> Rows:
+        """Which rows are the prompt's, told by what they were conditioned on."""
+        marks = options.get("cond_or_uncond") or [0]
+        uuids = options.get("uuids") or [None] * len(marks)
+        each = len(context) // len(marks)
+        for i, uuid in enumerate(uuids):
+            if uuid not in self._ours or uuid is None:
+                self._ours[uuid] = self._is_prompt(context[i * each])
+        chosen = [i for i, uuid in enumerate(uuids) if self._ours[uuid]]
+        if not chosen and 0 in marks and not any(self._ours.values()):
+            self._warn()
+            chosen = [i for i, mark in enumerate(marks) if mark == 0]
+        negative = [i for i, mark in enumerate(marks) if mark == 1 and i not in chosen]
+
+        def spread(chunks: list[int]) -> list[int]:
+            return [i * each + row for i in chunks for row in range(each)]
+
+        return Rows(spread(chosen), spread(negative))
+
+    def _is_prompt(self, row: Tensor) -> bool:
+        own = self._prepared.positive.context[0].to(row)
+        return len(row) >= len(own) and torch.allclose(row[: len(own)], own, atol=1e-2, rtol=1e-2)
+
+    def _warn(self) -> None:
+        if not self._warned:
+            logger.warning(
+                "Apply MagicFace: the sampler's positive prompt is not the one given here, so "
+                "regions may be wrong; connect the output 'positive', or give the same text."
+            )
+        self._warned = True
+
+    def pre_cfg(self, args: dict[str, Any]) -> list[Tensor]:
+        """The prompt's prediction, each region's difference scaled to the foreground's."""
+        out = args["conds_out"]
+        conds = args["conds"]
+        if self._session is None or len(out) < 2 or conds[1] is None or self._stage == "off":
+            return out
+        difference = out[0] - out[1]
+        rates = self._session.rates(difference, float(args["cond_scale"]))
+        return out if rates is None else [out[1] + rates * difference, *out[1:]]
+
+
+def _references_pass(
+    model: Any,
+    prepared: Prepared,
+    settings: MagicFaceSettings,
+    sigma: Tensor,
+    options: dict[str, Any],
+    rows: slice,
+) -> None:
+    """Some references, noised to sigma, through the UNet, with none of the picture's patches."""
+    own = prepared.rows
+    noise = own.noise(float(sigma), settings.noise_seed)[rows].to(sigma.device)
+    clean = own.latents[rows].to(sigma.device)
+    sigmas = sigma.expand(len(clean))
+    noisy = model.model_sampling.noise_scaling(sigmas, noise, clean)
+    conds = [
+        prompt.model_conds(model, clean[:1], sigma.device) for prompt in prepared.prompts[rows]
+    ]
+    kept = ("optimized_attention_override", "sample_sigmas")
+    plain = {key: options[key] for key in kept if key in options}
+    plain |= {"cond_or_uncond": [0] * len(clean), "sigmas": sigma}
+    model.apply_model(noisy, sigmas, transformer_options=plain, **comfy.samplers.cond_cat(conds))
+
+
+def _require_unet(model: ModelPatcher) -> None:
+    if model is None:
+        raise InputError("There is no model at the input 'model'; connect a checkpoint's MODEL.")
+    network = getattr(model.model, "diffusion_model", None)
+    channels = model.model.model_config.unet_config.get("in_channels", 4)
+    if not isinstance(network, UNetModel) or channels != latent_channels(model):
+        raise UnsupportedModelError(
+            f"The input 'model' holds {type(model.model.model_config).__name__} "
+            f"({type(network).__name__}, {channels} input channels); references work with the "
+            "UNets of Stable Diffusion 1.x, 2.x and XL (text to image). Connect such a checkpoint."
+        )

@@ -1,0 +1,305 @@
+"""Nodes that draw given concepts without training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..magicapture.config import help_of
+from ..magicapture.data import ReferenceSet
+from ..magicapture.errors import InputError
+from ..magicapture.magicface import (
+    MagicFaceSettings,
+    Reference,
+    areas,
+    decoder_layers,
+    outlined,
+    region_masks,
+)
+from ._comfy import (
+    images_from_socket,
+    images_to_socket,
+    masks_from_socket,
+    masks_to_socket,
+    node_id,
+)
+from ._comfy.magicface import apply_references, look, prepare
+from ._common import naming
+from ._sockets import MagicFaceSocket, References
+
+_DEFAULT = MagicFaceSettings()
+
+
+def _share(name: str) -> io.Float.Input:
+    return io.Float.Input(
+        name,
+        default=getattr(_DEFAULT, name),
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        tooltip=help_of(MagicFaceSettings, name),
+    )
+
+
+class MagiCaptureMagicFaceReference(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureMagicFaceReference",
+            display_name="Add MagicFace Reference",
+            category="MagiCapture/magicface",
+            description="One concept to draw without training: a picture of it, where it is in "
+            "the picture, and its words in the prompt. Chain several for several concepts.",
+            inputs=[
+                io.String.Input(
+                    "words",
+                    default="man",
+                    tooltip="The words of the prompt that draw the concept, separated by commas; "
+                    "each may be several words long. Every one must be in the prompt.",
+                ),
+                io.String.Input(
+                    "description",
+                    default="a photo of a man",
+                    tooltip="A short prompt for this picture alone.",
+                ),
+                io.Float.Input(
+                    "weight",
+                    default=3.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.1,
+                    tooltip="How strongly the picture is followed: added to the attention before "
+                    "the softmax. 2 to 4 as a rule; lower it where colours of the reference "
+                    "spread.",
+                ),
+                io.Combo.Input(
+                    "part",
+                    options=["inside mask", "outside mask"],
+                    default="inside mask",
+                    tooltip="Which part is the concept: inside the mask, such as a face, or "
+                    "outside it, such as the style around a face.",
+                ),
+                io.Int.Input(
+                    "photo",
+                    default=1,
+                    min=1,
+                    max=999,
+                    tooltip="Which picture of the batch or of the reference set to take.",
+                ),
+                io.Image.Input("image", optional=True, tooltip="The picture of the concept."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White on the concept. Without one the reference set's face mask "
+                    "counts, or else the whole picture.",
+                ),
+                References.Input(
+                    "references",
+                    optional=True,
+                    tooltip="A reference set instead of an image: what training would take.",
+                ),
+                MagicFaceSocket.Input(
+                    "previous", optional=True, tooltip="Further concepts, from another such node."
+                ),
+            ],
+            outputs=[MagicFaceSocket.Output(display_name="magicface")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        words,
+        description,
+        weight,
+        part,
+        photo,
+        image=None,
+        mask=None,
+        references=None,
+        previous=(),
+    ) -> io.NodeOutput:
+        with naming("Add MagicFace Reference"):
+            picture, own_mask = _picture(image, mask, references, photo)
+            if own_mask is not None and part == "outside mask":
+                own_mask = 1 - own_mask
+            if own_mask is not None and not bool((own_mask >= 0.5).any()):
+                raise InputError(
+                    "The mask marks nothing. Draw it white on the concept, or set 'part' to the "
+                    "other side."
+                )
+            named = tuple(word.strip() for word in words.split(",") if word.strip())
+            reference = Reference(picture, own_mask, named, description, weight)
+            return io.NodeOutput((*(previous or ()), reference))
+
+
+class MagiCaptureApplyMagicFace(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureApplyMagicFace",
+            display_name="Apply MagicFace",
+            category="MagiCapture/magicface",
+            description="Draw the references' concepts into the prompt's picture, without "
+            "training: a patch of MODEL for any sampler. Works together with a trained adapter, "
+            "LoRAs and ControlNets.",
+            inputs=[
+                io.Model.Input("model"),
+                io.Clip.Input("clip"),
+                io.Vae.Input("vae"),
+                MagicFaceSocket.Input("magicface", tooltip="The references, one or a chain."),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="a photo of a man",
+                    tooltip="The picture's prompt, with the words of every reference. Connect the "
+                    "output 'positive' to the sampler, or give the very same text there.",
+                ),
+                io.Int.Input(
+                    "reference_size",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=64,
+                    tooltip="Side in pixels of the squares that the references are brought to: "
+                    "512 for Stable Diffusion 1.x and 2.x base, 768 for 2.x v, 1024 for SDXL, 128 "
+                    "for the paperdoll demo.",
+                ),
+                _share("switch"),
+                _share("stop"),
+                io.Float.Input(
+                    "others",
+                    default=0.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    tooltip=help_of(MagicFaceSettings, "others").replace("Empty", "0"),
+                ),
+                io.Boolean.Input(
+                    "region_guidance",
+                    default=_DEFAULT.region_guidance,
+                    tooltip=help_of(MagicFaceSettings, "region_guidance"),
+                ),
+                io.Int.Input(
+                    "noise_seed",
+                    default=_DEFAULT.noise_seed,
+                    min=0,
+                    max=2**31,
+                    tooltip=help_of(MagicFaceSettings, "noise_seed"),
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                io.Conditioning.Output(display_name="positive"),
+                io.String.Output(display_name="report"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        clip,
+        vae,
+        magicface,
+        prompt,
+        reference_size,
+        switch,
+        stop,
+        others,
+        region_guidance,
+        noise_seed,
+    ) -> io.NodeOutput:
+        with naming("Apply MagicFace"):
+            settings = MagicFaceSettings(switch, stop, others or None, region_guidance, noise_seed)
+            prepared = prepare(model, clip, vae, magicface, prompt, reference_size)
+            patched = apply_references(model, prepared, settings, node_id(cls))
+            layers = decoder_layers(model.model.diffusion_model)
+            report = _report(magicface, prepared.columns, layers)
+            return io.NodeOutput(patched, prepared.positive.conditioning, report)
+
+
+class MagiCaptureMagicFaceRegions(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureMagicFaceRegions",
+            display_name="Preview MagicFace Regions",
+            category="MagiCapture/magicface",
+            description="Where the model draws each concept, in colour over the finished "
+            "pictures: the regions that the references' details go to.",
+            inputs=[
+                io.Model.Input("model", tooltip="From Apply MagicFace."),
+                io.Conditioning.Input("positive", tooltip="From Apply MagicFace."),
+                io.Conditioning.Input("negative"),
+                io.Latent.Input("latent", tooltip="The sampler's result."),
+                io.Image.Input("image", tooltip="The same result, decoded."),
+                io.Float.Input(
+                    "share",
+                    default=0.6,
+                    min=0.0,
+                    max=0.95,
+                    step=0.05,
+                    tooltip="After which share of the sampling steps to look.",
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**31, tooltip="Seed of the noise."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image"),
+                io.Mask.Output(
+                    display_name="masks", tooltip="The concepts' regions, picture by picture."
+                ),
+                io.String.Output(display_name="report"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, negative, latent, image, share, seed) -> io.NodeOutput:
+        with naming("Preview MagicFace Regions"):
+            names, seen = look(model, positive, negative, latent["samples"], share, seed)
+            images = images_from_socket(image)
+            shown = outlined(images[: len(seen.regions)], seen)
+            masks = region_masks(seen, (images.shape[-2], images.shape[-1]))
+            lines = [
+                f"picture {row + 1}, {name}: "
+                + (f"{100 * float(area):.0f} % of the picture" if area else "no region")
+                for row, of in enumerate(areas(seen))
+                for name, area in zip(names, of, strict=True)
+            ]
+            return io.NodeOutput(images_to_socket(shown), masks_to_socket(masks), "\n".join(lines))
+
+
+def _picture(
+    image: Any, mask: Any, references: ReferenceSet | None, photo: int
+) -> tuple[Tensor, Tensor | None]:
+    """The picture (3,H,W) and the mask (1,H,W), or None, that a node was given."""
+    if image is not None:
+        images = images_from_socket(image)
+        _require_photo(photo, len(images), "image")
+        picture, own = images[photo - 1], None
+    elif references is not None:
+        _require_photo(photo, len(references), "references")
+        picture, own = references.images[photo - 1], references.face(photo - 1)
+    else:
+        raise InputError("There is no picture: connect an image, or a reference set.")
+    if mask is not None:
+        masks = masks_from_socket(mask)
+        own = masks[min(photo, len(masks)) - 1]
+    return picture, own
+
+
+def _require_photo(photo: int, count: int, name: str) -> None:
+    if photo > count:
+        raise InputError(f"Photo {photo} was asked for, but '{name}' holds {count}; lower 'photo'.")
+
+
+def _report(references: Any, columns: Any, layers: Any) -> str:
+    """Which words and layers the references act on."""
+    lines = [
+        f"{reference.name}: weight {reference.weight:g}, tokens {', '.join(map(str, own))}"
+        for reference, own in zip(references, columns, strict=True)
+    ]
+    return "\n".join([*lines, f"{len(layers)} self-attention layers of the decoder:", *layers])

@@ -1,0 +1,246 @@
+"""MagicFace in ComfyUI: any sampler, nothing left behind, and the same as on diffusers' UNet."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.usefixtures("executor")
+
+TEXT = "a photo of a man with a hat"
+
+
+def image(seed: int, side: int = 64) -> torch.Tensor:
+    return torch.rand(1, side, side, 3, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def nodes_of(pack) -> SimpleNamespace:
+    module = pack("nodes.magicface")
+    return SimpleNamespace(
+        reference=module.MagiCaptureMagicFaceReference,
+        apply=module.MagiCaptureApplyMagicFace,
+        regions=module.MagiCaptureMagicFaceRegions,
+    )
+
+
+def reference(nodes_of, words="man", seed=0, weight=3.0, **changes):
+    given = {"image": image(seed), "part": "inside mask", "photo": 1, **changes}
+    return nodes_of.reference.execute(words, f"a photo of a {words}", weight, **given)[0]
+
+
+def applied(nodes_of, tiny, magicface, text=TEXT, **changes):
+    given = {
+        "reference_size": 64,
+        "switch": 0.4,
+        "stop": 1.0,
+        "others": 0.0,
+        "region_guidance": True,
+        "noise_seed": 0,
+        **changes,
+    }
+    return nodes_of.apply.execute(tiny.model, tiny.clip, tiny.vae, magicface, text, **given)
+
+
+def drawn(model, tiny, positive=None, *, sampler="euler", steps=2, batch=1, cfg=5.0, seed=3):
+    import nodes
+
+    if positive is None:
+        positive = nodes.CLIPTextEncode().encode(tiny.clip, TEXT)[0]
+    negative = nodes.CLIPTextEncode().encode(tiny.clip, "")[0]
+    latent = nodes.EmptyLatentImage().generate(64, 64, batch)[0]
+    result = nodes.KSampler().sample(
+        model, seed, steps, cfg, sampler, "normal", positive, negative, latent
+    )
+    return result[0]["samples"]
+
+
+def drawn_custom(model, tiny, positive, sampler="euler", steps=2, seed=3):
+    """By SamplerCustomAdvanced."""
+    import comfy.samplers
+    import nodes
+    from comfy_extras import nodes_custom_sampler as custom
+
+    negative = nodes.CLIPTextEncode().encode(tiny.clip, "")[0]
+    latent = nodes.EmptyLatentImage().generate(64, 64, 1)[0]
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(5.0)
+    run = getattr(custom.SamplerCustomAdvanced, "execute", None)
+    arguments = (
+        custom.Noise_RandomNoise(seed),
+        guider,
+        comfy.samplers.sampler_object(sampler),
+        comfy.samplers.calculate_sigmas(
+            model.get_model_object("model_sampling"), "normal", steps
+        ).cpu(),
+        latent,
+    )
+    result = run(*arguments) if run else custom.SamplerCustomAdvanced().sample(*arguments)
+    return result[0]["samples"]
+
+
+def hooks(model) -> int:
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks)
+        for m in model.model.diffusion_model.modules()
+    )
+
+
+@pytest.mark.parametrize("sampler", ["heun", "euler_ancestral"])
+def test_references_change_the_picture_and_leave_the_model_bit_equal(nodes_of, tiny, sampler):
+    plain = drawn(tiny.model, tiny, sampler=sampler)
+    model, positive, _ = applied(nodes_of, tiny, reference(nodes_of)).args
+    with_reference = drawn(model, tiny, positive, sampler=sampler)
+    assert (with_reference - plain).abs().max() > 1e-3
+    assert torch.equal(drawn(model, tiny, positive, sampler=sampler), with_reference)
+    assert torch.equal(drawn(tiny.model, tiny, sampler=sampler), plain)
+    assert hooks(model) == 0
+
+
+def test_custom_sampling_draws_the_same(nodes_of, tiny):
+    model, positive, _ = applied(nodes_of, tiny, reference(nodes_of)).args
+    torch.testing.assert_close(drawn_custom(model, tiny, positive), drawn(model, tiny, positive))
+
+
+@pytest.mark.parametrize("changes", [{"stop": 0.0}, {"switch": 0.0, "others": 2.0}])
+def test_stopped_at_once_or_without_a_region_it_is_bit_equal(nodes_of, tiny, changes):
+    """The second: a word that never wins a pixel, with no layout stage; guidance left alone."""
+    model, positive, _ = applied(
+        nodes_of, tiny, reference(nodes_of), region_guidance=False, **changes
+    ).args
+    if changes.get("others") == 2.0:
+        found = nodes_of.regions.execute(
+            model, positive, positive, {"samples": torch.zeros(1, 4, 8, 8)}, image(0), 0.5, 0
+        ).args
+        assert "no region" in found[2]
+    assert torch.equal(drawn(model, tiny, positive), drawn(tiny.model, tiny))
+
+
+def test_a_batch_is_drawn_as_its_pictures_alone(nodes_of, tiny):
+    """The references serve every picture; each has regions of its own."""
+    import nodes
+
+    model, positive, _ = applied(nodes_of, tiny, reference(nodes_of)).args
+    noise = torch.randn(2, 4, 8, 8, generator=torch.manual_seed(3))
+    negative = nodes.CLIPTextEncode().encode(tiny.clip, "")[0]
+
+    def run(rows):
+        import comfy.sample
+
+        zeros = torch.zeros_like(noise[rows])
+        return comfy.sample.sample(
+            model, noise[rows], 2, 5.0, "euler", "normal", positive, negative, zeros, seed=3
+        )
+
+    both = run(slice(0, 2))
+    torch.testing.assert_close(both[:1], run(slice(0, 1)), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(both[1:], run(slice(1, 2)), atol=1e-4, rtol=1e-4)
+
+
+def test_prompt_and_negative_in_passes_of_their_own_draw_the_same(nodes_of, tiny, monkeypatch):
+    """As ComfyUI does where memory is short."""
+    model, positive, _ = applied(nodes_of, tiny, reference(nodes_of)).args
+    together = drawn(model, tiny, positive)
+    passes = []
+    tiny.model.model.diffusion_model.register_forward_hook(lambda *_: passes.append(1))
+    monkeypatch.setattr(tiny.model.model, "memory_required", lambda *_, **__: 1e30)
+    torch.testing.assert_close(drawn(model, tiny, positive), together, atol=1e-4, rtol=1e-4)
+    assert len(passes) == 2 * 3  # the references', the prompt's, the negative's
+
+
+def test_cancel_leaves_the_model_clean(nodes_of, tiny):
+    import comfy.sample
+    import nodes
+    from comfy.model_management import InterruptProcessingException
+
+    model, positive, _ = applied(nodes_of, tiny, reference(nodes_of)).args
+    negative = nodes.CLIPTextEncode().encode(tiny.clip, "")[0]
+    plain, whole = drawn(tiny.model, tiny), drawn(model, tiny, positive)
+
+    def cancel(step, *_):
+        if step == 1:
+            raise InterruptProcessingException
+
+    noise = torch.randn(1, 4, 8, 8)
+    with pytest.raises(InterruptProcessingException):
+        comfy.sample.sample(
+            model, noise, 2, 5.0, "euler", "normal", positive, negative, noise, callback=cancel
+        )
+    assert hooks(model) == 0
+    assert torch.equal(drawn(tiny.model, tiny), plain)
+    assert torch.equal(drawn(model, tiny, positive), whole)
+
+
+def test_nothing_is_held_after_sampling(nodes_of, tiny):
+    import gc
+
+    before = {id(t) for t in gc.get_objects() if isinstance(t, torch.Tensor)}
+    model, positive, _ = applied(nodes_of, tiny, reference(nodes_of)).args
+    held = {id(t) for t in gc.get_objects() if isinstance(t, torch.Tensor)} - before
+    drawn(model, tiny, positive)
+    gc.collect()
+    new = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
+    left = sum(t.numel() for t in new if id(t) not in before | held and t.ndim == 2)
+    assert left < 64 * 32  # keys of one layer
+
+
+def test_regions_are_shown_in_colour_and_as_masks(nodes_of, tiny):
+    two = reference(nodes_of, "hat", seed=1, previous=reference(nodes_of))
+    model, positive, report = applied(nodes_of, tiny, two).args
+    latents = drawn(model, tiny, positive, batch=2)
+    pictures = torch.rand(2, 64, 64, 3)
+    shown, masks, text = nodes_of.regions.execute(
+        model, positive, positive, {"samples": latents}, pictures, 0.5, 0
+    ).args
+    assert shown.shape == pictures.shape
+    assert masks.shape == (4, 64, 64)
+    assert not ((masks[0] > 0) & (masks[1] > 0)).any()
+    assert text.count("picture") >= 4
+    assert "man: weight 3, tokens 5" in report
+    assert "output_blocks" in report
+
+
+def test_words_may_be_several_weighted_or_a_learned_token(nodes_of, tiny, pack):
+    vectors = {"anna": {"clip_l": torch.randn(2, 32)}}
+    clip = pack.comfy.apply_adapter(tiny.model, tiny.clip, {}, vectors)[1]
+    trained = SimpleNamespace(model=tiny.model, clip=clip, vae=tiny.vae)
+    text = "a photo of a (young man:1.2) named embedding:anna, a man"
+    own = reference(nodes_of, "young man, embedding:anna")
+    report = applied(nodes_of, trained, own, text).args[2]
+    assert "tokens 5, 6, 8, 9" in report
+
+
+def test_mistakes_are_told_with_what_to_do(nodes_of, tiny, pack):
+    input_error = pack("magicapture.errors").InputError
+    with pytest.raises(input_error, match="Apply MagicFace: The prompt is without 'cat'"):
+        applied(nodes_of, tiny, reference(nodes_of, "cat"))
+    with pytest.raises(input_error, match="a word in common"):
+        applied(nodes_of, tiny, reference(nodes_of, previous=reference(nodes_of)))
+    with pytest.raises(input_error, match="has references already"):
+        model = applied(nodes_of, tiny, reference(nodes_of)).args[0]
+        twice = SimpleNamespace(model=model, clip=tiny.clip, vae=tiny.vae)
+        applied(nodes_of, twice, reference(nodes_of, "hat"))
+    with pytest.raises(input_error, match="marks nothing"):
+        reference(nodes_of, mask=torch.zeros(1, 64, 64))
+    with pytest.raises(input_error, match="holds 1"):
+        reference(nodes_of, photo=2)
+    with pytest.raises(input_error, match="no references"):
+        empty = {"samples": torch.zeros(1, 4, 8, 8)}
+        nodes_of.regions.execute(tiny.model, [], [], empty, image(0), 0.5, 0)
+
+
+def test_a_reference_set_serves_with_its_face_mask(nodes_of, pack):
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :20] = 1
+    photos = (torch.rand(3, 64, 64), torch.rand(3, 64, 64))
+    references = pack("magicapture.data").ReferenceSet(photos, (mask, mask))
+    own = reference(nodes_of, image=None, references=references, photo=2)[0]
+    assert torch.equal(own.image, photos[1])
+    assert torch.equal(own.mask, mask)
+    around = reference(nodes_of, image=None, references=references, part="outside mask")[0]
+    assert torch.equal(around.mask, 1 - mask)
+    styled = references.with_role("style")
+    assert torch.equal(reference(nodes_of, image=None, references=styled)[0].mask, mask)
