@@ -22,14 +22,6 @@ class FaceAnalyzer:
     parser: Parser | None = None
     recogniser: Recogniser | None = None
 
-    def embeddings(self, image: Tensor, faces: Sequence[Face]) -> Tensor:
-        """The unit embeddings (N,D) of faces of an image (3,H,W); needs the recogniser."""
-        assert self.recogniser is not None
-        points = torch.stack([face.landmarks for face in faces])
-        crops = [warp(image[None], similarity(p[None]), antialias=True) for p in points]
-        with torch.no_grad():
-            return F.normalize(torch.cat([self.recogniser(c) for c in crops]).float(), dim=-1)
-
     def people(self, images: Sequence[Tensor], faces: Sequence[Sequence[Face]]) -> list[int | None]:
         """Which face of each image is of the person the set is of; None where there is no face.
 
@@ -39,12 +31,24 @@ class FaceAnalyzer:
         largest = [0 if found else None for found in faces]
         if self.recogniser is None or all(len(found) < 2 for found in faces):
             return largest
-        vectors = {i: self.embeddings(images[i], found) for i, found in enumerate(faces) if found}
+        vectors = {
+            i: embed_faces(self.recogniser, images[i], found)
+            for i, found in enumerate(faces)
+            if found
+        }
         if len(vectors) < 2:
             return largest
         chosen = _most_supported(list(vectors.values()))
         of_image = dict(zip(vectors, chosen, strict=True))
         return [of_image.get(i) for i in range(len(faces))]
+
+
+def embed_faces(recogniser: Recogniser, image: Tensor, faces: Sequence[Face]) -> Tensor:
+    """The unit embeddings (N,D) of faces of an image (3,H,W)."""
+    matrices = [similarity(face.landmarks[None]) for face in faces]
+    with torch.no_grad():
+        rows = [recogniser(warp(image[None], matrix, antialias=True)) for matrix in matrices]
+    return F.normalize(torch.cat(rows).float(), dim=-1)
 
 
 def _most_supported(vectors: list[Tensor]) -> list[int]:

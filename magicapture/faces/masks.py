@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -108,8 +109,18 @@ def face_mask(
         seen = _oval(transform(matrix, face.landmarks[None])[0])
     seen = _softened(_grown(seen[None, None], settings.grow), settings.feather)
     size = (image.shape[-2], image.shape[-1])
-    mask = warp(seen, invert(matrix), size, antialias=True)[0]
+    mask = _laid_back(seen, matrix, size)
     return FaceMask(mask * _own(face, others, size), parsed, labels if parsed else None)
+
+
+def _laid_back(seen: Tensor, matrix: Tensor, size: tuple[int, int]) -> Tensor:
+    """A mask (1,1,512,512) of a head, which `matrix` leads to, in the picture of size (H,W)."""
+    scale = float(torch.linalg.det(matrix[0, :, :2]).abs().sqrt())
+    side = min(HEAD_SIZE, math.ceil(HEAD_SIZE / scale))  # the head's own, so that nothing aliases
+    share = side / HEAD_SIZE
+    smaller = matrix * share
+    smaller[..., 2] += 0.5 * share - 0.5  # pixel centres are at integers
+    return warp(F.interpolate(seen, (side, side), mode="area"), invert(smaller), size)[0]
 
 
 def _oval(landmarks: Tensor) -> Tensor:

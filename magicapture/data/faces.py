@@ -1,0 +1,121 @@
+"""Reference sets whose masks and landmarks are found, not drawn."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from ..faces.analyzer import FaceAnalyzer
+from ..faces.masks import FaceMask, MaskSettings, face_mask, parts_from
+from ..faces.protocols import Face
+from .masks import face_to_concept, fit
+from .references import ReferenceSet
+
+Origin = Literal["yours", "parsed", "oval", "none"]
+Progress = Callable[[int, int], None]
+
+_ORIGINS: dict[Origin, str] = {
+    "yours": "your own mask",
+    "parsed": "mask by the parser",
+    "oval": "mask from landmarks (an oval; load a face parser for the true outline)",
+    "none": "no mask",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FoundFace:
+    """What was found in one photo: its faces, which of them counts, and where the mask is from.
+
+    parts: (512,512) values of `Part` in the aligned head, where a parser saw it.
+    """
+
+    faces: tuple[Face, ...]
+    chosen: int | None
+    origin: Origin
+    parts: Tensor | None = None
+
+    @property
+    def face(self) -> Face | None:
+        """The face that counts."""
+        return None if self.chosen is None else self.faces[self.chosen]
+
+    def __str__(self) -> str:
+        if self.face is None:
+            return f"no face was found; {_ORIGINS[self.origin]}"
+        width = f"face {self.face.width:.0f} px wide"
+        if len(self.faces) > 1:
+            place = "the largest" if self.chosen == 0 else f"number {self.chosen + 1} by size"  # type: ignore[operator]
+            width = f"{len(self.faces)} faces, {place} is taken; {width}"
+        return f"{width}, {_ORIGINS[self.origin]}"
+
+
+def with_faces(
+    references: ReferenceSet,
+    analyzer: FaceAnalyzer,
+    settings: MaskSettings | None = None,
+    on_progress: Progress | None = None,
+) -> tuple[ReferenceSet, tuple[FoundFace, ...]]:
+    """Fill in the masks and landmarks that a set lacks; the user's own are kept.
+
+    Of several faces the one inside the user's mask counts; else, with a recogniser, that of the
+    person all photos share; else the largest. A photo without a face keeps what it has, and the
+    set's warnings name it. `on_progress(done, total)` may raise to cancel.
+    """
+    settings = settings or MaskSettings()
+    parts_from(settings.parts)  # a wrong name stops here
+    total = len(references)
+    report = on_progress or (lambda done, total: None)
+    faces = []
+    for i, image in enumerate(references.images):
+        faces.append(analyzer.detector(image))
+        report(i + 1, 2 * total)
+    people = analyzer.people(references.images, faces)
+    found, masks, landmarks = [], [], []
+    for i, image in enumerate(references.images):
+        given = references.face(i)
+        chosen = people[i] if given is None else _inside(given, faces[i], image)
+        origin: Origin = "none" if given is None else "yours"
+        mask, points, made = given, references.landmarks[i], None
+        if chosen is not None:
+            face = faces[i][chosen]
+            points = face.landmarks if points is None else points
+            if mask is None:
+                made = face_mask(image, face, analyzer.parser, settings, faces[i])
+                mask, origin = made.mask, _origin(made)
+        found.append(FoundFace(faces[i], chosen, origin, made.parts if made else None))
+        masks.append(None if mask is None else face_to_concept(mask, references.role))
+        landmarks.append(points)
+        report(total + i + 1, 2 * total)
+    lacking = tuple(
+        f"{name}: no face was found; give a mask, or leave the photo out."
+        for name, one, mask in zip(references.names, found, masks, strict=True)
+        if one.face is None and mask is None
+    )
+    filled = dataclasses.replace(
+        references,
+        masks=tuple(masks),
+        landmarks=tuple(landmarks),
+        warnings=(*references.warnings, *lacking),
+    )
+    return filled, tuple(found)
+
+
+def _origin(made: FaceMask) -> Origin:
+    return "parsed" if made.parsed else "oval"
+
+
+def _inside(mask: Tensor, faces: tuple[Face, ...], image: Tensor) -> int | None:
+    """The face most of whose landmarks lie in a mask (1,h,w); None where none lies in it."""
+    inside = fit(mask, (image.shape[-2], image.shape[-1]))[0] >= 0.5
+    height, width = inside.shape
+    counts = []
+    for face in faces:
+        x = face.landmarks[:, 0].round().long().clamp(0, width - 1)
+        y = face.landmarks[:, 1].round().long().clamp(0, height - 1)
+        counts.append(int(inside[y, x].sum()))
+    best = max(counts, default=0)
+    return counts.index(best) if best >= 3 else None
