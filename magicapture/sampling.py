@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -79,6 +79,14 @@ class Guide(Protocol):
 
     def predicting(self, step: Step, size: tuple[int, int]) -> AbstractContextManager[None]:
         """A scope around the step's pass over all rows; size: of the latents, in cells."""
+
+
+@runtime_checkable
+class SteersGuidance(Protocol):
+    """A guide that also changes what guidance multiplies, such as `magicface.ReferenceGuide`."""
+
+    def steered(self, difference: Tensor, guidance: float) -> Tensor:
+        """eps_prompt - eps_negative (B,C,h,w) as guidance is to multiply it."""
 
 
 @contextmanager
@@ -191,8 +199,11 @@ def denoise(
             latents = guide.moved(latents, step, predict)
             scope = guide.predicting(step, (latents.shape[-2], latents.shape[-1]))
         scaled = scheduler.scale_model_input(latents, t)
+        steer = guide.steered if isinstance(guide, SteersGuidance) else None
         with scope:
-            prediction = guided_prediction(backbone, scaled, t, conditioning, settings.guidance)
+            prediction = guided_prediction(
+                backbone, scaled, t, conditioning, settings.guidance, steer
+            )
         latents = scheduler.step(prediction, t, latents, **noisy).prev_sample
         if callback is not None:
             callback(done, settings.steps, latents)
@@ -208,12 +219,17 @@ def _prediction(backbone: Backbone, scheduler: Any, step: Step, latents: Tensor)
 
 
 def guided_prediction(
-    backbone: Backbone, noisy: Tensor, t: Tensor, conditioning: Conditioning, guidance: float
+    backbone: Backbone,
+    noisy: Tensor,
+    t: Tensor,
+    conditioning: Conditioning,
+    guidance: float,
+    steer: Callable[[Tensor, float], Tensor] | None = None,
 ) -> Tensor:
     """Classifier-free guidance: eps_negative + guidance * (eps_prompt - eps_negative).
 
-    noisy: (B,C,h,w); t: () timestep. One pass of the UNet over the 2B rows of the conditioning,
-    or over B rows where guidance is 1.
+    noisy: (B,C,h,w); t: () timestep. steer: changes the difference. One pass of the UNet over the
+    2B rows of the conditioning, or over B rows where guidance is 1.
     """
     rows = len(conditioning)
     timesteps = t.round().long().expand(rows)  # Euler's lie between those trained on
@@ -221,7 +237,8 @@ def guided_prediction(
         return backbone.predict(noisy, timesteps, conditioning)
     prediction = backbone.predict(torch.cat([noisy, noisy]), timesteps, conditioning)
     negative, positive = prediction.chunk(2)
-    return negative + guidance * (positive - negative)
+    difference = positive - negative
+    return negative + guidance * (difference if steer is None else steer(difference, guidance))
 
 
 def make_scheduler(schedule: NoiseSchedule, sampler: SamplerName) -> Any:

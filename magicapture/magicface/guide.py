@@ -16,7 +16,7 @@ from .concepts import Reference, concept_columns
 from .references import ReferenceRows, reference_rows
 from .segment import Rows
 from .session import Session
-from .settings import MagicFaceSettings
+from .settings import MagicFaceSettings, Stage
 
 
 class ReferenceGuide:
@@ -51,6 +51,7 @@ class ReferenceGuide:
                 [Prompt(text) for text in self._rows.prompts], vectors
             )
         self._images = 1
+        self._stage: Stage = "off"
         length = self._context.context.shape[1]
         ids = partial(_ids, backbone, vectors)
         columns = concept_columns(references, ids(prompt), ids, length)
@@ -65,15 +66,15 @@ class ReferenceGuide:
     def predicting(self, step: Step, size: tuple[int, int]) -> Iterator[None]:
         """Let the prompts' rows see the references in the step's pass."""
         total = len(step.conditioning)
-        stage = self._settings.stage(step.share)
-        if stage == "off":
+        self._stage = self._settings.stage(step.share)
+        if self._stage == "off":
             yield
             return
         level = float(step.timestep)
         keys = self.session.keys(level, partial(self._pass, step.timestep))
         negative = total - self._images
         rows = Rows(range(negative, total), range(negative))
-        with self.session.drawing(stage, keys, rows, size):
+        with self.session.drawing(self._stage, keys, rows, size):
             yield
 
     def _pass(self, t: Tensor, rows: slice) -> None:
@@ -86,7 +87,7 @@ class ReferenceGuide:
 
     def steered(self, difference: Tensor, guidance: float) -> Tensor:
         """The difference that guidance multiplies, each region's scaled to the foreground's."""
-        rates = self.session.rates(difference, guidance)
+        rates = None if self._stage == "off" else self.session.rates(difference, guidance)
         return difference if rates is None else difference * rates
 
 

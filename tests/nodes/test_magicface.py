@@ -60,8 +60,9 @@ def drawn(model, tiny, positive=None, *, sampler="euler", steps=2, batch=1, cfg=
 def drawn_custom(model, tiny, positive, sampler="euler", steps=2, seed=3):
     """By SamplerCustomAdvanced."""
     import comfy.samplers
-    import nodes
     from comfy_extras import nodes_custom_sampler as custom
+
+    import nodes
 
     negative = nodes.CLIPTextEncode().encode(tiny.clip, "")[0]
     latent = nodes.EmptyLatentImage().generate(64, 64, 1)[0]
@@ -153,8 +154,9 @@ def test_prompt_and_negative_in_passes_of_their_own_draw_the_same(nodes_of, tiny
 
 def test_cancel_leaves_the_model_clean(nodes_of, tiny):
     import comfy.sample
-    import nodes
     from comfy.model_management import InterruptProcessingException
+
+    import nodes
 
     model, positive, _ = applied(nodes_of, tiny, reference(nodes_of)).args
     negative = nodes.CLIPTextEncode().encode(tiny.clip, "")[0]
