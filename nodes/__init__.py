@@ -5,7 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .adapters import MagiCaptureApplyAdapter, MagiCaptureLoadAdapter, MagiCaptureSaveAdapter
-from .faces import MagiCaptureLoadRecogniser
+from .faces import (
+    MagiCaptureCheckModels,
+    MagiCaptureLoadDetector,
+    MagiCaptureLoadParser,
+    MagiCaptureLoadRecogniser,
+)
 from .finishing import (
     MagiCaptureLoadFaceRestorer,
     MagiCaptureRestoreFaces,
@@ -18,15 +23,26 @@ from .magicface import (
     MagiCaptureMagicFaceRegions,
 )
 from .paperdoll import MagiCaptureLoadPaperdoll, MagiCapturePaperdollReferences
+from .preparing import MagiCaptureCheckReferences, MagiCaptureFaceMasks
 from .recipes import MagiCaptureRecipe, MagiCaptureTuneRecipe
 from .references import MagiCaptureConcept, MagiCaptureReferenceSet
-from .sampling import MagiCapturePrompt
+from .sampling import (
+    MagiCaptureEncodePrompt,
+    MagiCapturePreviewAttention,
+    MagiCapturePrompt,
+    MagiCaptureRefocusAttention,
+)
 from .training import MagiCaptureTrain
 
 NODES: list[type[io.ComfyNode]] = [
     MagiCaptureReferenceSet,
     MagiCaptureConcept,
+    MagiCaptureCheckModels,
+    MagiCaptureLoadDetector,
+    MagiCaptureLoadParser,
     MagiCaptureLoadRecogniser,
+    MagiCaptureFaceMasks,
+    MagiCaptureCheckReferences,
     MagiCaptureRecipe,
     MagiCaptureTuneRecipe,
     MagiCaptureTrain,
@@ -34,6 +50,9 @@ NODES: list[type[io.ComfyNode]] = [
     MagiCaptureLoadAdapter,
     MagiCaptureApplyAdapter,
     MagiCapturePrompt,
+    MagiCaptureEncodePrompt,
+    MagiCaptureRefocusAttention,
+    MagiCapturePreviewAttention,
     MagiCaptureLoadPaperdoll,
     MagiCapturePaperdollReferences,
     MagiCaptureSuperResolve,

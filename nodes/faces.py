@@ -1,13 +1,71 @@
-"""Nodes for faces."""
+"""Nodes that load what finds, parses and recognises faces, and say what is there."""
 
 from __future__ import annotations
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
+from ..magicapture.faces.detect import load_detector
 from ..magicapture.faces.embed import load_recogniser
-from ._comfy.files import recogniser_names, recogniser_path
+from ..magicapture.faces.find import inventory
+from ..magicapture.faces.models import Role
+from ..magicapture.faces.parse import load_parser
+from ._comfy.files import AUTO, face_file, face_files, face_places
 from ._common import naming
-from ._sockets import RecogniserSocket
+from ._sockets import DetectorSocket, ParserSocket, RecogniserSocket
+
+
+def file_input(role: Role, tooltip: str) -> io.Combo.Input:
+    """A drop-down of the files for a role."""
+    options = [AUTO, *face_files(role)]
+    return io.Combo.Input("file", options=options, default=AUTO, tooltip=tooltip)
+
+
+class MagiCaptureLoadDetector(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureLoadDetector",
+            display_name="Load Face Detector",
+            category="MagiCapture/faces",
+            description="Finds faces and their landmarks: SCRFD (insightface), RetinaFace "
+            "(facexlib) or YuNet (OpenCV). Runs on the CPU.",
+            inputs=[
+                file_input(
+                    "detector",
+                    "A file in models/insightface or models/facexlib. Check MagiCapture Models "
+                    "says what there is and where to get it.",
+                )
+            ],
+            outputs=[DetectorSocket.Output(display_name="detector")],
+        )
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        with naming("Load Face Detector"):
+            return io.NodeOutput(load_detector(face_file("detector", file)))
+
+
+class MagiCaptureLoadParser(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureLoadParser",
+            display_name="Load Face Parser",
+            category="MagiCapture/faces",
+            description="Tells skin, eyes, hair and so on apart, pixel by pixel: BiSeNet or "
+            "ParseNet (facexlib). Runs on the CPU.",
+            inputs=[
+                file_input(
+                    "parser", "A file in models/facexlib: parsing_bisenet.pth or parsing_parsenet."
+                )
+            ],
+            outputs=[ParserSocket.Output(display_name="parser")],
+        )
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        with naming("Load Face Parser"):
+            return io.NodeOutput(load_parser(face_file("parser", file)))
 
 
 class MagiCaptureLoadRecogniser(io.ComfyNode):
@@ -16,21 +74,21 @@ class MagiCaptureLoadRecogniser(io.ComfyNode):
         return io.Schema(
             node_id="MagiCaptureLoadRecogniser",
             display_name="Load Face Recogniser",
-            category="MagiCapture/references",
-            description="A face embedder for the identity loss, from models/insightface: ONNX or "
-            "TorchScript, 112x112. Mind the licence of the weights.",
+            category="MagiCapture/faces",
+            description="A face embedder for the identity loss and for telling people apart, "
+            "112x112: ONNX, TorchScript or facexlib's ArcFace. Mind the licence of the weights.",
             inputs=[
-                io.Combo.Input(
-                    "file",
-                    options=recogniser_names(),
-                    tooltip="For insightface packs: w600k_r50.onnx (buffalo_l) or glintr100.onnx "
+                file_input(
+                    "recogniser",
+                    "For insightface packs: w600k_r50.onnx (buffalo_l) or glintr100.onnx "
                     "(antelopev2).",
                 ),
                 io.Combo.Input(
                     "normalisation",
                     options=["arcface", "imagenet"],
                     default="arcface",
-                    tooltip="How the network wants its pixels; arcface for insightface's own.",
+                    tooltip="How the network wants its pixels; arcface for insightface's own and "
+                    "facexlib's.",
                 ),
             ],
             outputs=[RecogniserSocket.Output(display_name="recogniser")],
@@ -39,4 +97,30 @@ class MagiCaptureLoadRecogniser(io.ComfyNode):
     @classmethod
     def execute(cls, file, normalisation) -> io.NodeOutput:
         with naming("Load Face Recogniser"):
-            return io.NodeOutput(load_recogniser(recogniser_path(file), normalisation))
+            return io.NodeOutput(load_recogniser(face_file("recogniser", file), normalisation))
+
+
+class MagiCaptureCheckModels(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureCheckModels",
+            display_name="Check MagiCapture Models",
+            category="MagiCapture/faces",
+            description="Which models of faces are found, which are missing, where those are "
+            "published and under which licence. Nothing is downloaded.",
+            inputs=[],
+            outputs=[io.String.Output(display_name="report")],
+            is_output_node=True,
+            not_idempotent=True,
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        report = inventory(face_places())
+        return io.NodeOutput(report, ui=ui.PreviewText(report))
+
+    @classmethod
+    def fingerprint_inputs(cls) -> float:
+        """Look again every time."""
+        return float("nan")

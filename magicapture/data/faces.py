@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..faces.analyzer import FaceAnalyzer
+from ..faces.analyzer import FaceAnalyzer, head
 from ..faces.masks import FaceMask, MaskSettings, face_mask, parts_from
 from ..faces.protocols import Face
 from .masks import face_to_concept, fit
@@ -79,14 +79,16 @@ def with_faces(
         given = references.face(i)
         chosen = people[i] if given is None else _inside(given, faces[i], image)
         origin: Origin = "none" if given is None else "yours"
-        mask, points, made = given, references.landmarks[i], None
+        mask, points, parts = given, references.landmarks[i], None
         if chosen is not None:
             face = faces[i][chosen]
             points = face.landmarks if points is None else points
             if mask is None:
                 made = face_mask(image, face, analyzer.parser, settings, faces[i])
-                mask, origin = made.mask, _origin(made)
-        found.append(FoundFace(faces[i], chosen, origin, made.parts if made else None))
+                mask, origin, parts = made.mask, _origin(made), made.parts
+            elif analyzer.parser is not None:
+                parts = analyzer.parser(head(image, face)[0])[0].cpu()
+        found.append(FoundFace(faces[i], chosen, origin, parts))
         masks.append(None if mask is None else face_to_concept(mask, references.role))
         landmarks.append(points)
         report(total + i + 1, 2 * total)

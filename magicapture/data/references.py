@@ -67,6 +67,12 @@ class ReferenceSet:
         mask = self.masks[index]
         return None if mask is None else face_mask(mask, self.role)
 
+    def only(self, indices: Sequence[int]) -> ReferenceSet:
+        """Some of the photos, with all that is known about them, in the order given."""
+        fields = ("images", "masks", "landmarks", "captions", "names")
+        some = {name: tuple(getattr(self, name)[i] for i in indices) for name in fields}
+        return dataclasses.replace(self, **some)
+
     def with_role(self, role: Role) -> ReferenceSet:
         """The same photos as those of a subject or of a style, their masks turned to match."""
         faces = (self.face(i) for i in range(len(self)))

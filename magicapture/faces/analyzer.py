@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from .align import FFHQ_TEMPLATE, HEAD_SIZE, similarity, warp
 from .embed import Recogniser
 from .protocols import Detector, Face, Parser
@@ -22,6 +23,12 @@ class FaceAnalyzer:
     parser: Parser | None = None
     recogniser: Recogniser | None = None
 
+    def embeddings(self, image: Tensor, faces: Sequence[Face]) -> Tensor:
+        """The unit embeddings (N,D) of faces of an image (3,H,W); InputError without recogniser."""
+        if self.recogniser is None:
+            raise InputError("Recognising faces needs a face recogniser; connect or name one.")
+        return embed_faces(self.recogniser, image, faces)
+
     def people(self, images: Sequence[Tensor], faces: Sequence[Sequence[Face]]) -> list[int | None]:
         """Which face of each image is of the person the set is of; None where there is no face.
 
@@ -31,11 +38,7 @@ class FaceAnalyzer:
         largest = [0 if found else None for found in faces]
         if self.recogniser is None or all(len(found) < 2 for found in faces):
             return largest
-        vectors = {
-            i: embed_faces(self.recogniser, images[i], found)
-            for i, found in enumerate(faces)
-            if found
-        }
+        vectors = {i: self.embeddings(images[i], found) for i, found in enumerate(faces) if found}
         if len(vectors) < 2:
             return largest
         chosen = _most_supported(list(vectors.values()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import InputError, StorageError
@@ -11,6 +12,22 @@ from .models import ENDINGS, FOLDERS, MODELS, ModelFile, Role, known
 
 VARIABLE = "MAGICAPTURE_MODELS"
 """The environment variable that names a folder of models."""
+
+_PURPOSES: dict[Role, str] = {
+    "detector": "finds faces; one is needed for masks, checks and restoration",
+    "parser": "outlines skin, hair and so on; without one a mask is an oval",
+    "recogniser": "tells people apart; needed for the identity loss and figure",
+    "restorer": "redraws faces of finished pictures",
+}
+
+_PACKAGES = {
+    "facexlib": "facexlib",
+    "insightface": "insightface",
+    "onnx2torch": "onnx2torch",
+    "onnxruntime": "onnxruntime",
+    "opencv-python": "cv2",
+    "spandrel": "spandrel",
+}
 
 Places = Mapping[str, Sequence[Path]]
 """For each kind of `FOLDERS` the folders it stands for."""
@@ -71,6 +88,20 @@ def missing(role: Role, where: Places, instead: str = "") -> StorageError:
         f"There is no face {role}. Nothing is downloaded for you; get one of\n{choices}\n"
         f"Looked in {searched}.{other}"
     )
+
+
+def inventory(where: Places) -> str:
+    """What is there for each role, what is not, and which packages are lacking; for people."""
+    lines = []
+    for role, purpose in _PURPOSES.items():
+        lines.append(f"Face {role}: {purpose}")
+        for model in (m for m in MODELS if m.role == role):
+            copies = locate(model, where)
+            there = ", ".join(str(path) for path in copies)
+            lines.append(f"  found    {model.file}: {there}" if copies else f"  missing  {model}")
+    lacking = [name for name, module in _PACKAGES.items() if find_spec(module) is None]
+    lines.append(f"Packages: {', '.join(lacking)} missing" if lacking else "Packages: all there")
+    return "\n".join(lines)
 
 
 def _walk(where: Places) -> Iterator[tuple[str, Path]]:

@@ -8,10 +8,12 @@ from pathlib import Path
 import folder_paths
 
 from ...magicapture.errors import InputError
+from ...magicapture.faces.find import Places, best, files, missing
+from ...magicapture.faces.models import FOLDERS, Role
 from .host import find_file, model_folders, output_folder
 
-RECOGNISERS = ("insightface", "magicapture")
-"""Kinds of model folder that a face recogniser may lie in."""
+AUTO = "best found"
+"""Stands for the best known file there is, in a drop-down of model files."""
 
 
 def input_folders() -> list[str]:
@@ -46,29 +48,27 @@ def lora_path(name: str) -> Path:
     return found
 
 
-def recogniser_names() -> list[str]:
-    """Face embedders (.onnx, .pt, .torchscript) in the model folders, by relative name."""
-    return sorted(
-        {
-            file.relative_to(folder).as_posix()
-            for kind in RECOGNISERS
-            for folder in model_folders(kind)
-            if folder.is_dir()
-            for file in folder.rglob("*")
-            if file.suffix in (".onnx", ".pt", ".torchscript")
-        }
-    )
+def face_files(role: Role) -> dict[str, Path]:
+    """The model files that may serve a role, by relative name; the best known ones first."""
+    return files(role, face_places())
 
 
-def recogniser_path(name: str) -> Path:
-    """The file of a face embedder; raises InputError where there is none."""
-    for kind in RECOGNISERS:
-        if found := find_file(kind, name):
-            return found
-    raise InputError(
-        f"There is no face recogniser {name!r}. Put an ArcFace ONNX file, such as buffalo_l's "
-        "w600k_r50.onnx, into ComfyUI's models/insightface folder."
-    )
+def face_file(role: Role, name: str) -> Path:
+    """The file of this name for a role, or the best one found for AUTO.
+
+    Raises StorageError that says what to get, from where, where there is none.
+    """
+    if name == AUTO:
+        return best(role, face_places())
+    found = face_files(role).get(name)
+    if found is None:
+        raise missing(role, face_places())
+    return found
+
+
+def face_places() -> Places:
+    """The folders that models of faces may lie in."""
+    return {kind: model_folders(kind) for kind in FOLDERS}
 
 
 def stamp(path: Path) -> str:

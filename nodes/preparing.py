@@ -1,0 +1,172 @@
+"""Nodes that make photos ready: masks and landmarks, and a look at whether they will do."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ..magicapture.config import help_of
+from ..magicapture.data.faces import with_faces
+from ..magicapture.data.masks import face_to_concept, fit
+from ..magicapture.data.references import ReferenceSet
+from ..magicapture.doctor import check, contact_sheet
+from ..magicapture.errors import InputError
+from ..magicapture.faces.analyzer import FaceAnalyzer
+from ..magicapture.faces.masks import MaskSettings
+from ._comfy import Progress, images_to_socket, masks_to_socket, node_id
+from ._common import naming
+from ._sockets import DetectorSocket, ParserSocket, RecogniserSocket, References
+
+
+def _share(name: str, low: float, high: float) -> io.Float.Input:
+    field = MaskSettings.__dataclass_fields__[name]
+    return io.Float.Input(
+        name,
+        default=field.default,
+        min=low,
+        max=high,
+        step=0.01,
+        tooltip=help_of(MaskSettings, name),
+    )
+
+
+def _face_masks(references: ReferenceSet) -> list:
+    """A face mask (1,1,H,W) for each photo, at its size; black where there is none."""
+    masks = []
+    for i, image in enumerate(references.images):
+        face = references.face(i)
+        empty = image.new_zeros(1, *image.shape[-2:])
+        masks.append((empty if face is None else fit(face, tuple(image.shape[-2:])))[None])
+    return masks
+
+
+class MagiCaptureFaceMasks(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureFaceMasks",
+            display_name="Make Face Masks",
+            category="MagiCapture/faces",
+            description="Finds the face in every photo and fills in its mask and landmarks. Masks "
+            "of your own are kept.",
+            inputs=[
+                References.Input("references", tooltip="The photos, from Load Reference Set."),
+                DetectorSocket.Input("detector", tooltip="Finds the faces."),
+                ParserSocket.Input(
+                    "parser",
+                    optional=True,
+                    tooltip="Outlines the face. Without one the mask is an oval laid over the "
+                    "landmarks, and the report says so.",
+                ),
+                RecogniserSocket.Input(
+                    "recogniser",
+                    optional=True,
+                    tooltip="Where a photo shows several faces, takes the person that all photos "
+                    "share. Without one: the largest face. Leave it out for a style.",
+                ),
+                io.String.Input("parts", default="face", tooltip=help_of(MaskSettings, "parts")),
+                _share("grow", -0.5, 0.5),
+                _share("feather", 0, 0.5),
+            ],
+            outputs=[
+                References.Output(display_name="references"),
+                io.Mask.Output(display_name="face_masks", is_output_list=True),
+                io.Mask.Output(display_name="style_masks", is_output_list=True),
+                io.Image.Output(display_name="preview"),
+                io.String.Output(display_name="report"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, references, detector, parts, grow, feather, parser=None, recogniser=None
+    ) -> io.NodeOutput:
+        with naming("Make Face Masks"):
+            settings = MaskSettings(parts, grow, feather)
+            progress = Progress(2 * len(references), node_id(cls))
+            analyzer = FaceAnalyzer(detector, parser, recogniser)
+            filled, found = with_faces(references, analyzer, settings, progress.update)
+            faces = _face_masks(filled)
+            styles = [face_to_concept(face, "style") for face in faces]
+            sheet = images_to_socket(contact_sheet(filled, found)[None])
+            report = "\n".join(f"{n}: {f}" for n, f in zip(filled.names, found, strict=True))
+            return io.NodeOutput(
+                filled,
+                [masks_to_socket(mask) for mask in faces],
+                [masks_to_socket(mask) for mask in styles],
+                sheet,
+                report,
+                ui=ui.PreviewImage(sheet, cls=cls),
+            )
+
+
+class MagiCaptureCheckReferences(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureCheckReferences",
+            display_name="Check References",
+            category="MagiCapture/faces",
+            description="Before training: is each photo sharp, large and well lit enough, does it "
+            "show the same person as the others, do they vary enough?",
+            inputs=[
+                References.Input("references", tooltip="The photos, with or without masks."),
+                DetectorSocket.Input("detector", tooltip="Finds the faces."),
+                io.Combo.Input(
+                    "role",
+                    options=["subject", "style"],
+                    default="subject",
+                    tooltip="subject: all photos should show one person. style: they need not.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=64,
+                    max=2048,
+                    step=8,
+                    tooltip="The training's; a face's size is told at it.",
+                ),
+                io.Boolean.Input(
+                    "drop",
+                    default=False,
+                    tooltip="Take the photos whose verdict is 'leave out' out of the set.",
+                ),
+                RecogniserSocket.Input(
+                    "recogniser",
+                    optional=True,
+                    tooltip="Needed to find another person in the set.",
+                ),
+                ParserSocket.Input(
+                    "parser", optional=True, tooltip="Needed to tell covered faces."
+                ),
+            ],
+            outputs=[
+                References.Output(display_name="references"),
+                io.Image.Output(display_name="contact_sheet"),
+                io.String.Output(display_name="report"),
+                io.String.Output(display_name="data"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, references, detector, role, resolution, drop, recogniser=None, parser=None
+    ) -> io.NodeOutput:
+        with naming("Check References"):
+            progress = Progress(2 * len(references), node_id(cls))
+            known = recogniser if role == "subject" else None
+            analyzer = FaceAnalyzer(detector, parser, known)
+            filled, found = with_faces(references, analyzer, on_progress=progress.update)
+            result = check(filled, found, role, resolution=resolution, recogniser=known)
+            sheet = images_to_socket(contact_sheet(filled, found, result)[None])
+            kept = [i for i, p in enumerate(result.photos) if p.verdict != "leave out"]
+            if drop and not kept:
+                raise InputError(f"No photo is left: every one is to be left out.\n{result}")
+            return io.NodeOutput(
+                references.only(kept) if drop else references,
+                sheet,
+                str(result),
+                result.to_json(),
+                ui=ui.PreviewImage(sheet, cls=cls),
+            )
