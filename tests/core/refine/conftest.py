@@ -1,12 +1,14 @@
-"""Small networks of the real architectures, and real faces."""
+"""Small networks of the real architectures, real faces, and facexlib's own way with them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
+import numpy as np
 import pytest
 import torch
 from spandrel import ImageModelDescriptor
@@ -14,6 +16,7 @@ from spandrel.architectures.Compact import Compact
 from spandrel.architectures.GFPGAN import GFPGAN, GFPGANArch
 from torch import Tensor, nn
 
+from magicapture.faces.align import FFHQ_TEMPLATE
 from magicapture.faces.protocols import Face
 from magicapture.refine.models import load_image_model
 
@@ -72,3 +75,31 @@ def photo(shared_assets: Path) -> tuple[Tensor, Face]:
     box = torch.cat([row[:2], row[:2] + row[2:4]])
     image = torch.from_numpy(picture[..., ::-1].copy()).permute(2, 0, 1).float() / 255
     return image, Face(box, row[4:14].view(5, 2), float(row[14]))
+
+
+def _bgr(image: Tensor) -> np.ndarray:
+    """(3,H,W) in 0..1 as facexlib takes pictures, but without rounding to integers."""
+    return (image.permute(1, 2, 0).numpy()[..., ::-1] * 255).copy()
+
+
+def _helper(image: Tensor, points: Tensor) -> Any:
+    """facexlib's helper past its constructor, which would look for three networks' files."""
+    from facexlib.utils.face_restoration_helper import FaceRestoreHelper
+
+    made = FaceRestoreHelper.__new__(FaceRestoreHelper)
+    made.clean_all()
+    made.upscale_factor, made.face_size, made.device = 1, (512, 512), torch.device("cpu")
+    made.pad_blur, made.use_parse = False, False
+    made.face_template = FFHQ_TEMPLATE.numpy().astype(float)
+    made.read_image(_bgr(image))
+    made.all_landmarks_5 = [points.numpy().astype(float)]
+    made.align_warp_face()
+    made.get_inverse_affine()
+    return made
+
+
+@pytest.fixture(scope="session")
+def facexlib() -> SimpleNamespace:
+    """facexlib.helper(image, landmarks): its aligned face; facexlib.bgr(image): its pictures."""
+    pytest.importorskip("facexlib", reason="needs facexlib to compare with")
+    return SimpleNamespace(helper=_helper, bgr=_bgr)

@@ -6,7 +6,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from facexlib.utils.face_restoration_helper import FaceRestoreHelper
 from torch import Tensor
 
 from magicapture.errors import InputError
@@ -34,25 +33,6 @@ def smooth(height: int, width: int) -> Tensor:
     return torch.nn.functional.avg_pool2d(torch.rand(1, 3, height, width), 9, 1, 4)[0]
 
 
-def bgr(image: Tensor) -> np.ndarray:
-    """(3,H,W) in 0..1 as facexlib takes pictures, but without rounding to integers."""
-    return (image.permute(1, 2, 0).numpy()[..., ::-1] * 255).copy()
-
-
-def helper(image: Tensor, points: Tensor) -> FaceRestoreHelper:
-    """facexlib's helper past its constructor, which would look for three networks' files."""
-    made = FaceRestoreHelper.__new__(FaceRestoreHelper)
-    made.clean_all()
-    made.upscale_factor, made.face_size, made.device = 1, (512, 512), torch.device("cpu")
-    made.pad_blur, made.use_parse = False, False
-    made.face_template = FFHQ_TEMPLATE.numpy().astype(float)
-    made.read_image(bgr(image))
-    made.all_landmarks_5 = [points.numpy().astype(float)]
-    made.align_warp_face()
-    made.get_inverse_affine()
-    return made
-
-
 def oval() -> Tensor:
     """The mask of an upright face without a parser."""
     return drawn_mask(torch.zeros(1, 3, 512, 512), FFHQ_TEMPLATE[None])
@@ -67,10 +47,10 @@ FACES = [
 
 
 @pytest.mark.parametrize("points", FACES)
-def test_the_crop_is_facexlibs(points) -> None:
+def test_the_crop_is_facexlibs(points, facexlib) -> None:
     image = smooth(560, 620)
     head, matrix = cut_out(image, points)
-    other = helper(image, points)
+    other = facexlib.helper(image, points)
     np.testing.assert_allclose(matrix[0].numpy(), other.affine_matrices[0], rtol=1e-3, atol=2e-3)
     expected = torch.from_numpy(other.cropped_faces[0][..., ::-1].copy()).permute(2, 0, 1) / 255
     torch.testing.assert_close(head[0], expected, atol=1 / 255, rtol=0)
@@ -95,17 +75,17 @@ class HalvesForFacexlib(torch.nn.Module):
 
 
 @pytest.mark.parametrize("points", [FACES[0], FACES[1], landmarks(1.3, -0.2, 330, 290)])
-def test_the_pasted_picture_is_facexlibs(points) -> None:
+def test_the_pasted_picture_is_facexlibs(points, facexlib) -> None:
     image = smooth(620, 700)
     head, matrix = cut_out(image, points)
     after = 0.6 * head + 0.4 * smooth(512, 512) ** 2
     pasted = put_back(after, parsed_mask(Halves(), after), matrix, image.shape[-2:]).onto(image)
-    other = helper(image, points)
+    other = facexlib.helper(image, points)
     other.use_parse, other.face_parse = True, HalvesForFacexlib()
-    other.add_restored_face(bgr(after[0]))
+    other.add_restored_face(facexlib.bgr(after[0]))
     expected = other.paste_faces_to_input_image()[..., ::-1].astype(np.float32)
     got = pasted.permute(1, 2, 0).numpy() * 255
-    assert np.abs(expected - bgr(image)[..., ::-1]).max() > 20, "nothing was pasted"
+    assert np.abs(expected - facexlib.bgr(image)[..., ::-1]).max() > 20, "nothing was pasted"
     # facexlib cuts off what is after the point: half a step, beside the one that is allowed.
     assert np.abs(got - 0.5 - expected).max() <= 0.5 + 1
 
