@@ -19,7 +19,8 @@ from ._comfy import (
     node_id,
     show_text,
 )
-from ._comfy.finishing import load_restorer, on_device, restorer_names
+from ._comfy.files import AUTO, face_file, face_files
+from ._comfy.finishing import load_restorer, on_device
 from ._common import naming
 from ._finishing import CATEGORY, preview, share
 from ._sockets import DetectorSocket, ParserSocket
@@ -47,7 +48,8 @@ class MagiCaptureLoadFaceRestorer(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=restorer_names(),
+                    options=[AUTO, *face_files("restorer")],
+                    default=AUTO,
                     tooltip="GFPGANv1.4.pth is a good start. CodeFormer needs the package "
                     "spandrel_extra_arches and is for non-commercial use.",
                 )
@@ -58,7 +60,7 @@ class MagiCaptureLoadFaceRestorer(io.ComfyNode):
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
         with naming("Load Face Restorer"):
-            return io.NodeOutput(load_restorer(file))
+            return io.NodeOutput(load_restorer(face_file("restorer", file)))
 
 
 class MagiCaptureSuperResolve(io.ComfyNode):

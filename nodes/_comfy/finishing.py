@@ -9,32 +9,15 @@ from typing import Any
 
 import comfy.model_management as management
 import comfy.model_patcher
-import folder_paths
 
 from ...magicapture.errors import InputError
-from ...magicapture.faces.find import missing
-from ...magicapture.faces.models import ENDINGS
 from ...magicapture.refine.models import load_image_model
-from .host import find_file, model_folders
-
-RESTORERS = "facerestore_models"
-"""The kind of model folder that face restorers customarily lie in."""
 
 _PER_PIXEL = 3 * 4 * 384  # bytes a network needs for a pixel of a tile and a step of its scale
 
 
-def restorer_names() -> list[str]:
-    """The face restorers in the model folders, by relative name."""
-    model_folders(RESTORERS)
-    names = folder_paths.get_filename_list(RESTORERS)
-    return [name for name in names if Path(name).suffix.lower() in ENDINGS["restorer"]]
-
-
-def load_restorer(name: str) -> Any:
-    """A face restorer as Load Upscale Model would return it; raises InputError where it is not."""
-    path = find_file(RESTORERS, name)
-    if path is None:
-        raise missing("restorer", {RESTORERS: model_folders(RESTORERS)})
+def load_restorer(path: Path) -> Any:
+    """A face restorer as Load Upscale Model would return it."""
     model = load_image_model(path)
     # Newer ComfyUI manages the memory of such models, and its own nodes look for this.
     managed = getattr(comfy.model_patcher, "CoreModelPatcher", None)

@@ -185,13 +185,13 @@ def test_match_brings_the_tint_back_inside_the_mask(nodes) -> None:
 
 
 def test_the_loader_lists_and_reads_restorers(nodes, pack, upscaler) -> None:
-    finishing = pack("nodes._comfy.finishing")
-    (folder,) = pack.comfy.model_folders(finishing.RESTORERS)
-    torch.save(upscaler.model.state_dict(), _made(folder) / "restorer.pth")
+    (folder,) = pack.comfy.model_folders("facerestore_models")
     (_made(folder) / "readme.txt").write_text("not a model")
-    assert finishing.restorer_names() == ["restorer.pth"]
-    loaded = nodes.LoadFaceRestorer.execute("restorer.pth")[0]
+    with pytest.raises(pack("magicapture.errors").StorageError, match=r"GFPGANv1\.4"):
+        nodes.LoadFaceRestorer.execute("absent.pth")
+    torch.save(upscaler.model.state_dict(), _made(folder) / "my own.pth")
+    (choice,) = nodes.LoadFaceRestorer.define_schema().inputs
+    assert "my own.pth" in choice.options and "readme.txt" not in choice.options
+    loaded = nodes.LoadFaceRestorer.execute("my own.pth")[0]
     assert type(loaded) is type(upscaler)
     assert hasattr(loaded, "patcher") == hasattr(upscaler, "patcher")
-    with pytest.raises(pack("magicapture.errors").StorageError, match="GFPGAN"):
-        nodes.LoadFaceRestorer.execute("absent.pth")
