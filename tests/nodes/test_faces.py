@@ -1,0 +1,111 @@
+"""The nodes for faces, with the real detector and recogniser on real photos."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def inferring(executor):
+    """Every test here runs in inference mode, as nodes do."""
+
+
+@pytest.fixture
+def nodes(pack):
+    return SimpleNamespace(
+        **{node.__name__.removeprefix("MagiCapture"): node for node in pack("nodes").NODES}
+    )
+
+
+@pytest.fixture
+def models(comfyui, shared_assets):
+    """ComfyUI's model folders with YuNet and MobileFaceNet in them."""
+    import folder_paths
+
+    folder = Path(folder_paths.models_dir) / "facexlib"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"yunet_s_640_640.onnx": "yunet.onnx", "foamliu_MobileFaceNet.onnx": "mobile.onnx"}
+    for source, name in names.items():
+        shutil.copyfile(shared_assets / "face" / source, folder / name)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def photos(assets, *names):
+    """Photos as IMAGE batches of one."""
+    arrays = (np.asarray(Image.open(assets / "photos" / n).convert("RGB")) for n in names)
+    return [torch.from_numpy(a.copy())[None].float() / 255 for a in arrays]
+
+
+def loaded(nodes, pack, images, masks=None):
+    none = pack("nodes.references").NO_FOLDER
+    return nodes.ReferenceSet.execute([none], images, masks, [""])[0]
+
+
+PERSON = [f"person/foreground__0{n}.jpg" for n in (2, 3, 4)]
+
+
+def test_photos_in_masks_landmarks_and_previews_out(nodes, pack, models, shared_assets):
+    detector = nodes.LoadDetector.execute(pack("nodes._comfy.files").AUTO)[0]
+    references = loaded(nodes, pack, photos(shared_assets, *PERSON))
+    filled, faces, styles, preview, report = nodes.FaceMasks.execute(
+        references, detector, "face", 0.02, 0.02
+    ).args
+    assert all(mask is not None for mask in filled.masks)
+    assert all(points is not None for points in filled.landmarks)
+    for face, style in zip(faces, styles, strict=True):
+        assert face.shape == (1, 512, 512) and 0.01 < float(face.mean()) < 0.3
+        torch.testing.assert_close(face + style, torch.ones_like(face))
+    assert preview.ndim == 4 and preview.shape[-1] == 3
+    assert report.count("an oval") == 3
+    concept, of_style = nodes.Concept.execute(filled, "style", "oil-1", "person", 1)[0]
+    assert concept.role == "style"
+    torch.testing.assert_close(of_style.masks[0], styles[0])
+
+
+def test_own_masks_stay(nodes, pack, models, shared_assets):
+    detector = nodes.LoadDetector.execute("yunet.onnx")[0]
+    own = torch.zeros(1, 512, 512)
+    own[:, 150:400, 150:400] = 1
+    images = photos(shared_assets, *PERSON[1:2])
+    filled, *_, report = nodes.FaceMasks.execute(
+        loaded(nodes, pack, images, [own]), detector, "face", 0.1, 0.1
+    ).args
+    assert torch.equal(filled.masks[0], own) and "your own mask" in report
+    assert filled.landmarks[0] is not None
+
+
+def test_check_references_finds_the_intruder(nodes, pack, models, shared_assets):
+    detector = nodes.LoadDetector.execute("yunet.onnx")[0]
+    recogniser = nodes.LoadRecogniser.execute("mobile.onnx", "imagenet")[0]
+    images = photos(shared_assets, *PERSON, "styles/Gentleman.jpg")
+    references = loaded(nodes, pack, images)
+    kept, sheet, report, data = nodes.CheckReferences.execute(
+        references, detector, "subject", 512, True, recogniser=recogniser
+    ).args
+    verdicts = [photo["verdict"] for photo in json.loads(data)["photos"]]
+    assert verdicts == ["use", "use", "use", "leave out"]
+    assert len(kept) == 3 and "another person" in report and sheet.shape[-1] == 3
+
+
+def test_a_missing_model_says_what_to_get(nodes, pack):
+    auto = pack("nodes._comfy.files").AUTO
+    error = pack("magicapture.errors").StorageError
+    for node in (nodes.LoadDetector, nodes.LoadParser):
+        with pytest.raises(error, match="Nothing is downloaded") as caught:
+            node.execute(auto)
+        assert "release" in str(caught.value) and "licence" in str(caught.value)
+
+
+def test_check_models_lists_found_and_missing(nodes, models):
+    report = nodes.CheckModels.execute()[0]
+    assert "found    face_detection_yunet_2023mar.onnx" in report
+    assert "missing  parsing_bisenet.pth" in report
