@@ -44,6 +44,20 @@ def number(
     )
 
 
+def plain(
+    config: type, name: str, *, step: float = 1
+) -> io.Int.Input | io.Float.Input | io.Boolean.Input:
+    """A setting with its own default and range: a number, or yes or no."""
+    field: Any = config.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    kind, help = get_type_hints(config)[name], help_of(config, name)
+    if kind is bool:
+        return io.Boolean.Input(name, default=field.default, tooltip=help)
+    limits = {"min": kind(field.metadata["low"]), "max": kind(field.metadata["high"])}
+    if kind is int:
+        return io.Int.Input(name, default=field.default, **limits, step=int(step), tooltip=help)
+    return io.Float.Input(name, default=field.default, **limits, step=step, tooltip=help)
+
+
 def given(**values: Any) -> dict[str, Any]:
     """Those of the values that were set: not -1, not "recipe's own"."""
     return {name: value for name, value in values.items() if value not in (-1, KEEP)}

@@ -1,12 +1,24 @@
-"""Nodes for asking for pictures."""
+"""Nodes for asking for pictures, and for holding tokens to their places in them."""
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io
 
 from ..magicapture.config import PromptTemplates
 from ..magicapture.prompts import as_embeddings, prompt_for
-from ._common import naming
+from ..magicapture.refocusing import RefocusGuidance, fit, grid, mean_spills
+from ._comfy import (
+    encode_marked,
+    images_from_socket,
+    images_to_socket,
+    look,
+    masks_from_socket,
+    masks_to_socket,
+    refocus,
+)
+from ._common import naming, pixels
+from ._inputs import choice, plain
 from ._sockets import AdapterSocket
 
 
@@ -50,3 +62,152 @@ class MagiCapturePrompt(io.ComfyNode):
             templates = adapter.recipe.prompts if adapter.recipe else PromptTemplates()
             text = prompt_for(adapter.concepts, templates, kind, sentence=sentence, extra=extra)
             return io.NodeOutput(as_embeddings(text, adapter.concepts))
+
+
+class MagiCaptureEncodePrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureEncodePrompt",
+            display_name="Encode Prompt",
+            category="MagiCapture/sampling",
+            description="CLIP Text Encode that also remembers where the tokens stand, for Refocus "
+            "Attention and Preview Attention.",
+            inputs=[
+                io.Clip.Input("clip", tooltip="From Apply Adapter, which knows the tokens."),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The prompt, with its tokens as embedding:NAME. Write Prompt gives it.",
+                ),
+                AdapterSocket.Input(
+                    "adapter",
+                    optional=True,
+                    tooltip="Whose tokens to hold: the person's to the region, the style's to the "
+                    "rest.",
+                ),
+                io.String.Input(
+                    "inside",
+                    default="",
+                    tooltip="Further words of the prompt, or embedding:NAME, that belong inside "
+                    "the region; separated by commas.",
+                ),
+                io.String.Input(
+                    "outside",
+                    default="",
+                    tooltip="Further words of the prompt, or embedding:NAME, that belong outside "
+                    "the region; separated by commas.",
+                ),
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning")],
+        )
+
+    @classmethod
+    def execute(cls, clip, text, inside, outside, adapter=None) -> io.NodeOutput:
+        with naming("Encode Prompt"):
+            concepts = () if adapter is None else adapter.concepts
+            return io.NodeOutput(encode_marked(clip, text, concepts, inside, outside))
+
+
+class MagiCaptureRefocusAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureRefocusAttention",
+            display_name="Refocus Attention",
+            category="MagiCapture/sampling",
+            description="Hold the tokens of Encode Prompt to their regions while any sampler "
+            "draws: the person's to the mask, the style's to the rest.",
+            inputs=[
+                io.Model.Input("model", tooltip="Of Stable Diffusion 1.x, 2.x or XL."),
+                plain(RefocusGuidance, "bias", step=0.5),
+                plain(RefocusGuidance, "gradient", step=0.01),
+                plain(RefocusGuidance, "start", step=0.05),
+                plain(RefocusGuidance, "end", step=0.05),
+                plain(RefocusGuidance, "iterations"),
+                plain(RefocusGuidance, "threshold", step=0.01),
+                choice(RefocusGuidance, "measure"),
+                plain(RefocusGuidance, "smoothing", step=0.5),
+                plain(RefocusGuidance, "cut", step=0.05),
+                plain(RefocusGuidance, "save_memory"),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the person's face belongs, for example a mask drawn on a "
+                    "preview. Without one the region is found from the attention at each step.",
+                ),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model, mask=None, **settings) -> io.NodeOutput:
+        with naming("Refocus Attention"):
+            region = None if mask is None else masks_from_socket(mask)
+            return io.NodeOutput(refocus(model, RefocusGuidance(**settings), region))
+
+
+class MagiCapturePreviewAttention(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCapturePreviewAttention",
+            display_name="Preview Attention",
+            category="MagiCapture/sampling",
+            description="Show where the tokens look in a finished picture, noised as at some of "
+            "the sampling steps, with the share of their attention outside the region.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model that drew the picture."),
+                io.Conditioning.Input("positive", tooltip="From Encode Prompt."),
+                io.Latent.Input("latent", tooltip="The finished picture, as the sampler gives it."),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="The same picture decoded, to show the maps over it.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where the person's face belongs. Without one the region is found from "
+                    "the attention.",
+                ),
+                io.Int.Input(
+                    "steps", default=4, min=1, max=20, tooltip="At how many steps to look."
+                ),
+                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Of the noise."),
+            ],
+            outputs=[
+                io.Image.Output(display_name="maps"),
+                io.Mask.Output(display_name="region"),
+                io.String.Output(display_name="spill"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, latent, steps, seed, image=None, mask=None) -> io.NodeOutput:
+        with naming("Preview Attention"):
+            shares = [i / steps for i in range(steps)]
+            region = None if mask is None else masks_from_socket(mask)[:1]
+            seen = look(model, positive, latent, shares, region=region, seed=seed)
+            picture = None if image is None else images_from_socket(image)[0]
+            return io.NodeOutput(
+                images_to_socket(pixels(grid(seen, picture))),
+                masks_to_socket(_last_region(seen, picture)),
+                _told(seen),
+            )
+
+
+def _last_region(seen, picture) -> torch.Tensor:
+    """The subject's region at the last step where one is known, at the picture's size."""
+    known = [s.region for s in seen if s.role == "subject" and s.region is not None]
+    last = known[-1] if known else torch.ones_like(seen[0].values)
+    size = last.shape if picture is None else picture.shape[-2:]
+    return fit(last[None, None], tuple(size))
+
+
+def _told(seen) -> str:
+    spills = mean_spills(seen)
+    if not spills:
+        return "No region is known: give a mask, or hold a token inside the region."
+    return "\n".join(f"{name}: {share:.1%} outside its region" for name, share in spills.items())

@@ -10,6 +10,7 @@ from .engine import Refocuser, fit
 from .focus import Focus, Rows, foci, places
 from .gradient import Shortcut, descend, region_loss
 from .guide import PromptRefocuser
+from .preview import Sight, grid, mean_spills, sights
 from .regions import Recorder, blur, region
 from .settings import RefocusGuidance
 
@@ -21,13 +22,17 @@ __all__ = [
     "Refocuser",
     "Rows",
     "Shortcut",
+    "Sight",
     "attention_bias",
     "biased",
     "blur",
     "descend",
     "fit",
     "foci",
+    "grid",
+    "mean_spills",
     "places",
     "region",
     "region_loss",
+    "sights",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -20,11 +20,11 @@ _WORD = " (word)"  # behind a token's name: the map of its class word; no token'
 class Recorder:
     """Records the tokens' maps in a pass of the UNet, and what finds their regions.
 
-    factors: see `RefocusGuidance`; layers of the middle block are left out. spreading: record
-    self-attention as well, which `regions` needs.
+    factors: see `RefocusGuidance`, None for all; layers of the middle block are left out.
+    spreading: record self-attention as well, for `regions`.
     """
 
-    def __init__(self, unet: nn.Module, factors: Sequence[int], spreading: bool) -> None:
+    def __init__(self, unet: nn.Module, factors: Collection[int] | None, spreading: bool) -> None:
         cross = cross_attentions(unet)
         self._cross = AttentionCapture({name: cross[name] for name in select(unet)}, factors)
         self._self = AttentionCapture(self_attentions(unet)) if spreading else None

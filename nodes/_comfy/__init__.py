@@ -15,6 +15,9 @@ from .host import (
     output_folder,
     show_text,
 )
+from .looking import look
+from .marks import encode_marked
+from .refocusing import refocus
 from .scope import Part, gradients
 from .sockets import (
     images_from_socket,
@@ -31,15 +34,18 @@ __all__ = [
     "Progress",
     "apply_adapter",
     "check_cancel",
+    "encode_marked",
     "find_file",
     "gradients",
     "images_from_socket",
     "images_to_socket",
+    "look",
     "masks_from_socket",
     "masks_to_socket",
     "model_folders",
     "node_id",
     "output_folder",
     "picture",
+    "refocus",
     "show_text",
 ]

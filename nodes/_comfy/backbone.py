@@ -176,9 +176,7 @@ class ComfyBackbone:
 
     def checkpointed_modules(self) -> Iterator[nn.Module]:
         """The UNet's transformer and residual blocks."""
-        for module in self.unet.modules():
-            if isinstance(module, (BasicTransformerBlock, ResBlock)):
-                yield module
+        return unet_blocks(self.unet)
 
     @contextmanager
     def training(self, dtype: torch.dtype | None) -> Iterator[None]:
@@ -202,6 +200,13 @@ class ComfyBackbone:
                 yield
         finally:
             self._dtype = before
+
+
+def unet_blocks(unet: nn.Module) -> Iterator[nn.Module]:
+    """The transformer and residual blocks, whose activations checkpointing recomputes."""
+    for module in unet.modules():
+        if isinstance(module, (BasicTransformerBlock, ResBlock)):
+            yield module
 
 
 def _spliced(line: Layout, vectors: TokenVectors) -> list[int | Tensor]:

@@ -66,6 +66,42 @@ def gradients(parts: Iterable[Part]) -> Iterator[None]:
         management.soft_empty_cache()
 
 
+@contextmanager
+def gradients_while_sampling(part: Part) -> Iterator[None]:
+    """`gradients` for a model in the middle of sampling: nothing is loaded or unloaded.
+
+    Weights that lie on the computing device are used as they lie, cast at each use where sampling
+    casts them. Those that wait elsewhere (low VRAM, streamed) are brought over for the while.
+    """
+    device = part.patcher.load_device
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as opened:
+        for module in part.module.modules():
+            own = [p for p in module._parameters.values() if p is not None]
+            if all(p.device == device for p in own) and not hasattr(module, "_v"):
+                opened.enter_context(_as_it_lies(module))
+            else:
+                opened.enter_context(_opened(module, device, part.dtype))
+        yield
+
+
+@contextmanager
+def _as_it_lies(module: nn.Module) -> Iterator[None]:
+    """One module with ordinary weights over the same memory; quantised ones are left alone."""
+    with torch.no_grad():
+        weights = {
+            name: nn.Parameter(_ordinary(p, p.device, p.dtype), requires_grad=False)
+            for name, p in module._parameters.items()
+            if type(p) is nn.Parameter
+        }
+        buffers = {
+            name: _ordinary(b, b.device, b.dtype)
+            for name, b in module._buffers.items()
+            if b is not None
+        }
+    with _entries(module._parameters, weights), _entries(module._buffers, buffers):
+        yield
+
+
 def _check_trainable(part: Part) -> None:
     name = type(part.patcher.model).__name__
     if part.patcher.injections:

@@ -1,0 +1,146 @@
+"""Where each token looks, as a picture: over the steps, at each resolution, and on the image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attention import LayerMaps
+from ..config import Role
+from ..losses import spill
+from .focus import Focus
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_CELL = 128  # pixels
+_MARGIN = 150  # for the names of the rows
+_HEADER = 22
+_LABEL = 16
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One token's attention at one step and resolution.
+
+    share: of the steps done. factor: latent cells a side under one cell of the map. values (h,w):
+    mean over the layers of that resolution. region (H,W): where the token belongs, 0..1, or None.
+    spill: the share of the attention outside it, 0..1, or None.
+    """
+
+    token: str
+    role: Role
+    share: float
+    factor: int
+    values: Tensor
+    region: Tensor | None
+    spill: float | None
+
+
+def sights(
+    maps: Sequence[LayerMaps],
+    row: int,
+    tokens: Sequence[Focus],
+    region: Tensor | None,
+    share: float,
+) -> list[Sight]:
+    """What the tokens of one row of a pass look at, by token and then by resolution.
+
+    region: the subject's (H,W) at the latents' size, or None where none is known.
+    """
+    found = []
+    for token in tokens:
+        inside = region if region is None or token.role == "subject" else 1 - region
+        for factor in sorted({layer.factor for layer in maps}):
+            of = [layer for layer in maps if layer.factor == factor]
+            values = torch.stack([m.values[m.keys.index((row, token.name))] for m in of]).mean(0)
+            outside = None if inside is None else _spill(values, inside)
+            found.append(
+                Sight(token.name, token.role, share, factor, values.cpu(), inside, outside)
+            )
+    return found
+
+
+def mean_spills(seen: Sequence[Sight]) -> dict[str, float]:
+    """Each token's spill, the mean over steps and resolutions where it is known."""
+    names = dict.fromkeys(sight.token for sight in seen)
+    figures = {n: [s.spill for s in seen if s.token == n and s.spill is not None] for n in names}
+    return {name: sum(known) / len(known) for name, known in figures.items() if known}
+
+
+def grid(seen: Sequence[Sight], image: Tensor | None = None) -> Image:
+    """The sights as a table: a row for each token and resolution, a column for each step.
+
+    Every map is scaled by its own peak, its spill written on it. With the finished image
+    (3,H,W) in 0..1, a last column shows the mean map over it, and the region's border in green.
+    """
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    shares = sorted({sight.share for sight in seen})
+    lines = list(dict.fromkeys((sight.token, sight.factor) for sight in seen))
+    size = (_MARGIN + _CELL * (len(shares) + (image is not None)), _HEADER + _CELL * len(lines))
+    sheet = Pillow.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, share in enumerate(shares):
+        draw.text((_MARGIN + column * _CELL + 4, 5), f"step {share:.0%}", fill="black")
+    for line, (token, factor) in enumerate(lines):
+        top = _HEADER + line * _CELL
+        of = [sight for sight in seen if (sight.token, sight.factor) == (token, factor)]
+        height, width = of[0].values.shape
+        draw.text((4, top + 6), token[:24], fill="black")
+        draw.text((4, top + 24), f"{width} x {height}", fill="gray")
+        for sight in of:
+            left = _MARGIN + shares.index(sight.share) * _CELL
+            sheet.paste(_picture(_heat(sight.values, _CELL)), (left, top))
+            if sight.spill is not None:
+                label = f"spill {sight.spill:.0%}"
+                draw.rectangle((left, top, left + 66, top + _LABEL), fill="black")
+                draw.text((left + 3, top + 2), label, fill="white")
+        if image is not None:
+            over = _overlay(image, of)
+            sheet.paste(_picture(over), (_MARGIN + len(shares) * _CELL, top))
+    return sheet
+
+
+def _spill(values: Tensor, inside: Tensor) -> float:
+    return float(spill(values[None], inside[None, None].to(values), "none"))
+
+
+def _heat(values: Tensor, side: int) -> Tensor:
+    """A map (h,w) in colours (3,side,side), its peak the brightest."""
+    from matplotlib import colormaps
+
+    scaled = values.float() / values.max().clamp_min(1e-8)
+    large = F.interpolate(scaled[None, None], (side, side), mode="nearest")[0, 0]
+    colours = colormaps["inferno"](large.numpy())[..., :3]
+    return torch.from_numpy(np.ascontiguousarray(colours)).float().movedim(-1, 0)
+
+
+def _overlay(image: Tensor, of: Sequence[Sight]) -> Tensor:
+    """The mean of some sights over the image, and the border of the last region known."""
+    side = (_CELL, _CELL)
+    under = F.interpolate(image[None].float().cpu(), side, mode="area")[0]
+    mean = torch.stack([sight.values for sight in of]).mean(0)
+    weight = F.interpolate(mean[None, None], side, mode="bilinear")[0] / mean.max().clamp_min(1e-8)
+    over = under * (0.35 + 0.65 * weight)
+    regions = [sight.region for sight in of if sight.region is not None]
+    if regions:
+        region = F.interpolate(regions[-1][None, None].float().cpu(), side, mode="nearest")
+        grown = F.max_pool2d(region, 3, 1, 1)
+        border = (grown - region)[0].clamp(0, 1)
+        over = over * (1 - border) + torch.tensor([0.2, 1.0, 0.3]).view(3, 1, 1) * border
+    return over
+
+
+def _picture(image: Tensor) -> Image:
+    from PIL import Image as Pillow
+
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1)
+    return Pillow.fromarray(pixels.numpy())

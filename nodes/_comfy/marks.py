@@ -1,0 +1,145 @@
+"""Which columns of a CONDITIONING are tokens to hold, carried in its options to the sampler.
+
+There they survive what nodes do to conditioning (areas, masks, ControlNet, combining), and the
+sampler tells for each pass of the UNet which conditioning a row comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import node_helpers
+import torch
+from torch import Tensor
+
+from ...magicapture.config import Role
+from ...magicapture.errors import InputError
+from ...magicapture.refocusing import Focus
+from ...magicapture.tokens import Concept
+
+TOKENS = "magicapture_tokens"
+"""The option of a CONDITIONING, and of the sampler's transformer_options, that holds them."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """The tokens of one conditioning: where they stand, and which part of the picture it is for.
+
+    length: columns of its own context. area: (height, width, y, x) in latent cells, or None.
+    """
+
+    tokens: tuple[Focus, ...]
+    length: int
+    area: tuple[int, int, int, int] | None
+
+    def for_context(self, total: int) -> tuple[Focus, ...]:
+        """The tokens in a context that was repeated to `total` columns."""
+        return tuple(token.repeated(self.length, total) for token in self.tokens)
+
+    def part_of(self, region: Tensor, size: tuple[int, int]) -> Tensor:
+        """What a region (...,H,W) of the whole picture is in this conditioning's area."""
+        _, _, top, left = self.area or (0, 0, 0, 0)
+        return region[..., top : top + size[0], left : left + size[1]]
+
+
+@dataclass(frozen=True, eq=False)
+class Marks:
+    """The marks of a batch by the uuid of their conditioning, and the latents' size in cells."""
+
+    of: Mapping[Any, Mark]
+    size: tuple[int, int]
+
+
+def encode_marked(
+    clip: Any, text: str, concepts: Sequence[Concept], inside: str = "", outside: str = ""
+) -> Any:
+    """What CLIPTextEncode makes of a text, with the tokens to hold marked in it.
+
+    concepts: named in the text as `embedding:name`. inside, outside: further words or embeddings,
+    separated by commas, to be held to the region and to the rest. Raises InputError where the
+    text has none of the concepts, or not one of the words.
+    """
+    if clip is None:
+        raise InputError("There is no text encoder at the input 'clip'; connect one.")
+    tokens = clip.tokenize(text)
+    line = list(_ids(next(iter(tokens.values()))))
+    found = [focus for concept in concepts if (focus := _concept(clip, line, concept))]
+    if concepts and not found:
+        names = " or ".join(f"embedding:{concept.name}" for concept in concepts)
+        raise InputError(
+            f"The text has no {names}. Write the token into it (Write Prompt does), and take CLIP "
+            "from Apply Adapter, which knows the token."
+        )
+    words: tuple[tuple[Role, str], ...] = (("subject", inside), ("style", outside))
+    found += [_word(clip, line, word, role) for role, listed in words for word in _split(listed)]
+    conditioning = clip.encode_from_tokens_scheduled(tokens)
+    return node_helpers.conditioning_set_values(conditioning, {TOKENS: tuple(found)})
+
+
+def marks_in(conds: Sequence[Any], size: tuple[int, int]) -> Marks:
+    """The marks of a sampler's conditioning, a list of lists in which None may stand."""
+    of = {}
+    for cond in marked(conds):
+        area = cond.get("area")
+        of[cond["uuid"]] = Mark(
+            cond[TOKENS],
+            cond["model_conds"]["c_crossattn"].cond.shape[1],
+            None if area is None else tuple(area),
+        )
+    return Marks(of, size)
+
+
+def with_options(options: Any, more: dict[str, Any]) -> Any:
+    """Model options with more transformer_options; what came in stays as it is."""
+    inner = options.get("transformer_options", {})
+    return {**options, "transformer_options": {**inner, **more}}
+
+
+def marked(conds: Sequence[Any]) -> list[dict[str, Any]]:
+    """Those of a sampler's conditionings that have tokens to hold."""
+    return [cond for group in conds if group for cond in group if cond.get(TOKENS)]
+
+
+def _concept(clip: Any, line: Sequence[Any], concept: Concept) -> Focus | None:
+    columns = _places(line, _words(clip, f"embedding:{concept.name}"))
+    word = _places(line, _words(clip, concept.class_word)) if concept.role == "subject" else ()
+    return Focus(concept.name, concept.role, columns, word) if columns else None
+
+
+def _word(clip: Any, line: Sequence[Any], word: str, role: Role) -> Focus:
+    columns = _places(line, _words(clip, word))
+    if not columns:
+        raise InputError(f"The text has no {word!r}; hold words to a region that are in it.")
+    return Focus(word, role, columns)
+
+
+def _split(listed: str) -> list[str]:
+    return [word.strip() for word in listed.split(",") if word.strip()]
+
+
+def _ids(chunks: Sequence[Sequence[Sequence[Any]]]) -> Iterator[Any]:
+    """The tokens of a text in the order of the context's columns, chunk behind chunk."""
+    return (token[0] for chunk in chunks for token in chunk)
+
+
+def _words(clip: Any, text: str) -> list[Any]:
+    """The tokens of a text alone, without start, end and padding."""
+    chunks = next(iter(clip.tokenize(text, return_word_ids=True).values()))
+    return [token[0] for chunk in chunks for token in chunk if token[2] > 0]
+
+
+def _places(line: Sequence[Any], word: Sequence[Any]) -> tuple[int, ...]:
+    """`refocusing.places` for tokens of which some are vectors."""
+    found: list[int] = []
+    for start in range(len(line) - len(word) + 1 if word else 0):
+        if all(_same(a, b) for a, b in zip(line[start:], word, strict=False)):
+            found += range(start, start + len(word))
+    return tuple(found)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
+    return bool(a == b)

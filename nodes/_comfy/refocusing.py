@@ -1,0 +1,281 @@
+"""Attention refocusing as a patch of MODEL, in any sampler."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor, nn
+
+from ...magicapture.checkpointing import checkpointed
+from ...magicapture.errors import UnsupportedModelError
+from ...magicapture.refocusing import Refocuser, RefocusGuidance, descend, fit
+from .backbone import unet_blocks
+from .marks import TOKENS, Mark, Marks, marked, marks_in, with_options
+from .models import compute_dtype
+from .scope import Part, gradients_while_sampling
+
+logger = logging.getLogger(__name__)
+
+_KEY = "magicapture_refocus"
+_LOSS = "magicapture_refocus_loss"
+_OVERRIDE = "optimized_attention_override"
+
+_WRAPPED = (  # each the name of a method of _Patch as well
+    WrappersMP.OUTER_SAMPLE,
+    WrappersMP.PREDICT_NOISE,
+    WrappersMP.CALC_COND_BATCH,
+    WrappersMP.DIFFUSION_MODEL,
+)
+
+Regions = Sequence[Tensor | None]
+
+
+def refocus(
+    model: ModelPatcher, settings: RefocusGuidance, region: Tensor | None = None
+) -> ModelPatcher:
+    """A clone of MODEL whose sampling holds the marked tokens to their region.
+
+    region: the subject's (B,1,H,W) in 0..1 at any size, one for all images or taken in turn; None
+    finds it. Both strengths 0 give a clone without any patch. Raises UnsupportedModelError for a
+    model without Stable Diffusion's UNet.
+    """
+    network = getattr(model.model, "diffusion_model", None)
+    if not isinstance(network, UNetModel):
+        raise UnsupportedModelError(
+            f"The input 'model' holds {type(network).__name__}; refocusing works on the UNets of "
+            "Stable Diffusion 1.x, 2.x and XL. Connect such a checkpoint."
+        )
+    model = model.clone()
+    if not settings.acts:
+        return model
+    patch = _Patch(settings, region)
+    for kind in _WRAPPED:
+        model.add_wrapper_with_key(kind, _KEY, getattr(patch, kind))
+    return model
+
+
+def unrefocused(model: ModelPatcher) -> ModelPatcher:
+    """A clone of MODEL without what `refocus` put there."""
+    model = model.clone()
+    for kind in _WRAPPED:
+        model.remove_wrappers_with_key(kind, _KEY)
+    return model
+
+
+class _Patch:
+    """The wrappers of one patched MODEL. `_found` holds regions while it is sampled."""
+
+    def __init__(self, settings: RefocusGuidance, region: Tensor | None) -> None:
+        self._settings, self._region = settings, region
+        self._found: dict[Any, Regions] = {}  # by the conditioning's uuid, one for each image
+        self._engines: dict[nn.Module, Refocuser] = {}
+        self._warned = False
+
+    def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """A whole sampling: what is held for it is let go at its end, also when cancelled."""
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            self._found, self._engines, self._warned = {}, {}, False
+
+    def predict_noise(
+        self,
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: Any = None,
+        seed: Any = None,
+    ) -> Tensor:
+        """One prediction; in the gradient's window, the latents move first."""
+        options = model_options or {}
+        if self._settings.moves_at(share_done(timestep, options)):
+            moved = self._moved(executor.class_obj, x, timestep, options)
+            if moved is not x:
+                # In place, for the sampler to go on from there: it holds this very tensor.
+                x.copy_(moved)
+        return executor(x, timestep, options, seed)
+
+    def calc_cond_batch(
+        self, executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, options: Any
+    ) -> Any:
+        """A batch of conditionings: hand their marks on to the passes of the UNet."""
+        marks = marks_in(conds, (x.shape[-2], x.shape[-1]))
+        return executor(model, conds, x, timestep, with_options(options, {TOKENS: marks}))
+
+    def diffusion_model(
+        self,
+        executor: Any,
+        x: Tensor,
+        timesteps: Any,
+        context: Any,
+        y: Any = None,
+        control: Any = None,
+        options: Any = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """One pass of the UNet over rows of several conditionings."""
+        options = options or {}
+        marks: Marks | None = options.get(TOKENS)
+        uuids = options.get("uuids")
+        measure = options.get(_LOSS)
+        held = None if marks is None or not uuids else [marks.of.get(uuid) for uuid in uuids]
+        if held is None or not any(held) or (measure is not None and measure.owner is not self):
+            return executor(x, timesteps, context, y, control, options, **kwargs)
+
+        engine = self._engine(executor.class_obj)
+        images = len(x) // len(uuids)
+        size = (x.shape[-2], x.shape[-1])
+        tokens = [() if mark is None else mark.for_context(context.shape[1]) for mark in held]
+        rows = [line for line in tokens for _ in range(images)]
+        regions = self._regions(held, uuids, marks, size, images, x.device)
+
+        def run(transformer_options: Any) -> Tensor:
+            return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+        if measure is not None:
+            given = None if self._region is None else regions
+            loss = engine.loss(lambda: run({**options, _OVERRIDE: _pytorch}), rows, given, size)
+            measure.losses.append(loss.view(len(uuids), images))
+            return torch.zeros_like(x)  # of no use: the loss comes from the maps
+
+        self._warn_of(options)
+
+        def found(regions: Regions) -> None:
+            for i, uuid in enumerate(uuids):
+                self._found[uuid] = regions[i * images : (i + 1) * images]
+
+        with engine.holding(rows, regions, size, found if self._region is None else None):
+            return run({**options, _OVERRIDE: _masked_by_pytorch(options.get(_OVERRIDE))})
+
+    def _engine(self, unet: nn.Module) -> Refocuser:
+        if unet not in self._engines:
+            self._engines[unet] = Refocuser(unet, self._settings)
+        return self._engines[unet]
+
+    def _regions(
+        self,
+        held: Sequence[Mark | None],
+        uuids: Sequence[Any],
+        marks: Marks,
+        size: tuple[int, int],
+        images: int,
+        device: torch.device,
+    ) -> list[Tensor | None]:
+        """The region of each row, cut to the area of its conditioning."""
+        regions: list[Tensor | None] = []
+        for mark, uuid in zip(held, uuids, strict=True):
+            if mark is None:
+                regions += [None] * images
+            elif self._region is None:
+                regions += self._found.get(uuid, [None] * images)
+            else:
+                whole = fit(self._region.to(device), marks.size)[:, 0]
+                part = mark.part_of(whole, size)
+                regions += [part[i % len(part)] for i in range(images)]
+        return regions
+
+    def _moved(self, guider: Any, x: Tensor, timestep: Tensor, options: Any) -> Tensor:
+        """The latents after the gradient's moves; `x` itself where none was made."""
+        patcher, model, settings = guider.model_patcher, guider.inner_model, self._settings
+        conds = marked(list(guider.conds.values()))
+        if not conds:
+            return x
+        part = Part(patcher, model.diffusion_model, compute_dtype(patcher))
+        blocks = unet_blocks(model.diffusion_model) if settings.save_memory else ()
+        with gradients_while_sampling(part), _frozen_controls(conds) as frozen:
+            sigma = timestep.clone()
+
+            def loss_of(at: Tensor) -> Tensor:
+                measure = _Measure(self)
+                own = with_options(options, {_LOSS: measure})
+                comfy.samplers.calc_cond_batch(model, [frozen], at, sigma, own)
+                losses = measure.losses
+                return torch.cat(losses).mean(0) if losses else at.new_zeros(len(at))
+
+            with checkpointed(blocks):
+                return descend(
+                    x,
+                    loss_of,
+                    step=settings.gradient,
+                    iterations=settings.iterations,
+                    threshold=settings.threshold,
+                )
+
+    def _warn_of(self, options: Any) -> None:
+        if not self._warned and options.get("patches_replace", {}).get("attn2"):
+            self._warned = True
+            logger.warning(
+                "Refocus Attention: another node (such as IP-Adapter) replaces cross-attention; "
+                "the bias does not act in the layers it replaces, the gradient does."
+            )
+
+
+class _Measure:
+    """Collects the losses of the passes of one prediction, each (conditionings, images)."""
+
+    def __init__(self, owner: _Patch) -> None:
+        self.owner, self.losses = owner, list[Tensor]()
+
+
+class _Frozen:
+    """A ControlNet whose output counts as a constant: it has no gradient and needs none."""
+
+    def __init__(self, control: Any) -> None:
+        self._control = control
+
+    def get_control(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode():
+            output = self._control.get_control(x.detach(), *args, **kwargs)
+        return {
+            name: [None if hint is None else hint.clone() for hint in hints]
+            for name, hints in (output or {}).items()
+        }
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._control, name)
+
+
+@contextmanager
+def _frozen_controls(conds: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The conditionings with every ControlNet frozen, one and the same staying one."""
+    frozen: dict[int, _Frozen] = {}
+    yield [
+        {**cond, "control": frozen.setdefault(id(cond["control"]), _Frozen(cond["control"]))}
+        if cond.get("control") is not None
+        else cond
+        for cond in conds
+    ]
+
+
+def share_done(timestep: Tensor, options: Any) -> float:
+    """The share of a sampling's steps done at a sigma (B,): 0 at the first, below 1 at the last."""
+    sigmas = options.get("transformer_options", {}).get("sample_sigmas")
+    if sigmas is None or len(sigmas) < 2:
+        return 0.0
+    sigma = timestep.flatten()[0].to(sigmas)
+    return float((sigmas > sigma * 1.0001).sum()) / (len(sigmas) - 1)
+
+
+def _pytorch(_: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """PyTorch's attention, which is differentiable, whichever kernel ComfyUI was started with."""
+    return attention_pytorch(*args, **kwargs)
+
+
+def _masked_by_pytorch(before: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
+    """PyTorch's attention where there is a mask, which other kernels ignore or refuse."""
+
+    def override(kernel: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        if len(args) > 4 or kwargs.get("mask") is not None:  # q, k, v, heads, mask
+            return attention_pytorch(*args, **kwargs)
+        return kernel(*args, **kwargs) if before is None else before(kernel, *args, **kwargs)
+
+    return override
