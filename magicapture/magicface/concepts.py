@@ -105,7 +105,7 @@ def concept_columns(
                     f"The prompt is without {word!r}, the word of a reference; write it into the "
                     "prompt, or give the reference a word that is there."
                 )
-            if max(places) + 1 >= length:
+            if max(places) + 1 >= length - 1:  # the last column is the end
                 raise InputError(
                     f"The word {word!r} comes after the {length - 2} tokens that the text encoder "
                     "reads; move it forward."

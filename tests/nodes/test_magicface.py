@@ -246,3 +246,54 @@ def test_a_reference_set_serves_with_its_face_mask(nodes_of, pack):
     assert torch.equal(around.mask, 1 - mask)
     styled = references.with_role("style")
     assert torch.equal(reference(nodes_of, image=None, references=styled)[0].mask, mask)
+
+
+def test_diffusers_unet_gives_the_same_by_the_same_weights(pack, make, tiny):
+    """One pass with references in each stage, in both UNets, by one and the same core."""
+    from diffusers import UNet2DConditionModel
+
+    core = pack("magicapture.magicface")
+    backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
+    names = backbone.canonical_names(backbone.unet)
+    with torch.inference_mode(False):
+        theirs = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(32, 64),
+            down_block_types=("CrossAttnDownBlock2D",) * 2,
+            up_block_types=("CrossAttnUpBlock2D",) * 2,
+            layers_per_block=1,
+            attention_head_dim=2,
+            cross_attention_dim=32,
+        ).eval()
+        state = {}
+        for name, value in backbone.unet.state_dict().items():
+            module, _, weight = name.rpartition(".")
+            state[f"{names[module]}.{weight}"] = value.clone()
+        theirs.load_state_dict(state)
+    noisy, context = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32)
+    photo = torch.rand(3, 64, 64)
+    reference = core.Reference(photo, None, ("man",), "a man")
+    rows = core.reference_rows([reference], 64, 8, lambda _: torch.randn(1, 4, 8, 8))
+    t = torch.tensor([300, 300])
+
+    def ours(z, c):
+        return backbone.unet(z, t[: len(z)].float(), context=c)
+
+    def other(z, c):
+        return theirs(z, t[: len(z)], encoder_hidden_states=c).sample
+
+    def run(unet, predict, stage):
+        settings = core.MagicFaceSettings(others=0.2)
+        session = core.Session(unet, rows, [[5, 6]], 77, settings)
+        keys = session.keys(300.0, lambda some: predict(rows.latents[some], context[:1]))
+        with session.drawing(stage, keys, core.Rows([1], [0]), (8, 8)):
+            return predict(noisy, context), session.seen.regions
+
+    plain = other(noisy, context)
+    for stage in ("layout", "details"):
+        one, regions = run(backbone.unet, ours, stage)
+        two, same = run(theirs, other, stage)
+        assert torch.equal(regions, same)
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+        assert (two[1] - plain[1]).abs().max() > 1e-3
+        torch.testing.assert_close(two[0], plain[0])  # the negative row
