@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .canvas import FACE_LABELS
 from .captions import SLOTS, read
 from .dataset import Shards, captions_of
 from .loop import Plan, Trainer, averaged
@@ -30,6 +31,7 @@ VARIANTS = 4  # captions of a doll
 _WORDS = 0.1  # weight of the text encoder's own task
 _DROPPED = 0.1  # share of captions left out, for classifier-free guidance
 _SNR_LIMIT = 5.0  # weaker noise than this counts less: fine detail is the last to matter
+_FACE = 2.0  # faces count so much more: they are a quarter of the picture and all of the person
 _BOOST = 10.0  # strong noise counts up to this much more
 
 
@@ -85,9 +87,10 @@ def train(
             context = model["text"](words.to(device)).last_hidden_state
             guess = model["unet"](noisy.to(device), t.to(device), context).sample
             logits = model["reading"](context)
-        error = (guess.float() - noise.to(device)).pow(2).mean((1, 2, 3))
+        cells = 1 + _FACE * faces_of(shards, index.numpy(), latents.shape[-1]).to(device)
+        error = (guess.float() - noise.to(device)).pow(2) * cells / cells.mean()
         return {
-            "noise": (error * weights[t].to(device)).mean(),
+            "noise": (error.mean((1, 2, 3)) * weights[t].to(device)).mean(),
             "words": _WORDS * reading_loss(logits.float(), said[index, variant], ~dropped),
         }
 
@@ -115,6 +118,13 @@ def encoded(shards: Shards, out: Path, device: torch.device) -> NDArray[np.float
     files = [out / "latents" / f"{shard:04d}.npy" for shard in range(len(shards.images))]
     pairs = zip(files, shards.images, strict=True)
     return np.concatenate([_kept(file, partial(encode, images)) for file, images in pairs])
+
+
+def faces_of(shards: Shards, index: NDArray[np.int64], size: int) -> Tensor:
+    """How much of each latent cell is face, (B, 1, size, size) 0..1, for some doll numbers."""
+    labels = torch.from_numpy(shards.pick(index)[1])
+    parts = torch.tensor(sorted(FACE_LABELS))
+    return F.adaptive_avg_pool2d(torch.isin(labels, parts).float()[:, None], size)
 
 
 def reading_loss(logits: Tensor, said: Tensor, given: Tensor) -> Tensor:
