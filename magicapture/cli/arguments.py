@@ -13,6 +13,7 @@ from ..prompts import PromptKind
 from ..recipes import DEFAULT, RECIPE_NAMES
 from ..sampling import SamplerName, SamplingSettings
 from .demo import demo
+from .doctor import doctor
 from .model import DTYPES
 from .recipe import recipes
 from .sample import sample
@@ -29,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     _add_demo(commands.add_parser("demo", help=demo.__doc__))
     _add_train(commands.add_parser("train", help=train.__doc__))
     _add_sample(commands.add_parser("sample", help=sample.__doc__))
+    _add_doctor(commands.add_parser("doctor", help=doctor.__doc__))
     one = commands.add_parser("recipes", help=recipes.__doc__)
     one.add_argument("name", nargs="?", metavar="NAME", help="The recipe to print.")
     one.set_defaults(run=recipes)
@@ -83,6 +85,26 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--preview-every", type=int, default=0, metavar="N", help="Draw a picture every N steps.")
     add("--fresh", action="store_true", help="Start over, though a stopped run could go on.")
     parser.set_defaults(run=train)
+
+
+def _add_doctor(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="The photos.")
+    add("--style", action="store_true", help="Portraits of a style: their people may differ.")
+    add("--resolution", type=int, default=512, help=help_of(Recipe, "resolution"))
+    add("--sheet", type=Path, metavar="FILE", help="Write a contact sheet (.png) with verdicts.")
+    add("--json", type=Path, metavar="FILE", help="Write the figures as JSON.")
+    add("--models", metavar="DIR", help="Where models are; or set MAGICAPTURE_MODELS.")
+    add("--detector", metavar="FILE", help="A face detector; the best one found, if not given.")
+    add("--parser", metavar="FILE", help="A face parser; the best one found, if not given.")
+    add("--recogniser", metavar="FILE", help="A face recogniser; the best found, if not given.")
+    add(
+        "--recogniser-input",
+        choices=list(NORMALISATIONS),
+        default="arcface",
+        help="What the recogniser's pixels are scaled to.",
+    )
+    parser.set_defaults(run=doctor)
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,7 +71,9 @@ class ReferenceSet:
     def only(self, indices: Sequence[int]) -> ReferenceSet:
         """Some of the photos, with all that is known about them, in the order given."""
         fields = ("images", "masks", "landmarks", "captions", "names")
-        some = {name: tuple(getattr(self, name)[i] for i in indices) for name in fields}
+        some: dict[str, Any] = {
+            name: tuple(getattr(self, name)[i] for i in indices) for name in fields
+        }
         return dataclasses.replace(self, **some)
 
     def with_role(self, role: Role) -> ReferenceSet:
