@@ -171,8 +171,10 @@ def _what(p: PhotoCheck, limits: Limits) -> Iterator[tuple[Verdict, str]]:
     yield from _graded(-p.width, -limits.face_small, -limits.face_tiny, small)
     blurred = f"blurred (sharpness {p.sharpness:.2f})"
     yield from _graded(-p.sharpness, -limits.soft, -limits.blurred, blurred)
-    turn = max(abs(p.yaw), abs(p.pitch))
+    turn = abs(p.yaw)
     yield from _graded(turn, limits.turned, limits.profile, f"turned by {turn:.0f} degrees")
+    if abs(p.pitch) > limits.tilted:
+        yield "care", f"bent {'up' if p.pitch > 0 else 'down'} by {abs(p.pitch):.0f} degrees"
     yield from _graded(p.cut, limits.cut, limits.cut_off, f"{p.cut:.0%} of the face is cut off")
     if p.hidden is not None:
         yield from _graded(

@@ -35,7 +35,9 @@ class Angles:
 
 
 def angles(landmarks: Tensor) -> Angles:
-    """A head's angles from its landmarks (5,2), within some 5 to 10 degrees.
+    """A head's angles from its landmarks (5,2): yaw and roll within some 10 degrees.
+
+    The pitch hangs on the height of one point, the nose, and is rough: within some 40.
 
     The best weak-perspective camera for a face of average proportions: the two rows of the 2x3
     least-squares map from its points to the landmarks, made a rotation.

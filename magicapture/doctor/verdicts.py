@@ -28,8 +28,9 @@ class Limits:
     face_tiny: float = 32  # 4 cells: eyes and mouth share one
     soft: float = 0.22  # sharpness: real photos 0.25 to 0.61
     blurred: float = 0.12  # a Gaussian of 2 % of the face's width brings a 130 px face here
-    turned: float = 40  # degrees of yaw or pitch
+    turned: float = 40  # degrees of yaw; two detectors differ by up to 10
     profile: float = 65
+    tilted: float = 50  # degrees of pitch; two detectors differ by up to 40, so it is care only
     dark: float = 0.15  # mean brightness of the face: real photos 0.26 to 0.74
     bright: float = 0.85
     side_light: float = 0.55  # difference of the halves over their sum: real photos up to 0.45
