@@ -17,7 +17,6 @@ from .canvas import FACE_LABELS
 from .dataset import IDENTITIES, Shards
 from .loop import Plan, Trainer
 from .readers import (
-    PARTS,
     ConvEmbedder,
     FaceFinder,
     Parser,
@@ -42,10 +41,10 @@ MODELS = {"finder": FaceFinder, "parser": Parser, "style": StyleEmbedder, "probe
 STEPS = {
     "identity_loss": 900,
     "identity_score": 900,
-    "finder": 3_000,
+    "finder": 800,
     "parser": 3_000,
-    "style": 3_000,
-    "probe": 3_000,
+    "style": 700,
+    "probe": 1_200,
 }
 
 
@@ -157,15 +156,12 @@ def _finder() -> tuple[nn.Module, _LossOf]:
 
 def _parser() -> tuple[nn.Module, _LossOf]:
     model = Parser()
-    rare = torch.ones(PARTS)
-    rare[2:14] = 2.0
 
     def losses(batch: Batch) -> dict[str, Tensor]:
         count = max(len(batch.index) // 4, 1)  # whole pictures cost more than faces
         with torch.autocast(batch.device.type, torch.bfloat16):
             logits = model(batch.varied(batch.images)[:count])
-        weight = rare.to(batch.device)
-        return {"parts": F.cross_entropy(logits.float(), batch.labels[:count], weight)}
+        return {"parts": F.cross_entropy(logits.float(), batch.labels[:count])}
 
     return model, losses
 
