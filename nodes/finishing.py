@@ -111,14 +111,10 @@ class MagiCaptureSuperResolve(io.ComfyNode):
     def execute(cls, model, images, factor, long_side, tile) -> io.NodeOutput:
         with naming("Super-Resolve"), on_device(model, tile):
             batch = images_from_socket(images)
-            size = None
-            if long_side or factor:
-                height, width = batch.shape[-2:]
-                size = sized(
-                    (height, width), factor=0 if long_side else factor, long_side=long_side
-                )
-            bar = Progress(1000, node_id(cls))
-            tiling = Tiling(size=tile)
+            wanted = {"long_side": long_side} if long_side else {"factor": factor}
+            own = tuple(batch.shape[-2:])
+            size = sized(own, **wanted) if any(wanted.values()) else None
+            bar, tiling = Progress(1000, node_id(cls)), Tiling(size=tile)
             result = super_resolve(model, batch, size, tiling, _on(bar))
             plain = resize(batch[:1], tuple(result.shape[-2:]))[0]
             shown = preview([(_close_up(plain), _close_up(result[0]))])
