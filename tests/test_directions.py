@@ -18,7 +18,7 @@ DIRECTIONS: dict[str, str] = {
     "errors": "",
     "losses": "",
     "checkpointing": "",
-    "paperdoll": "metrics training",
+    "paperdoll": "metrics recipes training",
     "plot": "",
     "version": "",
     "config": "errors",

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
-from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 from torch import Tensor, nn
 
 from .canvas import FACE_LABELS, Label
 from .dataset import Shards
 from .loop import Plan, Trainer
 from .networks import autoencoder
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
+    from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
 
 CROP = 64
 BATCH = 12
@@ -72,10 +75,9 @@ def colours_first(vae: AutoencoderTiny) -> AutoencoderTiny:
     latent's numbers and back, so training adds detail to a blurred picture: 23.5 dB after 500
     steps, where the usual start has 20.1.
     """
-    for block in vae.modules():
-        if isinstance(block, AutoencoderTinyBlock):
-            nn.init.zeros_(block.conv[-1].weight)
-            nn.init.zeros_(block.conv[-1].bias)
+    for block in _blocks(vae):
+        nn.init.zeros_(block.conv[-1].weight)
+        nn.init.zeros_(block.conv[-1].bias)
     tent = torch.tensor([0.25, 0.5, 0.25])
     centre = torch.tensor([0.0, 1.0, 0.0])
     for layer in _convolutions(vae):
@@ -96,14 +98,15 @@ def colours_first(vae: AutoencoderTiny) -> AutoencoderTiny:
     return vae
 
 
+def _blocks(network: nn.Module) -> list[AutoencoderTinyBlock]:
+    from diffusers.models.unets.unet_2d_blocks import AutoencoderTinyBlock
+
+    return [module for module in network.modules() if isinstance(module, AutoencoderTinyBlock)]
+
+
 def _convolutions(network: nn.Module) -> list[nn.Conv2d]:
     """The convolutions between the residual blocks."""
-    inside = {
-        m
-        for block in network.modules()
-        if isinstance(block, AutoencoderTinyBlock)
-        for m in block.modules()
-    }
+    inside = {module for block in _blocks(network) for module in block.modules()}
     return [m for m in network.modules() if isinstance(m, nn.Conv2d) and m not in inside]
 
 
