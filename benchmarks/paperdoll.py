@@ -156,6 +156,7 @@ def _write(plan: Plan, chosen: Sequence[Row], file: Path) -> None:
     lines = [line for line in read(file) if line["version"] == known.get(line["row"])]
     table = Table(lines, [row.name for row in chosen])
     if not table.order:
+        print(f"{file} has no line of these settings and weights")  # noqa: T201
         return
     parts = [f"# {file.stem}", f"`{_command()}`", _machine(plan), table.scores()]
     if BASE in table.order and len(table.order) > 1:

@@ -42,7 +42,8 @@ class Scores:
         pose, at 32 x 32. face_distance, scene_distance: the same on the face and off it.
     identity_missing, style_missing: shares of pictures that show no more of the person (of the
         style) than pictures of others do. collapse: share of pictures where either is missing.
-    copies: share of pictures nearer to a training picture than the truth in its pose would be.
+    copies: share of pictures nearer to a training picture than to any true composition, and
+        nearer to it than any true composition comes; mirror images count as well.
     faces: share of pictures in which a face is found. tone: the person's band of skin tone.
     """
 
@@ -90,7 +91,7 @@ class Case:
     """A pair as the judge knows it; made once by `Judge.case`.
 
     truth, training: pictures at SIDE, (N,3,s,s). face: masks of the truth (N,1,s,s).
-    warranted: how near the truth in each training picture's pose comes to that picture.
+    warranted: how near any true composition comes to each training picture.
     identity_floor, style_floor: likeness at or below which the concept is missing.
     """
 
@@ -123,14 +124,13 @@ class Judge:
         strangers = self.see(pictures(pair.others_in_style)).identities
         elsewhere = self.see(pictures(pair.otherwise)).styles
         truth, training = _small(pictures(pair.truth)), _small(pictures(pair.training))
-        in_pose = _small(pictures(pair.truth_in_training_poses))
         return Case(
             source,
             reference,
             truth,
             _small(masks(pair.truth)),
             training,
-            (in_pose - training).abs().mean((1, 2, 3)),
+            _distances(truth, training).amin(0),
             float(likeness(strangers, source).quantile(LACKING)),
             float(likeness(elsewhere, reference).quantile(LACKING)),
             tone_word(pair.identity),
@@ -189,21 +189,28 @@ def _small(images: Tensor) -> Tensor:
     return F.interpolate(images.float(), (SIDE, SIDE), mode="area")
 
 
+def _distances(some: Tensor, others: Tensor) -> Tensor:
+    """Mean absolute difference of small pictures (N,3,s,s) and (M,3,s,s): (N,M)."""
+    return torch.cdist(some.flatten(1), others.flatten(1), p=1) / some[0].numel()
+
+
 def _to_truth(small: Tensor, case: Case) -> tuple[Tensor, Tensor, Tensor]:
     """Distance to the nearest true composition, whole, on its face and off it: each (B,)."""
-    difference = (small[:, None] - case.truth).abs().mean(2, keepdim=True)  # (B,poses,1,s,s)
-    nearest = difference.mean((2, 3, 4)).argmin(1)
-    own = difference[torch.arange(len(small)), nearest]
+    whole, nearest = _distances(small, case.truth).min(1)
+    difference = (small - case.truth[nearest]).abs().mean(1, keepdim=True)
     face = case.face[nearest]
 
     def over(weight: Tensor) -> Tensor:
-        return (own * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp_min(1e-6)
+        return (difference * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp_min(1e-6)
 
-    return over(torch.ones_like(face)), over(face), over(1 - face)
+    return whole, over(face), over(1 - face)
 
 
 def _copied(small: Tensor, case: Case) -> Tensor:
     """Whether each picture or its mirror image is a training picture rather than a composition."""
-    both_ways = torch.stack([small, small.flip(-1)])
-    distance = (both_ways[:, :, None] - case.training).abs().mean((3, 4, 5)).amin(0)
-    return (distance < case.warranted).any(1)
+    to_truth = _distances(small, case.truth).amin(1, keepdim=True)
+    copies = torch.zeros(len(small), dtype=torch.bool)
+    for seen in (small, small.flip(-1)):
+        distance = _distances(seen, case.training)
+        copies |= ((distance < to_truth) & (distance < case.warranted)).any(1)
+    return copies
