@@ -8,7 +8,19 @@ One line of the CSV is one training and its 16 pictures; it is written as soon a
 a run that was stopped goes on where it was. A line made with other settings or other weights has
 another version and is made again. Adapters and pictures stay in `--keep` for rows to come.
 
-What it costs, on one core: see `docs/benchmarks/paperdoll.md`.
+What it costs, in seconds of one core (a step of phase 1: 0.075, of phase 2: 0.155, with the text
+encoder and self-attention about 0.17; 16 pictures by 20 steps: 7.6, 32 of them a row: 15; the pair,
+encoding and judging: 10):
+
+    default, its five ablations, two second seeds   8 x (100 x 0.075 + 250 x 0.155 + 25) = 570
+    paper (accumulates 4 draws)             300 x 4 x 0.075 + 375 x 4 x 0.155 + 25       = 350
+    release (one task a step)               300 x 0.04 + 375 x 0.1 + 25                  =  75
+    textual inversion, 1,250 steps          1250 x 0.075 + 25                            = 120
+    DreamBooth, 500 steps, 50 class images  500 x 0.17 + 50 x 30 x 0.045 + 25            = 180
+    Custom Diffusion, 188 steps, 50 images  188 x 0.16 + 50 x 30 x 0.045 + 25            = 120
+    untrained, truth                                                                       40
+
+In all 1,455 s a pair: 20 pairs take 8.1 hours of one core, 4 hours of two.
 """
 
 from __future__ import annotations
@@ -29,7 +41,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a process has a c
 import torch
 from paperdoll_rows import Row, rows, studies
 from paperdoll_run import Bench, Plan, pair_seeds
-from paperdoll_table import COLUMNS, Line, Table, examples
+from paperdoll_table import NOTES, Line, Table, examples
 
 from magicapture.paperdoll import Split
 from magicapture.paperdoll.weights import WEIGHTS
@@ -158,7 +170,7 @@ def _write(plan: Plan, chosen: Sequence[Row], file: Path) -> None:
     if not table.order:
         print(f"{file} has no line of these settings and weights")  # noqa: T201
         return
-    parts = [f"# {file.stem}", f"`{_command()}`", _machine(plan), table.scores()]
+    parts = [f"# {file.stem}", f"`{_command()}`", _machine(plan), table.scores(), NOTES]
     if BASE in table.order and len(table.order) > 1:
         parts += [f"Differences from {BASE} over the same pairs:", table.differences(BASE)]
     parts += ["Identity by band of skin tone:", table.tones()]
@@ -179,8 +191,7 @@ def _machine(plan: Plan) -> str:
         f"{plan.split.name.lower()} pairs, {plan.pictures[0]} pictures each, "
         f"{plan.sampling.steps} steps of {plan.sampling.sampler} at guidance "
         f"{plan.sampling.guidance:g}; means over pairs with 95 % bootstrap intervals. "
-        f"{', '.join(COLUMNS[c] for c in ('identity', 'style'))}: shares of the references' "
-        f"leave-one-out figure. torch {torch.__version__}, {os.cpu_count()} cores of "
+        f"torch {torch.__version__}, {os.cpu_count()} cores of "
         f"{platform.processor() or platform.machine()}."
     )
 

@@ -14,6 +14,19 @@ from magicapture.paperdoll.pairs import make_pair
 
 Line = Mapping[str, str]
 
+NOTES = """\
+- identity, style: likeness to the photos (to the portraits, faces left out), as a share of what
+  those have among themselves, by networks that no training has seen; both: the harmonic mean.
+- distance to truth: mean absolute difference of R, G, B (0..1) at 32 x 32 to the true composition
+  of the nearest of 74 poses.
+- spill: share of a token's attention outside its region, on noised true compositions.
+- collapse: share of pictures that show no more of the person, or of the style, than 95 % of dolls
+  without it do. copies: share nearer to a training picture than to any true composition, and nearer
+  to it than any true composition comes.
+- obeys: how often an edit of the face ("with round glasses") or of the scene ("on a plain red
+  background") is read off the picture. training: CPU seconds of one core.
+- truth: true compositions in unseen poses, the ceiling."""
+
 WITH_INTERVAL = ("identity", "style", "both", "distance")
 COLUMNS = {
     "identity": "identity",
