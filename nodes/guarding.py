@@ -130,7 +130,7 @@ class MagiCaptureMatchGrain(io.ComfyNode):
                 share(MatchSettings, "colour"),
                 share(MatchSettings, "grain"),
                 io.Int.Input(
-                    "seed",
+                    "grain_seed",  # not "seed", which the frontend would draw anew at every run
                     default=0,
                     min=0,
                     max=2**31 - 1,
@@ -141,9 +141,9 @@ class MagiCaptureMatchGrain(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, originals, mask, colour, grain, seed) -> io.NodeOutput:
+    def execute(cls, images, originals, mask, colour, grain, grain_seed) -> io.NodeOutput:
         with naming("Match Grain and Colour"):
-            settings = MatchSettings(colour, grain, seed)
+            settings = MatchSettings(colour, grain, grain_seed)
             before, batch = _paired(images_from_socket(originals), images_from_socket(images))
             masks = masks_from_socket(mask)
             if len(masks) not in (1, len(batch)):
