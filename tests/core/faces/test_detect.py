@@ -1,0 +1,191 @@
+"""Detectors from files: the real ones on real photos, and each kind by its own content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from magicapture.errors import InputError, StorageError
+from magicapture.faces.detect import load_detector
+from magicapture.faces.square import SquareDetector
+
+
+def bright_square(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Finds one bright rectangle; landmarks at fixed shares of it, the left eye higher."""
+    rows, columns = np.nonzero(picture[..., 0] > 128)
+    if not len(rows):
+        return np.empty((0, 15), np.float32)
+    x0, x1, y0, y1 = columns.min(), columns.max(), rows.min(), rows.max()
+    shares = np.array([[0.3, 0.3], [0.7, 0.35], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
+    points = [x0, y0] + shares * [x1 - x0, y1 - y0]
+    return np.array([[x0, y0, x1, y1, *points.ravel(), 0.9]], np.float32)
+
+
+@pytest.mark.parametrize(("height", "width"), [(200, 320), (320, 200), (900, 640)])
+def test_places_are_those_of_the_picture(height, width) -> None:
+    image = torch.zeros(3, height, width)
+    image[:, 40:140, 60:140] = 1
+    (face,) = SquareDetector(bright_square, canvas=640)(image)
+    expected = torch.tensor([60.0, 40, 139, 139])
+    torch.testing.assert_close(face.box, expected, atol=1.5, rtol=0)
+    # The mirror image finds the other eye higher: averaged, both are level.
+    eyes = face.landmarks[:2]
+    assert abs(float(eyes[0, 1] - eyes[1, 1])) < 0.5
+    torch.testing.assert_close(eyes[:, 0], torch.tensor([83.7, 115.3]), atol=1.5, rtol=0)
+
+
+def test_shown_smaller_and_larger_until_a_face_is_found() -> None:
+    sides = []
+
+    def never(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+        sides.append(picture.shape[:2])
+        return np.empty((0, 15), np.float32)
+
+    image = torch.rand(3, 50, 80)
+    assert SquareDetector(never)(image) == ()
+    assert [s for s, _ in sides[::2]] == [640, 320, 1280]
+    sides.clear()
+    SquareDetector(never, canvas=640)(image)
+    assert sides == [(640, 640)] * 4  # twice at 640, twice at 320 inside it
+
+
+@pytest.fixture(scope="module")
+def yunet(shared_assets) -> SquareDetector:
+    return load_detector(shared_assets / "face" / "yunet_s_640_640.onnx")
+
+
+@pytest.fixture(scope="module")
+def retinaface(shared_assets) -> SquareDetector:
+    pytest.importorskip("facexlib")
+    return load_detector(shared_assets / "face" / "retinaface_mobilenet0.25_Final.pth")
+
+
+def test_two_detectors_agree_on_real_photos(yunet, retinaface, portraits) -> None:
+    apart = []
+    for portrait in [p for group in portraits for p in group]:
+        ours, theirs = yunet(portrait.image[0])[0], retinaface(portrait.image[0])[0]
+        apart.append((ours.landmarks - theirs.landmarks).norm(dim=-1).mean() / ours.width)
+    assert torch.stack(apart).mean() < 0.04 and max(apart) < 0.08
+
+
+def test_a_crowd_an_edge_and_a_small_face(yunet, portraits) -> None:
+    photo = portraits[0][1].image[0]
+    (face,) = yunet(photo)
+    small = torch.nn.functional.interpolate(photo[None], (160, 160), mode="area")[0]
+    crowd = small.repeat(1, 3, 4)
+    assert len(yunet(crowd)) == 12
+    width = 40 / face.width
+    tiny = torch.nn.functional.interpolate(photo[None], scale_factor=width, mode="area")[0]
+    canvas = torch.full((3, 500, 700), 0.5)
+    canvas[:, : tiny.shape[1], : tiny.shape[2]] = tiny
+    assert abs(yunet(canvas)[0].width - 40) < 6
+    cut = photo[:, :, : int(face.landmarks[1, 0] + 8)]
+    assert len(yunet(cut)) == 1
+    grey = photo.mean(dim=0, keepdim=True).expand(3, -1, -1)
+    assert (yunet(grey)[0].landmarks - face.landmarks).norm(dim=-1).max() < 0.08 * face.width
+    assert yunet(torch.rand(3, 300, 300)) == ()
+
+
+def write_scrfd(path: Path) -> Path:
+    """A network of SCRFD's form: a face wherever a cell of 16 px is white."""
+    nodes, outputs, weights = [], [], []
+
+    def add(kind: str, stride: int, bias: list[float], gain: float) -> None:
+        name = f"{kind}_{stride}"
+        channels = len(bias)
+        weight = np.full((channels, 3, stride, stride), gain / (3 * stride**2), np.float32)
+        weights.append(numpy_helper.from_array(weight, f"w_{name}"))
+        weights.append(numpy_helper.from_array(np.array(bias, np.float32), f"b_{name}"))
+        weights.append(numpy_helper.from_array(np.array([-1, channels // 2]), f"s_{name}"))
+        nodes.append(
+            helper.make_node(
+                "Conv", ["image", f"w_{name}", f"b_{name}"], [f"c_{name}"], strides=[stride] * 2
+            )
+        )
+        nodes.append(helper.make_node("Transpose", [f"c_{name}"], [f"t_{name}"], perm=[0, 2, 3, 1]))
+        nodes.append(helper.make_node("Reshape", [f"t_{name}", f"s_{name}"], [name]))
+        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", channels // 2]))
+
+    points = [-1.0, -0.5, 1, -0.5, 0, 0, -0.5, 0.5, 0.5, 0.5]
+    for stride in (8, 16, 32):  # pixels come as (x - 127.5) / 128
+        add("score", stride, [0.0] * 2, 0.9 if stride == 16 else 0.0)
+    for stride in (8, 16, 32):
+        add("box", stride, [2.0] * 8, 0)
+    for stride in (8, 16, 32):
+        add("kps", stride, points * 2, 0)
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "h", "w"])
+    graph = helper.make_graph(nodes, "scrfd", [image], outputs, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), str(path))
+    return path
+
+
+def test_scrfd_by_insightface(tmp_path) -> None:
+    pytest.importorskip("insightface")
+    detector = load_detector(write_scrfd(tmp_path / "det_10g.onnx"))
+    image = torch.zeros(3, 640, 640)
+    image[:, 160:176, 320:336] = 1
+    (face,) = detector(image)
+    assert 0.8 < face.score <= 1
+    # Cell (row 10, column 20): at its corner, two strides to each side; mirrored from its right.
+    assert abs(float(face.box[1]) - 128) < 1 and abs(face.height - 64) < 1
+    assert abs(float(face.landmarks[2, 1]) - 160) < 1
+    assert float(face.landmarks[0, 0]) < float(face.landmarks[1, 0])
+
+
+def test_files_that_are_no_detector(tmp_path) -> None:
+    from facexlib.parsing.bisenet import BiSeNet
+
+    torch.save(BiSeNet(19).state_dict(), tmp_path / "parsing_bisenet.pth")
+    (tmp_path / "broken.onnx").write_bytes(b"not a model")
+    (tmp_path / "broken.pth").write_bytes(b"not weights")
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "none",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
+    )
+    onnx.save(helper.make_model(graph), str(tmp_path / "other.onnx"))
+    for name, error, message in (
+        ("gone.onnx", StorageError, "no face detector at"),
+        ("broken.onnx", StorageError, "damaged"),
+        ("broken.pth", StorageError, "damaged"),
+        ("other.onnx", InputError, "five landmarks"),
+        ("parsing_bisenet.pth", InputError, "no RetinaFace"),
+    ):
+        with pytest.raises(error, match=message):
+            load_detector(tmp_path / name)
+
+
+def test_retinaface_from_facexlib_is_facexlibs_own(tmp_path) -> None:
+    retinaface = pytest.importorskip("facexlib.detection.retinaface")
+    network = retinaface.RetinaFace("mobile0.25", device="cpu")
+    for head in network.ClassHead:  # so that a few cells of a random network are sure
+        torch.nn.init.normal_(head.conv1x1.weight, std=2.0)
+    path = tmp_path / "detection_mobilenet0.25_Final.pth"
+    torch.save({f"module.{k}": v for k, v in network.state_dict().items()}, path)
+    picture = (torch.rand(320, 320, 3) * 255).byte().numpy()
+    with torch.no_grad():
+        expected = network.detect_faces(picture, conf_threshold=0.8)
+    rows = load_detector(path).find(picture)
+    assert len(rows) == len(expected) > 0
+    order = [0, 1, 2, 3, *range(5, 15), 4]
+    np.testing.assert_allclose(rows, expected[:, order], atol=1e-3)
+
+
+def mirrored(image: Tensor) -> Tensor:
+    return image.flip(-1)
+
+
+def test_a_mirrored_photo_has_mirrored_landmarks(yunet, portraits) -> None:
+    photo = portraits[0][2].image[0]
+    face, other = yunet(photo)[0], yunet(mirrored(photo))[0]
+    back = other.landmarks[[1, 0, 2, 4, 3]]
+    back = torch.stack([photo.shape[-1] - 1 - back[:, 0], back[:, 1]], dim=1)
+    torch.testing.assert_close(back, face.landmarks, atol=0.5, rtol=0)
