@@ -183,7 +183,7 @@ class MagiCaptureApplyMagicFace(io.ComfyNode):
                     tooltip=help_of(MagicFaceSettings, "region_guidance"),
                 ),
                 io.Int.Input(
-                    "noise_seed",
+                    "reference_seed",  # named so that the frontend does not make it random
                     default=_DEFAULT.noise_seed,
                     min=0,
                     max=2**31,
@@ -211,10 +211,12 @@ class MagiCaptureApplyMagicFace(io.ComfyNode):
         stop,
         others,
         region_guidance,
-        noise_seed,
+        reference_seed,
     ) -> io.NodeOutput:
         with naming("Apply MagicFace"):
-            settings = MagicFaceSettings(switch, stop, others or None, region_guidance, noise_seed)
+            settings = MagicFaceSettings(
+                switch, stop, others or None, region_guidance, reference_seed
+            )
             prepared = prepare(model, clip, vae, magicface, prompt, reference_size)
             patched = apply_references(model, prepared, settings, node_id(cls))
             layers = decoder_layers(model.model.diffusion_model)
@@ -245,7 +247,6 @@ class MagiCaptureMagicFaceRegions(io.ComfyNode):
                     step=0.05,
                     tooltip="After which share of the sampling steps to look.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**31, tooltip="Seed of the noise."),
             ],
             outputs=[
                 io.Image.Output(display_name="image"),
@@ -257,9 +258,9 @@ class MagiCaptureMagicFaceRegions(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, negative, latent, image, share, seed) -> io.NodeOutput:
+    def execute(cls, model, positive, negative, latent, image, share) -> io.NodeOutput:
         with naming("Preview MagicFace Regions"):
-            names, seen = look(model, positive, negative, latent["samples"], share, seed)
+            names, seen = look(model, positive, negative, latent["samples"], share)
             images = images_from_socket(image)
             shown = outlined(images[: len(seen.regions)], seen)
             masks = region_masks(seen, (images.shape[-2], images.shape[-1]))

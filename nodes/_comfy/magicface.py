@@ -107,7 +107,7 @@ def apply_references(
 
 
 def look(
-    model: ModelPatcher, positive: Any, negative: Any, latent: Tensor, share: float, seed: int
+    model: ModelPatcher, positive: Any, negative: Any, latent: Tensor, share: float
 ) -> tuple[tuple[str, ...], Seen]:
     """The concepts and where a patched MODEL sees them in finished latents (B,C,h,w).
 
@@ -126,10 +126,10 @@ def look(
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(2.0)  # any but 1, which would leave the negative prompt out
-    noise = torch.randn(latent.shape, generator=torch.manual_seed(seed)).to(latent)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)).to(latent)
     sampler = comfy.samplers.sampler_object("euler")
     sigmas = torch.stack([sigma, torch.zeros_like(sigma)])
-    guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=seed)
+    guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=0)
     if not found:
         raise InputError("The model was never run with the prompt given to Apply MagicFace.")
     return found[-1]

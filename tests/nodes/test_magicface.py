@@ -38,7 +38,7 @@ def applied(nodes_of, tiny, magicface, text=TEXT, **changes):
         "stop": 1.0,
         "others": 0.0,
         "region_guidance": True,
-        "noise_seed": 0,
+        "reference_seed": 0,
         **changes,
     }
     return nodes_of.apply.execute(tiny.model, tiny.clip, tiny.vae, magicface, text, **given)
@@ -114,7 +114,7 @@ def test_stopped_at_once_or_without_a_region_it_is_bit_equal(nodes_of, tiny, cha
     ).args
     if changes.get("others") == 2.0:
         found = nodes_of.regions.execute(
-            model, positive, positive, {"samples": torch.zeros(1, 4, 8, 8)}, image(0), 0.5, 0
+            model, positive, positive, {"samples": torch.zeros(1, 4, 8, 8)}, image(0), 0.5
         ).args
         assert "no region" in found[2]
     assert torch.equal(drawn(model, tiny, positive), drawn(tiny.model, tiny))
@@ -195,7 +195,7 @@ def test_regions_are_shown_in_colour_and_as_masks(nodes_of, tiny):
     latents = drawn(model, tiny, positive, batch=2)
     pictures = torch.rand(2, 64, 64, 3)
     shown, masks, text = nodes_of.regions.execute(
-        model, positive, positive, {"samples": latents}, pictures, 0.5, 0
+        model, positive, positive, {"samples": latents}, pictures, 0.5
     ).args
     assert shown.shape == pictures.shape
     assert masks.shape == (4, 64, 64)
@@ -231,7 +231,7 @@ def test_mistakes_are_told_with_what_to_do(nodes_of, tiny, pack):
         reference(nodes_of, photo=2)
     with pytest.raises(input_error, match="no references"):
         empty = {"samples": torch.zeros(1, 4, 8, 8)}
-        nodes_of.regions.execute(tiny.model, [], [], empty, image(0), 0.5, 0)
+        nodes_of.regions.execute(tiny.model, [], [], empty, image(0), 0.5)
 
 
 def test_a_reference_set_serves_with_its_face_mask(nodes_of, pack):
