@@ -43,6 +43,7 @@ from paperdoll_rows import Row, rows, studies
 from paperdoll_run import Bench, Plan, pair_seeds
 from paperdoll_table import NOTES, Line, Table, examples
 
+from magicapture import MagiCaptureError
 from magicapture.paperdoll import Split
 from magicapture.paperdoll.weights import WEIGHTS
 
@@ -55,7 +56,8 @@ _bench: Bench | None = None  # of a worker process
 def main() -> None:
     options = _arguments()
     split = Split[options.split.upper()]
-    chosen = _rows(options)
+    every = studies()[options.study] if options.study else rows()
+    chosen = _chosen(every, options.rows)
     stem = "_".join(
         ["paperdoll"]
         + ([options.study] if options.study else [])
@@ -72,7 +74,7 @@ def main() -> None:
     ]
     if not options.table:
         _run(plan, work, file, options.workers)
-    _write(plan, chosen, file)
+    _write(plan, every, file)
 
 
 def _arguments() -> argparse.Namespace:
@@ -95,13 +97,13 @@ def _arguments() -> argparse.Namespace:
     return options
 
 
-def _rows(options: argparse.Namespace) -> list[Row]:
-    """The rows asked for, by name."""
-    known = {row.name: row for row in (studies()[options.study] if options.study else rows())}
-    strange = [name for name in options.rows or () if name not in known]
+def _chosen(every: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
+    """The rows asked for, by name; all of them where none are."""
+    known = {row.name: row for row in every}
+    strange = [name for name in names or () if name not in known]
     if strange:
         sys.exit(f"There is no row {strange[0]!r}; there are: {', '.join(known)}.")
-    return [known[name] for name in options.rows or known]
+    return [known[name] for name in names or known]
 
 
 def _run(plan: Plan, work: Sequence[tuple[Row, int]], file: Path, workers: int) -> None:
@@ -116,11 +118,17 @@ def _run(plan: Plan, work: Sequence[tuple[Row, int]], file: Path, workers: int) 
     print(f"{len(missing)} of {len(work)} trainings to do", flush=True)  # noqa: T201
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start, (plan,)) as pool:
-        waiting = [pool.submit(_one, row, index) for row, index in missing]
+        waiting = {pool.submit(_one, row, index): (row, index) for row, index in missing}
         for done, future in enumerate(as_completed(waiting), start=1):
-            line = future.result()
-            append(file, line)
-            text = f"{done}/{len(missing)} {line['row']}, pair {line['pair']}: both {line['both']}"
+            row, index = waiting[future]
+            text = f"{done}/{len(missing)} {row.name}, pair {index}: "
+            try:
+                line = future.result()
+            except MagiCaptureError as error:  # such as a rate that diverges; others go on
+                text += f"failed: {error}"
+            else:
+                append(file, line)
+                text += f"both {line['both']}"
             print(text, flush=True)  # noqa: T201
 
 
@@ -162,11 +170,11 @@ def append(file: Path, line: dict[str, object]) -> None:
         writer.writerow(line)
 
 
-def _write(plan: Plan, chosen: Sequence[Row], file: Path) -> None:
+def _write(plan: Plan, every: Sequence[Row], file: Path) -> None:
     """The table and the figures of what the file holds."""
-    known = {row.name: plan.version(row) for row in chosen}
+    known = {row.name: plan.version(row) for row in every}
     lines = [line for line in read(file) if line["version"] == known.get(line["row"])]
-    table = Table(lines, [row.name for row in chosen])
+    table = Table(lines, [row.name for row in every])
     if not table.order:
         print(f"{file} has no line of these settings and weights")  # noqa: T201
         return
