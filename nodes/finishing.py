@@ -188,7 +188,7 @@ class MagiCaptureRestoreFaces(io.ComfyNode):
                 results.append(restore_faces(image, of_image, network, parser, settings, step))
                 done += len(of_image)
             report = "\n".join(
-                _described(i, len(r.faces), parser is not None) for i, r in enumerate(results, 1)
+                _described(i, len(r.faces), r.parsed) for i, r in enumerate(results, 1)
             )
             show_text(report, node_id(cls))
             rows = [(face.before, face.after) for r in results for face in r.faces]
@@ -208,5 +208,5 @@ def _from(bar: Progress, start: int) -> Callable[[int, int], None]:
 def _described(number: int, faces: int, parsed: bool) -> str:
     if not faces:
         return f"Picture {number}: no face found, left as it is."
-    how = "a parser's mask" if parsed else "an oval over the landmarks (no parser)"
+    how = "a parser's mask" if parsed else "an oval over the landmarks"
     return f"Picture {number}: {faces} face{'s' if faces > 1 else ''} restored under {how}."

@@ -14,6 +14,8 @@ from ..faces.protocols import Face, Parser
 from .models import Restorer
 from .paste import FEATHER, cut_out, drawn_mask, parsed_mask, put_back
 
+_FACELESS = 0.01  # a mask of less than this share of the head means that the parser saw no face
+
 
 @dataclass(frozen=True)
 class RestoreSettings(Checked):
@@ -45,8 +47,8 @@ class Restoration:
     """A picture with its faces restored.
 
     image: (3,H,W). mask: (1,H,W), how much of each pixel was replaced at full strength; where it
-    is 0 the picture is bit-equal to the one that came in. parsed: whether a parser drew the mask,
-    rather than an oval put about the landmarks.
+    is 0 the picture is bit-equal to the one that came in. parsed: whether a parser drew the whole
+    mask; without one, or where it sees no face, an oval is laid over the landmarks.
     """
 
     image: Tensor
@@ -71,20 +73,19 @@ def restore_faces(
     """
     settings = settings or RestoreSettings()
     result, covered = image, torch.zeros_like(image[:1])
-    restored = []
+    restored, parsed = [], parser is not None
     for done, face in enumerate(faces, start=1):
         points = face.landmarks.to(image.device)
         before, matrix = cut_out(image, points)
         after = restorer(before)
-        mask = (
-            drawn_mask(before, transform(matrix, points[None]), settings.feather)
-            if parser is None
-            else parsed_mask(parser, after, feather=settings.feather)
-        )
-        patch = put_back(after, mask, matrix, image.shape[-2:])
+        seen = None if parser is None else parsed_mask(parser, after, feather=settings.feather)
+        if seen is None or float(seen.mean()) < _FACELESS:
+            parsed, points = False, transform(matrix, points[None])
+            seen = drawn_mask(before, points, settings.feather)
+        patch = put_back(after, seen, matrix, image.shape[-2:])
         result = patch.onto(result, settings.strength)
         rows, columns = patch.place
         covered[:, rows, columns] = torch.maximum(covered[:, rows, columns], patch.mask)
         restored.append(RestoredFace(face, before[0], after[0]))
         progress(done, len(faces))
-    return Restoration(result, covered, tuple(restored), parser is not None)
+    return Restoration(result, covered, tuple(restored), parsed)

@@ -54,6 +54,13 @@ def test_a_parser_draws_the_mask() -> None:
     assert parsed.parsed and parsed.mask.sum() > 2 * drawn.mask.sum()
 
 
+def test_where_the_parser_sees_nothing_the_mask_is_drawn() -> None:
+    image, faces = torch.rand(3, 300, 300), [face(200, 40, 40)]
+    blind = restore_faces(image, faces, darker, lambda heads: 0 * skin_everywhere(heads))
+    assert not blind.parsed
+    assert torch.equal(blind.mask, restore_faces(image, faces, darker).mask)
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.25])
 def test_strength_is_a_blend(strength) -> None:
     image, faces = torch.rand(3, 200, 200), [face(150, 20, 20)]
