@@ -38,7 +38,7 @@ class Limits:
     covered: float = 0.5
     cut: float = 0.1  # share of the face's box beyond the picture
     cut_off: float = 0.35
-    twin: float = 0.9  # correlation of pictures, or of faces: other photos at most 0.66
+    twin: float = 0.9  # correlation of pictures, or of faces: other photos at most 0.72
     unlike: float = 0.65  # share of the set's own figure: the person's photos 0.78 and more
     stranger: float = 0.45  # other people at most 0.2
 

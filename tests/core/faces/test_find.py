@@ -1,0 +1,68 @@
+"""Where model files are looked for, and what is said of missing ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from magicapture.errors import InputError, StorageError
+from magicapture.faces.find import best, files, inventory, places
+from magicapture.faces.models import MODELS
+
+
+@pytest.fixture
+def models(tmp_path) -> Path:
+    """A folder laid out as ComfyUI's, with names that say what the files are."""
+    for name in (
+        "insightface/models/buffalo_l/w600k_r50.onnx",
+        "insightface/models/buffalo_l/det_10g.onnx",
+        "insightface/models/antelopev2/antelopev2/glintr100.onnx",
+        "facexlib/parsing_parsenet.pth",
+        "facexlib/detection_Resnet50_Final.pth",
+        "facexlib/mine.onnx",
+        "facexlib/notes.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def test_files_of_a_role_best_first(models) -> None:
+    where = places(models)
+    assert list(files("detector", where)) == [
+        "models/buffalo_l/det_10g.onnx",
+        "detection_Resnet50_Final.pth",
+        "mine.onnx",
+    ]
+    assert best("recogniser", where).name == "glintr100.onnx"
+    assert best("parser", where).name == "parsing_parsenet.pth"
+
+
+def test_a_missing_role_says_what_where_and_under_which_licence(models) -> None:
+    with pytest.raises(StorageError) as caught:
+        best("restorer", places(models))
+    text = str(caught.value)
+    for model in MODELS:
+        assert (model.file in text) == (model.role == "restorer")
+    assert "facerestore_models" in text and "licence" in text and str(models) in text
+    assert "://" not in text
+
+
+def test_the_inventory_names_found_and_missing(models) -> None:
+    report = inventory(places(models))
+    for model in MODELS:
+        (line,) = (x for x in report.splitlines() if f" {model.file}" in x)
+        there = model.file in {path.name for path in models.rglob("*")}
+        assert line.strip().startswith("found" if there else "missing")
+
+
+def test_the_folder_of_models(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("MAGICAPTURE_MODELS", raising=False)
+    with pytest.raises(InputError, match="MAGICAPTURE_MODELS"):
+        places()
+    with pytest.raises(InputError, match="does not exist"):
+        places(tmp_path / "gone")
+    (tmp_path / "yunet.onnx").touch()
+    monkeypatch.setenv("MAGICAPTURE_MODELS", str(tmp_path))
+    assert best("detector", places()) == tmp_path / "yunet.onnx"
