@@ -11,6 +11,7 @@ from ..demo import FAST_STEPS, DemoSettings
 from ..faces.embed import NORMALISATIONS
 from ..prompts import PromptKind
 from ..recipes import DEFAULT, RECIPE_NAMES
+from ..refocusing import RefocusGuidance
 from ..sampling import SamplerName, SamplingSettings
 from .demo import demo
 from .doctor import doctor
@@ -125,6 +126,11 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     sampler_help = help_of(SamplingSettings, "sampler")
     add("--sampler", choices=get_args(SamplerName), help=sampler_help)
     add("--strength", type=float, default=1.0, help="Strength of the LoRA.")
+    for name in ("bias", "gradient"):
+        text = f"Refocusing: {help_of(RefocusGuidance, name)} 0 if not given."
+        add(f"--refocus-{name}", type=float, default=0.0, metavar="STRENGTH", help=text)
+    region_help = "Where the face belongs, white in a picture; found from the attention without it."
+    add("--refocus-region", type=Path, metavar="FILE", help=region_help)
     add("--count", type=int, default=1, help="How many pictures, each with the next seed.")
     add("--out", type=Path, default=Path(), metavar="DIR", help="Where to write them.")
     parser.set_defaults(run=sample)

@@ -6,12 +6,18 @@ import argparse
 import logging
 from pathlib import Path
 
+import torch
+
 from .. import sampling
 from ..adapter import Adapter
+from ..backbone import Backbone
 from ..checkpoint import load_adapter
 from ..config import PromptTemplates
+from ..data.folder import read_mask, read_picture
 from ..prompts import PromptKind, prompt_for
+from ..refocusing import PromptRefocuser, RefocusGuidance, foci
 from ..sampling import SamplingSettings
+from ..tokens import Prompt, TokenVectors
 from .images import free_path, save_image
 from .model import backbone_from, precision_from
 
@@ -35,10 +41,31 @@ def sample(arguments: argparse.Namespace) -> None:
     with sampling.adapted(backbone, adapter, arguments.strength):
         for index in range(arguments.count):
             seed = arguments.seed + index
-            image = sampling.sample(backbone, prompt, vectors, settings, seed=seed)[0]
+            guide = _guide(arguments, backbone, prompt, adapter, vectors)
+            image = sampling.sample(backbone, prompt, vectors, settings, seed=seed, guide=guide)[0]
             path = free_path(arguments.out, file.stem)
             save_image(image, path, prompt, seed)
             logger.info("Wrote %s", path)
+
+
+def _guide(
+    arguments: argparse.Namespace,
+    backbone: Backbone,
+    prompt: str,
+    adapter: Adapter,
+    vectors: TokenVectors,
+) -> PromptRefocuser | None:
+    """Attention Refocusing as asked for, for one drawing; None where both strengths are 0."""
+    settings = RefocusGuidance(bias=arguments.refocus_bias, gradient=arguments.refocus_gradient)
+    if not settings.acts:
+        return None
+    file = arguments.refocus_region
+    region = None if file is None else read_mask(file, read_picture(file))[None]
+    prompts = [Prompt(prompt)]
+    with torch.no_grad():
+        conditioning = backbone.encode_prompts(prompts, vectors)
+    rows = foci(backbone, prompts, conditioning, vectors, adapter.concepts)
+    return PromptRefocuser(backbone, rows, settings, region)
 
 
 def _trained_prompt(adapter: Adapter, kind: PromptKind) -> str:

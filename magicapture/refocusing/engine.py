@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention import cross_attentions
 from .bias import biased
 from .focus import Rows
 from .gradient import Shortcut, region_loss
@@ -29,6 +30,9 @@ class Refocuser:
         self.settings = settings
         self._unet = unet
         self._shortcut = Shortcut(unet)
+        self._cross = list(cross_attentions(unet).values())
+        self._finding = Recorder(unet, settings.factors, spreading=True)
+        self._measuring = Recorder(unet, settings.factors, spreading=False)
 
     @contextmanager
     def holding(
@@ -47,7 +51,7 @@ class Refocuser:
             yield
             return
         if found is not None:
-            recorder = Recorder(self._unet, self.settings.factors, spreading=True)
+            recorder = self._finding
             with recorder.recording(), self._biasing(rows, regions, size):
                 yield
             with torch.no_grad():
@@ -64,7 +68,8 @@ class Refocuser:
         if self.settings.bias == 0 or not any(held):
             yield
             return
-        with biased(self._unet, held, _stacked(regions, size), self.settings.bias):
+        bias, inside = self.settings.bias, _stacked(regions, size)
+        with biased(self._unet, held, inside, bias, self._cross):
             yield
 
     def loss(
@@ -79,7 +84,7 @@ class Refocuser:
         regions: as for `holding`; None finds them from this very pass. The pass may end early,
         so what `run` returns is of no use.
         """
-        recorder = Recorder(self._unet, self.settings.factors, spreading=regions is None)
+        recorder = self._finding if regions is None else self._measuring
         # A recomputed block must not be left by an exception: torch would go on recording it.
         whole = self.settings.save_memory
         with recorder.recording(), nullcontext() if whole else self._shortcut.ending(size):

@@ -128,6 +128,14 @@ def test_train_then_sample(command: Command, base: Path, recogniser: Path, tmp_p
     assert np.any(np.asarray(first) != np.asarray(second))
     assert np.any(np.asarray(first) != np.asarray(bare)), "the LoRA changes nothing"
 
+    region = tmp_path / "region.png"
+    Image.new("L", (64, 96)).save(region)
+    for more in (["--refocus-bias", 9], ["--refocus-gradient", 0.1, "--refocus-region", region]):
+        assert main([str(w) for w in [*words, "--count", 1, *more]]) == 0
+    for number in (4, 5):
+        held = Image.open(pictures / f"ada-000{number}.png")
+        assert np.any(np.asarray(first) != np.asarray(held)), "refocusing changes nothing"
+
 
 def test_the_same_command_goes_on_after_ctrl_c(
     command: Command,

@@ -249,6 +249,26 @@ def test_inpainting_and_loras_go_together_with_it(pack, tiny, prompts, settings,
     assert (held - draw(model, *prompts, latent=latent)).abs().max() > 1e-4
 
 
+def test_controlnets_go_together_with_it(pack, tiny, prompts, settings, mask) -> None:
+    """Their weights are inference tensors, so their output counts as a constant."""
+    import comfy.controlnet
+    import node_helpers
+
+    class Hint(comfy.controlnet.ControlBase):
+        weight = 0.1 * torch.ones(64, 4, 1, 1)
+
+        def get_control(self, x, *_):
+            hint = torch.nn.functional.conv2d(x / x.std(), self.weight.to(x))
+            return {"input": [], "middle": [torch.nn.functional.avg_pool2d(hint, 2)], "output": []}
+
+    assert Hint.weight.is_inference()
+    positive = node_helpers.conditioning_set_values(prompts[0], {"control": Hint()})
+    patched = pack.comfy.refocus(tiny.model, settings(**GRADIENT), mask)
+    held, plain = (draw(model, positive, prompts[1]) for model in (patched, tiny.model))
+    assert (held - plain).abs().max() > 1e-4
+    assert (plain - draw(tiny.model, *prompts)).abs().max() > 1e-4
+
+
 # -- both kinds of UNet -----------------------------------------------------------------------
 
 
