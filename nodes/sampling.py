@@ -175,7 +175,9 @@ class MagiCapturePreviewAttention(io.ComfyNode):
                 io.Int.Input(
                     "steps", default=4, min=1, max=20, tooltip="At how many steps to look."
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**32 - 1, tooltip="Of the noise."),
+                io.Int.Input(  # no "seed", which the frontend would make random at each run
+                    "look_seed", default=0, min=0, max=2**32 - 1, tooltip="Of the noise."
+                ),
             ],
             outputs=[
                 io.Image.Output(display_name="maps"),
@@ -185,11 +187,13 @@ class MagiCapturePreviewAttention(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, latent, steps, seed, image=None, mask=None) -> io.NodeOutput:
+    def execute(
+        cls, model, positive, latent, steps, look_seed, image=None, mask=None
+    ) -> io.NodeOutput:
         with naming("Preview Attention"):
             shares = [i / steps for i in range(steps)]
             region = None if mask is None else masks_from_socket(mask)[:1]
-            seen = look(model, positive, latent, shares, region=region, seed=seed)
+            seen = look(model, positive, latent, shares, region=region, seed=look_seed)
             picture = None if image is None else images_from_socket(image)[0]
             return io.NodeOutput(
                 images_to_socket(pixels(grid(seen, picture))),
