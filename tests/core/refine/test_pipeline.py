@@ -108,6 +108,7 @@ def pixels(image: Tensor) -> np.ndarray:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("make", [gfpgan, restoreformer, codeformer])
 def test_crop_face_and_picture_are_those_of_facexlib(make, facexlib, photo, tmp_path) -> None:
     torch.manual_seed(1)
@@ -128,6 +129,7 @@ def test_crop_face_and_picture_are_those_of_facexlib(make, facexlib, photo, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_gfpgan_equals_the_package(facexlib, photo, tmp_path) -> None:
     package = pytest.importorskip("gfpgan", reason=MISSING.format("gfpgan"), exc_type=ImportError)
     torch.manual_seed(2)
