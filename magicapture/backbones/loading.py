@@ -13,7 +13,7 @@ from torch import nn
 from ..backbone import NoiseSchedule, PredictionType
 from ..errors import StorageError, UnsupportedModelError
 from .diffusers import DiffusersBackbone
-from .reading import no_progress_bars
+from .reading import errors_only, no_progress_bars, read_tensors
 from .single_file import parts_of_file
 from .support import BETAS, MODELS, SUPPORTED, family_of, refuse
 from .taesd import load_taesd
@@ -76,7 +76,6 @@ def load_backbone(
 def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """The parts of a diffusers folder and its scheduler's config."""
     import diffusers
-    from transformers import CLIPTextModel
 
     index = _json(folder / "model_index.json")
     for part, kind in _FOREIGN_PARTS.items():
@@ -90,19 +89,36 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mapp
     family_of(unet, vae, [text["hidden_size"]])  # refused before gigabytes are read
 
     options = {"torch_dtype": dtype, "local_files_only": True}
-    classes = (
-        diffusers.UNet2DConditionModel,
-        getattr(diffusers, vae["_class_name"]),
-        CLIPTextModel,
-    )
     try:
-        models = {
-            part: kind.from_pretrained(folder / part, **options)
-            for part, kind in zip(MODELS, classes, strict=True)
-        }
+        with errors_only():  # AutoencoderTiny warns of a setting that it writes itself
+            autoencoder = getattr(diffusers, vae["_class_name"])
+            models = {"vae": autoencoder.from_pretrained(folder / "vae", **options)}
+        models["unet"] = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **options)
+        models["text_encoder"] = _text_encoder(folder / "text_encoder", options)
     except (OSError, RuntimeError, ValueError) as error:
         raise StorageError(f"The model in {folder} cannot be loaded: {error}") from error
     return models, _json(folder / "scheduler" / "scheduler_config.json")
+
+
+def _text_encoder(folder: Path, options: Mapping[str, Any]) -> Any:
+    """CLIP's text encoder; raises StorageError where the file lacks some of its weights.
+
+    transformers 5 writes names without "text_model.", which 4 does not know: it would go on with
+    random weights.
+    """
+    from transformers import CLIPTextModel
+
+    model, report = CLIPTextModel.from_pretrained(folder, output_loading_info=True, **options)
+    if missing := set(report["missing_keys"]):
+        weights = read_tensors(folder / "model.safetensors")
+        longer = {f"text_model.{name}": value for name, value in weights.items()}
+        if not missing <= longer.keys():
+            raise StorageError(
+                f"{folder} lacks {len(missing)} weights of the text encoder, such as "
+                f"{min(missing)}; the file is incomplete. Fetch it again."
+            )
+        model.load_state_dict(longer, strict=False)
+    return model
 
 
 def _schedule(config: Mapping[str, Any], prediction_type: PredictionType | None) -> NoiseSchedule:

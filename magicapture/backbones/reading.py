@@ -60,7 +60,7 @@ def no_progress_bars() -> Iterator[None]:
 
 @contextmanager
 def errors_only() -> Iterator[None]:
-    """Keep diffusers from warning about casts that it makes itself in a single-file load."""
+    """Keep diffusers from warning about what it does itself, as casts in a single-file load."""
     from diffusers.utils import logging
 
     level = logging.get_verbosity()

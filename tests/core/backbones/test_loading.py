@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, PNDMScheduler, StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from magicapture.backbones import load_backbone
 from magicapture.backbones.support import BETAS
@@ -47,6 +48,30 @@ def save(saved, tmp_path):
 
 def edit(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def renamed(file, rename):
+    """Write a safetensors file anew with other names; None leaves a tensor out."""
+    tensors = {rename(name): value for name, value in load_file(file).items()}
+    save_file({name: value for name, value in tensors.items() if name}, file)
+
+
+def test_a_text_encoder_loads_with_the_names_of_other_transformers(save, tiny):
+    """Those of 4 start with "text_model.", those of 5 do not; each version writes its own."""
+    folder, start = save(), "text_model."
+    file = folder / "text_encoder" / "model.safetensors"
+    renamed(file, lambda n: n.removeprefix(start) if n.startswith(start) else start + n)
+    found = load_backbone(folder).text_encoders["clip_l"].state_dict()
+    for name, value in tiny.text_encoder().state_dict().items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_a_text_encoder_without_a_weight_is_refused(save):
+    folder = save()
+    file = folder / "text_encoder" / "model.safetensors"
+    renamed(file, lambda name: None if name.endswith("layers.1.mlp.fc1.weight") else name)
+    with pytest.raises(StorageError, match="lacks 1 weights of the text encoder"):
+        load_backbone(folder)
 
 
 @pytest.mark.parametrize("vae", ["kl", "tiny"])
