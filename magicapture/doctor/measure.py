@@ -48,10 +48,13 @@ def angles(landmarks: Tensor) -> Angles:
     u, _, v = torch.linalg.svd(rows, full_matrices=False)
     right, down = u @ v
     ahead = torch.linalg.cross(right, down)
-    yaw = math.degrees(math.asin(max(-1.0, min(1.0, float(right[2])))))
-    pitch = math.degrees(math.atan2(-float(down[2]), float(ahead[2])))
-    roll = math.degrees(math.atan2(-float(down[0]), float(right[0])))
-    return Angles(yaw, pitch - _LEVEL, roll)
+    roll = math.atan2(float(down[0]), float(right[0]))
+    x, y = float(right[2]), float(down[2])  # where the nose points, as the camera sees it
+    across = x * math.cos(roll) + y * math.sin(roll)
+    along = y * math.cos(roll) - x * math.sin(roll)
+    yaw = math.degrees(math.asin(max(-1.0, min(1.0, across))))
+    pitch = math.degrees(math.atan2(-along, float(ahead[2])))
+    return Angles(yaw, pitch - _LEVEL, math.degrees(roll))
 
 
 def _average_face() -> Tensor:
@@ -85,8 +88,9 @@ def sharpness(image: Tensor, landmarks: Tensor, resolution: int) -> float:
     inner = _grey(face)[edge:-edge, edge:-edge]
     left = []
     for axis in (0, 1):
-        kernel = torch.full((1, 1, 9, 1) if axis == 0 else (1, 1, 1, 9), 1 / 9)
-        blurred = F.conv2d(inner[None, None], kernel, padding="same")[0, 0]
+        kernel, reach = ((9, 1), (0, 0, 4, 4)) if axis == 0 else ((1, 9), (4, 4, 0, 0))
+        padded = F.pad(inner[None, None], reach, mode="replicate")
+        blurred = F.avg_pool2d(padded, kernel, stride=1)[0, 0]
         before, after = inner.diff(dim=axis).abs(), blurred.diff(dim=axis).abs()
         left.append(float((before - after).clamp_min(0).sum() / before.sum().clamp_min(1e-6)))
     return min(left)
