@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from comfy_api.latest import io, ui
 
 from ..magicapture.config import help_of
@@ -27,6 +29,12 @@ def _share(name: str, low: float, high: float) -> io.Float.Input:
         step=0.01,
         tooltip=help_of(MaskSettings, name),
     )
+
+
+def _progress(node: type, references: ReferenceSet) -> Callable[[int, int], None]:
+    """The node's progress bar, as the core reports to it."""
+    bar = Progress(2 * len(references), node_id(node))
+    return lambda done, total: bar.update(done)
 
 
 def _face_masks(references: ReferenceSet) -> list:
@@ -83,9 +91,8 @@ class MagiCaptureFaceMasks(io.ComfyNode):
     ) -> io.NodeOutput:
         with naming("Make Face Masks"):
             settings = MaskSettings(parts, grow, feather)
-            progress = Progress(2 * len(references), node_id(cls))
             analyzer = FaceAnalyzer(detector, parser, recogniser)
-            filled, found = with_faces(references, analyzer, settings, progress.update)
+            filled, found = with_faces(references, analyzer, settings, _progress(cls, references))
             faces = _face_masks(filled)
             styles = [face_to_concept(face, "style") for face in faces]
             sheet = images_to_socket(contact_sheet(filled, found)[None])
@@ -154,10 +161,10 @@ class MagiCaptureCheckReferences(io.ComfyNode):
         cls, references, detector, role, resolution, drop, recogniser=None, parser=None
     ) -> io.NodeOutput:
         with naming("Check References"):
-            progress = Progress(2 * len(references), node_id(cls))
             known = recogniser if role == "subject" else None
             analyzer = FaceAnalyzer(detector, parser, known)
-            filled, found = with_faces(references, analyzer, on_progress=progress.update)
+            progress = _progress(cls, references)
+            filled, found = with_faces(references, analyzer, on_progress=progress)
             result = check(filled, found, role, resolution=resolution, recogniser=known)
             sheet = images_to_socket(contact_sheet(filled, found, result)[None])
             kept = [i for i, p in enumerate(result.photos) if p.verdict != "leave out"]
