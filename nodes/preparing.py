@@ -83,6 +83,7 @@ class MagiCaptureFaceMasks(io.ComfyNode):
                 io.String.Output(display_name="report"),
             ],
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod
@@ -154,6 +155,7 @@ class MagiCaptureCheckReferences(io.ComfyNode):
                 io.String.Output(display_name="data"),
             ],
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,
         )
 
     @classmethod
