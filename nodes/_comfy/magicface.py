@@ -224,6 +224,8 @@ class _Patch:
             if uuid not in self._ours or uuid is None:
                 self._ours[uuid] = self._is_prompt(context[i * each])
         chosen = [i for i, uuid in enumerate(uuids) if self._ours[uuid]]
+        # A negative prompt may be the very same text; what is 0 draws, what is 1 is guided from.
+        chosen = [i for i in chosen if marks[i] == 0] or chosen
         if not chosen and 0 in marks and not any(self._ours.values()):
             self._warn()
             chosen = [i for i, mark in enumerate(marks) if mark == 0]

@@ -179,13 +179,15 @@ def test_cancel_leaves_the_model_clean(nodes_of, tiny):
 def test_nothing_is_held_after_sampling(nodes_of, tiny):
     import gc
 
-    before = {id(t) for t in gc.get_objects() if isinstance(t, torch.Tensor)}
+    def tensors():
+        return [t for t in gc.get_objects() if issubclass(type(t), torch.Tensor)]
+
+    before = {id(t) for t in tensors()}
     model, positive, _ = applied(nodes_of, tiny, reference(nodes_of)).args
-    held = {id(t) for t in gc.get_objects() if isinstance(t, torch.Tensor)} - before
+    held = {id(t) for t in tensors()} - before
     drawn(model, tiny, positive)
     gc.collect()
-    new = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
-    left = sum(t.numel() for t in new if id(t) not in before | held and t.ndim == 2)
+    left = sum(t.numel() for t in tensors() if id(t) not in before | held and t.ndim == 2)
     assert left < 64 * 32  # keys of one layer
 
 
@@ -287,7 +289,8 @@ def test_diffusers_unet_gives_the_same_by_the_same_weights(pack, make, tiny):
         session = core.Session(unet, rows, [[5, 6]], 77, settings)
         keys = session.keys(300.0, lambda some: predict(rows.latents[some], context[:1]))
         with session.drawing(stage, keys, core.Rows([1], [0]), (8, 8)):
-            return predict(noisy, context), session.seen.regions
+            drawn = predict(noisy, context)
+        return drawn, session.seen.regions
 
     plain = other(noisy, context)
     for stage in ("layout", "details"):
