@@ -81,7 +81,7 @@ def _adding(
 
 
 @cache
-def _keywords(kind: type[nn.Module]) -> tuple[str, str]:
+def _keywords(kind: Any) -> tuple[str, str]:
     """What a cross-attention calls its mask and its context: diffusers' or ComfyUI's names."""
     if "encoder_hidden_states" in inspect.signature(kind.forward).parameters:
         return "attention_mask", "encoder_hidden_states"
