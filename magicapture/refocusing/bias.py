@@ -68,7 +68,8 @@ def _adding(
     layer: nn.Module, bias: Callable[[int, int, torch.dtype], Tensor]
 ) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """A hook that adds the bias to the mask a cross-attention is called with."""
-    mask, context = _keywords(type(layer))
+    kind: Any = type(layer)
+    mask, context = _keywords(kind)
 
     def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         x = args[0]
