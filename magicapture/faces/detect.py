@@ -53,7 +53,7 @@ def _from_onnx(path: Path) -> SquareDetector:
         for value in graph.input
         if value.name not in weights
     ]
-    if {"kps_8", "kps_16", "kps_32"} <= set(outputs):
+    if {"obj_8", "obj_16", "obj_32"} <= set(outputs):  # SCRFD may call its own kps_8, too
         return _yunet(path, shapes[0])
     if len(outputs) in (9, 15):
         return _scrfd(path, shapes[0])
