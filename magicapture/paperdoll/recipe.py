@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import PromptTemplates, Recipe
-from ..recipes import DEFAULT, miniature, recipe
+from ..config import PromptTemplates, Rates, Recipe
+from ..recipes import DEFAULT, miniature, recipe, with_weights
 
 _OPENINGS = ("a photo of", "a portrait of", "a picture of")
 
@@ -19,9 +19,29 @@ PROMPTS = PromptTemplates(
 """Sentences of the usual form, without words that the captions do not have."""
 
 
+STEPS = (150, 750)
+"""Steps of the default's phases on dolls: the demo then ends within three minutes on two cores."""
+
+
 def doll_recipe(name: str = DEFAULT) -> Recipe:
     """The recipe of this name at paperdoll's size (`recipes.miniature`), in paperdoll's words.
 
     Raises InputError for a name there is not.
     """
-    return replace(miniature(recipe(name)), prompts=PROMPTS)
+    small = replace(miniature(recipe(name)), prompts=PROMPTS)
+    return _tuned(small) if name == DEFAULT else small
+
+
+def _tuned(recipe: Recipe) -> Recipe:
+    """The default with the rates and weights that a development pair asked for.
+
+    A miniature's rates leave the style unlearned, and higher ones let the identity loss at its
+    usual weight wreck the face: the noise error of dolls is about 0.04, a fifth of Stable
+    Diffusion's, beside which a loss of 1 - cos weighs five times as much.
+    """
+    first, last = recipe.phases
+    phases = (
+        replace(first, steps=STEPS[0], rates=Rates(tokens=1e-3)),
+        replace(last, steps=STEPS[1], rates=Rates(tokens=1e-3, unet=2e-3)),
+    )
+    return with_weights(replace(recipe, phases=phases), identity=0.05)
