@@ -21,8 +21,8 @@ HELD_OUT = "1000000-1099999 or 2000000-2999999"
 class DemoSettings(Checked):
     """Which pair, how many steps, and the random numbers."""
 
-    identity: int = setting(1_000_007, f"Seed of the person: {HELD_OUT}.", low=0)
-    style: int = setting(1_000_005, "Seed of the style, of the same range.", low=0)
+    identity: int = setting(1_000_000, f"Seed of the person: {HELD_OUT}.", low=0)
+    style: int = setting(1_000_099, "Seed of the style, of the same range.", low=0)
     steps: int | None = setting(
         None, "Training steps; the recipe's own if not given.", low=2, high=100_000
     )
