@@ -122,7 +122,9 @@ def write_scrfd(path: Path) -> Path:
         add("kps", stride, points * 2, 0)
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "h", "w"])
     graph = helper.make_graph(nodes, "scrfd", [image], outputs, weights)
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), str(path))
+    # An old format version: onnxruntime lags behind the newest that onnx writes.
+    opset = helper.make_opsetid("", 13)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), str(path))
     return path
 
 
