@@ -11,7 +11,7 @@ from ..paperdoll.recipe import doll_recipe
 from ..paperdoll.seeds import Split, split_of
 from ..recipes import with_steps
 
-FAST_STEPS = 280
+FAST_STEPS = 210
 """Optimiser steps with which a demo ends within a minute on two cores."""
 
 HELD_OUT = "1000000-1099999 or 2000000-2999999"
