@@ -8,7 +8,7 @@ Only these vectors train; no ordinary word moves.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -163,6 +163,13 @@ class TokenVectors(nn.Module):
             name: {e: v.detach().float().cpu().clone() for e, v in of.items()}  # type: ignore[operator]
             for name, of in self.tokens.items()
         }
+
+
+def places(ids: Sequence[Hashable], word: Sequence[Hashable]) -> tuple[int, ...]:
+    """The positions that every occurrence of `word` takes up in `ids`; none for an empty word."""
+    size = len(word)
+    starts = (i for i in range(len(ids) - size + 1) if list(ids[i : i + size]) == list(word))
+    return tuple(start + i for start in starts for i in range(size))
 
 
 def splice(

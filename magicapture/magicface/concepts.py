@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from ..tokens import places
 
 Ids = Sequence[Hashable]
 """A text in the words of a text encoder, without start and end; learned vectors stand for
@@ -99,18 +100,18 @@ def concept_columns(
     for reference in references:
         own: set[int] = set()
         for word in filter(None, (word.strip() for word in reference.words)):
-            places = _places(prompt, ids_of(word))
-            if not places:
+            found = places(prompt, ids_of(word))
+            if not found:
                 raise InputError(
                     f"The prompt is without {word!r}, the word of a reference; write it into the "
                     "prompt, or give the reference a word that is there."
                 )
-            if max(places) + 1 >= length - 1:  # the last column is the end
+            if max(found) + 1 >= length - 1:  # the last column is the end
                 raise InputError(
                     f"The word {word!r} comes after the {length - 2} tokens that the text encoder "
                     "reads; move it forward."
                 )
-            own.update(place + 1 for place in places)
+            own.update(place + 1 for place in found)
         shared = next((owners[column] for column in own if column in owners), None)
         if shared is not None:
             raise InputError(
@@ -120,13 +121,6 @@ def concept_columns(
         owners.update(dict.fromkeys(own, reference.name))
         columns.append(sorted(own))
     return columns
-
-
-def _places(ids: Ids, phrase: Ids) -> list[int]:
-    """The positions of a phrase's ids, at every place where it stands."""
-    size = len(phrase)
-    starts = (i for i in range(len(ids) - size + 1) if list(ids[i : i + size]) == list(phrase))
-    return [start + i for start in starts for i in range(size)] if size else []
 
 
 def _full_mask(reference: Reference) -> Tensor:

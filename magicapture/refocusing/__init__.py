@@ -7,7 +7,7 @@ ComfyUI nodes to any of ComfyUI's.
 
 from .bias import attention_bias, biased
 from .engine import Refocuser, fit
-from .focus import Focus, Rows, foci, places
+from .focus import Focus, Rows, foci
 from .gradient import Shortcut, descend, region_loss
 from .guide import PromptRefocuser
 from .preview import Sight, grid, mean_spills, sights
@@ -31,7 +31,6 @@ __all__ = [
     "foci",
     "grid",
     "mean_spills",
-    "places",
     "region",
     "region_loss",
     "sights",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..backbone import Backbone, Conditioning
 from ..config import Role
-from ..tokens import Concept, Prompt, TokenVectors, layout
+from ..tokens import Concept, Prompt, TokenVectors, layout, places
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,6 @@ class Focus:
 
 Rows = Sequence[Sequence[Focus]]
 """For each row of a batch, its tokens; none for a negative prompt."""
-
-
-def places(ids: Sequence[int], word: Sequence[int]) -> tuple[int, ...]:
-    """The positions that every occurrence of `word` takes up in `ids`."""
-    found: list[int] = []
-    for start in range(len(ids) - len(word) + 1 if word else 0):
-        if list(ids[start : start + len(word)]) == list(word):
-            found += range(start, start + len(word))
-    return tuple(found)
 
 
 def foci(

@@ -131,7 +131,7 @@ def _words(clip: Any, text: str) -> list[Any]:
 
 
 def _places(line: Sequence[Any], word: Sequence[Any]) -> tuple[int, ...]:
-    """`refocusing.places` for tokens of which some are vectors."""
+    """`magicapture.tokens.places` for tokens of which some are vectors."""
     found: list[int] = []
     for start in range(len(line) - len(word) + 1 if word else 0):
         if all(_same(a, b) for a, b in zip(line[start:], word, strict=False)):

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from magicapture.attention import LayerMaps
-from magicapture.refocusing import Focus, Recorder, RefocusGuidance, blur, places, region
+from magicapture.refocusing import Focus, Recorder, RefocusGuidance, blur, region
 from magicapture.refocusing.regions import _evidence
+from magicapture.tokens import places
 
 SUBJECT = Focus("ada", "subject", (1,), (2,))
 STYLE = Focus("ink", "style", (4,))
