@@ -8,8 +8,10 @@ Only these vectors train; no ordinary word moves.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import eq
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,10 +167,15 @@ class TokenVectors(nn.Module):
         }
 
 
-def places(ids: Sequence[Hashable], word: Sequence[Hashable]) -> tuple[int, ...]:
-    """The positions that every occurrence of `word` takes up in `ids`; none for an empty word."""
+def places(
+    ids: Sequence[Any], word: Sequence[Any], equal: Callable[[Any, Any], bool] = eq
+) -> tuple[int, ...]:
+    """The positions that every occurrence of `word` takes up in `ids`; none for an empty word.
+
+    equal: whether two ids are the same, for those of which some are tensors.
+    """
     size = len(word)
-    starts = (i for i in range(len(ids) - size + 1) if list(ids[i : i + size]) == list(word))
+    starts = (i for i in range(len(ids) - size + 1) if all(map(equal, ids[i : i + size], word)))
     return tuple(start + i for start in starts for i in range(size))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..backbone import Backbone, Conditioning
@@ -63,6 +63,8 @@ def foci(
     return rows
 
 
-def _word(concept: Concept, ids: Sequence[int], word_ids: object) -> tuple[int, ...]:
+def _word(
+    concept: Concept, ids: Sequence[int], word_ids: Callable[[str], Sequence[int]]
+) -> tuple[int, ...]:
     """The class word's columns; a style's word is that of whom it is worn by, so it has none."""
-    return places(ids, word_ids(concept.class_word)) if concept.role == "subject" else ()  # type: ignore[operator]
+    return places(ids, word_ids(concept.class_word)) if concept.role == "subject" else ()

@@ -17,7 +17,7 @@ from torch import Tensor
 from ...magicapture.config import Role
 from ...magicapture.errors import InputError
 from ...magicapture.refocusing import Focus
-from ...magicapture.tokens import Concept
+from ...magicapture.tokens import Concept, places
 
 TOKENS = "magicapture_tokens"
 """The option of a CONDITIONING, and of the sampler's transformer_options, that holds them."""
@@ -103,13 +103,14 @@ def marked(conds: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _concept(clip: Any, line: Sequence[Any], concept: Concept) -> Focus | None:
-    columns = _places(line, _words(clip, f"embedding:{concept.name}"))
-    word = _places(line, _words(clip, concept.class_word)) if concept.role == "subject" else ()
+    columns = places(line, _words(clip, f"embedding:{concept.name}"), _same)
+    subject = concept.role == "subject"
+    word = places(line, _words(clip, concept.class_word), _same) if subject else ()
     return Focus(concept.name, concept.role, columns, word) if columns else None
 
 
 def _word(clip: Any, line: Sequence[Any], word: str, role: Role) -> Focus:
-    columns = _places(line, _words(clip, word))
+    columns = places(line, _words(clip, word), _same)
     if not columns:
         raise InputError(f"The text has no {word!r}; hold words to a region that are in it.")
     return Focus(word, role, columns)
@@ -130,16 +131,8 @@ def _words(clip: Any, text: str) -> list[Any]:
     return [token[0] for chunk in chunks for token in chunk if token[2] > 0]
 
 
-def _places(line: Sequence[Any], word: Sequence[Any]) -> tuple[int, ...]:
-    """`magicapture.tokens.places` for tokens of which some are vectors."""
-    found: list[int] = []
-    for start in range(len(line) - len(word) + 1 if word else 0):
-        if all(_same(a, b) for a, b in zip(line[start:], word, strict=False)):
-            found += range(start, start + len(word))
-    return tuple(found)
-
-
 def _same(a: Any, b: Any) -> bool:
+    """Whether two tokens are the same: numbers, or the vectors of embeddings."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)
     return bool(a == b)

@@ -51,6 +51,8 @@ def test_places_are_all_occurrences_of_a_word() -> None:
     ids = [-1, 7, 8, 9, 8, 9, -2]
     assert places(ids, [8, 9]) == (2, 3, 4, 5)
     assert places(ids, [9, 7]) == () == places(ids, [])
+    vectors = [torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]
+    assert places([*vectors, vectors[0].clone()], vectors[:1], torch.equal) == (0, 2)
 
 
 def test_a_token_repeated_by_padding_has_all_its_columns() -> None:
