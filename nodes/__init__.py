@@ -8,6 +8,7 @@ from .adapters import MagiCaptureApplyAdapter, MagiCaptureLoadAdapter, MagiCaptu
 from .faces import (
     MagiCaptureCheckModels,
     MagiCaptureLoadDetector,
+    MagiCaptureLoadPaperdollFaces,
     MagiCaptureLoadParser,
     MagiCaptureLoadRecogniser,
 )
@@ -22,6 +23,7 @@ from .magicface import (
     MagiCaptureMagicFaceReference,
     MagiCaptureMagicFaceRegions,
 )
+from .measuring import MagiCaptureMeasureIdentity
 from .paperdoll import MagiCaptureLoadPaperdoll, MagiCapturePaperdollReferences
 from .preparing import MagiCaptureCheckReferences, MagiCaptureFaceMasks
 from .recipes import MagiCaptureRecipe, MagiCaptureTuneRecipe
@@ -43,6 +45,7 @@ NODES: list[type[io.ComfyNode]] = [
     MagiCaptureLoadRecogniser,
     MagiCaptureFaceMasks,
     MagiCaptureCheckReferences,
+    MagiCaptureMeasureIdentity,
     MagiCaptureRecipe,
     MagiCaptureTuneRecipe,
     MagiCaptureTrain,
@@ -55,6 +58,7 @@ NODES: list[type[io.ComfyNode]] = [
     MagiCapturePreviewAttention,
     MagiCaptureLoadPaperdoll,
     MagiCapturePaperdollReferences,
+    MagiCaptureLoadPaperdollFaces,
     MagiCaptureSuperResolve,
     MagiCaptureLoadFaceRestorer,
     MagiCaptureRestoreFaces,

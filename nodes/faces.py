@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from comfy_api.latest import io, ui
 
 from ..magicapture.faces.detect import load_detector
@@ -9,14 +10,15 @@ from ..magicapture.faces.embed import load_recogniser
 from ..magicapture.faces.find import inventory
 from ..magicapture.faces.models import Role
 from ..magicapture.faces.parse import load_parser
-from ._comfy.files import AUTO, face_file, face_files, face_places
+from ..magicapture.paperdoll.faces import doll_analyzer
+from ._comfy.files import AUTO, SECOND, face_file, face_files, face_places
 from ._common import naming
 from ._sockets import DetectorSocket, ParserSocket, RecogniserSocket
 
 
-def file_input(role: Role, tooltip: str) -> io.Combo.Input:
-    """A drop-down of the files for a role."""
-    options = [AUTO, *face_files(role)]
+def file_input(role: Role, tooltip: str, *found: str) -> io.Combo.Input:
+    """A drop-down of what may be `found`, and of the files for a role."""
+    options = [AUTO, *found, *face_files(role)]
     return io.Combo.Input("file", options=options, default=AUTO, tooltip=tooltip)
 
 
@@ -81,7 +83,8 @@ class MagiCaptureLoadRecogniser(io.ComfyNode):
                 file_input(
                     "recogniser",
                     "For insightface packs: w600k_r50.onnx (buffalo_l) or glintr100.onnx "
-                    "(antelopev2).",
+                    "(antelopev2). second best found: for figures, when the best is the loss's.",
+                    SECOND,
                 ),
                 io.Combo.Input(
                     "normalisation",
@@ -98,6 +101,33 @@ class MagiCaptureLoadRecogniser(io.ComfyNode):
     def execute(cls, file, normalisation) -> io.NodeOutput:
         with naming("Load Face Recogniser"):
             return io.NodeOutput(load_recogniser(face_file("recogniser", file), normalisation))
+
+
+class MagiCaptureLoadPaperdollFaces(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureLoadPaperdollFaces",
+            display_name="Load Paperdoll Faces",
+            category="MagiCapture/demo",
+            description="Detector, parser and recogniser of drawn faces, which come with the pack: "
+            "masks, checks and figures for the demo with no download.",
+            inputs=[],
+            outputs=[
+                DetectorSocket.Output(display_name="detector"),
+                ParserSocket.Output(display_name="parser"),
+                RecogniserSocket.Output(
+                    display_name="recogniser",
+                    tooltip="Another one than Load Paperdoll Demo's, which is for training.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        with naming("Load Paperdoll Faces"), torch.inference_mode(False):
+            faces = doll_analyzer()
+            return io.NodeOutput(faces.detector, faces.parser, faces.recogniser)
 
 
 class MagiCaptureCheckModels(io.ComfyNode):

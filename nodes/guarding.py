@@ -11,8 +11,9 @@ from torch import Tensor
 from ..magicapture.config import help_of
 from ..magicapture.errors import InputError
 from ..magicapture.faces.analyzer import FaceAnalyzer
+from ..magicapture.person import Person
 from ..magicapture.refine.grain import MatchSettings, match_picture
-from ..magicapture.refine.guard import TOLERANCE, GuardReport, embed_person, face_of, guard
+from ..magicapture.refine.guard import TOLERANCE, GuardReport, guard
 from ..magicapture.refine.paste import cut_out
 from ..magicapture.refine.upscale import resize
 from ._comfy import (
@@ -73,11 +74,11 @@ class MagiCaptureGuardIdentity(io.ComfyNode):
     def execute(cls, before, after, person, detector, recogniser, tolerance) -> io.NodeOutput:
         with naming("Guard Identity"):
             analyzer = FaceAnalyzer(detector, recogniser=recogniser)
-            known = embed_person(person.images, analyzer)
+            known = Person.in_photos(person.images, analyzer)
             firsts, lasts = _paired(images_from_socket(before), images_from_socket(after))
             bar, kept, reports, rows = Progress(len(lasts), node_id(cls)), [], [], []
             for done, (first, last) in enumerate(zip(firsts, lasts, strict=True), start=1):
-                face = face_of(known, first, analyzer)
+                face = known.find(first, analyzer)
                 if face is None:
                     kept.append(last)
                     reports.append(None)

@@ -15,6 +15,7 @@ from ..refocusing import RefocusGuidance
 from ..sampling import SamplerName, SamplingSettings
 from .demo import demo
 from .doctor import doctor
+from .identity import identity
 from .model import DTYPES
 from .recipe import recipes
 from .sample import sample
@@ -32,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     _add_train(commands.add_parser("train", help=train.__doc__))
     _add_sample(commands.add_parser("sample", help=sample.__doc__))
     _add_doctor(commands.add_parser("doctor", help=doctor.__doc__))
+    _add_identity(commands.add_parser("identity", help=identity.__doc__))
     one = commands.add_parser("recipes", help=recipes.__doc__)
     one.add_argument("name", nargs="?", metavar="NAME", help="The recipe to print.")
     one.set_defaults(run=recipes)
@@ -95,9 +97,26 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     add("--resolution", type=int, default=512, help=help_of(Recipe, "resolution"))
     add("--sheet", type=Path, metavar="FILE", help="Write a contact sheet (.png) with verdicts.")
     add("--json", type=Path, metavar="FILE", help="Write the figures as JSON.")
+    _add_faces(parser)
+    add("--parser", metavar="FILE", help="A face parser; the best one found, if not given.")
+    parser.set_defaults(run=doctor)
+
+
+def _add_identity(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="Photos of the person.")
+    add("pictures", metavar="PICTURES", nargs="+", type=Path, help="Pictures, and folders of them.")
+    loss_help = "The recogniser of the training; another one is taken where one is found."
+    add("--loss-recogniser", metavar="FILE", help=loss_help)
+    add("--json", type=Path, metavar="FILE", help="Write the figures as JSON.")
+    _add_faces(parser)
+    parser.set_defaults(run=identity)
+
+
+def _add_faces(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--models", metavar="DIR", help="Where models are; or set MAGICAPTURE_MODELS.")
     add("--detector", metavar="FILE", help="A face detector; the best one found, if not given.")
-    add("--parser", metavar="FILE", help="A face parser; the best one found, if not given.")
     add("--recogniser", metavar="FILE", help="A face recogniser; the best found, if not given.")
     add(
         "--recogniser-input",
@@ -105,7 +124,6 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
         default="arcface",
         help="What the recogniser's pixels are scaled to.",
     )
-    parser.set_defaults(run=doctor)
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from ..faces.align import FFHQ_TEMPLATE, similarity, transform
 from ..faces.analyzer import embed_faces
 from ..faces.embed import Recogniser
 from ..faces.protocols import Face
-from ..metrics.likeness import leave_one_out
+from ..metrics import among
 from . import measure
 from .verdicts import Limits, PhotoCheck, SetCheck, Verdict
 
@@ -198,11 +198,8 @@ def _of_the_set(
     vectors = [v for i in kept if (v := seen[i].embedding) is not None]
     identity = spread = None
     if len(vectors) > 1:
-        each = torch.stack(vectors)
-        identity = leave_one_out(each)
-        cosines = each @ each.T
-        own = (cosines.sum(dim=1) - cosines.diagonal()) / (len(each) - 1)
-        spread = float(own.std())
+        own = among(torch.stack(vectors))
+        identity, spread = float(own.mean()), float(own.std())
     yaws = [y for i in kept if (y := photos[i].yaw) is not None]
     lights = [b for i in kept if (b := photos[i].brightness) is not None]
     yaw_spread = max(yaws) - min(yaws) if yaws else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from .align import FFHQ_TEMPLATE, HEAD_SIZE, similarity, warp
@@ -47,11 +47,19 @@ class FaceAnalyzer:
 
 
 def embed_faces(recogniser: Recogniser, image: Tensor, faces: Sequence[Face]) -> Tensor:
-    """The unit embeddings (N,D) of faces of an image (3,H,W)."""
+    """The unit embeddings (N,D) of faces of an image (3,H,W), on the CPU."""
     matrices = [similarity(face.landmarks[None]) for face in faces]
+    there = image[None].to(device_of(recogniser))
     with torch.no_grad():
-        rows = [recogniser(warp(image[None], matrix, antialias=True)) for matrix in matrices]
-    return F.normalize(torch.cat(rows).float(), dim=-1)
+        rows = [recogniser(warp(there, matrix, antialias=True)) for matrix in matrices]
+    return F.normalize(torch.cat(rows).float(), dim=-1).cpu()
+
+
+def device_of(recogniser: Recogniser) -> torch.device:
+    """Where a recogniser takes its faces: on the GPU, say, where training has left it."""
+    parameters = recogniser.parameters() if isinstance(recogniser, nn.Module) else iter(())
+    first = next(parameters, None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def _most_supported(vectors: list[Tensor]) -> list[int]:

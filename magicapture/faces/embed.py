@@ -45,17 +45,22 @@ class FaceRecogniser(nn.Module):
     """A frozen network with its normalisation; fits `Recogniser` and computes in float32.
 
     batched: whether the network takes several faces at once; an ONNX file exported for one face
-    may not, and is then run face by face.
+    may not, and is then run face by face. name: what reports call it.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, network: nn.Module, normalisation: Normalisation, *, batched: bool = True
+        self,
+        network: nn.Module,
+        normalisation: Normalisation,
+        *,
+        batched: bool = True,
+        name: str = "",
     ) -> None:
         super().__init__()
-        self.network, self.batched = network, batched
+        self.network, self.batched, self.name = network, batched, name
         self.register_buffer("mean", torch.tensor(normalisation.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(normalisation.std).view(3, 1, 1))
         self.float().eval().requires_grad_(False)
@@ -88,7 +93,7 @@ def load_recogniser(
     if not path.is_file():
         raise StorageError(f"There is no face recogniser at {path}; give an .onnx or .pt file.")
     with torch.inference_mode(False):  # tensors made in it could never take part in a gradient
-        recogniser = FaceRecogniser(_reader(path)(path), normalisation)
+        recogniser = FaceRecogniser(_reader(path)(path), normalisation, name=path.name)
         _try(recogniser, path.name)
     return recogniser
 

@@ -70,13 +70,17 @@ def locate(model: ModelFile, where: Places) -> list[Path]:
     return [path for _, path in _walk(where) if known(path.name) is model]
 
 
-def best(role: Role, where: Places) -> Path:
-    """The best file of the table for a role; raises StorageError that says what to get."""
+def best(role: Role, where: Places, *, other_than: Path | None = None) -> Path:
+    """The best file of the table for a role; raises StorageError that says what to get.
+
+    other_than: a file of another network is taken where there is one.
+    """
     found = files(role, where)
-    for path in found.values():
-        if known(path.name):
-            return path
-    raise missing(role, where, ", ".join(found))
+    in_table = [path for path in found.values() if known(path.name)]
+    if not in_table:
+        raise missing(role, where, ", ".join(found))
+    taken = known(other_than.name) if other_than else None
+    return next((path for path in in_table if known(path.name) is not taken), in_table[0])
 
 
 def missing(role: Role, where: Places, instead: str = "") -> StorageError:

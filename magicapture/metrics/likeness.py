@@ -17,8 +17,8 @@ def likeness(vectors: Tensor, references: Tensor) -> Tensor:
     return (F.normalize(vectors.float()) @ F.normalize(references.float()).T).mean(dim=1)
 
 
-def leave_one_out(references: Tensor) -> float:
-    """The mean likeness of each reference (M,D) to the others: what a picture can hope for.
+def among(references: Tensor) -> Tensor:
+    """The mean cosine of each reference (M,D) to the others: (M,) in -1..1.
 
     Raises InputError for fewer than two references.
     """
@@ -27,7 +27,15 @@ def leave_one_out(references: Tensor) -> float:
         raise InputError(f"There is {count} reference; the leave-one-out figure needs two or more.")
     unit = F.normalize(references.float())
     cosines = unit @ unit.T
-    return float((cosines.sum() - cosines.trace()) / (count * (count - 1)))
+    return (cosines.sum(dim=1) - cosines.diagonal()) / (count - 1)
+
+
+def leave_one_out(references: Tensor) -> float:
+    """The mean likeness of each reference (M,D) to the others: what a picture can hope for.
+
+    Raises InputError for fewer than two references.
+    """
+    return float(among(references).mean())
 
 
 def share(vectors: Tensor, references: Tensor) -> Tensor:

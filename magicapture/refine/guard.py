@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..faces.align import similarity, warp
-from ..faces.analyzer import FaceAnalyzer
+from ..faces.analyzer import device_of
 from ..faces.embed import Recogniser
-from ..faces.protocols import Face
-from ..metrics import leave_one_out, likeness
+from ..person import Person
 
 TOLERANCE = 0.03
 """How much likeness finishing may cost, as a share of the person's own figure."""
@@ -66,17 +65,16 @@ def guard(
     after: Tensor,
     landmarks: Tensor,
     recogniser: Recogniser,
-    person: Tensor,
+    person: Person,
     tolerance: float = TOLERANCE,
 ) -> tuple[Tensor, GuardReport]:
     """The strongest blend of a picture with its finished self that keeps the person.
 
-    before, after: (3,H,W) in 0..1, of one size and on the recogniser's device. landmarks: (5,2)
-    of the person's face in them. person: embeddings (N,D) of their photos. With likeness
-    l(s) = mean over n of cos(R((1 - s) before + s after), person_n) the strength s is the largest
-    with l(0) - l(s) <= tolerance * own, found on a grid and then by bisection; own is the photos'
-    leave-one-out figure. Returns the blend (3,H,W) and the report. Raises InputError for pictures
-    of two sizes, a tolerance below 0, or photos that do not resemble each other.
+    before, after: (3,H,W) in 0..1, of one size. landmarks: (5,2) of the person's face in them.
+    With likeness l(s) = mean over n of cos(R((1 - s) before + s after), person_n) the strength s
+    is the largest with l(0) - l(s) <= tolerance * own, found on a grid and then by bisection; own
+    is the photos' leave-one-out figure. Returns the blend (3,H,W) and the report. Raises
+    InputError for pictures of two sizes or a tolerance below 0.
     """
     if before.shape != after.shape:
         raise InputError(
@@ -85,58 +83,18 @@ def guard(
         )
     if not tolerance >= 0:
         raise InputError(f"The tolerance is {tolerance:g}; expected 0 or more.")
-    own = _own(person)
-    matrix = similarity(landmarks[None].to(before))
+    device = device_of(recogniser)
+    matrix = similarity(landmarks[None])
     # Warping is linear, so a blend of the faces is the face of the blend.
-    first, last = (warp(image[None], matrix, antialias=True) for image in (before, after))
+    first, last = (warp(i[None].to(device), matrix, antialias=True) for i in (before, after))
 
     def likenesses(strengths: Tensor) -> Tensor:
         share = strengths.to(first).view(-1, 1, 1, 1)
-        return likeness(recogniser(torch.lerp(first, last, share)), person.to(first)).cpu()
+        return person.likeness(recogniser(torch.lerp(first, last, share))).cpu()
 
-    strength, kept, ends = _strongest(likenesses, tolerance * own)
+    strength, kept, ends = _strongest(likenesses, tolerance * person.own)
     blend = after if strength >= 1 else torch.lerp(before, after, strength)
-    return blend, GuardReport(*ends, kept, own, strength, tolerance)
-
-
-def embed_person(photos: Sequence[Tensor], analyzer: FaceAnalyzer) -> Tensor:
-    """The embeddings (N,D) of one person's photos (3,H,W), of those in which a face is found.
-
-    Of several faces in a photo that of the person whom the set shows is taken; the analyzer needs
-    its recogniser. Raises InputError where no photo has a face.
-    """
-    faces = [analyzer.detector(photo) for photo in photos]
-    chosen = analyzer.people(photos, faces)
-    found = [
-        analyzer.embeddings(photo, [of_photo[index]])
-        for photo, of_photo, index in zip(photos, faces, chosen, strict=True)
-        if index is not None
-    ]
-    if not found:
-        raise InputError(
-            f"No face is found in the person's {len(photos)} photos; give photos that show it."
-        )
-    return torch.cat(found)
-
-
-def face_of(person: Tensor, image: Tensor, analyzer: FaceAnalyzer) -> Face | None:
-    """The face of an image (3,H,W) that is most like a person's embeddings; None without one."""
-    faces = analyzer.detector(image)
-    if len(faces) < 2:
-        return faces[0] if faces else None
-    return faces[int(likeness(analyzer.embeddings(image, faces), person).argmax())]
-
-
-def _own(person: Tensor) -> float:
-    if person.ndim != 2 or len(person) < 1:
-        raise InputError(f"The person is {tuple(person.shape)}; expected embeddings (N, D).")
-    own = leave_one_out(person) if len(person) > 1 else 1.0
-    if own <= 0.05:
-        raise InputError(
-            f"The person's photos are alike by a cosine of {own:.2f} only, so nothing can be "
-            "measured against them. Check that all show one person."
-        )
-    return own
+    return blend, GuardReport(*ends, kept, person.own, strength, tolerance)
 
 
 def _strongest(

@@ -15,6 +15,9 @@ from .host import find_file, model_folders, output_folder
 AUTO = "best found"
 """Stands for the best known file there is, in a drop-down of model files."""
 
+SECOND = "second best found"
+"""Stands for the best known file of another network than AUTO's, or for that one if it is alone."""
+
 
 def input_folders() -> list[str]:
     """The folders below ComfyUI's input folder, by relative name."""
@@ -54,12 +57,13 @@ def face_files(role: Role) -> dict[str, Path]:
 
 
 def face_file(role: Role, name: str) -> Path:
-    """The file of this name for a role, or the best one found for AUTO.
+    """The file of this name for a role, or the one that AUTO or SECOND stands for.
 
     Raises StorageError that says what to get, from where, where there is none.
     """
-    if name == AUTO:
-        return best(role, face_places())
+    if name in (AUTO, SECOND):
+        first = best(role, face_places())
+        return first if name == AUTO else best(role, face_places(), other_than=first)
     found = face_files(role).get(name)
     if found is None:
         raise missing(role, face_places())

@@ -10,17 +10,15 @@ from torch import Tensor
 
 from magicapture.errors import InputError
 from magicapture.faces.align import ARCFACE_TEMPLATE, FFHQ_TEMPLATE, similarity, warp
-from magicapture.faces.analyzer import FaceAnalyzer
 from magicapture.faces.embed import load_recogniser
-from magicapture.faces.protocols import Face
-from magicapture.metrics import likeness
-from magicapture.refine.guard import embed_person, face_of, guard
+from magicapture.person import Person
+from magicapture.refine.guard import guard
 from magicapture.refine.paste import cut_out, drawn_mask, put_back
 
 POINTS = ARCFACE_TEMPLATE + 4
 RED, GREEN = torch.zeros(3, 120, 120), torch.zeros(3, 120, 120)
 RED[0], GREEN[1] = 1, 1
-PERSON = torch.tensor([[1.0, 0.0], [1.0, 0.0]])  # two photos, alike by a cosine of 1
+PERSON = Person(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))  # two photos, alike by a cosine of 1
 
 
 def red_and_green(faces: Tensor) -> Tensor:
@@ -66,7 +64,7 @@ def test_a_dip_between_two_likenesses_is_no_limit() -> None:
 
 
 def test_cost_is_a_share_of_the_persons_own_figure() -> None:
-    photos = torch.tensor([[1.0, 0.0], [0.6, 0.8]])  # alike by 0.6
+    photos = Person(torch.tensor([[1.0, 0.0], [0.6, 0.8]]))  # alike by 0.6
     _, report = guard(RED, GREEN, POINTS, red_and_green, photos, 0.1)
     assert report.own == pytest.approx(0.6)
     assert report.before == pytest.approx(0.8)
@@ -77,7 +75,7 @@ def test_cost_is_a_share_of_the_persons_own_figure() -> None:
 
 
 def test_one_photo_of_the_person_will_do() -> None:
-    _, report = guard(RED, GREEN, POINTS, red_and_green, PERSON[:1], 0.03)
+    _, report = guard(RED, GREEN, POINTS, red_and_green, Person(PERSON.embeddings[:1]), 0.03)
     assert report.own == 1 and 0 < report.strength < 1
 
 
@@ -87,49 +85,12 @@ def test_one_photo_of_the_person_will_do() -> None:
         ({"after": GREEN[:, :60]}, "one size"),
         ({"tolerance": -1.0}, "tolerance"),
         ({"tolerance": float("nan")}, "tolerance"),
-        ({"person": torch.ones(2)}, r"\(N, D\)"),
-        ({"person": torch.eye(2)}, "one person"),
     ],
 )
 def test_what_cannot_be_judged_is_refused(change, match) -> None:
     given = {"before": RED, "after": GREEN, "person": PERSON, "tolerance": 0.03, **change}
     with pytest.raises(InputError, match=match):
         guard(landmarks=POINTS, recogniser=red_and_green, **given)
-
-
-SIDE = 40.0
-
-
-def coloured(*colours: tuple[float, float, float]) -> Tensor:
-    """A picture of a row of faces, each an even square of a colour."""
-    squares = torch.tensor(colours).T[:, None, :, None]
-    return squares.expand(3, int(SIDE), len(colours), int(SIDE)).flatten(2)
-
-
-def squares(image: Tensor) -> tuple[Face, ...]:
-    """A detector that knows where `coloured` puts faces; black ones are none."""
-    corners = [torch.tensor([x, 0.0]) for x in torch.arange(0, image.shape[-1], SIDE)]
-    return tuple(
-        Face(torch.cat([at, at + SIDE]), ARCFACE_TEMPLATE * (SIDE / 112) + at, 1.0)
-        for at in corners
-        if image[:, 5, int(at[0]) + 5].any()
-    )
-
-
-WHO = FaceAnalyzer(squares, recogniser=red_and_green)
-ADA, BOB, NOBODY = (1.0, 0.1, 0.0), (0.1, 1.0, 0.0), (0.0, 0.0, 0.0)
-
-
-def test_the_person_is_found_among_others() -> None:
-    photos = [coloured(ADA), coloured(BOB, ADA), coloured(NOBODY), coloured(ADA, NOBODY)]
-    person = embed_person(photos, WHO)
-    assert person.shape == (3, 2)
-    torch.testing.assert_close(person[:, 0] / person[:, 1], torch.full((3,), 10.0))
-    face = face_of(person, coloured(BOB, ADA), WHO)
-    assert face is not None and float(face.box[0]) == SIDE
-    assert face_of(person, coloured(NOBODY), WHO) is None
-    with pytest.raises(InputError, match="No face"):
-        embed_person([coloured(NOBODY)], WHO)
 
 
 def test_a_real_face_turned_into_anothers_is_brought_back(shared_assets, photo) -> None:
@@ -141,11 +102,11 @@ def test_a_real_face_turned_into_anothers_is_brought_back(shared_assets, photo) 
     patch = put_back(stranger, drawn_mask(head, FFHQ_TEMPLATE[None]), matrix, image.shape[-2:])
     after = patch.onto(image)
     aligned = warp(image[None], similarity(face.landmarks[None]), antialias=True)
-    person = recogniser(torch.cat([aligned, aligned.flip(-1)]))
+    person = Person(recogniser(torch.cat([aligned, aligned.flip(-1)])))
     blend, report = guard(image, after, face.landmarks, recogniser, person)
     assert report.after < report.before - 0.1 and 0 < report.strength < 1
     kept = warp(blend[None], similarity(face.landmarks[None]), antialias=True)
-    measured = float(likeness(recogniser(kept), person))
+    measured = float(person.likeness(recogniser(kept)))
     assert measured == pytest.approx(report.kept, abs=1e-3)
     assert report.before - measured <= 0.03 * report.own + 1e-3
     unchanged = (after == image).all(dim=0)

@@ -1,0 +1,46 @@
+"""The models of faces that a command was given, or finds."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from ..errors import MagiCaptureError
+from ..faces.detect import load_detector
+from ..faces.embed import FaceRecogniser, load_recogniser
+from ..faces.find import best, places
+from ..faces.models import Role
+from ..faces.parse import FaceParser, load_parser
+from ..faces.protocols import Detector
+
+logger = logging.getLogger(__name__)
+
+
+def detector_from(arguments: argparse.Namespace) -> Detector:
+    """The detector named, else the best one found; raises StorageError where there is none."""
+    return load_detector(arguments.detector or best("detector", places(arguments.models)))
+
+
+def parser_from(arguments: argparse.Namespace) -> FaceParser | None:
+    """The parser named, else the best one found, else None."""
+    file = _optional("parser", arguments)
+    return None if file is None else load_parser(file)
+
+
+def recogniser_from(arguments: argparse.Namespace) -> FaceRecogniser | None:
+    """The recogniser named, else the best one found, else None."""
+    file = _optional("recogniser", arguments)
+    return None if file is None else load_recogniser(file, arguments.recogniser_input)
+
+
+def _optional(role: Role, arguments: argparse.Namespace) -> Path | None:
+    """The file named, else the best one found; None, with a word about it, where there is none."""
+    if named := getattr(arguments, role):
+        return Path(named)
+    try:
+        return best(role, places(arguments.models))
+    except MagiCaptureError as error:
+        logger.info("No face %s: what it would tell is left out.", role)
+        logger.debug("%s", error)
+        return None

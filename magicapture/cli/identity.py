@@ -1,0 +1,53 @@
+"""`magicapture identity`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from ..data import load_folder
+from ..data.folder import read_picture
+from ..faces.analyzer import FaceAnalyzer
+from ..faces.embed import load_recogniser
+from ..faces.find import best, places
+from ..files import atomic_write
+from ..person import Person, measure_identity
+from .faces import detector_from
+
+logger = logging.getLogger(__name__)
+
+
+def identity(arguments: argparse.Namespace) -> None:
+    """Measure how much of a person pictures show, as a share of what their photos share."""
+    photos = load_folder(arguments.folder, "subject").images
+    pictures = _pictures(arguments.pictures)
+    loss = Path(arguments.loss_recogniser) if arguments.loss_recogniser else None
+    file = arguments.recogniser or best("recogniser", places(arguments.models), other_than=loss)
+    recogniser = load_recogniser(file, arguments.recogniser_input)
+    analyzer = FaceAnalyzer(detector_from(arguments), recogniser=recogniser)
+    report = measure_identity(
+        pictures,
+        Person.in_photos(photos, analyzer),
+        analyzer,
+        loss=loss and load_recogniser(loss, arguments.recogniser_input),
+    )
+    for line in str(report).splitlines():
+        logger.info("%s", line)
+    if arguments.json:
+        text = json.dumps(report.as_dict(), indent=2) + "\n"
+        atomic_write(arguments.json, lambda file: file.write_text(text, "utf-8"))
+        logger.info("Wrote %s", arguments.json)
+
+
+def _pictures(paths: Sequence[Path]) -> list[Tensor]:
+    """The pictures of files and folders, in the order given."""
+    images: list[Tensor] = []
+    for path in paths:
+        folder = path.is_dir()
+        images += load_folder(path, "subject").images if folder else [read_picture(path).image]
+    return images

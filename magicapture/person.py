@@ -1,0 +1,201 @@
+"""A person as a face recogniser knows them, and how much of the person pictures show.
+
+A figure from the recogniser of the identity loss says how well that one was pleased, so it is
+taken from another where there are two.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import InputError
+from .faces.align import FACE_SIZE
+from .faces.analyzer import FaceAnalyzer, device_of
+from .faces.embed import Recogniser
+from .faces.protocols import Face
+from .metrics import among, likeness
+
+_UNLIKE = 0.05  # below it photos show no one person, and nothing can be measured against them
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """One person by the embeddings (N,D) of their photos, all of one recogniser.
+
+    Raises InputError for another shape, or photos that do not resemble each other.
+    """
+
+    embeddings: Tensor
+
+    def __post_init__(self) -> None:
+        if self.embeddings.ndim != 2 or len(self.embeddings) < 1:
+            raise InputError(
+                f"The person is {tuple(self.embeddings.shape)}; expected embeddings (N, D)."
+            )
+        if self.own <= _UNLIKE:
+            raise InputError(
+                f"The person's photos are alike by a cosine of {self.own:.2f} only, so nothing can "
+                "be measured against them. Check that all show one person."
+            )
+
+    @classmethod
+    def in_photos(cls, photos: Sequence[Tensor], analyzer: FaceAnalyzer) -> Person:
+        """The person of photos (3,H,W), from those in which a face is found.
+
+        Of several faces in a photo that of the person whom the set shows is taken; the analyzer
+        needs its recogniser. Raises InputError where no photo has a face.
+        """
+        faces = [analyzer.detector(photo) for photo in photos]
+        chosen = analyzer.people(photos, faces)
+        found = [
+            analyzer.embeddings(photo, [of_photo[index]])
+            for photo, of_photo, index in zip(photos, faces, chosen, strict=True)
+            if index is not None
+        ]
+        if not found:
+            raise InputError(
+                f"No face is found in the person's {len(photos)} photos; give photos that show it."
+            )
+        return cls(torch.cat(found))
+
+    @cached_property
+    def own(self) -> float:
+        """The mean likeness of each photo to the others: what a picture of them can hope for.
+
+        1 where there is one photo, so that shares of it are plain cosines.
+        """
+        return float(among(self.embeddings).mean()) if len(self.embeddings) > 1 else 1.0
+
+    @cached_property
+    def spread(self) -> float:
+        """The standard deviation of that likeness over the photos; 0 for one photo."""
+        return float(among(self.embeddings).std()) if len(self.embeddings) > 1 else 0.0
+
+    def likeness(self, embeddings: Tensor) -> Tensor:
+        """The mean cosine of each of the embeddings (M,D) to all photos: (M,)."""
+        return likeness(embeddings, self.embeddings.to(embeddings.device))
+
+    def find(self, image: Tensor, analyzer: FaceAnalyzer) -> Face | None:
+        """The face of an image (3,H,W) that is most like the person; None without a face."""
+        faces = analyzer.detector(image)
+        if len(faces) < 2:
+            return faces[0] if faces else None
+        return faces[int(self.likeness(analyzer.embeddings(image, faces)).argmax())]
+
+
+@dataclass(frozen=True)
+class IdentityReport:
+    """How much of a person pictures show, in the eyes of one recogniser.
+
+    pictures: the mean cosine of each picture's face to the person's photos; None where no face is
+        found, which counts as 0 in `share`.
+    own, own_spread, photos: the photos' leave-one-out figure, its standard deviation, how many.
+    recogniser: its name. of_the_loss: whether the identity loss used the same one; None where
+        that was not said.
+    """
+
+    pictures: tuple[float | None, ...]
+    own: float
+    own_spread: float
+    photos: int
+    recogniser: str
+    of_the_loss: bool | None = None
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Each picture's likeness as a share of the person's own figure."""
+        return tuple((value or 0.0) / self.own for value in self.pictures)
+
+    @property
+    def share(self) -> float:
+        """Their mean: 1 is as alike as another photo of the person, 0 is a stranger."""
+        return statistics.fmean(self.shares)
+
+    @property
+    def spread(self) -> float:
+        """Their standard deviation; 0 for one picture."""
+        return statistics.stdev(self.shares) if len(self.pictures) > 1 else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures as JSON-ready data."""
+        return {**asdict(self), "shares": self.shares, "share": self.share, "spread": self.spread}
+
+    def __str__(self) -> str:
+        shares = ", ".join(f"{share:.2f}" for share in self.shares)
+        lacking = sum(value is None for value in self.pictures)
+        several = len(self.pictures) > 1
+        spread = f" ± {self.spread:.2f}" if several else ""
+        each = f" ({len(self.pictures)} pictures: {shares})" if several else ""
+        lines = [
+            f"Identity {self.share:.2f}{spread} of the person's own{each}.",
+            f"The person's own: cosine {self.own:.2f} ± {self.own_spread:.2f}, each of "
+            f"{_some(self.photos, 'photo')} against the others."
+            if self.photos > 1
+            else "There is one photo of the person, so this is the plain cosine to it.",
+        ]
+        if lacking:
+            lines.append(f"No face was found in {_some(lacking, 'picture')}; that counts as 0.")
+        lines.append(f"Recogniser: {self.recogniser}{_OF_THE_LOSS[self.of_the_loss]}")
+        return "\n".join(lines)
+
+
+_OF_THE_LOSS = {
+    False: ", another than the identity loss used.",
+    None: ". Whether the identity loss used it was not said.",
+    True: ". WARNING: the identity loss used the same one. Pictures made to please it look more "
+    "alike to it than they are; take another recogniser.",
+}
+
+
+def measure_identity(
+    images: Sequence[Tensor],
+    person: Person,
+    analyzer: FaceAnalyzer,
+    loss: Recogniser | None = None,
+) -> IdentityReport:
+    """How much of a person images (3,H,W) show; the analyzer must be the one that knew the person.
+
+    loss: the recogniser of the identity loss, so that the report says whether it judges itself.
+    Raises InputError without images or without the analyzer's recogniser.
+    """
+    if not len(images):
+        raise InputError("There are no pictures to measure; give one or more.")
+    found: list[float | None] = []
+    for image in images:
+        face = person.find(image, analyzer)
+        vector = None if face is None else analyzer.embeddings(image, [face])
+        found.append(None if vector is None else float(person.likeness(vector)))
+    return IdentityReport(
+        tuple(found),
+        person.own,
+        person.spread,
+        len(person.embeddings),
+        _name(analyzer.recogniser),
+        None if loss is None else same(analyzer.recogniser, loss),
+    )
+
+
+def same(one: Recogniser | None, other: Recogniser | None) -> bool:
+    """Whether two recognisers see the same, however each was loaded."""
+    if one is None or other is None or one is other:
+        return one is other
+    noise = torch.rand(2, 3, FACE_SIZE, FACE_SIZE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, second = (F.normalize(r(noise.to(device_of(r))).float()).cpu() for r in (one, other))
+    return first.shape == second.shape and torch.allclose(first, second, atol=1e-2)
+
+
+def _name(recogniser: Recogniser | None) -> str:
+    return getattr(recogniser, "name", "") or type(recogniser).__name__
+
+
+def _some(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

@@ -1,0 +1,61 @@
+"""The node that says how much of a person pictures show."""
+
+from __future__ import annotations
+
+import json
+
+from comfy_api.latest import io, ui
+
+from ..magicapture.faces.analyzer import FaceAnalyzer
+from ..magicapture.person import Person, measure_identity
+from ._comfy import images_from_socket
+from ._common import naming
+from ._sockets import DetectorSocket, RecogniserSocket, References
+
+
+class MagiCaptureMeasureIdentity(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="MagiCaptureMeasureIdentity",
+            display_name="Measure Identity",
+            category="MagiCapture/faces",
+            description="How much of the person pictures show: 1 is as alike as another photo of "
+            "them, 0 is a stranger.",
+            inputs=[
+                io.Image.Input("images", tooltip="The pictures to measure."),
+                References.Input("person", tooltip="Photos of the person; the more, the better."),
+                DetectorSocket.Input("detector", tooltip="Finds the faces."),
+                RecogniserSocket.Input(
+                    "recogniser",
+                    tooltip="Tells how alike faces are. Take another one than in training, which "
+                    "was learned to please: 'second best found' in Load Face Recogniser.",
+                ),
+                RecogniserSocket.Input(
+                    "loss_recogniser",
+                    optional=True,
+                    tooltip="The one of the training, so that the report can say whether it "
+                    "judges itself.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(
+                    display_name="identity",
+                    tooltip="The pictures' mean likeness as a share of the person's own.",
+                ),
+                io.String.Output(display_name="report"),
+                io.String.Output(display_name="figures", tooltip="The report as JSON."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, images, person, detector, recogniser, loss_recogniser=None) -> io.NodeOutput:
+        with naming("Measure Identity"):
+            analyzer = FaceAnalyzer(detector, recogniser=recogniser)
+            known = Person.in_photos(person.images, analyzer)
+            pictures = images_from_socket(images)
+            report = measure_identity(pictures, known, analyzer, loss_recogniser)
+            text = str(report)
+            figures = json.dumps(report.as_dict())
+            return io.NodeOutput(report.share, text, figures, ui=ui.PreviewText(text))

@@ -1,0 +1,67 @@
+"""The shipped networks in the places of a user's: found, masked, checked and measured."""
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+import torch
+
+from magicapture.data.faces import with_faces
+from magicapture.data.references import ReferenceSet
+from magicapture.doctor import check
+from magicapture.errors import StorageError
+from magicapture.faces.analyzer import FaceAnalyzer
+from magicapture.paperdoll.faces import doll_analyzer
+from magicapture.paperdoll.pairs import Pair, make_pair, pictures, references
+from magicapture.paperdoll.weights import loss_recogniser
+from magicapture.person import Person, measure_identity
+
+
+@pytest.fixture(scope="module")
+def analyzer() -> FaceAnalyzer:
+    return doll_analyzer()
+
+
+@pytest.fixture(scope="module")
+def pair() -> Pair:
+    return make_pair(1_000_000, 1_000_050, photos=6, poses=2)
+
+
+def test_masks_and_landmarks_are_near_the_true_ones(analyzer, pair) -> None:
+    true = references(pair.source + pair.reference)
+    filled, found = with_faces(ReferenceSet(true.images), analyzer)
+    assert {one.origin for one in found} == {"parsed"}
+    shares = []
+    for i, image in enumerate(true.images):
+        ours, theirs = filled.face(i) > 0.5, true.face(i) > 0.5
+        shares.append(float((ours & theirs).sum() / (ours | theirs).sum()))
+        off = (filled.landmarks[i] - true.landmarks[i]).norm(dim=1)
+        assert float(off.max()) < 0.1 * found[i].face.width and image.shape == (3, 128, 128)
+    assert statistics.mean(shares) > 0.75 and min(shares) > 0.5
+
+
+@pytest.mark.parametrize("picture", [torch.zeros(3, 128, 128), torch.rand(3, 128, 128)])
+def test_no_face_is_found_where_none_is(analyzer, picture) -> None:
+    assert analyzer.detector(picture) == ()
+
+
+def test_the_doctor_finds_the_intruder(analyzer, pair) -> None:
+    other = make_pair(1_000_001, 1_000_050, photos=2, poses=2)
+    images = references(pair.source + other.source[:1]).images
+    filled, found = with_faces(ReferenceSet(images), analyzer)
+    report = check(filled, found, "subject", resolution=128, recogniser=analyzer.recogniser)
+    assert ["another person" in photo.text for photo in report.photos] == [False] * 6 + [True]
+
+
+def test_identity_by_another_recogniser_than_the_loss(analyzer, pair) -> None:
+    person = Person.in_photos(pictures(pair.source), analyzer)
+    truth = measure_identity(pictures(pair.unseen[:4]), person, analyzer, loss_recogniser())
+    others = measure_identity(pictures(pair.others_in_style[:8]), person, analyzer)
+    assert truth.share > 0.85 and others.share < 0.4
+    assert truth.of_the_loss is False
+
+
+def test_missing_weights_are_named(tmp_path) -> None:
+    with pytest.raises(StorageError, match="identity_score"):
+        doll_analyzer(tmp_path)
