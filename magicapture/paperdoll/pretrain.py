@@ -41,6 +41,7 @@ class Options:
     steps: int | None = None
     batch: int | None = None
     until: float | None = None
+    compiled: bool = False
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, help="instead of the stage's own size")
     parser.add_argument("--minutes", type=float, help="stop, saved, after this long")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--compile", action="store_true", help="UNet: a minute, then 1.4 x faster")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--report", action="store_true", help="scores and sheets at the end")
     parser.add_argument(
@@ -66,7 +68,8 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(given.threads)
     shards = prepare(given.data or given.out / "data", given.dolls, workers=given.workers)
     until = time.time() + 60 * given.minutes if given.minutes else None
-    options = Options(given.out, torch.device(given.device), given.steps, given.batch, until)
+    device = torch.device(given.device)
+    options = Options(given.out, device, given.steps, given.batch, until, given.compile)
     for stage in STAGES if given.stage == "all" else (given.stage,):
         run(stage, shards, options)
     if given.report:
@@ -86,7 +89,10 @@ def run(stage: str, shards: Shards, options: Options) -> list[Trainer]:
         module = {"vae": stage_vae, "unet": stage_unet}[stage]
         plan = replace(module.PLAN, steps=options.steps or module.PLAN.steps)
         batch = options.batch or module.BATCH
-        trainers = [module.train(shards, options.out, options.device, plan, batch, options.until)]
+        own = {"compiled": options.compiled} if stage == "unet" else {}
+        trainers = [
+            module.train(shards, options.out, options.device, plan, batch, options.until, **own)
+        ]
     log.info("%s took %.0f s", stage, time.monotonic() - start)
     return trainers
 

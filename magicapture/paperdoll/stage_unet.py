@@ -51,6 +51,7 @@ def train(
     plan: Plan,
     batch: int = BATCH,
     until: float | None = None,
+    compiled: bool = False,
 ) -> Trainer:
     """Trains UNet and text encoder together on the latents of rendered dolls.
 
@@ -63,6 +64,8 @@ def train(
     torch.manual_seed(plan.seed)
     model, end = build(out)
     model.to(device)
+    if compiled:
+        model["unet"].compile()
     trainer = Trainer("unet", model, plan, out)
     empty = torch.full((LENGTH,), end)
     empty[0] = end - 1
