@@ -7,7 +7,6 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..magicapture.config import help_of
 from ..magicapture.data import ReferenceSet
 from ..magicapture.errors import InputError
 from ..magicapture.magicface import (
@@ -27,20 +26,8 @@ from ._comfy import (
 )
 from ._comfy.magicface import apply_references, look, prepare
 from ._common import naming
+from ._inputs import plain
 from ._sockets import MagicFaceSocket, References
-
-_DEFAULT = MagicFaceSettings()
-
-
-def _share(name: str) -> io.Float.Input:
-    return io.Float.Input(
-        name,
-        default=getattr(_DEFAULT, name),
-        min=0.0,
-        max=1.0,
-        step=0.05,
-        tooltip=help_of(MagicFaceSettings, name),
-    )
 
 
 class MagiCaptureMagicFaceReference(io.ComfyNode):
@@ -167,28 +154,13 @@ class MagiCaptureApplyMagicFace(io.ComfyNode):
                     "512 for Stable Diffusion 1.x and 2.x base, 768 for 2.x v, 1024 for SDXL, 128 "
                     "for the paperdoll demo.",
                 ),
-                _share("switch"),
-                _share("stop"),
-                io.Float.Input(
-                    "others",
-                    default=0.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip=help_of(MagicFaceSettings, "others").replace("Empty", "0"),
-                ),
-                io.Boolean.Input(
-                    "region_guidance",
-                    default=_DEFAULT.region_guidance,
-                    tooltip=help_of(MagicFaceSettings, "region_guidance"),
-                ),
-                io.Int.Input(
-                    "reference_seed",  # named so that the frontend does not make it random
-                    default=_DEFAULT.noise_seed,
-                    min=0,
-                    max=2**31,
-                    tooltip=help_of(MagicFaceSettings, "noise_seed"),
-                ),
+                plain(MagicFaceSettings, "switch", step=0.05),
+                plain(MagicFaceSettings, "stop", step=0.05),
+                plain(MagicFaceSettings, "others", step=0.05),
+                plain(MagicFaceSettings, "to_foreground"),
+                plain(MagicFaceSettings, "region_guidance"),
+                # Not named "seed": the frontend would draw a new one each time.
+                plain(MagicFaceSettings, "reference_seed"),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -200,25 +172,11 @@ class MagiCaptureApplyMagicFace(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls,
-        model,
-        clip,
-        vae,
-        magicface,
-        prompt,
-        reference_size,
-        switch,
-        stop,
-        others,
-        region_guidance,
-        reference_seed,
+        cls, model, clip, vae, magicface, prompt, reference_size, **settings
     ) -> io.NodeOutput:
         with naming("Apply MagicFace"):
-            settings = MagicFaceSettings(
-                switch, stop, others or None, region_guidance, reference_seed
-            )
             prepared = prepare(model, clip, vae, magicface, prompt, reference_size)
-            patched = apply_references(model, prepared, settings, node_id(cls))
+            patched = apply_references(model, prepared, MagicFaceSettings(**settings), node_id(cls))
             layers = decoder_layers(model.model.diffusion_model)
             report = _report(magicface, prepared.columns, layers)
             return io.NodeOutput(patched, prepared.positive.conditioning, report)

@@ -79,7 +79,7 @@ class ReferenceGuide:
 
     def _pass(self, t: Tensor, rows: slice) -> None:
         """Some of the references, noised to timestep t, through the UNet."""
-        noise = self._rows.noise(float(t), self._settings.noise_seed)[rows]
+        noise = self._rows.noise(float(t), self._settings.reference_seed)[rows]
         clean = self._rows.latents[rows]
         timesteps = t.round().long().expand(len(clean))
         noisy = self._backbone.schedule.add_noise(clean, noise, timesteps)

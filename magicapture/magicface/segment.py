@@ -15,7 +15,6 @@ from .regions import aggregate, assign, at_size, foreground, spread
 from .taps import Found, recorded
 
 _LARGEST_MAP = 48 * 48  # queries of a layer that is mapped; a map has their square
-_CUT_BELOW = 0.9  # regions are cut to the foreground where other words count less than this
 
 
 @dataclass(frozen=True)
@@ -41,15 +40,22 @@ class Segmenter:
     """Finds where the K concepts of a prompt are drawn.
 
     columns: of each concept's words in the prompt's context, which is `length` long. others: what
-    a word that is no concept's counts.
+    a word that is no concept's counts. to_foreground: cut the regions to it.
     """
 
     def __init__(
-        self, unet: nn.Module, columns: Sequence[Sequence[int]], length: int, others: float
+        self,
+        unet: nn.Module,
+        columns: Sequence[Sequence[int]],
+        length: int,
+        others: float,
+        *,
+        to_foreground: bool = False,
     ) -> None:
         self.pairs = mapped_layers(unet)
         self._layers = {name: unet.get_submodule(name) for pair in self.pairs for name in pair}
         self._columns, self._length, self._others = columns, length, others
+        self._to_foreground = to_foreground
         self._foreground: Tensor | None = None
 
     @contextmanager
@@ -71,7 +77,7 @@ class Segmenter:
         tokens = self._tokens(found, rows.conditional, size)
         regions = assign(tokens, self._columns, self._others)
         ground = self._fitting_foreground(regions)
-        if ground is not None and self._others < _CUT_BELOW:
+        if ground is not None and self._to_foreground:
             regions = regions & ground
         return Seen(regions, ground)
 

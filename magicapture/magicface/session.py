@@ -46,8 +46,9 @@ class Session:
         self.settings = settings
         self.seen: Seen | None = None
         self._layers = decoder_layers(unet)
-        others = settings.others_count(len(columns))
-        self._segmenter = Segmenter(unet, columns, length, others)
+        self._segmenter = Segmenter(
+            unet, columns, length, settings.others, to_foreground=settings.to_foreground
+        )
         self._keys: OrderedDict[float, Keys] = OrderedDict()
         self._won: Tensor | None = None  # which concepts have had a region (K,)
 

@@ -12,8 +12,6 @@ Stage = Literal["layout", "details", "look", "off"]
 """layout: all references for every pixel (RSA); details: each in its own region (RBA); look: no
 reference acts, but regions are found."""
 
-_ONE, _SEVERAL = 0.9, 0.6  # what other words count, by the number of concepts
-
 
 @dataclass(frozen=True)
 class MagicFaceSettings(Checked):
@@ -30,12 +28,18 @@ class MagicFaceSettings(Checked):
     stop: float = setting(
         1.0, "After this share of the steps the references are left out.", low=0, high=1
     )
-    others: float | None = setting(
-        None,
+    others: float = setting(
+        0.9,
         "What a word that is no concept's counts where words compete for a pixel: lower makes "
-        f"regions larger. Empty: {_ONE} with one concept, {_SEVERAL} with several.",
+        "regions larger.",
         low=0.05,
         high=2,
+    )
+    to_foreground: bool = setting(
+        False,
+        "Cut the regions to the foreground that the negative prompt's attention shows. Leave it "
+        "off for backgrounds as concepts, and where a face's middle is taken for background.",
+        release=True,
     )
     region_guidance: bool = setting(
         True,
@@ -43,13 +47,9 @@ class MagicFaceSettings(Checked):
         "fainter than another.",
         release=True,
     )
-    noise_seed: int = setting(
+    reference_seed: int = setting(
         0, "Seed of the noise on the references, fresh at every noise level.", low=0, high=2**31
     )
-
-    def others_count(self, concepts: int) -> float:
-        """What other words count with this many concepts."""
-        return self.others if self.others is not None else (_ONE if concepts == 1 else _SEVERAL)
 
     def stage(self, share: float) -> Stage:
         """The mechanism of a step, by the share of steps before it: of 50, 0-20 lay out."""

@@ -269,7 +269,7 @@ def _references_pass(
 ) -> None:
     """Some references, noised to sigma, through the UNet, with none of the picture's patches."""
     own = prepared.rows
-    noise = own.noise(float(sigma), settings.noise_seed)[rows].to(sigma.device)
+    noise = own.noise(float(sigma), settings.reference_seed)[rows].to(sigma.device)
     clean = own.latents[rows].to(sigma.device)
     sigmas = sigma.expand(len(clean))
     noisy = model.model_sampling.noise_scaling(sigmas, noise, clean)

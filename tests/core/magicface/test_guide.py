@@ -101,6 +101,15 @@ def test_a_concept_without_a_region_is_reported(backbone):
     assert guide.session.seen.regions.any()
 
 
+def test_regions_are_cut_to_the_foreground_where_asked(backbone):
+    settings = MagicFaceSettings(others=0.05)
+    for cut in (False, True):
+        _, guide = draw(backbone, [reference()], replace(settings, to_foreground=cut))
+        seen = guide.session.seen
+        assert (seen.regions & seen.foreground).any()
+        assert (seen.regions & ~seen.foreground).any() != cut
+
+
 def test_without_guidance_there_is_no_negative_row(backbone):
     sampling = replace(SAMPLING, guidance=1.0)
     plain, _ = draw(backbone, sampling=sampling)

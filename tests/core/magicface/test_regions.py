@@ -96,9 +96,6 @@ def test_a_noise_level_between_two_steps_belongs_to_the_first():
     assert share_of(1.0, [1.0, 0.0]) == 0
 
 
-def test_other_words_count_by_the_number_of_concepts():
-    settings = MagicFaceSettings()
-    assert (settings.others_count(1), settings.others_count(3)) == (0.9, 0.6)
-    assert MagicFaceSettings(others=0.75).others_count(1) == 0.75
+def test_settings_have_ranges():
     with pytest.raises(InputError, match="switch"):
         MagicFaceSettings(switch=1.5)
