@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from ..magicapture.adapter import Adapter
 from ..magicapture.checkpoint import check_names
 from ..magicapture.plot import loss_curves
 from ..magicapture.recipes import recipe as named_recipe
+from ..magicapture.refocusing import Sight, grid
 from ..magicapture.training import (
     Event,
     Prepared,
@@ -157,6 +158,8 @@ class Monitor:
         self.history: list[dict[str, float]] = []
         self.phases: list[int] = []
         self.previews: list[Tensor] = []
+        self.spills: list[dict[str, float]] = []
+        self.sights: Sequence[Sight] = ()
         self.warnings: list[str] = []
         self._bar = Progress(1, node)
         self._drawn = 0.0
@@ -171,6 +174,9 @@ class Monitor:
             self._show(event.step, event.steps, f"Going on after step {event.step}")
         elif isinstance(event, Previewed):
             self.previews.extend(event.images.cpu())
+            self.sights = event.sights
+            if event.spills:
+                self.spills.append(event.spills)
             self._drawn = 0.0
         elif isinstance(event, Stepped):
             self._stepped(event)
@@ -199,6 +205,8 @@ class Monitor:
             f"{event.phase}: step {event.step} of {event.steps}, {pace:.2f} it/s, "
             f"{_clock((event.steps - event.step) / pace)} left\n{losses}"
         )
+        if self.spills:
+            text += f"\nspill: {_shares(self.spills[-1])}"
         self._show(event.step, event.steps, text, self.picture(event.steps))
 
     def curves(self, steps: int) -> Image:
@@ -206,11 +214,13 @@ class Monitor:
         return loss_curves(self.history, steps, phases=self.phases[:-1])
 
     def picture(self, steps: int) -> Image:
-        """The loss curves, with the newest preview beside them."""
-        curves = self.curves(steps)
-        if not self.previews:
-            return curves
-        return side_by_side(curves, picture(self.previews[-1]))
+        """The loss curves; beside them the newest preview, and where the tokens look."""
+        shown = self.curves(steps)
+        if self.previews:
+            shown = side_by_side(shown, picture(self.previews[-1]))
+        if self.sights:
+            shown = side_by_side(shown, grid(self.sights))
+        return shown
 
     def report(self, adapter: Adapter, remarks: Sequence[str] = ()) -> str:
         """What was trained, and what the user should know."""
@@ -226,9 +236,21 @@ class Monitor:
             [
                 f"Trained {len(self.history)} steps of {adapter.recipe.name}: {tokens}.",
                 "Last losses: " + ", ".join(f"{n} {value:.4f}" for n, value in means.items()),
+                *self._spill_report(),
                 *(f"Note: {text}" for text in (*self.warnings, *remarks)),
             ]
         )
+
+    def _spill_report(self) -> list[str]:
+        """How the spill of the tokens changed over the run, where previews showed it."""
+        if not self.spills:
+            return []
+        first, last = _shares(self.spills[0]), _shares(self.spills[-1])
+        return [f"Spill at the first preview: {first}; at the last: {last}."]
+
+
+def _shares(spills: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in spills.items())
 
 
 def _clock(seconds: float) -> str:

@@ -43,7 +43,7 @@ DIRECTIONS: dict[str, str] = {
     "refocusing": "sampling checkpointing plot",
     "doctor": "data metrics",
     "demo": "paperdoll plot backbones",
-    "training": "attention identity checkpointing data prompts sampling",
+    "training": "identity data prompts refocusing",
 }
 # The ends of the house, which may use all of it.
 ENDS = {"__init__", "__main__", "cli"}

@@ -43,6 +43,15 @@ class Draws:
         rows = [self._row(task, draws, phase, generator) for task in tasks]
         return rows + self._identity_rows(rows, phase, generator)
 
+    def portrait(self, generator: Generator) -> CachedDraw:
+        """A variant of one portrait; the run's own draws go on as if it had not been drawn."""
+        before = self.reference.state_dict()
+        self.reference.load_state_dict({"order": []})
+        try:
+            return self.reference.sample(generator)
+        finally:
+            self.reference.load_state_dict(before)
+
     def _row(
         self, task: Task, draws: dict[str, CachedDraw], phase: Phase, generator: Generator
     ) -> Row:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from ..refocusing import Sight, mean_spills
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,20 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Previewed:
-    """Pictures (B,3,H,W) of the composed prompt after `step` steps."""
+    """Pictures (B,3,H,W) of the composed prompt after `step` steps.
+
+    sights: where its tokens look in one of the portraits, always the same.
+    """
 
     step: int
     prompt: str
     images: Tensor
+    sights: Sequence[Sight] = ()
+
+    @property
+    def spills(self) -> dict[str, float]:
+        """The share of each token's attention outside its region, by name, where it is known."""
+        return mean_spills(self.sights)
 
 
 Event = Prepared | Warned | Resumed | Stepped | Previewed

@@ -26,6 +26,7 @@ from ..sampling import SamplingSettings, sample_latents
 from .checks import check_backbone, probe, refocusing_capture
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
 from .job import TrainingJob, generator
+from .look import look
 from .loras import Loras
 from .objective import Losses, Objective
 from .optim import make_optimizer, set_rates
@@ -140,16 +141,21 @@ class Trainer:
 
     @torch.no_grad()
     def preview(self, settings: SamplingSettings | None = None) -> Previewed:
-        """Draw the composed prompt with what has been learned so far, while a run is on.
+        """Draw the composed prompt with what has been learned so far, while a run is on, and see
+        where its tokens look.
 
         The picture has the training's size unless the settings say otherwise.
         """
         side = self.recipe.resolution
         settings = settings or SamplingSettings(steps=20, width=side, height=side)
-        prompt = prompt_for((self.job.subject, self.job.style), self.recipe.prompts)
+        concepts = (self.job.subject, self.job.style)
+        prompt = prompt_for(concepts, self.recipe.prompts)
         latents = sample_latents(self.backbone, prompt, self.vectors, settings, seed=self.job.seed)
         images = self.backbone.decode_fast(latents).float().clamp(0, 1)
-        return Previewed(self.step, prompt, images)
+        draw = generator(self.job.seed, "look")
+        portrait = self.draws.portrait(draw)
+        seen = look(self.backbone, prompt, concepts, self.vectors, portrait, draw)
+        return Previewed(self.step, prompt, images, seen)
 
     def state(self) -> dict[str, Any]:
         """Everything that `resume` needs, as plain data and CPU tensors."""

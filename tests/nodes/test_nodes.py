@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,6 +68,15 @@ def train(nodes, pack, tiny, seed=0, **kwargs):
     return nodes.Train.execute(
         tiny.model, tiny.clip, tiny.vae, subject, style, seed, 0, True, recipe=chosen, **kwargs
     )
+
+
+def test_previews_tell_the_spill_of_each_token(nodes, pack, tiny):
+    subject, style = concepts(nodes, pack)
+    *_, previews, report = nodes.Train.execute(
+        tiny.model, tiny.clip, tiny.vae, subject, style, 1, 2, False, recipe=recipe(nodes, pack)
+    ).args
+    assert len(previews) == 2
+    assert re.search(r"Spill at the first preview: ada-1 \d+%, oil-1 \d+%; at the last", report)
 
 
 def test_from_pictures_to_a_prompt_and_back_from_disk(nodes, pack, tiny, ksample):

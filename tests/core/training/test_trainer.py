@@ -232,6 +232,23 @@ def test_previews_do_not_disturb_the_run(make_job, make_backbone, recogniser):
     assert previews[0].images.shape == (1, 3, 128, 128)
     assert "<ada-1>" in previews[0].prompt and "<oil-1>" in previews[0].prompt
     assert_same_adapter(plain, shown)
+    for preview in previews:
+        assert preview.spills.keys() == {"ada-1", "oil-1"}
+        assert {sight.token for sight in preview.sights} == {"ada-1", "oil-1"}
+        # The subject's region is the portraits' face, the style's the rest: they share the picture.
+        ada, oil = (next(s for s in preview.sights if s.token == n) for n in ("ada-1", "oil-1"))
+        assert torch.equal(ada.region, 1 - oil.region)
+        assert 0 < ada.region.mean() < 0.5
+    assert previews[0].spills != previews[1].spills
+
+
+def test_without_masks_a_preview_has_no_spill(make_job, make_backbone):
+    job = make_job(masked=False, phases=make_job().recipe.phases[:1])
+    job = replace(job, reference=replace(job.reference, masks=(None,) * 4))
+    with Trainer(job, make_backbone()) as trainer:
+        preview = trainer.preview(SamplingSettings(steps=2, width=128, height=128))
+    assert preview.sights
+    assert preview.spills == {}
 
 
 @pytest.mark.parametrize("changes", [{"batching": "in_turn"}, {"checkpointing": True}])
