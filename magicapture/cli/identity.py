@@ -34,7 +34,7 @@ def identity(arguments: argparse.Namespace) -> None:
         pictures,
         Person.in_photos(photos, analyzer),
         analyzer,
-        loss=loss and load_recogniser(loss, arguments.recogniser_input),
+        None if loss is None else load_recogniser(loss, arguments.recogniser_input),
     )
     for line in str(report).splitlines():
         logger.info("%s", line)
