@@ -1,51 +1,95 @@
 """What MagicFace is worth on the paperdoll model, against the same prompt without it.
 
-    python benchmarks/magicface_paperdoll.py --pairs 8 --seeds 4 --out docs/benchmarks
+    python benchmarks/magicface_paperdoll.py --workers 2
+    python benchmarks/magicface_paperdoll.py --split development --weight 3 --pairs 4
 
-Held-out pairs of a person and a style. The prompt says the style in words and of the person only
-"person". One concept is the person's face, from one photo; two add the clothes and three the
-background as well, both from one portrait in the style. The judge's networks saw no training;
-identity and style are shares of what the references reach among themselves. Intervals are over
-pairs.
+The prompt says the style in words and of the person only "person". One concept is the person's
+face, from one photo; two add the clothes and three the background as well, both from one portrait
+in the style. A pair takes about 15 seconds of one core.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from paperdoll_run import pair_seeds, save_strip
+from paperdoll_table import Table, examples
+from study import Line, carry_out, changes, means, read, version
 from torch import Tensor
 
 from magicapture.backbones import load_backbone
-from magicapture.backbones.diffusers import DiffusersBackbone
 from magicapture.magicface import MagicFaceSettings, Reference, ReferenceGuide
-from magicapture.metrics import bootstrap
-from magicapture.paperdoll.canvas import Label
+from magicapture.paperdoll import Doll, Label, Split
 from magicapture.paperdoll.captions import caption
-from magicapture.paperdoll.judge import Judge, Scores
+from magicapture.paperdoll.judge import Judge
 from magicapture.paperdoll.pairs import Pair, make_pair
-from magicapture.paperdoll.render import Doll
 from magicapture.paperdoll.traits import Pose
 from magicapture.paperdoll.weights import WEIGHTS
 from magicapture.sampling import SamplingSettings, sample
 
-FIRST = 1_000_000  # the first held-out seed
+ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("no reference", "one concept", "two concepts", "three concepts")
+MEASURED = {
+    "identity": "identity",
+    "style": "style",
+    "both": "both",
+    "distance": "distance to truth",
+    "collapse": "collapse",
+    "faces": "faces",
+}
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What is drawn: how many pairs, pictures of each, and how."""
+class Plan:
+    """What is drawn, and how."""
 
-    pairs: int
+    split: Split
+    pictures: Path
     seeds: int
     weight: float
     sampling: SamplingSettings
     magicface: MagicFaceSettings
+
+    @property
+    def version(self) -> str:
+        """A hash of what decides the figures."""
+        settings = (self.seeds, self.weight, self.sampling, self.magicface)
+        return version(settings, sorted(WEIGHTS.rglob("*.safetensors")))
+
+
+class Study:
+    """The networks of one process; called with the number of a pair."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.backbone: Any = load_backbone(WEIGHTS)
+        self.judge = Judge.load()
+
+    def __call__(self, index: int) -> list[Line]:
+        pair = make_pair(*pair_seeds(self.plan.split, index))
+        case = self.judge.case(pair)
+        lines: list[Line] = []
+        for count, row in enumerate(ROWS):
+            images = self._draw(pair, count, 1000 * index)
+            save_strip(images, self.plan.pictures / f"{row} {index}" / "pictures.png")
+            scores = asdict(self.judge.scores(images, case))
+            lines.append({"row": row, "pair": index, "version": self.plan.version, **scores})
+        return lines
+
+    def _draw(self, pair: Pair, count: int, seed: int) -> Tensor:
+        """Pictures (seeds,3,128,128) with `count` concepts."""
+        plan, prompt, guide = self.plan, prompt_of(pair), None
+        if count:
+            given = references(pair, count, plan.weight)
+            guide = ReferenceGuide(self.backbone, given, prompt, None, plan.magicface, side=128)
+        prompts = [prompt] * plan.seeds
+        return sample(self.backbone, prompts, None, plan.sampling, seed=seed, guide=guide)
 
 
 def prompt_of(pair: Pair) -> str:
@@ -79,88 +123,51 @@ def _part(doll: Doll, label: Label) -> Tensor:
     return torch.from_numpy((doll.labels == label).astype(np.float32))[None]
 
 
-def draw(backbone: DiffusersBackbone, pair: Pair, count: int, setup: Setup) -> Tensor:
-    """Pictures (seeds,3,128,128) with `count` concepts."""
-    prompt = prompt_of(pair)
-    guide = None
-    if count:
-        given = references(pair, count, setup.weight)
-        guide = ReferenceGuide(backbone, given, prompt, None, setup.magicface, side=128)
-    return sample(backbone, [prompt] * setup.seeds, None, setup.sampling, seed=1, guide=guide)
-
-
-def measure(setup: Setup) -> tuple[list[list[Scores]], list[list[Tensor]]]:
-    """Scores and pictures, row by row and pair by pair."""
-    backbone, judge = load_backbone(WEIGHTS), Judge.load()
-    scores: list[list[Scores]] = [[] for _ in ROWS]
-    images: list[list[Tensor]] = [[] for _ in ROWS]
-    for number in range(setup.pairs):
-        pair = make_pair(FIRST + 2 * number + 1, FIRST + 2 * number)
-        case = judge.case(pair)
-        for count in range(len(ROWS)):
-            drawn = draw(backbone, pair, count, setup)
-            scores[count].append(judge.scores(drawn, case))
-            images[count].append(drawn)
-    return scores, images
-
-
-def table(scores: list[list[Scores]], setup: Setup) -> str:
-    """The rows' means with 95 % intervals over pairs, in Markdown."""
-    names = ("identity", "style", "both", "distance")
-    lines = [f"| row | {' | '.join(names)} | faces |", "|---" * (len(names) + 2) + "|"]
-    for row, of in zip(ROWS, scores, strict=True):
-        cells = []
-        for name in names:
-            mean, low, high = bootstrap([getattr(one, name) for one in of])
-            cells.append(f"{mean:.2f} ({low:.2f} to {high:.2f})")
-        faces = sum(one.faces for one in of) / len(of)
-        lines.append(f"| {row} | {' | '.join(cells)} | {faces:.2f} |")
-    drawn = setup.sampling
-    lines += [
-        "",
-        f"{setup.pairs} pairs, {setup.seeds} pictures each, {drawn.steps} steps of "
-        f"{drawn.sampler}, CFG {drawn.guidance:g}, weight {setup.weight:g}; 95 % intervals over "
-        "pairs.",
+def write(plan: Plan, file: Path, lines: Sequence[Line]) -> None:
+    """The table, and a sheet of the first pair's pictures."""
+    table = Table(lines, ROWS)
+    pairs = sorted({pair for _, pair in table.by})
+    sampling, picture = plan.sampling, file.with_suffix(".jpg")
+    parts = [
+        "# MagicFace on paperdolls",
+        f"`python benchmarks/{Path(__file__).name}`: {len(pairs)} {plan.split.name.lower()} pairs, "
+        f"{plan.seeds} seeds, {sampling.steps} steps of {sampling.sampler}, guidance "
+        f"{sampling.guidance:g}, weight {plan.weight:g}; means over pairs, 95 % intervals by "
+        "bootstrap over pairs.",
+        means(table, ROWS, MEASURED),
+        changes(table, ROWS, ROWS[0], MEASURED),
+        f"![The first pair: photos, portraits, and each row's pictures]({picture.name})",
     ]
-    return "\n".join(lines) + "\n"
-
-
-def sheet(images: list[list[Tensor]], pairs: int, path: Path) -> None:
-    """The photo, the portrait, and one picture of each row, for some pairs."""
-    lines = []
-    for number in range(pairs):
-        pair = make_pair(FIRST + 2 * number + 1, FIRST + 2 * number, poses=1)
-        given = [torch.from_numpy(d.image) for d in (pair.source[0], pair.reference[0])]
-        lines.append(torch.cat([*given, *(row[number][0] for row in images)], dim=-1))
-    pixels = (torch.cat(lines, dim=-2).clamp(0, 1) * 255).byte().movedim(0, -1).numpy()
-    Image.fromarray(pixels).save(path, quality=90)
+    file.with_suffix(".md").write_text("\n\n".join(parts) + "\n", "utf-8")
+    examples(plan.pictures, ROWS, pairs[0], pair_seeds(plan.split, pairs[0]), picture)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pairs", type=int, default=8, help="held-out pairs (default: 8)")
-    parser.add_argument("--seeds", type=int, default=4, help="pictures of each (default: 4)")
-    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default: 20)")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=4, help="pictures of each row")
+    parser.add_argument("--split", choices=("development", "test"), default="test")
+    parser.add_argument("--steps", type=int, default=12, help="sampling steps (default: 12)")
     parser.add_argument("--guidance", type=float, default=4.0, help="default: 4")
     parser.add_argument("--weight", type=float, default=2.0, help="of references (default: 2)")
-    parser.add_argument("--switch", type=float, default=0.4, help="default: 0.4")
-    parser.add_argument("--no-region-guidance", action="store_true", help="guidance as it is")
-    parser.add_argument("--out", type=Path, help="folder for the table and the pictures")
-    given = parser.parse_args()
-    setup = Setup(
-        given.pairs,
-        given.seeds,
-        given.weight,
-        SamplingSettings("ddim", given.steps, given.guidance, "", 128, 128),
-        MagicFaceSettings(given.switch, region_guidance=not given.no_region_guidance),
+    parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
+    parser.add_argument("--pictures", type=Path, default=ROOT / "build/benchmark/magicface")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks")
+    options = parser.parse_args()
+    plan = Plan(
+        Split[options.split.upper()],
+        options.pictures,
+        options.seeds,
+        options.weight,
+        SamplingSettings("ddim", options.steps, options.guidance, "", 128, 128),
+        MagicFaceSettings(),
     )
-    scores, images = measure(setup)
-    text = table(scores, setup)
-    print(text)  # noqa: T201
-    if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / "magicface.md").write_text(text, encoding="utf-8")
-        sheet(images, min(given.pairs, 6), given.out / "magicface.jpg")
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "magicface.csv"
+    done = {key for key, line in read(file).items() if line["version"] == plan.version}
+    missing = [i for i in range(options.pairs) if any((row, i) not in done for row in ROWS)]
+    carry_out(Study, plan, missing, file, options.workers)
+    write(plan, file, [line for line in read(file).values() if line["version"] == plan.version])
 
 
 if __name__ == "__main__":

@@ -1,236 +1,245 @@
-"""Which form of Attention Refocusing lowers spill, and what does it cost the picture?
+"""What Attention Refocusing while sampling does to adapters trained with and without it.
 
-Trains each variant on held-out paperdoll pairs, where the true composition can be drawn, and
-writes one CSV row a run; runs already in the file are skipped, so that it can be stopped, and
-several processes can share the work (`--share 0/2`, `--share 1/2`). `--table` prints the means.
+    python benchmarks/paperdoll.py --rows magicapture "without refocusing"     # trains them
+    python benchmarks/refocusing.py --workers 2                                # the study
+    python benchmarks/refocusing.py --strengths --split development --pairs 4  # choosing
 
-    python benchmarks/refocusing.py --model PAPERDOLL_FOLDER --out refocusing.csv --pairs 3
+Every adapter draws the composed prompt from the same noise without a guide, held by bias, and
+moved by gradient, with the region given and found. A given region is the face in the picture that
+was drawn without a guide, as a user would mask it on a preview. Spill is measured in the finished
+pictures, without a guide, as Preview Attention does. A pair takes about 60 seconds of one core,
+the strengths 80.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from paperdoll_run import SAMPLING, kept_adapter, pair_seeds, save_strip
+from paperdoll_table import Table, examples
+from study import Line, carry_out, changes, means, read, version
 from torch import Tensor
 
-from magicapture import (
-    Adapter,
-    Backbone,
-    Concept,
-    Recipe,
-    ReferenceSet,
-    SamplingSettings,
-    Trainer,
-    TrainingJob,
-    load_backbone,
-    prompt_for,
-    sample,
-)
-from magicapture.attention import captured, select
-from magicapture.config import LoraSettings, Phase, Rates, RefocusSettings, Weights
-from magicapture.lora import applied
-from magicapture.losses import spill
-from magicapture.paperdoll import (
-    Doll,
-    Split,
-    identity_from_seed,
-    pose_from_seed,
-    render,
-    style_from_seed,
-)
+from magicapture import Adapter, load_backbone, prompt_for, sample
+from magicapture.paperdoll import FACE_LABELS, Split
+from magicapture.paperdoll.attention import token_spills
+from magicapture.paperdoll.judge import Judge
+from magicapture.paperdoll.pairs import Pair, make_pair, masks
+from magicapture.paperdoll.recipe import doll_recipe
+from magicapture.paperdoll.weights import WEIGHTS
+from magicapture.refocusing import PromptRefocuser, RefocusGuidance, foci
+from magicapture.sampling import adapted
 from magicapture.tokens import Prompt
 
-FIRST = Split.DEVELOPMENT.value[0]
-PHOTOS, POSES, PICTURES = 5, 32, 12
-SUBJECT, STYLE = Concept("dolls-face", "subject"), Concept("dolls-look", "style")
-
-VARIANTS = {
-    "no refocusing": (0.0, RefocusSettings(factors=(1, 2))),
-    "minmax 2.5": (2.5, RefocusSettings("minmax", (1, 2))),
-    "minmax 0.1": (0.1, RefocusSettings("minmax", (1, 2))),
-    "max 2.5": (2.5, RefocusSettings("max", (1, 2))),
-    "max 0.5": (0.5, RefocusSettings("max", (1, 2))),
-    "max 0.1": (0.1, RefocusSettings("max", (1, 2))),
-    "none 2.5": (2.5, RefocusSettings("none", (1, 2))),
-    "none 25": (25.0, RefocusSettings("none", (1, 2))),
-    "none 10": (10.0, RefocusSettings("none", (1, 2))),
-    "none 10, 16x16 maps": (10.0, RefocusSettings("none", (1,))),
-    "none 10, 8x8 maps": (10.0, RefocusSettings("none", (2,))),
-    "max 0.1, 16x16 maps": (0.1, RefocusSettings("max", (1,))),
-    "max 0.1, 8x8 maps": (0.1, RefocusSettings("max", (2,))),
+ROOT = Path(__file__).resolve().parent.parent
+ADAPTERS = ("magicapture", "without refocusing")  # rows of benchmarks/paperdoll.py
+NEITHER = "neither"
+BIAS, GRADIENT = RefocusGuidance().bias, 0.05  # the defaults; the gradient's when it is used
+GRID = {"bias": (2.0, 4.0, 8.0), "gradient": (0.02, 0.05, 0.1)}
+MEASURED = {
+    "identity": "identity",
+    "style": "style",
+    "both": "both",
+    "distance": "distance to truth",
+    "collapse": "collapse",
+    "spill_subject": "spill of subject",
+    "spill_style": "spill of style",
 }
-COLUMNS = (
-    "variant",
-    "pair",
-    "subject_spill",
-    "style_spill",
-    "face_error",
-    "style_error",
-    "seconds",
-)
+OVERLAP = {"overlap": "overlap"}
 
 
-def dolls(pair: int) -> tuple[list[Doll], list[Doll], list[Doll]]:
-    """A pair's photos of the person, portraits in the style, and true compositions by pose."""
-    seed = FIRST + 100 * pair
-    person, look = identity_from_seed(seed), style_from_seed(seed + 1)
-    poses = [pose_from_seed(seed + 2 + i) for i in range(POSES)]
-    source = [render(person, style_from_seed(seed + 40 + i), poses[i]) for i in range(PHOTOS)]
-    others = [render(identity_from_seed(seed + 60 + i), look, poses[-1 - i]) for i in range(PHOTOS)]
-    return source, others, [render(person, look, pose) for pose in poses]
+@dataclass(frozen=True)
+class Form:
+    """One way to draw: without a guide, or with one whose region is given or found."""
+
+    name: str
+    guidance: RefocusGuidance | None = None
+    given: bool = False
 
 
-def references(shown: list[Doll]) -> ReferenceSet:
-    """Dolls as a reference set with their exact masks."""
-    return ReferenceSet(
-        tuple(torch.from_numpy(doll.image) for doll in shown),
-        tuple(torch.from_numpy(doll.mask) for doll in shown),
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn, of which adapters."""
+
+    split: Split
+    keep: Path  # the adapters, as paperdoll.py leaves them
+    pictures: Path
+    seeds: int
+    forms: tuple[Form, ...]
+
+    def version(self, form: Form, adapter: str, index: int) -> str:
+        """A hash of what decides a line's figures."""
+        file = self.keep / f"{adapter} {index}" / "adapter.safetensors"
+        readers = sorted(WEIGHTS.rglob("*.safetensors"))
+        return version((SAMPLING, self.seeds, form), [file, *readers])
+
+
+def forms(biases: Sequence[float], gradients: Sequence[float]) -> tuple[Form, ...]:
+    """Every strength with the region given and found, and neither."""
+    guidances = {f"bias {b:g}": RefocusGuidance(bias=b) for b in biases}
+    guidances |= {f"gradient {g:g}": RefocusGuidance(bias=0.0, gradient=g) for g in gradients}
+    return Form(NEITHER), *(
+        Form(f"{name}, region {'given' if given else 'found'}", guidance, given)
+        for name, guidance in guidances.items()
+        for given in (True, False)
     )
 
 
-def recipe(weight: float, refocus: RefocusSettings, steps: tuple[int, int]) -> Recipe:
-    """Two phases without the identity loss, which has a benchmark of its own."""
-    weights = Weights(composed=1, attention=weight)
-    return Recipe(
-        name="refocusing",
-        phases=(
-            Phase("tokens", steps[0], Rates(tokens=5e-3)),
-            Phase("both", steps[1], Rates(tokens=1e-3, unet=1e-3), weights, schedule="cosine"),
-        ),
-        lora=LoraSettings(rank=8),
-        refocus=refocus,
-        resolution=128,
-        draws=8,
-    )
+class Study:
+    """The networks of one process; called with an adapter's name and the number of its pair."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.backbone: Any = load_backbone(WEIGHTS)
+        self.judge = Judge.load()
+
+    def __call__(self, item: tuple[str, int]) -> list[Line]:
+        name, index = item
+        pair = make_pair(*pair_seeds(self.plan.split, index))
+        case = self.judge.case(pair)
+        adapter = kept_adapter(self.plan.keep, name, index)
+        lines: list[Line] = []
+        preview = None
+        with adapted(self.backbone, adapter):
+            for form in self.plan.forms:
+                started = time.process_time()
+                images, found = self._draw(adapter, form, preview, 1000 * index)
+                seconds = time.process_time() - started
+                faces = self._faces(images, pair)
+                preview = faces if preview is None else preview
+                row = f"{name}, {form.name}"
+                save_strip(images, self.plan.pictures / f"{row} {index}" / "pictures.png")
+                spills = token_spills(self.backbone, adapter, images, faces)
+                lines.append(
+                    {
+                        "row": row,
+                        "pair": index,
+                        "version": self.plan.version(form, name, index),
+                        **asdict(self.judge.scores(images, case)),
+                        "spill_subject": spills.subject,
+                        "spill_style": spills.style,
+                        "overlap": "" if found is None else _overlap(found, faces),
+                        "seconds": seconds,
+                    }
+                )
+        return lines
+
+    def _draw(
+        self, adapter: Adapter, form: Form, preview: Tensor | None, seed: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Pictures of the composed prompt, and the regions found at the last step."""
+        templates = adapter.recipe.prompts if adapter.recipe else doll_recipe().prompts
+        texts = [prompt_for(adapter.concepts, templates)] * self.plan.seeds
+        vectors, guide = adapter.vectors(), None
+        if form.guidance is not None:
+            prompts = [Prompt(text) for text in texts]
+            with torch.no_grad():
+                conditioning = self.backbone.encode_prompts(prompts, vectors)
+            rows = foci(self.backbone, prompts, conditioning, vectors, adapter.concepts)
+            region = preview if form.given else None
+            guide = PromptRefocuser(self.backbone, rows, form.guidance, region)
+        images = sample(self.backbone, texts, vectors, SAMPLING, seed=seed, guide=guide)
+        if guide is None or form.given:
+            return images, None
+        last = [torch.zeros(1, 1) if found is None else found for found in guide.seen[-1]]
+        size = (images.shape[-2], images.shape[-1])
+        return images, torch.cat([F.interpolate(one[None, None], size) for one in last])
+
+    @torch.no_grad()
+    def _faces(self, images: Tensor, pair: Pair) -> Tensor:
+        """The face in each picture; where none is seen, where the portraits have it."""
+        labels = self.judge.readers.parser(images).argmax(1, keepdim=True)
+        faces = torch.isin(labels, torch.tensor(sorted(FACE_LABELS))).float()
+        usual = (masks(pair.reference).mean(0, keepdim=True) >= 0.5).float()
+        seen = faces.mean((1, 2, 3), keepdim=True) > 0.01
+        return torch.where(seen, faces, usual)
 
 
-@torch.no_grad()
-def spills(backbone: Backbone, adapter: Adapter, recipe: Recipe, truth: list[Doll]) -> list[float]:
-    """Share of each token's attention (divided by its peak) outside its region.
-
-    Measured on noised true compositions, which no run has seen.
-    """
-    images = torch.stack([torch.from_numpy(doll.image) for doll in truth[:8]])
-    faces = torch.stack([torch.from_numpy(doll.mask) for doll in truth[:8]])
-    latents = backbone.encode(images)
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
-    prompt = Prompt(prompt_for(adapter.concepts, recipe.prompts))
-    conditioning = backbone.encode_prompts([prompt] * len(latents), adapter.vectors())
-    found: dict[str, list[Tensor]] = {SUBJECT.name: [], STYLE.name: []}
-    with captured(backbone.unet, select(backbone.unet), factors=(1, 2)) as capture:
-        for t in (200, 500, 800):
-            timesteps = torch.full((len(latents),), t)
-            with capture.recording():
-                noisy = backbone.schedule.add_noise(latents, noise, timesteps)
-                backbone.predict(noisy, timesteps, conditioning)
-            for layer in capture.maps(conditioning.positions, tuple(latents.shape[-2:])):
-                for (row, name), values in zip(layer.keys, layer.values, strict=True):
-                    face = faces[row : row + 1]
-                    inside = face if name == SUBJECT.name else 1 - face
-                    found[name].append(spill(values[None], inside))
-    return [float(torch.cat(found[name]).mean()) for name in (SUBJECT.name, STYLE.name)]
+def _overlap(found: Tensor, faces: Tensor) -> float:
+    """Intersection over union of the regions found and the faces drawn, the mean over pictures."""
+    both = torch.minimum(found, faces).sum((1, 2, 3))
+    return float((both / torch.maximum(found, faces).sum((1, 2, 3)).clamp_min(1)).mean())
 
 
-def errors(pictures: Tensor, truth: list[Doll]) -> tuple[float, float]:
-    """Mean absolute error on the face and off it, at 32x32, against the best-fitting pose."""
-    small = F.interpolate(pictures, (32, 32), mode="area")
-    true = torch.stack([torch.from_numpy(doll.image) for doll in truth])
-    true = F.interpolate(true, (32, 32), mode="area")
-    masks = torch.stack([torch.from_numpy(doll.mask) for doll in truth])
-    masks = F.interpolate(masks, (32, 32), mode="area")
-    difference = (small[:, None] - true[None]).abs().mean(2, keepdim=True)  # (pictures,poses,1,h,w)
-    best = difference.mean((2, 3, 4)).argmin(1)
-    chosen = difference[torch.arange(len(best)), best]
-    weight = masks[best]
-    face = (chosen * weight).sum() / weight.sum()
-    rest = (chosen * (1 - weight)).sum() / (1 - weight).sum()
-    return float(face), float(rest)
-
-
-def run(backbone: Backbone, variant: str, pair: int, steps: tuple[int, int]) -> dict[str, object]:
-    """Train one variant on one pair and measure it."""
-    started = time.perf_counter()
-    source, others, truth = dolls(pair)
-    weight, refocus = VARIANTS[variant]
-    settings = recipe(weight, refocus, steps)
-    job = TrainingJob(
-        SUBJECT, references(source), STYLE, references(others).with_role("style"), settings, pair
-    )
-    with Trainer(job, backbone) as trainer:
-        adapter = trainer.run()
-    names = backbone.canonical_names(backbone.unet)
-    with applied(backbone.unet, adapter.state_for("unet", names)):
-        subject_spill, style_spill = spills(backbone, adapter, settings, truth)
-        drawn = sample(
-            backbone,
-            [prompt_for(adapter.concepts, settings.prompts)] * PICTURES,
-            adapter.vectors(),
-            SamplingSettings("ddim", steps=20, guidance=3.0, width=128, height=128),
-        )
-    face_error, style_error = errors(drawn, truth)
-    return {
-        "variant": variant,
-        "pair": pair,
-        "subject_spill": round(subject_spill, 4),
-        "style_spill": round(style_spill, 4),
-        "face_error": round(face_error, 4),
-        "style_error": round(style_error, 4),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-
-
-def table(rows: list[dict[str, str]]) -> str:
-    """Means over pairs, each with its difference from the row without refocusing, paired."""
-    by = {(row["variant"], row["pair"]): row for row in rows}
-    base = next(iter(VARIANTS))
-    lines = [f"| variant | pairs | {' | '.join(COLUMNS[2:6])} |", "|---" * 6 + "|"]
-    for variant in VARIANTS:
-        pairs = [pair for name, pair in by if name == variant and (base, pair) in by]
-        if not pairs:
-            continue
-        cells = []
-        for column in COLUMNS[2:6]:
-            own = torch.tensor([float(by[variant, pair][column]) for pair in pairs])
-            plain = torch.tensor([float(by[base, pair][column]) for pair in pairs])
-            change = f" ({(own - plain).mean():+.3f})" if variant != base else ""
-            cells.append(f"{own.mean():.3f}{change}")
-        lines.append(f"| {variant} | {len(pairs)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def write(plan: Plan, file: Path, lines: Sequence[Line], command: str) -> None:
+    """The table, and a sheet of the first pair's pictures."""
+    named = [[f"{adapter}, {form.name}" for form in plan.forms] for adapter in ADAPTERS]
+    table = Table(lines, [row for rows in named for row in rows])
+    pairs = sorted({pair for _, pair in table.by})
+    parts = [
+        "# Refocusing while sampling",
+        f"`{command}`: {len(pairs)} {plan.split.name.lower()} pairs, {plan.seeds} seeds, "
+        f"{SAMPLING.steps} steps of {SAMPLING.sampler}, guidance {SAMPLING.guidance:g}; means over "
+        "pairs, 95 % intervals by bootstrap over pairs. Overlap: of the region found at the last "
+        "step with the face drawn, intersection over union.",
+    ]
+    for adapter, rows in zip(ADAPTERS, named, strict=True):
+        own = [row for row in rows if row in table.order]
+        if own:
+            parts += [f"## Adapter: {adapter}", means(table, own, MEASURED | OVERLAP)]
+            parts += [changes(table, own, f"{adapter}, {NEITHER}", MEASURED)]
+    picture = file.with_suffix(".jpg")
+    parts += [f"![The first pair's pictures]({picture.name})"]
+    file.with_suffix(".md").write_text("\n\n".join(parts) + "\n", "utf-8")
+    examples(plan.pictures, table.order, pairs[0], pair_seeds(plan.split, pairs[0]), picture)
 
 
 def main() -> None:
+    options = _arguments()
+    biases, gradients = GRID.values() if options.strengths else ((BIAS,), (GRADIENT,))
+    stem = "refocusing" + ("_strengths" if options.strengths else "")
+    plan = Plan(
+        Split[options.split.upper()],
+        options.keep,
+        options.pictures / stem,
+        options.seeds,
+        forms(biases, gradients),
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / f"{stem}.csv"
+    known = read(file)
+    wanted = {
+        (adapter, index): [
+            (f"{adapter}, {form.name}", plan.version(form, adapter, index)) for form in plan.forms
+        ]
+        for index in range(options.pairs)
+        for adapter in ADAPTERS
+        if (plan.keep / f"{adapter} {index}" / "adapter.safetensors").exists()
+    }
+    missing = [
+        (adapter, index)
+        for (adapter, index), rows in wanted.items()
+        if any(known.get((row, index), {}).get("version") != found for row, found in rows)
+    ]
+    carry_out(Study, plan, missing, file, options.workers)
+    versions = {(row, i): found for (_, i), rows in wanted.items() for row, found in rows}
+    lines = [line for key, line in read(file).items() if line["version"] == versions.get(key)]
+    if lines:
+        write(plan, file, lines, f"python benchmarks/{Path(__file__).name}")
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="a paperdoll model as a diffusers folder")
-    parser.add_argument("--out", type=Path, required=True, help="the CSV file")
-    parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--steps", type=int, nargs=2, default=(120, 260))
-    parser.add_argument("--share", default="0/1", help="which part of the work, of how many")
-    parser.add_argument("--table", action="store_true", help="print the means and stop")
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=4, help="pictures of each form")
+    parser.add_argument("--split", choices=("development", "test"), default="test")
+    parser.add_argument("--strengths", action="store_true", help="a grid of them")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
+    parser.add_argument("--keep", type=Path, default=ROOT / "build/benchmark/paperdoll")
+    parser.add_argument("--pictures", type=Path, default=ROOT / "build/benchmark")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks")
     options = parser.parse_args()
-    done = list(csv.DictReader(options.out.open())) if options.out.exists() else []
-    if options.table:
-        print(table(done))  # noqa: T201
-        return
-    part, parts = map(int, options.share.split("/"))
-    work = [(v, pair) for pair in range(options.pairs) for v in options.variants]
-    known = {(row["variant"], int(row["pair"])) for row in done}
-    backbone = load_backbone(options.model)
-    for variant, pair in [item for item in work[part::parts] if item not in known]:
-        row = run(backbone, variant, pair, tuple(options.steps))
-        new = not options.out.exists()
-        with options.out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+    if options.strengths and options.split == "test":
+        parser.error("strengths are chosen on development pairs; add --split development")
+    return options
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main()

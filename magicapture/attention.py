@@ -122,11 +122,21 @@ class AttentionCapture:
                     hooks.callback(handle.remove)
             yield
 
-    def maps(self, positions: Positions, latent_size: tuple[int, int]) -> list[LayerMaps]:
+    def recorded_factors(self, latent_size: tuple[int, int]) -> set[int]:
+        """The factors of the layers that the recorded pass went through."""
+        return {map_size(q.shape[1], latent_size)[0] for q in self._queries.values()}
+
+    def maps(
+        self,
+        positions: Positions,
+        latent_size: tuple[int, int],
+        factors: Collection[int] | None = None,
+    ) -> list[LayerMaps]:
         """The maps of the recorded pass, one entry a layer; forgets the recorded tensors.
 
         positions: for each row of the batch, the columns of each token (`Conditioning.positions`);
         rows without tokens cost nothing. latent_size: height and width of the latents, in cells.
+        factors: in place of the capture's own.
         Raises InputError when no pass was recorded, its batch is another, or no layer has one of
         the wanted factors.
         """
@@ -138,10 +148,11 @@ class AttentionCapture:
                 "and to_k projections (unfuse them if they were fused)."
             )
         sizes = {n: map_size(q.shape[1], latent_size) for n, (q, _) in recorded.items()}
-        wanted = [n for n in recorded if self._factors is None or sizes[n][0] in self._factors]
+        asked = self._factors if factors is None else set(factors)
+        wanted = [n for n in recorded if asked is None or sizes[n][0] in asked]
         if not wanted:
             raise InputError(
-                f"No recorded layer covers {sorted(self._factors or ())} latent cells a side with "
+                f"No recorded layer covers {sorted(asked or ())} latent cells a side with "
                 f"one query; this UNet has {sorted({f for f, _, _ in sizes.values()})}."
             )
         _, key = recorded[wanted[0]]

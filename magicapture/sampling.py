@@ -262,6 +262,16 @@ def make_scheduler(schedule: NoiseSchedule, sampler: SamplerName) -> Any:
     return DPMSolverMultistepScheduler(**common, solver_order=1 if sampler == "ddim" else 2)
 
 
+def share_of(level: float, levels: Sequence[float]) -> float:
+    """The share of the steps done at a noise level; one between two steps belongs to the first.
+
+    levels: of all steps, falling, with the final clean one; any measure of noise.
+    """
+    steps = max(len(levels) - 1, 1)
+    reached = sum(1 for other in levels if other >= level * (1 - 1e-4))
+    return min(max(reached - 1, 0), steps - 1) / steps
+
+
 def seeded(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
     """One generator for each image, on the CPU, so that a seed repeats on any device."""
     seeds = range(seed, seed + count) if isinstance(seed, int) else seed

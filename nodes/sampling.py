@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..magicapture.config import PromptTemplates
 from ..magicapture.prompts import as_embeddings, prompt_for
-from ..magicapture.refocusing import RefocusGuidance, fit, grid, mean_spills
+from ..magicapture.refocusing import RefocusGuidance, fit, grid, mean_spills, region_strip
 from ._comfy import (
     encode_marked,
     images_from_socket,
@@ -16,6 +16,7 @@ from ._comfy import (
     masks_from_socket,
     masks_to_socket,
     refocus,
+    regions_used,
 )
 from ._common import naming, pixels
 from ._inputs import choice, plain
@@ -183,6 +184,11 @@ class MagiCapturePreviewAttention(io.ComfyNode):
                 io.Image.Output(display_name="maps"),
                 io.Mask.Output(display_name="region"),
                 io.String.Output(display_name="spill"),
+                io.Image.Output(
+                    display_name="regions",
+                    tooltip="The region at each step: those that held the tokens while MODEL drew, "
+                    "where it found them itself; else those of this look.",
+                ),
             ],
         )
 
@@ -199,6 +205,7 @@ class MagiCapturePreviewAttention(io.ComfyNode):
                 images_to_socket(pixels(grid(seen, picture))),
                 masks_to_socket(_last_region(seen, picture)),
                 _told(seen),
+                images_to_socket(pixels(_regions(regions_used(model), seen, picture))),
             )
 
 
@@ -208,6 +215,13 @@ def _last_region(seen, picture) -> torch.Tensor:
     last = known[-1] if known else torch.ones_like(seen[0].values)
     size = last.shape if picture is None else picture.shape[-2:]
     return fit(last[None, None], tuple(size))
+
+
+def _regions(used, seen, picture):
+    """The region at each step, over the picture; over grey where there is none."""
+    looked = {sight.share: sight.region for sight in seen if sight.role == "subject"}
+    under = torch.full((3, 8, 8), 0.7) if picture is None else picture
+    return region_strip(used or list(looked.items()) or [(0.0, None)], under)
 
 
 def _told(seen) -> str:

@@ -14,7 +14,7 @@ from .references import ReferenceRows, reference_rows
 from .rsa import ReferenceKeys, reference_attention
 from .segment import Rows, Seen, Segmenter, areas, outlined, region_masks
 from .session import Keys, Session
-from .settings import MagicFaceSettings, Stage, share_of
+from .settings import MagicFaceSettings, Stage
 
 __all__ = [
     "Ids",
@@ -41,6 +41,5 @@ __all__ = [
     "reference_rows",
     "region_attention",
     "region_masks",
-    "share_of",
     "square",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,13 +55,3 @@ class MagicFaceSettings(Checked):
         if share >= self.stop:
             return "off"
         return "layout" if share <= self.switch and self.switch > 0 else "details"
-
-
-def share_of(level: float, levels: Sequence[float]) -> float:
-    """The share of the steps done at a noise level; one between two steps belongs to the first.
-
-    levels: of all steps, falling, with the final clean one; any measure of noise.
-    """
-    steps = max(len(levels) - 1, 1)
-    reached = sum(1 for other in levels if other >= level * (1 - 1e-4))
-    return min(max(reached - 1, 0), steps - 1) / steps

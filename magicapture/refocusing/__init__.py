@@ -10,11 +10,12 @@ from .engine import Refocuser, fit
 from .focus import Focus, Rows, foci
 from .gradient import Shortcut, descend, region_loss
 from .guide import PromptRefocuser
-from .preview import Sight, grid, mean_spills, sights
-from .regions import Recorder, blur, region
+from .preview import Sight, grid, mean_spills, region_strip, sights
+from .regions import Finder, Recorder, blur, region
 from .settings import RefocusGuidance
 
 __all__ = [
+    "Finder",
     "Focus",
     "PromptRefocuser",
     "Recorder",
@@ -33,5 +34,6 @@ __all__ = [
     "mean_spills",
     "region",
     "region_loss",
+    "region_strip",
     "sights",
 ]

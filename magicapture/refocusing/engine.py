@@ -13,7 +13,7 @@ from ..attention import cross_attentions
 from .bias import biased
 from .focus import Rows
 from .gradient import Shortcut, region_loss
-from .regions import Recorder
+from .regions import Finder, Recorder
 from .settings import RefocusGuidance
 
 Size = tuple[int, int]
@@ -31,8 +31,8 @@ class Refocuser:
         self._unet = unet
         self._shortcut = Shortcut(unet)
         self._cross = list(cross_attentions(unet).values())
-        self._finding = Recorder(unet, settings.factors, spreading=True)
-        self._measuring = Recorder(unet, settings.factors, spreading=False)
+        self._finder = Finder(unet, settings)
+        self._recorder = Recorder(unet, settings)
 
     @contextmanager
     def holding(
@@ -51,11 +51,10 @@ class Refocuser:
             yield
             return
         if found is not None:
-            recorder = self._finding
-            with recorder.recording(), self._biasing(rows, regions, size):
+            with self._finder.recording(), self._biasing(rows, regions, size):
                 yield
             with torch.no_grad():
-                found(recorder.regions(recorder.maps(rows, size), rows, size, self.settings))
+                found(self._finder.regions(rows, size))
         else:
             with self._biasing(rows, regions, size):
                 yield
@@ -84,16 +83,16 @@ class Refocuser:
         regions: as for `holding`; None finds them from this very pass. The pass may end early,
         so what `run` returns is of no use.
         """
-        recorder = self._finding if regions is None else self._measuring
+        finding = self._finder.recording() if regions is None else nullcontext()
         # A recomputed block must not be left by an exception: torch would go on recording it.
-        whole = self.settings.save_memory
-        with recorder.recording(), nullcontext() if whole else self._shortcut.ending(size):
+        ending = nullcontext() if self.settings.save_memory else self._shortcut.ending(size)
+        with self._recorder.recording(), finding, ending:
             run()
-        maps = recorder.maps(rows, size)
+        maps = self._recorder.maps(rows, size)
         self._shortcut.learn(size, maps)
         if regions is None:
             with torch.no_grad():
-                regions = recorder.regions(maps, rows, size, self.settings)
+                regions = self._finder.regions(rows, size)
         loss = region_loss(maps, rows, _stacked(regions, size), self.settings.measure)
         held = torch.tensor([r is not None for r in regions], device=loss.device)
         return torch.where(held, loss, 0)

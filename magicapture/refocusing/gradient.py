@@ -51,21 +51,19 @@ def region_loss(
     as a constant, so that a descent lowers the peak as well and the loss hardly falls; the share
     falls only if attention moves inside.
 
-    maps: as `Recorder.maps` gives them; those of class words are left out. regions: the subject's
-    (R,1,h,w). A row without tokens has 0.
+    maps: as `Recorder.maps` gives them. regions: the subject's (R,1,h,w). A row without tokens
+    has 0.
     """
     roles = {(r, token.name): token.role for r, tokens in enumerate(rows) for token in tokens}
     total = torch.zeros(len(rows), device=regions.device)
     for layer in maps:
-        own = [i for i, key in enumerate(layer.keys) if key in roles]
-        index = torch.tensor([layer.keys[i][0] for i in own], device=regions.device)
-        style = torch.tensor([roles[layer.keys[i]] == "style" for i in own], device=regions.device)
+        index = torch.tensor([row for row, _ in layer.keys], device=regions.device)
+        style = torch.tensor([roles[key] == "style" for key in layer.keys], device=regions.device)
         inside = torch.where(style.view(-1, 1, 1, 1), 1 - regions[index], regions[index])
-        values = layer.values[own]
         loss = (
-            spill(values, inside, "none")
+            spill(layer.values, inside, "none")
             if measure == "share"
-            else refocusing(values, inside, measure)
+            else refocusing(layer.values, inside, measure)
         )
         total = total.index_add(0, index, loss)
     counts = torch.tensor([max(1, len(tokens)) for tokens in rows], device=regions.device)

@@ -23,6 +23,7 @@ _CELL = 128  # pixels
 _MARGIN = 150  # for the names of the rows
 _HEADER = 22
 _LABEL = 16
+_CELLS_A_LINE = 8
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,29 @@ def grid(seen: Sequence[Sight], image: Tensor | None = None) -> Image:
     return sheet
 
 
+def region_strip(regions: Sequence[tuple[float, Tensor | None]], image: Tensor) -> Image:
+    """The region at each step over the finished image: the rest dark, the border in green.
+
+    regions: share of the steps done, and the region (h,w) in 0..1, or None where there was none
+    yet. image: (3,H,W) in 0..1.
+    """
+    from PIL import Image as Pillow
+    from PIL import ImageDraw
+
+    lines = -(-len(regions) // _CELLS_A_LINE)
+    size = (_CELL * min(len(regions), _CELLS_A_LINE), _CELL * lines)
+    sheet = Pillow.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (share, region) in enumerate(regions):
+        line, column = divmod(number, _CELLS_A_LINE)
+        left, top = column * _CELL, line * _CELL
+        sheet.paste(_picture(_in_region(_sized(image), region)), (left, top))
+        label = f"{share:.0%}" if region is not None else f"{share:.0%} none"
+        draw.rectangle((left, top, left + 66, top + _LABEL), fill="black")
+        draw.text((left + 3, top + 2), label, fill="white")
+    return sheet
+
+
 def _spill(values: Tensor, inside: Tensor) -> float:
     return float(spill(values[None], inside[None, None].to(values), "none"))
 
@@ -125,18 +149,34 @@ def _heat(values: Tensor, side: int) -> Tensor:
 
 def _overlay(image: Tensor, of: Sequence[Sight]) -> Tensor:
     """The mean of some sights over the image, and the border of the last region known."""
-    side = (_CELL, _CELL)
-    under = F.interpolate(image[None].float().cpu(), side, mode="area")[0]
     mean = torch.stack([sight.values for sight in of]).mean(0)
-    weight = F.interpolate(mean[None, None], side, mode="bilinear")[0] / mean.max().clamp_min(1e-8)
-    over = under * (0.35 + 0.65 * weight)
+    weight = F.interpolate(mean[None, None], (_CELL, _CELL), mode="bilinear")[0]
+    over = _sized(image) * (0.35 + 0.65 * weight / mean.max().clamp_min(1e-8))
     regions = [sight.region for sight in of if sight.region is not None]
-    if regions:
-        region = F.interpolate(regions[-1][None, None].float().cpu(), side, mode="nearest")
-        grown = F.max_pool2d(region, 3, 1, 1)
-        border = (grown - region)[0].clamp(0, 1)
-        over = over * (1 - border) + torch.tensor([0.2, 1.0, 0.3]).view(3, 1, 1) * border
-    return over
+    return _bordered(over, _large(regions[-1])) if regions else over
+
+
+def _in_region(image: Tensor, region: Tensor | None) -> Tensor:
+    """An image of a cell's size, dark outside the region; as it is without one."""
+    if region is None:
+        return image
+    large = _large(region)
+    return _bordered(image * (0.35 + 0.65 * large), large)
+
+
+def _sized(image: Tensor) -> Tensor:
+    return F.interpolate(image[None].float().cpu(), (_CELL, _CELL), mode="area")[0]
+
+
+def _large(region: Tensor) -> Tensor:
+    """A region (h,w) at a cell's size (1,side,side)."""
+    return F.interpolate(region[None, None].float().cpu(), (_CELL, _CELL), mode="nearest")[0]
+
+
+def _bordered(image: Tensor, region: Tensor) -> Tensor:
+    """An image with a region's border in green."""
+    border = (F.max_pool2d(region, 3, 1, 1) - region).clamp(0, 1)
+    return image * (1 - border) + torch.tensor([0.2, 1.0, 0.3]).view(3, 1, 1) * border
 
 
 def _picture(image: Tensor) -> Image:

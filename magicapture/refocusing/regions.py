@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -18,66 +19,73 @@ _WORD = " (word)"  # behind a token's name: the map of its class word; no token'
 
 
 class Recorder:
-    """Records the tokens' maps in a pass of the UNet, and what finds their regions.
+    """Records the tokens' maps in a pass of the UNet; layers of the middle block are left out.
 
-    factors: see `RefocusGuidance`, None for all; layers of the middle block are left out.
-    spreading: record self-attention as well, for `regions`.
+    settings: which of the other layers to map; None maps them all.
     """
 
-    def __init__(self, unet: nn.Module, factors: Collection[int] | None, spreading: bool) -> None:
+    def __init__(self, unet: nn.Module, settings: RefocusGuidance | None = None) -> None:
         cross = cross_attentions(unet)
-        self._cross = AttentionCapture({name: cross[name] for name in select(unet)}, factors)
-        self._self = AttentionCapture(self_attentions(unet)) if spreading else None
+        self._capture = AttentionCapture({name: cross[name] for name in select(unet)})
+        self._settings = settings
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the pass run inside; its outputs stay bit-equal."""
-        try:
-            with self._cross.recording():
-                if self._self is None:
-                    yield
-                else:
-                    with self._self.recording():
-                        yield
-        except BaseException:
-            self.forget()
-            raise
+        with _forgetting(self._capture), self._capture.recording():
+            yield
 
     def maps(self, rows: Rows, size: tuple[int, int]) -> list[LayerMaps]:
-        """The maps of every token, and of class words, that the rows of the pass have.
+        """The maps of every token that the rows of the pass have.
 
         size: height and width of the latents in cells.
         """
-        return self._cross.maps([_positions(tokens) for tokens in rows], size)
+        positions = [{token.name: token.columns for token in tokens} for tokens in rows]
+        known = self._capture.recorded_factors(size)
+        factors = None if self._settings is None else _factors(self._settings, known, size)
+        return self._capture.maps(positions, size, factors)
 
-    def regions(
-        self,
-        maps: Sequence[LayerMaps],
-        rows: Rows,
-        size: tuple[int, int],
-        settings: RefocusGuidance,
-    ) -> list[Tensor | None]:
-        """For each row the subject's region (h,w), 0 or 1, at the latents' size.
+
+class Finder:
+    """Finds the subjects' regions from a pass of the UNet.
+
+    It looks at one resolution, of those it may the one nearest to 16x16, and there at the last
+    transformer block of every stack: enough for a region, and a small part of a pass.
+    """
+
+    def __init__(self, unet: nn.Module, settings: RefocusGuidance) -> None:
+        cross, own = cross_attentions(unet), self_attentions(unet)
+        blocks = _last_blocks(select(unet))
+        self._settings = settings
+        self._cross = AttentionCapture({b + "attn2": cross[b + "attn2"] for b in blocks})
+        self._self = AttentionCapture(
+            {b + "attn1": own[b + "attn1"] for b in blocks if b + "attn1" in own}
+        )
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record the pass run inside; its outputs stay bit-equal."""
+        with _forgetting(self._cross, self._self), self._cross.recording(), self._self.recording():
+            yield
+
+    def regions(self, rows: Rows, size: tuple[int, int]) -> list[Tensor | None]:
+        """For each row of the pass the subject's region (h,w), 0 or 1, at the latents' size.
 
         The mean of the maps of the row's subjects and their class words, averaged by
         self-attention over alike cells, blurred, and cut. None for a row without a subject, or
         whose maps are flat.
         """
-        evidence = _evidence(maps, rows)
+        factors = _factors(self._settings, self._cross.recorded_factors(size), size)
+        nearest = min(factors, key=lambda f: abs(math.log(_cells(f, size) / 16**2)))
+        positions = [_evidence_columns(tokens) for tokens in rows]
+        evidence = _evidence(self._cross.maps(positions, size, {nearest}), len(rows))
         if evidence is None:
-            self.forget()
+            self._self.forget()
             return [None] * len(rows)
-        if self._self is not None:
-            evidence = self._self.spread(evidence, size)
-        cut = region(evidence[:, 0], settings.smoothing, settings.cut)
+        spread = self._self.spread(evidence, size)[:, 0]
+        cut = region(spread, self._settings.smoothing, self._settings.cut)
         found = F.interpolate(cut[:, None], size, mode="nearest")[:, 0]
         return [f if bool(f.any()) else None for f in found]
-
-    def forget(self) -> None:
-        """Drop what was recorded."""
-        self._cross.forget()
-        if self._self is not None:
-            self._self.forget()
 
 
 def region(values: Tensor, smoothing: float, cut: float) -> Tensor:
@@ -101,30 +109,52 @@ def blur(values: Tensor, sigma: float) -> Tensor:
     return F.conv2d(rows, kernel.view(1, 1, -1, 1))[:, 0]
 
 
-def _positions(tokens: Sequence[Focus]) -> dict[str, tuple[int, ...]]:
-    own = {token.name: token.columns for token in tokens}
-    return own | {token.name + _WORD: token.word for token in tokens if token.word}
+@contextmanager
+def _forgetting(*captures: AttentionCapture) -> Iterator[None]:
+    """Drop what was recorded where the pass ends in an exception."""
+    try:
+        yield
+    except BaseException:
+        for capture in captures:
+            capture.forget()
+        raise
 
 
-def _evidence(maps: Sequence[LayerMaps], rows: Rows) -> Tensor | None:
-    """The subjects' maps (R,1,h,w) at the coarsest size: mean over layers, tokens and words."""
-    subjects = {
-        (row, name)
-        for row, tokens in enumerate(rows)
-        for token in tokens
-        if token.role == "subject"
-        for name in (token.name, token.name + _WORD)
-    }
-    if not maps or not subjects:
+def _last_blocks(layers: Sequence[str]) -> list[str]:
+    """The last transformer block of every stack, "...transformer_blocks.0." and the like."""
+    blocks = [name.removesuffix("attn2") for name in layers]
+    return list({block.rstrip(".").rpartition(".")[0]: block for block in blocks}.values())
+
+
+def _factors(
+    settings: RefocusGuidance, known: Collection[int], size: tuple[int, int]
+) -> Collection[int]:
+    """The layers to look at, of those known by their factors: as set, or with usual maps."""
+    if settings.factors is not None:
+        return settings.factors
+    return {f for f in known if 8**2 <= _cells(f, size) <= 32**2} or known
+
+
+def _cells(factor: int, size: tuple[int, int]) -> int:
+    return math.ceil(size[0] / factor) * math.ceil(size[1] / factor)
+
+
+def _evidence_columns(tokens: Sequence[Focus]) -> dict[str, tuple[int, ...]]:
+    """The columns of each subject, and under a name of their own those of its class word."""
+    subjects = [token for token in tokens if token.role == "subject"]
+    own = {token.name: token.columns for token in subjects}
+    return own | {token.name + _WORD: token.word for token in subjects if token.word}
+
+
+def _evidence(maps: Sequence[LayerMaps], rows: int) -> Tensor | None:
+    """Maps of one size, each by its peak, summed for each row: (R,1,h,w); None without any."""
+    if not maps:
         return None
-    coarsest = max(maps, key=lambda layer: layer.factor)
-    height, width = coarsest.values.shape[-2:]
-    total = coarsest.values.new_zeros(len(rows), 1, height, width)
+    total = maps[0].values.new_zeros(rows, 1, *maps[0].values.shape[-2:])
     for layer in maps:
-        own = [i for i, key in enumerate(layer.keys) if key in subjects]
-        sized = F.interpolate(layer.values[own].detach()[:, None], (height, width), mode="area")
+        values = layer.values.detach()[:, None]
         # By peak: a class word is looked at more than a new token, and is not to hide it.
-        peak = sized.amax(dim=(-2, -1), keepdim=True).clamp_min(FLAT)
-        index = torch.tensor([layer.keys[i][0] for i in own], device=total.device)
-        total.index_add_(0, index, sized / peak)
+        peak = values.amax(dim=(-2, -1), keepdim=True).clamp_min(FLAT)
+        index = torch.tensor([row for row, _ in layer.keys], device=total.device)
+        total.index_add_(0, index, values / peak)
     return total

@@ -48,10 +48,10 @@ class RefocusGuidance(Checked):
         paper="minmax",
         release="minmax",
     )
-    factors: tuple[int, ...] = setting(
-        (2, 4),
+    factors: tuple[int, ...] | None = setting(
+        None,
         "Layers that the gradient and the search for regions look at, by how many latent cells a "
-        "side one query covers: 4 is 16x16 for SD 1.5 at 512 px.",
+        "side one query covers: 4 is 16x16 for SD 1.5 at 512 px. None: maps of 8x8 to 32x32.",
         low=1,
         release=(4,),
     )

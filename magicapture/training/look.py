@@ -35,7 +35,7 @@ def look(
     rows = [Prompt(prompt)] * len(SHARES)
     conditioning = backbone.encode_prompts(rows, vectors)
     tokens = foci(backbone, rows, conditioning, vectors, concepts)
-    recorder = Recorder(backbone.unet, None, spreading=False)
+    recorder = Recorder(backbone.unet)
     with recorder.recording():
         noisy = backbone.schedule.add_noise(
             latents.expand(len(rows), -1, -1, -1), noise.expand(len(rows), -1, -1, -1), levels

@@ -17,7 +17,7 @@ from .host import (
 )
 from .looking import look
 from .marks import encode_marked
-from .refocusing import refocus
+from .refocusing import refocus, regions_used
 from .scope import Part, gradients
 from .sockets import (
     images_from_socket,
@@ -47,5 +47,6 @@ __all__ = [
     "output_folder",
     "picture",
     "refocus",
+    "regions_used",
     "show_text",
 ]

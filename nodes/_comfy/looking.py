@@ -12,12 +12,14 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...magicapture.errors import InputError
-from ...magicapture.refocusing import Recorder, RefocusGuidance, Sight, fit, sights
+from ...magicapture.refocusing import Finder, Recorder, RefocusGuidance, Sight, fit, sights
 from .host import check_cancel
-from .marks import TOKENS, Marks, marks_in, with_options
+from .marks import TOKENS, Marks, marks_in
+from .patching import with_options, wrapped
 from .refocusing import unrefocused
 
 _KEY = "magicapture_look"
+_WRAPPED = (WrappersMP.CALC_COND_BATCH, WrappersMP.DIFFUSION_MODEL)
 _STEPS = 100  # of the schedule that the noise is taken from
 
 
@@ -52,9 +54,7 @@ def look(
     for share in shares:
         check_cancel()
         viewer = _Viewer(share, region)
-        watched = model.clone()
-        watched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, _KEY, viewer.calc_cond_batch)
-        watched.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, _KEY, viewer.diffusion_model)
+        watched = wrapped(model, _KEY, viewer, _WRAPPED)
         guider = comfy.samplers.CFGGuider(watched)
         guider.set_conds(positive, positive)  # at CFG 1 the second is left out
         sigma = schedule[min(int(share * _STEPS), _STEPS - 1)]
@@ -88,12 +88,13 @@ class _Viewer:
         held = [marks.of.get(uuid) for uuid in options["uuids"]]
         rows = [() if mark is None else mark.for_context(context.shape[1]) for mark in held]
         size = (x.shape[-2], x.shape[-1])
-        recorder = Recorder(executor.class_obj, None, spreading=self._region is None)
-        with recorder.recording():
+        unet = executor.class_obj
+        recorder, finder = Recorder(unet), Finder(unet, RefocusGuidance())
+        with recorder.recording(), finder.recording():
             output = executor(x, timesteps, context, *args, **kwargs)
         maps = recorder.maps(rows, size)
         if self._region is None:
-            regions = recorder.regions(maps, rows, size, RefocusGuidance())
+            regions = finder.regions(rows, size)
         else:
             whole = fit(self._region, marks.size)[0, 0]
             regions = [None if mark is None else mark.part_of(whole, size) for mark in held]

@@ -26,10 +26,10 @@ from ...magicapture.magicface import (
     Session,
     Stage,
     reference_rows,
-    share_of,
 )
 from .host import show_text
 from .models import autoencoder_of, downscale_of, latent_channels
+from .patching import patches, share_done, wrapped
 from .prompts import Encoded, encode_prompt, word_columns
 from .sockets import images_to_socket
 
@@ -37,6 +37,11 @@ logger = logging.getLogger(__name__)
 
 _KEY = "magicapture_magicface"
 _LOOK = "magicapture_magicface_look"
+_WRAPPED = (  # each the name of a method of _Patch as well
+    WrappersMP.OUTER_SAMPLE,
+    WrappersMP.PREDICT_NOISE,
+    WrappersMP.APPLY_MODEL,
+)
 
 
 @dataclass(frozen=True)
@@ -88,19 +93,13 @@ def apply_references(
 
     node: where messages go while sampling. Raises InputError for a model that has references.
     """
-    if _KEY in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
+    if patches(model, _KEY, WrappersMP.OUTER_SAMPLE):
         raise InputError(
             "This model has references already; chain the MagicFace Reference nodes instead, and "
             "apply them at once."
         )
     patch = _Patch(prepared, settings, node)
-    model = model.clone()
-    for kind, wrapper in (
-        (WrappersMP.OUTER_SAMPLE, patch.outer_sample),
-        (WrappersMP.PREDICT_NOISE, patch.predict_noise),
-        (WrappersMP.APPLY_MODEL, patch.apply_model),
-    ):
-        model.add_wrapper_with_key(kind, _KEY, wrapper)
+    model = wrapped(model, _KEY, patch, _WRAPPED)
     if settings.region_guidance:
         model.set_model_sampler_pre_cfg_function(patch.pre_cfg)
     return model
@@ -114,7 +113,7 @@ def look(
     share: of the sampling steps at which to look: the latents are noised as they are then, and go
     through the UNet once. Raises InputError for a model without references.
     """
-    if _KEY not in model.wrappers.get(WrappersMP.OUTER_SAMPLE, {}):
+    if not patches(model, _KEY, WrappersMP.OUTER_SAMPLE):
         raise InputError("The model has no references; connect the MODEL of Apply MagicFace.")
     found: list[tuple[tuple[str, ...], Seen]] = []
     model = model.clone()
@@ -176,7 +175,7 @@ class _Patch:
         if session is None:  # predicted by hand, outside any sampling
             return executor(x, timestep, model_options, seed)
         sigma = timestep.flatten()[:1]
-        self._stage, self._keys = self._stage_at(float(sigma), options), {}
+        self._stage, self._keys = self._stage_at(sigma, options), {}
         if self._stage in ("layout", "details"):
             model = executor.class_obj.inner_model
             run = partial(_references_pass, model, self._prepared, self._settings, sigma, options)
@@ -186,12 +185,10 @@ class _Patch:
             options[_LOOK]((self._prepared.rows.names, session.seen))
         return result
 
-    def _stage_at(self, sigma: float, options: dict[str, Any]) -> Stage:
+    def _stage_at(self, sigma: Tensor, options: dict[str, Any]) -> Stage:
         if _LOOK in options:
             return "look"
-        sigmas = options.get("sample_sigmas")
-        share = 0.0 if sigmas is None else share_of(sigma, sigmas.tolist())
-        return self._settings.stage(share)
+        return self._settings.stage(share_done(sigma, options))
 
     def apply_model(
         self,

@@ -91,12 +91,6 @@ def marks_in(conds: Sequence[Any], size: tuple[int, int]) -> Marks:
     return Marks(of, size)
 
 
-def with_options(options: Any, more: dict[str, Any]) -> Any:
-    """Model options with more transformer_options; what came in stays as it is."""
-    inner = options.get("transformer_options", {})
-    return {**options, "transformer_options": {**inner, **more}}
-
-
 def marked(conds: Sequence[Any]) -> list[dict[str, Any]]:
     """Those of a sampler's conditionings that have tokens to hold."""
     return [cond for group in conds if group for cond in group if cond.get(TOKENS)]

@@ -19,8 +19,9 @@ from ...magicapture.checkpointing import checkpointed
 from ...magicapture.errors import UnsupportedModelError
 from ...magicapture.refocusing import Refocuser, RefocusGuidance, descend, fit
 from .backbone import unet_blocks
-from .marks import TOKENS, Mark, Marks, marked, marks_in, with_options
+from .marks import TOKENS, Mark, Marks, marked, marks_in
 from .models import compute_dtype
+from .patching import patches, share_done, unwrapped, with_options, wrapped
 from .scope import Part, gradients_while_sampling
 
 logger = logging.getLogger(__name__)
@@ -54,37 +55,44 @@ def refocus(
             f"The input 'model' holds {type(network).__name__}; refocusing works on the UNets of "
             "Stable Diffusion 1.x, 2.x and XL. Connect such a checkpoint."
         )
-    model = model.clone()
     if not settings.acts:
-        return model
-    patch = _Patch(settings, region)
-    for kind in _WRAPPED:
-        model.add_wrapper_with_key(kind, _KEY, getattr(patch, kind))
-    return model
+        return model.clone()
+    return wrapped(model, _KEY, _Patch(settings, region), _WRAPPED)
 
 
 def unrefocused(model: ModelPatcher) -> ModelPatcher:
     """A clone of MODEL without what `refocus` put there."""
-    model = model.clone()
-    for kind in _WRAPPED:
-        model.remove_wrappers_with_key(kind, _KEY)
-    return model
+    return unwrapped(model, _KEY, _WRAPPED)
+
+
+def regions_used(model: ModelPatcher) -> list[tuple[float, Tensor | None]]:
+    """The regions that held the first image's tokens in the last sampling of a refocused MODEL.
+
+    One for each pass of the UNet, with the share of the steps done: (h,w), or None where there was
+    none yet. Empty for a model that is not refocused, was not sampled, or was given its region.
+    """
+    return [used for patch in patches(model, _KEY, WrappersMP.OUTER_SAMPLE) for used in patch.used]
 
 
 class _Patch:
-    """The wrappers of one patched MODEL. `_found` holds regions while it is sampled."""
+    """The wrappers of one patched MODEL. `_found` holds regions while it is sampled; `used` those
+    of the last sampling, for `regions_used`.
+    """
 
     def __init__(self, settings: RefocusGuidance, region: Tensor | None) -> None:
         self._settings, self._region = settings, region
         self._found: dict[Any, Regions] = {}  # by the conditioning's uuid, one for each image
         self._engines: dict[nn.Module, Refocuser] = {}
         self._warned = False
+        self.used: list[tuple[float, Tensor | None]] = []
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """A whole sampling: what is held for it is let go at its end, also when cancelled."""
+        self.used = []
         try:
             return executor(*args, **kwargs)
         finally:
+            self.used = [(share, r if r is None else r.cpu()) for share, r in self.used]
             self._found, self._engines, self._warned = {}, {}, False
 
     def predict_noise(
@@ -97,7 +105,7 @@ class _Patch:
     ) -> Tensor:
         """One prediction; in the gradient's window, the latents move first."""
         options = model_options or {}
-        if self._settings.moves_at(share_done(timestep, options)):
+        if self._settings.moves_at(share_done(timestep, options.get("transformer_options", {}))):
             moved = self._moved(executor.class_obj, x, timestep, options)
             if moved is not x:
                 # In place, for the sampler to go on from there: it holds this very tensor.
@@ -148,6 +156,9 @@ class _Patch:
             return torch.zeros_like(x)  # of no use: the loss comes from the maps
 
         self._warn_of(options)
+        if self._region is None:
+            first = next(i for i, tokens in enumerate(rows) if tokens)
+            self.used.append((share_done(options["sigmas"], options), regions[first]))
 
         def found(regions: Regions) -> None:
             for i, uuid in enumerate(uuids):
@@ -254,15 +265,6 @@ def _frozen_controls(conds: Sequence[dict[str, Any]]) -> Iterator[list[dict[str,
         else cond
         for cond in conds
     ]
-
-
-def share_done(timestep: Tensor, options: Any) -> float:
-    """The share of a sampling's steps done at a sigma (B,): 0 at the first, below 1 at the last."""
-    sigmas = options.get("transformer_options", {}).get("sample_sigmas")
-    if sigmas is None or len(sigmas) < 2:
-        return 0.0
-    sigma = timestep.flatten()[0].to(sigmas)
-    return float((sigmas > sigma * 1.0001).sum()) / (len(sigmas) - 1)
 
 
 def _pytorch(_: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

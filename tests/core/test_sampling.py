@@ -14,6 +14,7 @@ from magicapture.sampling import (
     sample,
     sample_latents,
     seeded,
+    share_of,
 )
 from magicapture.tokens import TokenVectors
 
@@ -190,3 +191,13 @@ def test_images_are_clamped(backbone, bias, value):
         backbone.vae.decoder.layers[-1].bias.fill_(bias)
     images = sample(backbone, "a", settings=SamplingSettings(**SMALL))
     assert torch.equal(images, torch.full_like(images, value))
+
+
+def test_a_noise_level_between_two_steps_belongs_to_the_first():
+    levels = [14.6, 7.0, 3.0, 1.0, 0.0]
+    assert [share_of(level, levels) for level in (14.6, 8, 7, 3, 1.0, 0.5)] == [
+        0, 0, 0.25, 0.5, 0.75, 0.75,
+    ]  # fmt: skip
+    assert share_of(20.0, levels) == 0
+    assert share_of(7.0000002, levels) == 0.25
+    assert share_of(1.0, [1.0, 0.0]) == 0

@@ -311,6 +311,28 @@ def ksample() -> Callable[..., Tensor]:
     return sample
 
 
+@pytest.fixture(params=[None, torch.device("cpu", 0)], ids=["cast", "moved"])
+def scarce(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], Any]:
+    """Makes a MODEL load as where memory is short: LoRAs are applied at every use of a weight.
+
+    The second time the weights also seem to lie on another device than the one that computes.
+    """
+    import comfy.model_management as management
+
+    def load(patchers: Any, **_: Any) -> None:
+        for patcher in patchers:
+            patcher.partially_load(patcher.load_device, 0.1)
+
+    def shortage(model: Any) -> Any:
+        management.unload_all_models()
+        monkeypatch.setattr(management, "load_models_gpu", load)
+        model = model.clone()
+        model.load_device = request.param or model.load_device
+        return model
+
+    return shortage
+
+
 @pytest.fixture(scope="session")
 def checkpoint(comfyui: Path) -> str:
     """Name of the smallest checkpoint that CheckpointLoaderSimple takes for Stable Diffusion 1.5.

@@ -107,6 +107,20 @@ def test_custom_sampling_draws_the_same(nodes_of, tiny):
     torch.testing.assert_close(drawn_custom(model, tiny, positive), drawn(model, tiny, positive))
 
 
+def test_little_memory_draws_the_same(nodes_of, tiny, scarce):
+    weight = "diffusion_model.output_blocks.0.1.transformer_blocks.0.attn1.to_k.weight"
+    tiny.model = tiny.model.clone()
+    own = tiny.model.model.state_dict()[weight]
+    assert tiny.model.add_patches({weight: ("diff", (0.1 * torch.ones_like(own),))}, 1.0)
+    model, positive, _ = applied(nodes_of, tiny, reference(nodes_of)).args
+    enough = drawn(model, tiny, positive, steps=3)
+    little = drawn(scarce(model), tiny, positive, steps=3)
+    layer = tiny.model.model.get_submodule(weight.removesuffix(".weight"))
+    assert len(layer.weight_function) == 1, "the LoRA waits for its use"
+    torch.testing.assert_close(little, enough, rtol=1e-3, atol=1e-3)
+    assert (enough - drawn(tiny.model, tiny, positive, steps=3)).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("changes", [{"stop": 0.0}, {"switch": 0.0, "others": 2.0}])
 def test_stopped_at_once_or_without_a_region_it_is_bit_equal(nodes_of, tiny, changes):
     """The second: a word that never wins a pixel, with no layout stage; guidance left alone."""

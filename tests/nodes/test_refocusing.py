@@ -249,6 +249,19 @@ def test_inpainting_and_loras_go_together_with_it(pack, tiny, prompts, settings,
     assert (held - draw(model, *prompts, latent=latent)).abs().max() > 1e-4
 
 
+def test_little_memory_draws_the_same(pack, tiny, prompts, settings, mask, scarce) -> None:
+    weight = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
+    model = tiny.model.clone()
+    assert model.add_patches({weight: ("diff", (0.1 * torch.ones(64, 32),))}, 1.0)
+    patched = pack.comfy.refocus(model, settings(**BOTH), mask)
+    enough = draw(patched, *prompts)
+    little = draw(scarce(patched), *prompts)
+    layer = tiny.model.model.get_submodule(weight.removesuffix(".weight"))
+    assert len(layer.weight_function) == 1, "the LoRA waits for its use"
+    torch.testing.assert_close(little, enough, rtol=1e-3, atol=1e-3)
+    assert (enough - draw(model, *prompts)).abs().max() > 1e-2
+
+
 def test_controlnets_go_together_with_it(pack, tiny, prompts, settings, mask) -> None:
     """Their weights are inference tensors, so their output counts as a constant."""
     import comfy.controlnet
@@ -321,6 +334,19 @@ def test_both_kinds_of_unet_agree(pack, tiny, settings, mask) -> None:
     for name in ("plain", "held", "loss", "slope"):
         a, b = (getattr(of, name) for of in found)
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_the_regions_of_the_last_sampling_are_kept(pack, tiny, prompts, settings, mask) -> None:
+    found = pack.comfy.refocus(tiny.model, settings(bias=4.0))
+    draw(found, *prompts)
+    for _ in range(2):  # a second sampling begins anew
+        draw(found, *prompts)
+        used = pack.comfy.regions_used(found.clone())
+        assert [share for share, _ in used] == pytest.approx([0, 1 / 3, 2 / 3])
+        assert used[0][1] is None
+        assert used[1][1].shape == (8, 8)
+    assert pack.comfy.regions_used(pack.comfy.refocus(tiny.model, settings(bias=4.0), mask)) == []
+    assert pack.comfy.regions_used(tiny.model) == []
 
 
 # -- looking ----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from magicapture.errors import InputError
-from magicapture.magicface import MagicFaceSettings, guidance_rates, share_of
+from magicapture.magicface import MagicFaceSettings, guidance_rates
 from magicapture.magicface.regions import aggregate, assign, at_size, foreground, smooth, spread
 
 
@@ -84,16 +84,6 @@ def test_of_fifty_steps_the_first_21_lay_out():
     assert MagicFaceSettings(switch=1).stage(0.98) == "layout"
     stopped = [MagicFaceSettings(stop=0.5).stage(step / 10) for step in range(10)]
     assert stopped[4:6] == ["layout", "off"]
-
-
-def test_a_noise_level_between_two_steps_belongs_to_the_first():
-    levels = [14.6, 7.0, 3.0, 1.0, 0.0]
-    assert [share_of(level, levels) for level in (14.6, 8, 7, 3, 1.0, 0.5)] == [
-        0, 0, 0.25, 0.5, 0.75, 0.75,
-    ]  # fmt: skip
-    assert share_of(20.0, levels) == 0
-    assert share_of(7.0000002, levels) == 0.25
-    assert share_of(1.0, [1.0, 0.0]) == 0
 
 
 def test_settings_have_ranges():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from magicapture.attention import LayerMaps
-from magicapture.refocusing import Focus, grid, mean_spills, sights
+from magicapture.refocusing import Focus, grid, mean_spills, region_strip, sights
 
 TOKENS = (Focus("ada", "subject", (2,)), Focus("ink", "style", (5,)))
 
@@ -58,3 +58,19 @@ def test_the_grid_has_a_cell_for_each_step_and_one_for_the_image(seen) -> None:
     green = (over[..., 1] > 200) & (over[..., 0] < 100)
     columns = np.flatnonzero(green.any(0))
     assert set(columns) <= {63, 64} and green.any(), "the region's border is its right edge"
+
+
+def test_the_region_of_each_step_is_shown_over_the_image() -> None:
+    left = torch.zeros(8, 8)
+    left[:, :4] = 1
+    shown = region_strip(
+        [(0.0, None)] + [(0.1 * i, left) for i in range(1, 10)], torch.ones(3, 9, 9)
+    )
+    assert shown.size == (8 * 128, 2 * 128)  # ten steps, eight in a line
+    pixels = np.asarray(shown).astype(int)[30:128]  # below the labels
+    assert pixels[:, :128].min() == 255, "no region yet: the image as it is"
+    second = pixels[:, 128:256]
+    assert second[:, :63].min() == 255
+    assert second[:, 66:].max() < 100
+    green = (second[..., 1] > 200) & (second[..., 0] < 100)
+    assert set(np.flatnonzero(green.any(0))) == {64}

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from magicapture.attention import LayerMaps
-from magicapture.refocusing import Focus, Recorder, RefocusGuidance, blur, region
-from magicapture.refocusing.regions import _evidence
+from magicapture.refocusing import Finder, Focus, Recorder, RefocusGuidance, blur, region
+from magicapture.refocusing.regions import _evidence, _evidence_columns
 from magicapture.tokens import places
 
 SUBJECT = Focus("ada", "subject", (1,), (2,))
@@ -32,19 +32,6 @@ def test_region_is_what_lies_above_the_cut() -> None:
     assert region(values, 0, 0.5).tolist() == [[[0, 0], [1, 1]]]
     assert region(values, 0, 0.7).tolist() == [[[0, 0], [0, 1]]]
     assert region(torch.full((1, 2, 2), 0.3), 0, 0.5).sum() == 0
-
-
-def test_evidence_counts_the_token_and_its_word_alike_and_no_style() -> None:
-    token, word, style = torch.rand(3, 4, 4)
-    keys = ((1, "ada"), (1, "ada (word)"), (1, "ink"))
-    fine = LayerMaps("fine", 1, ((1, "ada"),), torch.rand(1, 8, 8))
-    layer = LayerMaps("coarse", 2, keys, torch.stack([token, word * 50, style]))
-    found = _evidence([fine, layer], [(), (SUBJECT, STYLE)])
-    sized = fine.values[0].view(4, 2, 4, 2).mean((1, 3))
-    expected = sum(m / m.amax() for m in (token, word, sized))
-    torch.testing.assert_close(found[1, 0], expected)
-    assert found[0].abs().sum() == 0
-    assert _evidence([layer], [(), (STYLE,)]) is None
 
 
 def test_places_are_all_occurrences_of_a_word() -> None:
@@ -88,33 +75,94 @@ def scene() -> tuple[nn.Module, Tensor]:
     key = torch.zeros(2, 6, 1)
     key[1, 1] = key[1, 2] = 1.0
     kinds = torch.stack([right.flatten(), 1 - right.flatten()], -1).expand(2, -1, -1)
-    unet = nn.ModuleDict({"attn1": Layer(kinds * 30, kinds), "attn2": Layer(query, key)})
-    return unet, right
+    block = nn.ModuleDict({"attn1": Layer(kinds * 30, kinds), "attn2": Layer(query, key)})
+    return nn.ModuleDict({"0": block}), right
+
+
+def passed(recorder, unet: nn.Module) -> None:
+    with recorder.recording():
+        for block in unet.values():
+            block["attn1"]()
+            block["attn2"]()
 
 
 def test_a_constructed_region_is_found_and_its_hole_filled(scene) -> None:
     unet, right = scene
-    settings = RefocusGuidance(smoothing=0.0, factors=(1,))
-    for spreading in (False, True):
-        recorder = Recorder(unet, (1,), spreading)
+    settings = RefocusGuidance(smoothing=0.0)
+    rows = [(), (SUBJECT, STYLE)]
+    finder = Finder(unet, settings)
+    passed(finder, unet)
+    none, found = finder.regions(rows, (8, 8))
+    assert none is None
+    assert torch.equal(found, right)
+    del unet["0"]["attn1"]  # nothing spreads
+    finder = Finder(unet, settings)
+    with finder.recording():
+        unet["0"]["attn2"]()
+    assert finder.regions(rows, (8, 8))[1].sum() == 28
+
+
+def test_evidence_counts_the_token_and_its_word_alike_and_no_style() -> None:
+    columns = _evidence_columns((SUBJECT, STYLE))
+    assert columns == {"ada": (1,), "ada (word)": (2,)}
+    token, word, other = torch.rand(3, 4, 4)
+    keys = tuple((1, name) for name in columns)
+    layers = [
+        LayerMaps("one", 2, keys, torch.stack([token, word * 50])),
+        LayerMaps("two", 2, keys[:1], other[None]),
+    ]
+    found = _evidence(layers, 2)
+    torch.testing.assert_close(found[1, 0], sum(m / m.amax() for m in (token, word, other)))
+    assert found[0].abs().sum() == 0
+    assert _evidence_columns((STYLE,)) == {}
+    assert _evidence([], 2) is None
+
+
+def test_the_finder_takes_the_size_nearest_to_16_and_the_last_block_of_a_stack() -> None:
+    def layer(cells: int, hot: int | None) -> nn.Module:
+        query = torch.zeros(1, cells, 1)
+        if hot is not None:
+            query[0, hot] = 4
+        key = torch.zeros(1, 6, 1)
+        key[0, 1] = 1.0
+        return nn.ModuleDict({"attn2": Layer(query, key)})
+
+    sizes = {"a": 32 * 32, "b": 16 * 16, "c": 4 * 4}
+    unet = nn.ModuleDict(
+        {name: nn.ModuleDict({"0": layer(n, 0), "1": layer(n, n - 1)}) for name, n in sizes.items()}
+    )
+    finder = Finder(unet, RefocusGuidance(smoothing=0.0))
+    with finder.recording():
+        for stack in unet.values():
+            for block in stack.values():
+                block["attn2"]()
+    (found,) = finder.regions([(Focus("ada", "subject", (1,)),)], (32, 32))
+    expected = torch.zeros(32, 32)
+    expected[30:, 30:] = 1  # one cell of 16x16, where the last block looks
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(("factors", "mapped"), [(None, [1, 2, 4]), ((2, 4), [2, 4]), ((4,), [4])])
+def test_maps_are_of_8x8_to_32x32_cells_or_as_asked(factors, mapped) -> None:
+    query = {str(side): torch.zeros(1, side * side, 1) for side in (32, 16, 8, 4)}
+    unet = nn.ModuleDict(
+        {n: nn.ModuleDict({"attn2": Layer(q, torch.zeros(1, 6, 1))}) for n, q in query.items()}
+    )
+    for settings, expected in (
+        (RefocusGuidance(factors=factors), mapped),
+        (None, [1, 2, 4, 8]),
+    ):
+        recorder = Recorder(unet, settings)
         with recorder.recording():
-            unet["attn1"]()
-            unet["attn2"]()
-        rows = [(), (SUBJECT, STYLE)]
-        maps = recorder.maps(rows, (8, 8))
-        none, found = recorder.regions(maps, rows, (8, 8), settings)
-        assert none is None
-        assert (found == right).all() == spreading
-        assert found.sum() == (32 if spreading else 28)
+            for block in unet.values():
+                block["attn2"]()
+        assert [m.factor for m in recorder.maps([(SUBJECT,)], (32, 32))] == expected
 
 
 def test_no_subject_or_a_flat_map_gives_no_region(scene) -> None:
     unet, _ = scene
-    unet["attn2"].pair = (torch.zeros(2, 64, 1), torch.zeros(2, 6, 1))
+    unet["0"]["attn2"].pair = (torch.zeros(2, 64, 1), torch.zeros(2, 6, 1))
     for tokens in ((SUBJECT, STYLE), (STYLE,)):
-        recorder = Recorder(unet, (1,), True)
-        with recorder.recording():
-            unet["attn1"]()
-            unet["attn2"]()
-        maps = recorder.maps([(), tokens], (8, 8))
-        assert recorder.regions(maps, [(), tokens], (8, 8), RefocusGuidance()) == [None, None]
+        finder = Finder(unet, RefocusGuidance())
+        passed(finder, unet)
+        assert finder.regions([(), tokens], (8, 8)) == [None, None]

@@ -1,0 +1,110 @@
+"""Studies on paperdoll pairs: a CSV that grows line by line, several processes, a table of means.
+
+A line is one row on one pair. It is written as soon as it is there and carries a version, so that
+a study that was stopped goes on where it was, and lines of other settings are made again.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a process has a core to itself
+
+import torch
+from paperdoll_table import Table, markdown
+
+from magicapture.metrics import Interval
+
+Line = Mapping[str, Any]
+
+_run: Callable[[Any], Sequence[Line]] | None = None  # of a worker process
+
+
+def carry_out(
+    make: Callable[[Any], Callable[[Any], Sequence[Line]]],
+    plan: object,
+    items: Sequence[object],
+    file: Path,
+    workers: int,
+) -> None:
+    """Do the items' work and add their lines to the file as they come.
+
+    make: called once in each process with the plan; what it returns turns an item into lines.
+    """
+    print(f"{len(items)} to do", flush=True)  # noqa: T201
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start, (make, plan)) as pool:
+        waiting = {pool.submit(_one, item): item for item in items}
+        for done, future in enumerate(as_completed(waiting), start=1):
+            append(file, future.result())
+            print(f"{done}/{len(items)}: {waiting[future]}", flush=True)  # noqa: T201
+
+
+def _start(make: Callable[[Any], Callable[[Any], Sequence[Line]]], plan: object) -> None:
+    global _run
+    torch.set_num_threads(1)
+    _run = make(plan)
+
+
+def _one(item: object) -> Sequence[Line]:
+    assert _run is not None
+    return _run(item)
+
+
+def read(file: Path) -> dict[tuple[str, int], Line]:
+    """The lines of a CSV file by row and pair, the newest of each; none where there is no file."""
+    if not file.exists():
+        return {}
+    with file.open(newline="") as opened:
+        return {(line["row"], int(line["pair"])): line for line in csv.DictReader(opened)}
+
+
+def append(file: Path, lines: Sequence[Line]) -> None:
+    """Add lines of alike columns, and the head to a new file."""
+    new = not file.exists()
+    with file.open("a", newline="") as opened:
+        writer = csv.DictWriter(opened, list(lines[0]))
+        if new:
+            writer.writeheader()
+        writer.writerows(
+            {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
+            for line in lines
+        )
+
+
+def version(settings: object, files: Iterable[Path]) -> str:
+    """A hash of settings, by their repr, and of files."""
+    result = hashlib.sha256(repr(settings).encode())
+    for file in files:
+        result.update(file.read_bytes())
+    return result.hexdigest()[:12]
+
+
+def means(table: Table, rows: Sequence[str], columns: Mapping[str, str]) -> str:
+    """The rows' means with 95 % intervals over pairs. columns: name in the file -> heading."""
+    body = [[row, *(_told(table.interval(row, column)) for column in columns)] for row in rows]
+    return markdown(["row", *columns.values()], body)
+
+
+def changes(table: Table, rows: Sequence[str], base: str, columns: Mapping[str, str]) -> str:
+    """The rows' differences from one of them, pair by pair."""
+    body = [
+        [row, *(_told(table.change(row, base, column), "+") for column in columns)]
+        for row in rows
+        if row != base
+    ]
+    return markdown([f"- {base}", *columns.values()], body)
+
+
+def _told(found: Interval | None, sign: str = "") -> str:
+    if found is None:
+        return ""
+    mean, low, high = (f"{value:{sign}.2f}" for value in found)
+    return f"{mean} ({low} to {high})"

@@ -1,0 +1,44 @@
+"""What our patches of MODEL have in common: wrappers under one key, and where a sampling stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ...magicapture.sampling import share_of
+
+
+def wrapped(model: ModelPatcher, key: str, patch: object, kinds: Sequence[str]) -> ModelPatcher:
+    """A clone of MODEL with a patch's methods as wrappers, each named as its kind of wrapper."""
+    model = model.clone()
+    for kind in kinds:
+        model.add_wrapper_with_key(kind, key, getattr(patch, kind))
+    return model
+
+
+def unwrapped(model: ModelPatcher, key: str, kinds: Sequence[str]) -> ModelPatcher:
+    """A clone of MODEL without the wrappers under a key."""
+    model = model.clone()
+    for kind in kinds:
+        model.remove_wrappers_with_key(kind, key)
+    return model
+
+
+def patches(model: ModelPatcher, key: str, kind: str) -> list[Any]:
+    """The patches that MODEL has under a key, by one of their kinds of wrapper."""
+    return [wrapper.__self__ for wrapper in model.wrappers.get(kind, {}).get(key, ())]
+
+
+def with_options(options: Any, more: dict[str, Any]) -> Any:
+    """Model options with more transformer_options; what came in stays as it is."""
+    inner = options.get("transformer_options", {})
+    return {**options, "transformer_options": {**inner, **more}}
+
+
+def share_done(sigma: Tensor, transformer_options: dict[str, Any]) -> float:
+    """The share of a sampling's steps done at a sigma (B,): 0 at the first, below 1 at the last."""
+    sigmas = transformer_options.get("sample_sigmas")
+    return 0.0 if sigmas is None else share_of(float(sigma.flatten()[0]), sigmas.tolist())
