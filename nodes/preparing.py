@@ -97,7 +97,8 @@ class MagiCaptureFaceMasks(io.ComfyNode):
             faces = _face_masks(filled)
             styles = [face_to_concept(face, "style") for face in faces]
             sheet = images_to_socket(contact_sheet(filled, found)[None])
-            report = "\n".join(f"{n}: {f}" for n, f in zip(filled.names, found, strict=True))
+            lines = [f"{name}: {one}" for name, one in zip(filled.names, found, strict=True)]
+            report = "\n".join([*lines, *references.warnings])
             return io.NodeOutput(
                 filled,
                 [masks_to_socket(mask) for mask in faces],

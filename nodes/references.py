@@ -6,15 +6,25 @@ from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
+from torch import Tensor
 
 from ..magicapture.data import ReferenceSet, load_folder
+from ..magicapture.data.folder import MAX_SHORT_SIDE
 from ..magicapture.errors import InputError
+from ..magicapture.refine.upscale import resize
 from ..magicapture.tokens import Concept
 from ._comfy.files import input_folder, input_folders, stamp
 from ._common import naming, single_images, single_masks
 from ._sockets import ConceptSocket, References
 
 NO_FOLDER = "(none: use images)"
+
+
+def _bounded(image: Tensor) -> Tensor:
+    """A photo or mask (C,H,W), scaled down like those of a folder where it is too large."""
+    height, width = image.shape[-2:]
+    scale = min(1.0, MAX_SHORT_SIDE / min(height, width))
+    return resize(image[None], (round(height * scale), round(width * scale)))[0]
 
 
 class MagiCaptureReferenceSet(io.ComfyNode):
@@ -63,14 +73,14 @@ class MagiCaptureReferenceSet(io.ComfyNode):
         folder, captions = folder[0], (captions or [""])[0]
         with naming("Load Reference Set"):
             if images is not None:
-                references = ReferenceSet(single_images(images))
+                references = ReferenceSet(tuple(map(_bounded, single_images(images))))
             elif folder != NO_FOLDER:
                 references = load_folder(input_folder(folder), "subject")
             else:
                 raise InputError("No photos are given: choose a folder or connect images.")
             changes: dict[str, Any] = {}
             if face_masks is not None:
-                changes["masks"] = single_masks(face_masks)
+                changes["masks"] = tuple(map(_bounded, single_masks(face_masks)))
             if captions.strip():
                 lines = [line.strip() or None for line in captions.rstrip().split("\n")]
                 lines += [None] * (len(references) - len(lines))

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 def doctor(arguments: argparse.Namespace) -> None:
     """Check photos before training: faces, sharpness, light, and whether it is one person."""
     references = load_folder(arguments.folder, "subject")
+    for warning in references.warnings:
+        logger.warning("%s", warning)
     recogniser = None if arguments.style else recogniser_from(arguments)
     analyzer = FaceAnalyzer(detector_from(arguments), parser_from(arguments), recogniser)
     filled, found = with_faces(references, analyzer)

@@ -16,6 +16,7 @@ from ..data.references import ReferenceSet
 from ..faces.align import FFHQ_TEMPLATE, similarity, transform
 from ..faces.analyzer import embed_faces
 from ..faces.embed import Recogniser
+from ..faces.masks import beyond
 from ..faces.protocols import Face
 from ..metrics import among
 from . import measure
@@ -80,7 +81,7 @@ def _figures(
         "roll": turn.roll,
         "brightness": brightness,
         "side_light": side,
-        "cut": measure.outside(face.box, (image.shape[-2], image.shape[-1])),
+        "cut": beyond(face, (image.shape[-2], image.shape[-1])),
         "hidden": None if found.parts is None else _hidden(found.parts, face),
     }
     figures = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}

@@ -138,11 +138,3 @@ def _grey(image: Tensor) -> Tensor:
 def _unit(values: Tensor) -> Tensor:
     flat = values.flatten()
     return F.normalize(flat - flat.mean(), dim=0)
-
-
-def outside(box: Tensor, size: tuple[int, int]) -> float:
-    """The share of a box (4,) that lies beyond a picture of size (H,W)."""
-    low = box[:2].clamp_min(0)
-    high = box[2:].minimum(torch.tensor([size[1], size[0]], dtype=box.dtype))
-    kept = (high - low).clamp_min(0).prod()
-    return 1 - float(kept / (box[2:] - box[:2]).prod().clamp_min(1e-6))

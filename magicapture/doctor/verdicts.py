@@ -36,8 +36,8 @@ class Limits:
     side_light: float = 0.55  # difference of the halves over their sum: real photos up to 0.45
     hidden: float = 0.2  # share of the inner face that a parser calls something else
     covered: float = 0.5
-    cut: float = 0.1  # share of the face's box beyond the picture
-    cut_off: float = 0.35
+    cut: float = 0.1  # share of the face's oval beyond the picture: a fifth of the face is cut off
+    cut_off: float = 0.25  # with 40 % of it cut off on one side, the landmarks are guesses
     twin: float = 0.9  # correlation of pictures, or of faces: other photos at most 0.72
     unlike: float = 0.65  # share of the set's own figure: the person's photos 0.78 and more
     stranger: float = 0.45  # other people at most 0.2

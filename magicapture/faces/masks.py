@@ -113,6 +113,18 @@ def face_mask(
     return FaceMask(mask * _own(face, others, size), parsed, labels if parsed else None)
 
 
+def beyond(face: Face, size: tuple[int, int]) -> float:
+    """The share of a face's oval that lies beyond a picture of size (H,W).
+
+    By its landmarks: the box that a detector gives ends where the picture does.
+    """
+    matrix = similarity(face.landmarks[None], FFHQ_TEMPLATE)
+    inside = _oval(transform(matrix, face.landmarks[None])[0]).nonzero().flip(-1).float()
+    x, y = transform(invert(matrix), inside[None])[0].unbind(-1)
+    seen = (x >= -0.5) & (y >= -0.5) & (x <= size[1] - 0.5) & (y <= size[0] - 0.5)
+    return 1 - float(seen.float().mean())
+
+
 def _laid_back(seen: Tensor, matrix: Tensor, size: tuple[int, int]) -> Tensor:
     """A mask (1,1,512,512) of a head, which `matrix` leads to, in the picture of size (H,W)."""
     scale = float(torch.linalg.det(matrix[0, :, :2]).abs().sqrt())

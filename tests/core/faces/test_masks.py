@@ -9,7 +9,7 @@ from torch import Tensor
 from magicapture.errors import InputError
 from magicapture.faces.align import FFHQ_TEMPLATE, invert, similarity, transform, warp
 from magicapture.faces.analyzer import FaceAnalyzer
-from magicapture.faces.masks import MaskSettings, face_mask, parts_from
+from magicapture.faces.masks import MaskSettings, beyond, face_mask, parts_from
 from magicapture.faces.protocols import FACE_PARTS, Face, Part
 
 PLAIN = MaskSettings(grow=0, feather=0)
@@ -138,3 +138,11 @@ def test_the_head_is_what_the_template_says() -> None:
     torch.testing.assert_close(
         transform(matrix, face.landmarks[None])[0], FFHQ_TEMPLATE, atol=1e-2, rtol=0
     )
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "share"), [(0, 0, 0.0), (-128, 0, 0.5), (128, 0, 0.5), (0, -146, 0.5), (400, 0, 1.0)]
+)
+def test_the_share_of_a_face_beyond_the_picture(x, y, share) -> None:
+    """A head of 256 px whose oval, with its middle at (128, 146), is halved by the edges."""
+    assert beyond(face_at(x, y, 256), (256, 256)) == pytest.approx(share, abs=0.03)

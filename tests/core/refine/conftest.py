@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -103,3 +104,12 @@ def facexlib() -> SimpleNamespace:
     """facexlib.helper(image, landmarks): its aligned face; facexlib.bgr(image): its pictures."""
     pytest.importorskip("facexlib", reason="needs facexlib to compare with")
     return SimpleNamespace(helper=_helper, bgr=_bgr)
+
+
+@pytest.fixture
+def renamed_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """basicsr, which gfpgan and realesrgan import, asks for a module by the name it had before
+    torchvision 0.17; here it is found under that name, too."""
+    from torchvision.transforms import _functional_tensor
+
+    monkeypatch.setitem(sys.modules, "torchvision.transforms.functional_tensor", _functional_tensor)

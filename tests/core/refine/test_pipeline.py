@@ -24,7 +24,7 @@ from magicapture.refine.paste import cut_out
 from magicapture.refine.restore import restore_faces
 from magicapture.refine.upscale import Tiling, upscale
 
-MISSING = "the package {} does not import here (it needs basicsr and an old torchvision)"
+MISSING = "the package {} does not import here; pip install 'magicapture[parity]'"
 
 
 def gfpgan() -> nn.Module:
@@ -130,7 +130,7 @@ def test_crop_face_and_picture_are_those_of_facexlib(make, facexlib, photo, tmp_
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_gfpgan_equals_the_package(facexlib, photo, tmp_path) -> None:
+def test_gfpgan_equals_the_package(facexlib, photo, tmp_path, renamed_torchvision) -> None:
     package = pytest.importorskip("gfpgan", reason=MISSING.format("gfpgan"), exc_type=ImportError)
     torch.manual_seed(2)
     path = saved(GFPGAN(), tmp_path)
@@ -141,8 +141,13 @@ def test_gfpgan_equals_the_package(facexlib, photo, tmp_path) -> None:
     theirs.device = torch.device("cpu")
     from gfpgan.archs.gfpganv1_clean_arch import GFPGANv1Clean
 
-    theirs.gfpgan = GFPGANv1Clean(
-        512, fix_decoder=False, input_is_latent=True, different_w=True, sft_half=True
+    theirs.gfpgan = GFPGANv1Clean(  # as GFPGANer builds the published ones
+        512,
+        channel_multiplier=2,
+        fix_decoder=False,
+        input_is_latent=True,
+        different_w=True,
+        sft_half=True,
     ).eval()
     theirs.gfpgan.load_state_dict(torch.load(path, weights_only=True)["params_ema"])
     theirs.face_helper = facexlib.helper(image, photo[1].landmarks)
@@ -152,7 +157,7 @@ def test_gfpgan_equals_the_package(facexlib, photo, tmp_path) -> None:
     assert np.abs(pixels(ours[0]) - restored[..., ::-1]).max() <= 1
 
 
-def test_super_resolution_equals_the_package(photo, tmp_path) -> None:
+def test_super_resolution_equals_the_package(photo, tmp_path, renamed_torchvision) -> None:
     package = pytest.importorskip(
         "realesrgan", reason=MISSING.format("realesrgan"), exc_type=ImportError
     )
