@@ -197,6 +197,26 @@ class AttentionCapture:
         self._keys.clear()
 
 
+class _EndedError(Exception):
+    """Leaves a network's forward pass; never seen outside `ended_after`."""
+
+
+@contextmanager
+def ended_after(module: nn.Module) -> Iterator[None]:
+    """A pass run inside ends, without a word, once the module has put out what is wanted of it."""
+
+    def leave(_module: nn.Module, _inputs: object, _output: object) -> None:
+        raise _EndedError
+
+    handle = module.register_forward_hook(leave)
+    try:
+        yield
+    except _EndedError:
+        pass
+    finally:
+        handle.remove()
+
+
 @contextmanager
 def captured(
     unet: nn.Module,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import head_mean, map_size
-from .layers import mapped_layers
+from .layers import Pair, mapped_layers
 from .regions import aggregate, assign, at_size, foreground, spread
 from .taps import Found, recorded
 
@@ -57,25 +57,31 @@ class Segmenter:
         self._columns, self._length, self._others = columns, length, others
         self._to_foreground = to_foreground
         self._foreground: Tensor | None = None
+        self._mapped: dict[Pair, Tensor] = {}  # of the pass that is recorded
 
     @contextmanager
     def recording(self) -> Iterator[Found]:
         """Record the pass run inside; its outputs stay bit-equal."""
-        with recorded(self._layers, "to_q", "to_k") as found:
-            yield found
+        self._mapped.clear()
+        try:
+            with recorded(self._layers, "to_q", "to_k") as found:
+                yield found
+        finally:
+            self._mapped.clear()
 
     def look(self, found: Found, rows: Rows, size: tuple[int, int]) -> Seen | None:
         """What the layers recorded so far show; None where no row has the prompt.
 
         size: of the latents in cells. The foreground is that of the negative rows of this pass, or
-        of the last that had any: ComfyUI runs them by themselves where memory is short.
+        of the last that had any: ComfyUI runs them by themselves where memory is short. Asked
+        again in the same pass, it maps only the layers that are new.
         """
+        tokens = self._tokens(found, size)
         if rows.unconditional:
-            self._foreground = foreground(self._tokens(found, rows.unconditional, size))
+            self._foreground = foreground(tokens[list(rows.unconditional)])
         if not rows.conditional:
             return None
-        tokens = self._tokens(found, rows.conditional, size)
-        regions = assign(tokens, self._columns, self._others)
+        regions = assign(tokens[list(rows.conditional)], self._columns, self._others)
         ground = self._fitting_foreground(regions)
         if ground is not None and self._to_foreground:
             regions = regions & ground
@@ -88,25 +94,26 @@ class Segmenter:
         repeated = known.repeat(len(regions) // len(known), 1, 1, 1)
         return at_size(repeated, (regions.shape[-2], regions.shape[-1]))
 
-    def _tokens(self, found: Found, rows: Sequence[int], size: tuple[int, int]) -> Tensor:
-        """The aggregated maps (B,L,h,w) of some rows, at the finest mapped layer's size."""
-        index = list(rows)
-        maps = []
+    def _tokens(self, found: Found, size: tuple[int, int]) -> Tensor:
+        """The aggregated maps (B,L,h,w) of a pass's rows, at the finest mapped layer's size."""
         for pair in self.pairs:
             own, cross = found[pair.self_attention], found[pair.cross_attention]
-            if len(own) < 2 or len(cross) < 2 or own["to_q"].shape[1] > _LARGEST_MAP:
-                continue  # the pass has not come here yet, or the map would be too large
-            _, height, width = map_size(own["to_q"].shape[1], size)
-            maps.append(self._token_map(pair, found, index).mT.unflatten(-1, (height, width)))
+            if pair in self._mapped or len(own) < 2 or len(cross) < 2:
+                continue  # mapped already, or the pass has not come here yet
+            if own["to_q"].shape[1] <= _LARGEST_MAP:
+                _, height, width = map_size(own["to_q"].shape[1], size)
+                token_map = self._token_map(pair, found)
+                self._mapped[pair] = token_map.mT.unflatten(-1, (height, width))
+        maps = list(self._mapped.values())
         finest = max(maps, key=lambda one: one.shape[-1] * one.shape[-2])
         return aggregate(maps, (finest.shape[-2], finest.shape[-1]))
 
-    def _token_map(self, pair: tuple[str, str], found: Found, rows: list[int]) -> Tensor:
+    def _token_map(self, pair: Pair, found: Found) -> Tensor:
         """One block's cross-attention (B,N,L), spread along its self-attention."""
         own, cross = (
             head_mean(
-                found[name]["to_q"][rows],
-                found[name]["to_k"][rows],
+                found[name]["to_q"],
+                found[name]["to_k"],
                 int(self._layers[name].heads),  # type: ignore[arg-type]
             )
             for name in pair

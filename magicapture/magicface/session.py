@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
-from ..attention import map_size
+from ..attention import ended_after, map_size
 from .guidance import guidance_rates
 from .layers import decoder_layers
 from .rba import region_attention
@@ -62,9 +62,11 @@ class Session:
         """
         if level not in self._keys:
             offered: dict[str, dict[int, ReferenceKeys]] = {name: {} for name in self._layers}
+            # Values are projected last; behind those of the last layer a reference is done.
+            last = [*self._layers.values()][-1].get_submodule("to_v")
             for start in range(0, len(self.references.latents), _ROWS_AT_ONCE):
                 rows = range(start, start + _ROWS_AT_ONCE)
-                with recorded(self._layers, "to_k", "to_v") as found:
+                with recorded(self._layers, "to_k", "to_v") as found, ended_after(last):
                     run(slice(rows.start, rows.stop))
                 for name, projections in found.items():
                     offered[name].update(self._offered(projections, rows))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
-from ..attention import LayerMaps, cross_attentions
+from ..attention import LayerMaps, cross_attentions, ended_after
 from ..losses import refocusing, spill
 from .focus import Rows
 from .settings import Measure
@@ -76,9 +76,6 @@ class Shortcut:
     Which layer that is, it learns from the first pass at a size.
     """
 
-    class EndedError(Exception):
-        """Leaves the UNet's forward pass; never seen outside `ending`."""
-
     def __init__(self, unet: nn.Module) -> None:
         self._layers = cross_attentions(unet)
         self._last: dict[tuple[int, int], str] = {}
@@ -88,25 +85,13 @@ class Shortcut:
         if maps:
             self._last.setdefault(size, maps[-1].layer)
 
-    @contextmanager
-    def ending(self, size: tuple[int, int]) -> Iterator[None]:
+    def ending(self, size: tuple[int, int]) -> AbstractContextManager[None]:
         """The pass run inside ends early, where it may, without a word."""
         last = self._last.get(size)
-        if last is None:
-            yield
-            return
-
-        def leave(_module: nn.Module, _inputs: object) -> None:
-            raise self.EndedError
-
-        # Values are projected after queries and keys, in diffusers' UNet and in ComfyUI's.
-        handle = self._layers[last].get_submodule("to_v").register_forward_pre_hook(leave)
-        try:
-            yield
-        except self.EndedError:
-            pass
-        finally:
-            handle.remove()
+        # Keys are projected after queries, in diffusers' UNet and in ComfyUI's.
+        return (
+            nullcontext() if last is None else ended_after(self._layers[last].get_submodule("to_k"))
+        )
 
 
 def _rms(values: Tensor) -> Tensor:
