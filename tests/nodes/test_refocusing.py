@@ -349,6 +349,18 @@ def test_the_regions_of_the_last_sampling_are_kept(pack, tiny, prompts, settings
     assert pack.comfy.regions_used(tiny.model) == []
 
 
+def test_the_preview_node_shows_the_regions_of_the_sampling(pack, tiny, prompts, settings) -> None:
+    node = pack("nodes.sampling").MagiCapturePreviewAttention
+    found = pack.comfy.refocus(tiny.model, settings(bias=4.0))
+    latent = {"samples": draw(found, *prompts)}
+    for model, steps in ((found, 3), (tiny.model, 2)):  # of the sampling; of this look
+        *_, told, regions = node.execute(
+            model, prompts[0], latent, 2, 0, torch.rand(1, 64, 64, 3)
+        ).args
+        assert regions.shape == (1, 128, steps * 128, 3)
+        assert "ada: " in told
+
+
 # -- looking ----------------------------------------------------------------------------------
 
 
