@@ -17,6 +17,7 @@ Role = Literal["subject", "style"]
 Task = Literal["source", "style", "composed", "prior"]
 Scaling = Literal["minmax", "max", "none"]
 LoraTargets = Literal["cross", "cross_kv", "cross_and_self", "all_linear"]
+Weighting = Literal["none", "min_snr", "v"]
 Batching = Literal["together", "in_turn", "one_task"]
 Precision = Literal["model", "fp32", "bf16", "fp16"]
 RateSchedule = Literal["constant", "linear", "cosine"]
@@ -286,6 +287,14 @@ class Recipe(Checked):
     masked: bool = setting(True, "Restrict each reconstruction to its concept's mask.")
     normalise_area: bool = setting(
         True, "Divide each masked loss by the mask's share of the picture.", release=True
+    )
+    weighting: Weighting = setting(
+        "none",
+        "Weight of a reconstruction by its noise: none (every error in epsilon counts alike), "
+        "min_snr (weak noise counts less), v (also strong noise more, as when v is predicted; "
+        "for small models, which settle colour and composition there).",
+        paper="none",
+        release="none",
     )
     resolution: int = setting(512, "Side of the square training pictures, in pixels.", low=64)
     draws: int = setting(

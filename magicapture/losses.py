@@ -8,11 +8,18 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 FLAT = 1e-6
 """A map whose range is below this share of all attention counts as flat: it is rounding noise."""
+
+WEAK = 5.0
+"""SNR from which on `timestep_weights` counts errors less: fine detail is the last to matter."""
+
+STRONG = 10.0
+"""The most that `timestep_weights` multiplies errors under strong noise by."""
 
 
 def masked_reconstruction(
@@ -30,6 +37,28 @@ def masked_reconstruction(
         return loss
     one_cell = 1 / mask[0].numel()
     return loss / mask.float().mean(dim=(1, 2, 3)).clamp_min(one_cell)
+
+
+def timestep_weights(
+    alphas_cumprod: Tensor,
+    weighting: Literal["none", "min_snr", "v"],
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
+) -> Tensor:
+    """How much an error of the model's output counts at each t (T,), 1 on average; abar is (T,).
+
+    min_snr: an error in epsilon counts min(SNR, 5) / SNR (arXiv 2303.09556), where SNR is
+    abar / (1 - abar). v: that times 1 + 1 / SNR, by which an error in v is larger than one in
+    epsilon, up to STRONG. none: 1.
+    """
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    if weighting == "none":
+        return torch.ones_like(snr)
+    weights = (WEAK / snr).clamp(max=1)
+    if weighting == "v":
+        weights = weights * (1 + 1 / snr).clamp(max=STRONG)
+    if prediction_type == "v_prediction":  # the error is one in v already
+        weights = weights / (1 + 1 / snr)
+    return weights / weights.mean()
 
 
 def identity(embedding: Tensor, target: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ DIRECTIONS: dict[str, str] = {
     "errors": "",
     "losses": "",
     "checkpointing": "",
-    "paperdoll": "metrics recipes training",
+    "paperdoll": "metrics recipes training losses",
     "plot": "",
     "version": "",
     "config": "errors",

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ..losses import timestep_weights
 from .canvas import FACE_LABELS
 from .captions import SLOTS, read
 from .dataset import Shards, captions_of
@@ -30,9 +31,7 @@ BATCH = 16
 VARIANTS = 4  # captions of a doll
 _WORDS = 0.1  # weight of the text encoder's own task
 _DROPPED = 0.1  # share of captions left out, for classifier-free guidance
-_SNR_LIMIT = 5.0  # weaker noise than this counts less: fine detail is the last to matter
 _FACE = 2.0  # faces count so much more: they are a quarter of the picture and all of the person
-_BOOST = 10.0  # strong noise counts up to this much more
 
 
 def build(out: Path) -> tuple[nn.ModuleDict, int]:
@@ -69,12 +68,10 @@ def train(
     trainer = Trainer("unet", model, plan, out)
     empty = torch.full((LENGTH,), end)
     empty[0] = end - 1
-    alphas = schedule().alphas_cumprod
-    snr = alphas / (1 - alphas)
     # Colour and composition are settled under strong noise, where an error in x0 is but a small
     # error in epsilon: min-SNR alone leaves a short training with the wrong colours.
-    weights = (1 + 1 / snr).clamp(max=_BOOST) * (_SNR_LIMIT / snr).clamp(max=1)
-    weights /= weights.mean()
+    alphas = schedule().alphas_cumprod
+    weights = timestep_weights(alphas, "v")
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         index = torch.randint(len(latents), (batch,), generator=generator)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from ..attention import AttentionCapture
 from ..backbone import Backbone, Conditioning
 from ..config import Phase, Recipe, Task
 from ..identity import IdentityLoss
-from ..losses import masked_reconstruction, refocusing, token_norm
+from ..losses import masked_reconstruction, refocusing, timestep_weights, token_norm
 from ..tokens import Concept, Prompt, TokenVectors
 
 
@@ -82,6 +83,13 @@ class Objective:
             self._identity(losses, rows, schedule.to_x0(prediction, noisy, timesteps), timesteps)
         return losses
 
+    @cached_property
+    def _noise_weights(self) -> Tensor:
+        schedule = self.backbone.schedule
+        return timestep_weights(
+            schedule.alphas_cumprod.cpu(), self.recipe.weighting, schedule.prediction_type
+        )
+
     def token_norms(self) -> Losses:
         """The pull of the vectors' norms towards that of ordinary words (C, phase 1)."""
         values = [token_norm(vector) for vector in self.vectors.parameters()]
@@ -96,6 +104,7 @@ class Objective:
         errors = masked_reconstruction(
             prediction, target, mask, normalise_area=self.recipe.normalise_area
         )
+        errors = errors * self._noise_weights[[row.timestep for row in rows]].to(errors)
         for row, error in zip(rows, errors, strict=True):
             weight = getattr(self.phase.weights, row.task)
             if row.reconstruct and weight:

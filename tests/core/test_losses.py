@@ -14,6 +14,7 @@ from magicapture.losses import (
     refocusing,
     scale_map,
     spill,
+    timestep_weights,
     token_norm,
 )
 
@@ -165,3 +166,25 @@ def test_token_norm_closed_form() -> None:
     vectors = torch.randn(3, 8)
     expected = np.mean([(np.linalg.norm(v) - 0.4) ** 2 for v in vectors.numpy()])
     assert float(token_norm(vectors)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("weighting", ["none", "min_snr", "v"])
+def test_timestep_weights_closed_form(weighting) -> None:
+    abar = torch.linspace(0.998, 0.005, 50)
+    raw = []
+    for a in abar.tolist():
+        snr = a / (1 - a)
+        least = 1 if weighting == "none" else min(snr, 5) / snr
+        raw.append(least * (min(1 + 1 / snr, 10) if weighting == "v" else 1))
+    expected = torch.tensor(raw) / (sum(raw) / len(raw))
+    torch.testing.assert_close(timestep_weights(abar, weighting), expected)
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "v"])
+def test_an_error_counts_alike_however_the_model_predicts(weighting) -> None:
+    """An error e in x0 is sqrt(SNR) e in epsilon and sqrt(1 + SNR) e in v."""
+    abar = torch.linspace(0.998, 0.15, 50)  # before the limit on strong noise
+    snr = abar / (1 - abar)
+    epsilon = timestep_weights(abar, weighting) * snr
+    v = timestep_weights(abar, weighting, "v_prediction") * (1 + snr)
+    torch.testing.assert_close(epsilon / epsilon.mean(), v / v.mean())
