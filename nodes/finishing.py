@@ -22,7 +22,8 @@ from ._comfy import (
 from ._comfy.files import AUTO, face_file, face_files
 from ._comfy.finishing import load_restorer, on_device
 from ._common import naming
-from ._finishing import CATEGORY, preview, share
+from ._finishing import CATEGORY, preview
+from ._inputs import plain
 from ._sockets import DetectorSocket, ParserSocket
 
 _CLOSE_UP = 384  # side in pixels of what a preview shows of a large picture
@@ -141,7 +142,7 @@ class MagiCaptureRestoreFaces(io.ComfyNode):
                 ),
                 io.Image.Input("images", tooltip="The pictures whose faces to restore."),
                 DetectorSocket.Input("detector", tooltip="Finds the faces."),
-                share(RestoreSettings, "strength"),
+                plain(RestoreSettings, "strength", step=0.05),
                 io.Combo.Input(
                     "faces",
                     options=["all", "largest"],
@@ -157,7 +158,7 @@ class MagiCaptureRestoreFaces(io.ComfyNode):
                     tooltip="For CodeFormer alone: 0 the cleanest face, 1 the nearest to what was "
                     "there.",
                 ),
-                share(RestoreSettings, "feather", step=0.1),
+                plain(RestoreSettings, "feather", step=0.1),
                 ParserSocket.Input(
                     "parser",
                     optional=True,

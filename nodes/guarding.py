@@ -25,7 +25,8 @@ from ._comfy import (
     show_text,
 )
 from ._common import naming
-from ._finishing import CATEGORY, preview, share
+from ._finishing import CATEGORY, preview
+from ._inputs import plain
 from ._sockets import DetectorSocket, RecogniserSocket, References
 
 
@@ -128,8 +129,8 @@ class MagiCaptureMatchGrain(io.ComfyNode):
                 io.Image.Input("images", tooltip="The pictures with the restored part."),
                 io.Image.Input("originals", tooltip="The same pictures before, of any size."),
                 io.Mask.Input("mask", tooltip="Where they were restored: Restore Faces' mask."),
-                share(MatchSettings, "colour"),
-                share(MatchSettings, "grain"),
+                plain(MatchSettings, "colour", step=0.05),
+                plain(MatchSettings, "grain", step=0.05),
                 io.Int.Input(
                     "grain_seed",  # not "seed", which the frontend would draw anew at every run
                     default=0,

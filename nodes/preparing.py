@@ -16,19 +16,8 @@ from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.faces.masks import MaskSettings
 from ._comfy import Progress, images_to_socket, masks_to_socket, node_id
 from ._common import naming
+from ._inputs import plain
 from ._sockets import DetectorSocket, ParserSocket, RecogniserSocket, References
-
-
-def _share(name: str, low: float, high: float) -> io.Float.Input:
-    field = MaskSettings.__dataclass_fields__[name]
-    return io.Float.Input(
-        name,
-        default=field.default,
-        min=low,
-        max=high,
-        step=0.01,
-        tooltip=help_of(MaskSettings, name),
-    )
 
 
 def _progress(node: type, references: ReferenceSet) -> Callable[[int, int], None]:
@@ -72,8 +61,8 @@ class MagiCaptureFaceMasks(io.ComfyNode):
                     "share. Without one: the largest face. Leave it out for a style.",
                 ),
                 io.String.Input("parts", default="face", tooltip=help_of(MaskSettings, "parts")),
-                _share("grow", -0.5, 0.5),
-                _share("feather", 0, 0.5),
+                plain(MaskSettings, "grow", step=0.01),
+                plain(MaskSettings, "feather", step=0.01),
             ],
             outputs=[
                 References.Output(display_name="references"),

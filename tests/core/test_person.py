@@ -121,6 +121,14 @@ def test_the_report_says_whether_the_recogniser_judges_itself() -> None:
     assert measured(None).of_the_loss is None and "not said" in str(measured(None))
 
 
+@pytest.mark.gpu
+def test_a_recogniser_that_training_left_on_the_gpu() -> None:
+    analyzer = FaceAnalyzer(squares, recogniser=linear(1).cuda())
+    person = Person.in_photos([coloured(ADA), coloured(ADA)], analyzer)
+    report = measure_identity([coloured(ADA)], person, analyzer, linear(1))
+    assert report.of_the_loss is True and report.share == pytest.approx(1, abs=1e-3)
+
+
 def test_real_photos_of_the_person_and_of_others(shared_assets) -> None:
     from magicapture.data.folder import read_picture
     from magicapture.faces.detect import load_detector

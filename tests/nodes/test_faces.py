@@ -109,3 +109,80 @@ def test_check_models_lists_found_and_missing(nodes, models):
     report = nodes.CheckModels.execute()[0]
     assert "found    face_detection_yunet_2023mar.onnx" in report
     assert "missing  parsing_bisenet.pth" in report
+
+
+def test_odd_pictures_by_the_sockets(nodes, pack, models, shared_assets):
+    """Grey, with alpha, of 24 megapixels, and without a face: each masked, or named."""
+    detector = nodes.LoadDetector.execute("yunet.onnx")[0]
+    plain, grey, alpha, huge = photos(shared_assets, *PERSON, "person/foreground__08.jpg")
+    huge = torch.nn.functional.interpolate(huge.movedim(-1, 1), (6000, 6000)).movedim(1, -1)
+    images = [
+        plain,
+        grey.mean(-1, keepdim=True),
+        torch.cat([alpha, torch.ones_like(alpha[..., :1])], dim=-1),
+        huge[:, 1000:5000],
+        torch.full_like(plain, 0.5),
+    ]
+    references = loaded(nodes, pack, images)
+    sizes = [tuple(image.shape) for image in references.images]
+    assert sizes == [(3, 512, 512)] * 3 + [(3, 1536, 2304), (3, 512, 512)]
+    filled, faces, _, _, report = nodes.FaceMasks.execute(
+        references, detector, "face", 0.02, 0.02
+    ).args
+    shares = [float(face.mean()) for face in faces]
+    assert all(0.01 < share < 0.4 for share in shares[:4]) and shares[4] == 0
+    assert faces[3].shape == (1, 1536, 2304)
+    assert "image 5: no face was found; no mask" in report
+    data = nodes.CheckReferences.execute(filled, detector, "subject", 512, False).args[3]
+    verdicts = [photo["verdict"] for photo in json.loads(data)["photos"]]
+    assert verdicts == ["use", "use", "use", "use", "leave out"]
+
+
+def test_a_folder_with_files_that_are_no_photos(nodes, pack, models, shared_assets):
+    import folder_paths
+
+    folder = Path(folder_paths.get_input_directory()) / "odd"
+    folder.mkdir()
+    try:
+        shutil.copyfile(shared_assets / "photos" / PERSON[0], folder / "good.jpg")
+        (folder / "notes.txt").write_text("taken in May")
+        references = nodes.ReferenceSet.execute(["odd"])[0]
+        detector = nodes.LoadDetector.execute("yunet.onnx")[0]
+        report = nodes.FaceMasks.execute(references, detector, "face", 0, 0).args[4]
+        assert "good.jpg: face" in report and "left alone: notes.txt" in report
+        (folder / "torn.jpg").write_bytes((folder / "good.jpg").read_bytes()[:5000])
+        error = pack("magicapture.errors").InputError
+        with pytest.raises(error, match=r"Load Reference Set: .*torn\.jpg cannot be read"):
+            nodes.ReferenceSet.execute(["odd"])
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_identity_of_dolls_with_networks_of_the_pack(nodes, pack):
+    person, _, _, styles, *_, truth = nodes.PaperdollReferences.execute(1_000_000, 1_000_099, 4)
+    detector, parser, recogniser = nodes.LoadPaperdollFaces.execute().args
+    loss = pack("magicapture.paperdoll.weights").loss_recogniser()
+    measure = nodes.MeasureIdentity.execute
+    share, report, figures = measure(truth, person, detector, recogniser, loss).args
+    assert share > 0.85 and json.loads(figures)["of_the_loss"] is False
+    assert "another than the identity loss used" in report
+    strangers, report, _ = measure(styles, person, detector, recogniser, recogniser).args
+    assert strangers < 0.5 and "WARNING" in report
+    bare = loaded(nodes, pack, [image.movedim(0, -1)[None] for image in person.images])
+    report = nodes.FaceMasks.execute(bare, detector, "face", 0, 0, parser, recogniser).args[4]
+    assert report.count("mask by the parser") == 4
+
+
+def test_the_second_best_recogniser(nodes, pack, models):
+    files = pack("nodes._comfy.files")
+
+    def chosen():
+        loaded = (
+            nodes.LoadRecogniser.execute(f, "imagenet")[0] for f in (files.AUTO, files.SECOND)
+        )
+        return [recogniser.name for recogniser in loaded]
+
+    shutil.copyfile(models / "mobile.onnx", models / "glintr100.onnx")
+    assert chosen() == ["glintr100.onnx", "glintr100.onnx"]
+    shutil.copyfile(models / "mobile.onnx", models / "w600k_r50.onnx")
+    assert chosen() == ["glintr100.onnx", "w600k_r50.onnx"]
