@@ -58,6 +58,22 @@ class Batch:
         noise = self.rng.standard_normal(images.shape, np.float32)
         return (images + torch.from_numpy(noise).to(self.device) * self.number(0, 0.04)).clamp(0, 1)
 
+    def estimated(self, images: Tensor) -> Tensor:
+        """Pictures as estimates of x0 under strong noise: blurred, faded, off in colour, rough.
+
+        A network that was never shown such pictures is satisfied by stripes that no face has.
+        """
+        tint = torch.cat([self.number(-0.12, 0.12) for _ in range(3)], 1)
+        mean = images.mean((1, 2, 3), keepdim=True)
+        images = (images - mean) * self.number(0.4, 1.3) + mean + tint
+        soft = images
+        for factor in (2, 4, 8):  # each picture as soft as its own draws say
+            small = F.interpolate(soft, scale_factor=1 / factor, mode="area")
+            wide = F.interpolate(small, images.shape[-2:], mode="bilinear")
+            soft = torch.lerp(soft, wide, self.number(-1.0, 1.0).clamp(min=0))
+        noise = self.rng.standard_normal(images.shape, np.float32)
+        return (soft + torch.from_numpy(noise).to(self.device) * self.number(0, 0.15)).clamp(0, 1)
+
     def moved(self) -> tuple[Tensor, Tensor]:
         """Pictures in other places and sizes, and where their landmarks went, (B, 5, 2) pixels."""
         size = self.images.shape[-1]

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ..metrics import both, likeness, share
 from .align import crops
-from .canvas import FACE_LABELS
 from .captions import tone_word
 from .edits import Edit
 from .pairs import Pair, masks, pictures
+from .readers import faces_in
 from .weights import WEIGHTS, load_reader
 
 SIDE = 32
@@ -174,8 +174,7 @@ class Judge:
     def _see(self, images: Tensor) -> Sight:
         points, score = self.readers.finder(images)
         aligned = crops(images, points.numpy())
-        labels = self.readers.parser(images).argmax(1, keepdim=True)
-        face = torch.isin(labels, torch.tensor(sorted(FACE_LABELS))).float()
+        face = faces_in(self.readers.parser(images).argmax(1))
         return Sight(self.readers.identity(aligned), self.readers.style(images, face), score > 0)
 
     @torch.no_grad()

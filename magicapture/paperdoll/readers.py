@@ -12,9 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attributes import ATTRIBUTES
+from .canvas import FACE_LABELS
 
 PARTS = 20  # labels of the parser
 FACE = 56  # the embedders' inner resolution: half of the recognisers' 112
+
+
+def faces_in(labels: Tensor) -> Tensor:
+    """Where labels (B, H, W) are of the face: (B, 1, H, W), 0 or 1."""
+    parts = torch.tensor(sorted(FACE_LABELS), device=labels.device)
+    return torch.isin(labels, parts).float()[:, None]
 
 
 def _conv(inward: int, outward: int, stride: int = 1) -> nn.Sequential:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from .align import crops
 from .attributes import ATTRIBUTES, UNSEEN, classes
 from .batch import Batch
-from .canvas import FACE_LABELS
 from .dataset import IDENTITIES, Shards
 from .loop import Plan, Trainer
 from .readers import (
@@ -23,6 +22,7 @@ from .readers import (
     PatchEmbedder,
     Probe,
     StyleEmbedder,
+    faces_in,
 )
 from .traits import (
     BEARDS,
@@ -39,10 +39,10 @@ EMBEDDERS = {"identity_loss": (ConvEmbedder, 11), "identity_score": (PatchEmbedd
 BATCH = 64
 MODELS = {"finder": FaceFinder, "parser": Parser, "style": StyleEmbedder, "probe": Probe}
 STEPS = {
-    "identity_loss": 900,
+    "identity_loss": 1_400,
     "identity_score": 900,
     "finder": 800,
-    "parser": 3_000,
+    "parser": 8_000,
     "style": 700,
     "probe": 1_200,
 }
@@ -84,12 +84,13 @@ _LossOf = Callable[[Batch], dict[str, Tensor]]
 
 def _embedder(name: str) -> tuple[nn.Module, _LossOf]:
     make, _ = EMBEDDERS[name]
+    rough = name == "identity_loss"  # it is shown estimates in the middle of a training
     # Traits, known here as they never are for people, start the embedder; likeness finishes it.
     table = trait_table(IDENTITIES)
     model = nn.ModuleDict({"embedder": make(), "traits": nn.Linear(128, table.shape[1])})
 
     def losses(batch: Batch) -> dict[str, Tensor]:
-        faces = torch.cat([_faces(one) for one in (batch, batch.namesakes())])
+        faces = torch.cat([_faces(one, rough) for one in (batch, batch.namesakes())])
         with torch.autocast(batch.device.type, torch.bfloat16):
             vectors = model["embedder"](faces)
         people = torch.from_numpy(batch.seeds[:, 0].copy())
@@ -102,9 +103,10 @@ def _embedder(name: str) -> tuple[nn.Module, _LossOf]:
     return model, losses
 
 
-def _faces(batch: Batch) -> Tensor:
+def _faces(batch: Batch, rough: bool) -> Tensor:
     shake = batch.rng.normal(0, 1.2, batch.points.shape).astype(np.float32)
-    return batch.varied(crops(batch.images, batch.points + shake))
+    faces = crops(batch.images, batch.points + shake)
+    return batch.estimated(faces) if rough else batch.varied(faces)
 
 
 def _matching(first: Tensor, second: Tensor, classes: Tensor, temperature: float) -> Tensor:
@@ -168,13 +170,10 @@ def _parser() -> tuple[nn.Module, _LossOf]:
 
 def _style() -> tuple[nn.Module, _LossOf]:
     model = StyleEmbedder()
-    parts = torch.tensor(sorted(FACE_LABELS))
 
     def losses(batch: Batch) -> dict[str, Tensor]:
         other = batch.neighbours()
-        faces, theirs = (
-            torch.isin(one.labels, parts.to(one.device)).float()[:, None] for one in (batch, other)
-        )
+        faces, theirs = faces_in(batch.labels), faces_in(other.labels)
         with torch.autocast(batch.device.type, torch.bfloat16):
             first = model(batch.varied(batch.images), faces)
             second = model(other.varied(other.images), theirs)

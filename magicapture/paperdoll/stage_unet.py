@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..losses import timestep_weights
-from .canvas import FACE_LABELS
 from .captions import SLOTS, read
 from .dataset import Shards, captions_of
 from .loop import Plan, Trainer, averaged
 from .networks import TEXT_WIDTH, autoencoder, schedule, text_encoder, unet
+from .readers import faces_in
 from .tokenizer import LENGTH, load_tokenizer, write_tokenizer
 
 log = logging.getLogger(__name__)
@@ -123,8 +123,7 @@ def encoded(shards: Shards, out: Path, device: torch.device) -> NDArray[np.float
 def faces_of(shards: Shards, index: NDArray[np.int64], size: int) -> Tensor:
     """How much of each latent cell is face, (B, 1, size, size) 0..1, for some doll numbers."""
     labels = torch.from_numpy(shards.pick(index)[1])
-    parts = torch.tensor(sorted(FACE_LABELS))
-    return F.adaptive_avg_pool2d(torch.isin(labels, parts).float()[:, None], size)
+    return F.adaptive_avg_pool2d(faces_in(labels), size)
 
 
 def reading_loss(logits: Tensor, said: Tensor, given: Tensor) -> Tensor:
