@@ -35,7 +35,7 @@ class Angles:
 
 
 def angles(landmarks: Tensor) -> Angles:
-    """A head's angles from its landmarks (5,2): yaw and roll within some 10 degrees.
+    """A head's angles from its landmarks (5,2): yaw and roll within some 15 degrees.
 
     The pitch hangs on the height of one point, the nose, and is rough: within some 40.
 
