@@ -129,9 +129,12 @@ def _last_blocks(layers: Sequence[str]) -> list[str]:
 def _factors(
     settings: RefocusGuidance, known: Collection[int], size: tuple[int, int]
 ) -> Collection[int]:
-    """The layers to look at, of those known by their factors: as set, or with usual maps."""
+    """The layers to look at, of those known by their factors: as set, or with usual maps.
+
+    Where the UNet has none of those set, they come back for `AttentionCapture` to refuse.
+    """
     if settings.factors is not None:
-        return settings.factors
+        return set(settings.factors) & set(known) or settings.factors
     return {f for f in known if 8**2 <= _cells(f, size) <= 32**2} or known
 
 

@@ -145,6 +145,12 @@ class _Patch:
         self._ours: dict[Any, bool] = {}  # which conditioning is the prompt's, by its uuid
         self._warned = False
 
+    def __deepcopy__(self, memo: Any) -> _Patch:
+        """The patch itself: every clone of a MODEL copies its options deeply, and `pre_cfg` is one
+        of them, which must go on seeing the session that the wrappers hold.
+        """
+        return self
+
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """A whole sampling: what is held for it is let go at its end, also when cancelled."""
         prepared, unet = self._prepared, executor.class_obj.model_patcher.model.diffusion_model
