@@ -109,6 +109,7 @@ def test_gfpgan_repeats_itself(small_gfpgan) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_range_of_restoreformer_from_a_file(tmp_path) -> None:
     network = RestoreFormer(
         n_embed=32, embed_dim=32, z_channels=32, ch=32, ch_mult=(1,) * 6, num_res_blocks=1
@@ -122,6 +123,7 @@ def test_range_of_restoreformer_from_a_file(tmp_path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_range_and_fidelity_of_codeformer_from_a_file(tmp_path) -> None:
     architecture = pytest.importorskip(
         "spandrel_extra_arches.architectures.CodeFormer",
