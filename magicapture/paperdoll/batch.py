@@ -61,8 +61,11 @@ class Batch:
     def estimated(self, images: Tensor) -> Tensor:
         """Pictures as estimates of x0 under strong noise: blurred, faded, off in colour, rough.
 
-        A network that was never shown such pictures is satisfied by stripes that no face has.
+        A network that was never shown such pictures is satisfied by stripes that no face has; one
+        that always has colours, by a blue smear for blue eyes, in a grey picture too.
         """
+        grey = images.mean(1, keepdim=True)
+        images = torch.lerp(images, grey, self.number(-1.0, 2.0).clamp(0, 1))
         tint = torch.cat([self.number(-0.12, 0.12) for _ in range(3)], 1)
         mean = images.mean((1, 2, 3), keepdim=True)
         images = (images - mean) * self.number(0.4, 1.3) + mean + tint

@@ -39,7 +39,7 @@ EMBEDDERS = {"identity_loss": (ConvEmbedder, 11), "identity_score": (PatchEmbedd
 BATCH = 64
 MODELS = {"finder": FaceFinder, "parser": Parser, "style": StyleEmbedder, "probe": Probe}
 STEPS = {
-    "identity_loss": 1_400,
+    "identity_loss": 2_000,
     "identity_score": 900,
     "finder": 800,
     "parser": 8_000,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from magicapture.paperdoll import batch as batch_module
 from magicapture.paperdoll import (
@@ -179,3 +180,20 @@ def test_auc_of_known_cases() -> None:
     assert auc(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
     assert auc(np.array([0.0]), np.array([1.0])) == 0.0
     assert auc(np.array([1.0]), np.array([1.0, 1.0])) == 0.5
+
+
+def test_rough_estimates_lose_detail_and_colour(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(dataset, "SHARD", 4)
+    shards = dataset.prepare(tmp_path, 8, size=64)
+    batch = Batch(shards, np.arange(8), np.random.default_rng(0), torch.device("cpu"), 1.0)
+
+    def detail(images: Tensor) -> Tensor:
+        smooth = functional.avg_pool2d(images, 3, 1, 1)  # without the noise
+        return (smooth - functional.avg_pool2d(smooth, 5, 1, 2)).abs().mean((1, 2, 3))
+
+    rough = torch.stack([batch.estimated(batch.images) for _ in range(16)])
+    assert rough.min() >= 0 and rough.max() <= 1
+    details = torch.stack([detail(images) for images in rough]) / detail(batch.images)
+    assert details.min() < 0.5 and details.mean() < 0.95
+    colour = rough.std(2).mean((2, 3)) / batch.images.std(1).mean((1, 2))
+    assert colour.min() < 0.5 and colour.mean() < 1
