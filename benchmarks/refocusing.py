@@ -28,10 +28,11 @@ from study import Line, carry_out, changes, means, read, version
 from torch import Tensor
 
 from magicapture import Adapter, load_backbone, prompt_for, sample
-from magicapture.paperdoll import FACE_LABELS, Split
+from magicapture.paperdoll import Split
 from magicapture.paperdoll.attention import token_spills
 from magicapture.paperdoll.judge import Judge
 from magicapture.paperdoll.pairs import Pair, make_pair, masks
+from magicapture.paperdoll.readers import faces_in
 from magicapture.paperdoll.recipe import doll_recipe
 from magicapture.paperdoll.weights import WEIGHTS
 from magicapture.refocusing import PromptRefocuser, RefocusGuidance, foci
@@ -155,8 +156,7 @@ class Study:
     @torch.no_grad()
     def _faces(self, images: Tensor, pair: Pair) -> Tensor:
         """The face in each picture; where none is seen, where the portraits have it."""
-        labels = self.judge.readers.parser(images).argmax(1, keepdim=True)
-        faces = torch.isin(labels, torch.tensor(sorted(FACE_LABELS))).float()
+        faces = faces_in(self.judge.readers.parser(images).argmax(1))
         usual = (masks(pair.reference).mean(0, keepdim=True) >= 0.5).float()
         seen = faces.mean((1, 2, 3), keepdim=True) > 0.01
         return torch.where(seen, faces, usual)
