@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -57,8 +58,9 @@ def embed_faces(recogniser: Recogniser, image: Tensor, faces: Sequence[Face]) ->
 
 def device_of(recogniser: Recogniser) -> torch.device:
     """Where a recogniser takes its faces: on the GPU, say, where training has left it."""
-    parameters = recogniser.parameters() if isinstance(recogniser, nn.Module) else iter(())
-    first = next(parameters, None)
+    if not isinstance(recogniser, nn.Module):
+        return torch.device("cpu")
+    first = next(chain(recogniser.parameters(), recogniser.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 
 
