@@ -162,6 +162,13 @@ class IdentitySettings(Checked):
     weight_by_signal: bool = setting(
         True, "Multiply the loss by abar_t, so that sharper estimates count more."
     )
+    colour_blind: bool = setting(
+        False,
+        "Show the recogniser greys alone, so that a face in sepia or in charcoal is not asked for "
+        "the colours of the photos.",
+        paper=False,
+        release=False,
+    )
     straight_through: bool = setting(
         True, "Clamp x0 to 0..1 without cutting its gradient.", release=False
     )

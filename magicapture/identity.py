@@ -49,6 +49,16 @@ def mean_embedding(
     return F.normalize(embeddings(recogniser, images, landmarks).mean(dim=0), dim=-1)
 
 
+def colour_blind(recogniser: Recogniser) -> Recogniser:
+    """The recogniser as it sees faces without their colours: in Rec. 601 luma."""
+
+    def grey(faces: Tensor) -> Tensor:
+        luma = (faces * faces.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, True)
+        return recogniser(luma.expand_as(faces))
+
+    return grey
+
+
 class IdentityLoss:
     """1 - cos(R(B(D(z0))), R(B(I_s))), with only the face's part of the latent decoded.
 

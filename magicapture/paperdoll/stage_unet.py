@@ -26,8 +26,8 @@ from .tokenizer import LENGTH, load_tokenizer, write_tokenizer
 log = logging.getLogger(__name__)
 _T = TypeVar("_T", bound=np.generic)
 
-PLAN = Plan(steps=30_000, rate=8e-4, warmup=200, decay=0.35, ema=0.999)
-BATCH = 16
+PLAN = Plan(steps=28_000, rate=8e-4, warmup=200, decay=0.35, ema=0.999)
+BATCH = 32
 VARIANTS = 4  # captions of a doll
 _WORDS = 0.1  # weight of the text encoder's own task
 _DROPPED = 0.1  # share of captions left out, for classifier-free guidance

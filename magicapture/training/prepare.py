@@ -10,7 +10,7 @@ from torch import nn
 from ..backbone import Backbone
 from ..data import LatentCache, ReferenceSet
 from ..faces.embed import Recogniser
-from ..identity import IdentityLoss, embeddings
+from ..identity import IdentityLoss, colour_blind, embeddings
 from ..tokens import TokenVectors, initial_vectors
 from .draws import Draws
 from .events import Listener, Prepared, Warned
@@ -100,6 +100,8 @@ def _identity(
         return None
     if isinstance(recogniser, nn.Module):
         recogniser.to(backbone.device)
+    if job.recipe.identity.colour_blind:
+        recogniser = colour_blind(recogniser)
     images, landmarks = zip(*known, strict=True)
     target = embeddings(recogniser, images, landmarks, backbone.device)
     return IdentityLoss(

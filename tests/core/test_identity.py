@@ -17,7 +17,14 @@ from magicapture.backbones.taesd import load_taesd
 from magicapture.config import IdentitySettings
 from magicapture.faces.align import ARCFACE_TEMPLATE, invert, similarity, transform, warp
 from magicapture.faces.embed import NORMALISATIONS, FaceRecogniser, load_recogniser
-from magicapture.identity import IdentityLoss, clamp, embeddings, face_windows, mean_embedding
+from magicapture.identity import (
+    IdentityLoss,
+    clamp,
+    colour_blind,
+    embeddings,
+    face_windows,
+    mean_embedding,
+)
 
 PHOTO_LANDMARKS = torch.tensor(  # of photos/person/foreground__04.jpg at half size
     [[[107.4, 107.6], [146.8, 107.8], [126.0, 131.3], [109.5, 145.4], [146.4, 144.8]]]
@@ -222,3 +229,19 @@ def test_embeddings_of_photos_of_any_size(recogniser) -> None:
         torch.testing.assert_close(one, F.normalize(recogniser(face), dim=-1)[0])
     mean = mean_embedding(recogniser, images, points)
     torch.testing.assert_close(mean, F.normalize(found.sum(0), dim=0))
+
+
+def test_colour_blind_sees_luma_alone(recogniser) -> None:
+    faces = torch.rand(3, 3, 112, 112)
+    luma = 0.299 * faces[:, :1] + 0.587 * faces[:, 1:2] + 0.114 * faces[:, 2:]
+    seen = colour_blind(recogniser)(faces)
+    torch.testing.assert_close(seen, recogniser(luma.repeat(1, 3, 1, 1)))
+    assert not torch.allclose(seen, recogniser(faces), atol=1e-3)
+
+
+def test_colour_blind_asks_for_no_colour(recogniser) -> None:
+    faces = torch.rand(1, 3, 112, 112, requires_grad=True)
+    colour_blind(recogniser)(faces).sum().backward()
+    red, green, blue = faces.grad[0]
+    torch.testing.assert_close(red / 0.299, green / 0.587)
+    torch.testing.assert_close(red / 0.299, blue / 0.114)
