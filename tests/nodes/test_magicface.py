@@ -161,7 +161,7 @@ def test_prompt_and_negative_in_passes_of_their_own_draw_the_same(nodes_of, tiny
     model, positive, _ = applied(nodes_of, tiny, reference(nodes_of)).args
     together = drawn(model, tiny, positive)
     passes = []
-    tiny.model.model.diffusion_model.register_forward_hook(lambda *_: passes.append(1))
+    tiny.model.model.diffusion_model.register_forward_pre_hook(lambda *_: passes.append(1))
     monkeypatch.setattr(tiny.model.model, "memory_required", lambda *_, **__: 1e30)
     torch.testing.assert_close(drawn(model, tiny, positive), together, atol=1e-4, rtol=1e-4)
     assert len(passes) == 2 * 3  # the references', the prompt's, the negative's
