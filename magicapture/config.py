@@ -18,6 +18,7 @@ Task = Literal["source", "style", "composed", "prior"]
 Scaling = Literal["minmax", "max", "none"]
 LoraTargets = Literal["cross", "cross_kv", "cross_and_self", "all_linear"]
 Weighting = Literal["none", "min_snr", "v"]
+PseudoLabel = Literal["portrait", "face_laid_in"]
 Batching = Literal["together", "in_turn", "one_task"]
 Precision = Literal["model", "fp32", "bf16", "fp16"]
 RateSchedule = Literal["constant", "linear", "cosine"]
@@ -294,6 +295,14 @@ class Recipe(Checked):
     masked: bool = setting(True, "Restrict each reconstruction to its concept's mask.")
     normalise_area: bool = setting(
         True, "Divide each masked loss by the mask's share of the picture.", release=True
+    )
+    pseudo_label: PseudoLabel = setting(
+        "portrait",
+        "What the composed task is shown: portrait (the style's portraits, supervised outside the "
+        "face), face_laid_in (the same with the person's face laid in by its landmarks and "
+        "recoloured as the style's faces are, supervised everywhere).",
+        paper="portrait",
+        release="portrait",
     )
     weighting: Weighting = setting(
         "none",

@@ -3,6 +3,7 @@
 from .augment import Draw, draw
 from .cache import CachedDraw, LatentCache
 from .checks import check_references
+from .composing import with_faces_of
 from .folder import load_folder
 from .masks import area_share, binarise, face_mask, face_to_concept, to_latent
 from .references import ReferenceSet, fingerprint
@@ -21,4 +22,5 @@ __all__ = [
     "fingerprint",
     "load_folder",
     "to_latent",
+    "with_faces_of",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -25,9 +26,11 @@ class Draws:
         style: Concept,
         caches: tuple[LatentCache, LatentCache],
         prior: Tensor | None = None,
+        composed: LatentCache | None = None,
     ) -> None:
         self.recipe, self.subject, self.style = recipe, subject, style
         self.source, self.reference = caches
+        self.composed = composed  # pseudo-labels of their own; None takes the portraits
         self.prior = prior
 
     def rows(self, phase: Phase, generator: Generator) -> list[Row]:
@@ -39,7 +42,9 @@ class Draws:
         if "source" in tasks:
             draws["source"] = self.source.sample(generator)
         if {"style", "composed"} & set(tasks):
-            draws["style"] = self.reference.sample(generator)
+            draws["style"] = draws["composed"] = self.reference.sample(generator)
+        if "composed" in tasks and self.composed:
+            draws["composed"] = self.composed.sample(generator)
         rows = [self._row(task, draws, phase, generator) for task in tasks]
         return rows + self._identity_rows(rows, phase, generator)
 
@@ -52,6 +57,20 @@ class Draws:
         finally:
             self.reference.load_state_dict(before)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where the photos' epochs stand."""
+        return {name: cache.state_dict() for name, cache in self._caches.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+        for name, cache in self._caches.items():
+            cache.load_state_dict(state[name])
+
+    @property
+    def _caches(self) -> dict[str, LatentCache]:
+        caches = {"source": self.source, "reference": self.reference, "composed": self.composed}
+        return {name: cache for name, cache in caches.items() if cache is not None}
+
     def _row(
         self, task: Task, draws: dict[str, CachedDraw], phase: Phase, generator: Generator
     ) -> Row:
@@ -63,7 +82,8 @@ class Draws:
             prompt = self.prompt(task, None, generator)
             noise = _noise(latents, generator)
             return Row(task, prompt, latents, noise, timestep, everything, everything)
-        draw = draws["source" if task == "source" else "style"]
+        draw = draws[task]
+        masked = self.recipe.masked and not (task == "composed" and self.composed)
         face = draw.mask if task == "source" else 1 - draw.mask
         return Row(
             task,
@@ -71,7 +91,7 @@ class Draws:
             draw.latents,
             _noise(draw.latents, generator),
             timestep,
-            draw.mask if self.recipe.masked else torch.ones_like(draw.mask),
+            draw.mask if masked else torch.ones_like(draw.mask),
             face,
             draw.landmarks,
         )

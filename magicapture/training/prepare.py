@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..backbone import Backbone
-from ..data import LatentCache, ReferenceSet
+from ..data import LatentCache, ReferenceSet, with_faces_of
 from ..faces.embed import Recogniser
 from ..identity import IdentityLoss, colour_blind, embeddings
 from ..tokens import TokenVectors, initial_vectors
@@ -46,6 +46,10 @@ def prepare(
     ).to(backbone.device)
     source = _encoded(job.source, job, backbone, "encoding the subject's photos", tell)
     reference = _encoded(job.reference, job, backbone, "encoding the style's portraits", tell)
+    composed = None
+    if job.recipe.pseudo_label == "face_laid_in" and job.recipe.uses("composed"):
+        labels = with_faces_of(job.reference, job.source)
+        composed = _encoded(labels, job, backbone, "encoding the pseudo-labels", tell)
     prior = class_latents(backbone, job, tell) if job.recipe.uses("prior") else None
     identity = _identity(job, backbone, recogniser, tell) if job.recipe.uses("identity") else None
     networks: list[object] = [backbone.unet, *backbone.text_encoders.values()]
@@ -53,7 +57,7 @@ def prepare(
         networks.append(recogniser)
     return Materials(
         vectors,
-        Draws(job.recipe, job.subject, job.style, (source, reference), prior),
+        Draws(job.recipe, job.subject, job.style, (source, reference), prior, composed),
         identity,
         digest(job.fingerprint(), *(weights_hash(network) for network in networks)),
     )

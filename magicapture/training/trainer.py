@@ -304,14 +304,12 @@ class Trainer:
     def _draws_state(self) -> dict[str, Any]:
         return {
             "generator": self.generator.get_state(),
-            "source": self.draws.source.state_dict(),
-            "reference": self.draws.reference.state_dict(),
+            **self.draws.state_dict(),
         }
 
     def _restore_draws(self, state: Mapping[str, Any]) -> None:
         self.generator.set_state(state["generator"])
-        self.draws.source.load_state_dict(state["source"])
-        self.draws.reference.load_state_dict(state["reference"])
+        self.draws.load_state_dict(state)
 
     def _save_quietly(self) -> None:
         """Save what there is; a failure here must neither end a run nor hide what ended it."""

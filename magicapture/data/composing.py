@@ -1,0 +1,76 @@
+"""Pseudo-labels that show the person: the style's portraits with the person's face laid in."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from ..errors import InputError
+from ..faces.align import similarity, warp
+from .masks import fit
+from .references import ReferenceSet
+
+SEAM = 0.01
+"""Softness of the laid-in face's edge, as a share of the portrait's short side."""
+
+_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
+"""Luma and two chroma differences of R, G, B (Rec. 601)."""
+
+
+def with_faces_of(portraits: ReferenceSet, source: ReferenceSet) -> ReferenceSet:
+    """The portraits with the source's faces in the place of their own, photo after photo.
+
+    A face is moved by its landmarks, cut out where both its own mask and the portrait's are, and
+    keeps its light and shade; its colours get the mean and spread that faces have in the style,
+    so that it is grey in a grey portrait. Raises InputError where masks or landmarks are missing.
+    """
+    for references in (portraits, source):
+        if any(known is None for known in (*references.masks, *references.landmarks)):
+            raise InputError(
+                "Laying the person's face into the portraits needs the faces' masks in every "
+                "photo and portrait; make them, or set pseudo_label to portrait."
+            )
+    faces = [(_face(source, i), source.landmarks[i]) for i in range(len(source))]
+    colours = torch.cat([_chroma(*_face(portraits, i)) for i in range(len(portraits))], dim=1)
+    style = colours.mean(1), colours.std(1)
+    images = []
+    for i in range(len(portraits)):
+        (picture, mask), points = faces[i % len(faces)]
+        image, place = _face(portraits, i)
+        matrix = similarity(points[None], portraits.landmarks[i])  # type: ignore[index,arg-type]
+        both = torch.cat([picture, mask])[None]
+        moved = warp(both, matrix, (image.shape[-2], image.shape[-1]), antialias=True)[0]
+        inside = _softened(moved[3:] * place)
+        images.append(torch.lerp(image, _coloured(moved[:3], moved[3:], style), inside))
+    return dataclasses.replace(portraits, images=tuple(images))
+
+
+def _face(references: ReferenceSet, index: int) -> tuple[Tensor, Tensor]:
+    """A photo (3,H,W) and its face's mask (1,H,W) at the photo's size."""
+    image, mask = references.images[index].float(), references.face(index)
+    assert mask is not None
+    return image, fit(mask, (image.shape[-2], image.shape[-1]))
+
+
+def _chroma(image: Tensor, mask: Tensor) -> Tensor:
+    """The two chroma differences of the pixels in the mask: (2,N)."""
+    return (_YCC[1:] @ image.flatten(1))[:, mask.flatten() > 0.5]
+
+
+def _coloured(image: Tensor, mask: Tensor, style: tuple[Tensor, Tensor]) -> Tensor:
+    """The image with its luma, its chroma brought to the style's mean and spread in the mask."""
+    own = _chroma(image, mask)
+    luma, chroma = (_YCC @ image.flatten(1)).split([1, 2])
+    scale = style[1] / own.std(1).clamp_min(1e-4)
+    chroma = (chroma - own.mean(1)[:, None]) * scale[:, None] + style[0][:, None]
+    pixels = torch.linalg.inv(_YCC) @ torch.cat([luma, chroma])
+    return pixels.view_as(image).clamp(0, 1)
+
+
+def _softened(mask: Tensor) -> Tensor:
+    """The mask (1,H,W) with a soft edge, 0 wherever it was."""
+    sigma = max(SEAM * min(mask.shape[-2:]), 0.5)
+    return F.gaussian_blur(mask, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma]) * (mask > 0)

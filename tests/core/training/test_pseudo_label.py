@@ -1,0 +1,42 @@
+"""The composed task is shown the portraits, or the portraits with the person's face laid in."""
+
+from __future__ import annotations
+
+import torch
+
+from magicapture.training import Trainer
+
+
+def rows_of(job, backbone, recogniser, count=1):
+    """The rows of some draws of the last phase, by task."""
+    with Trainer(job, backbone, recogniser=recogniser) as trainer:
+        phase, generator = job.recipe.phases[-1], torch.Generator().manual_seed(3)
+        drawn = [trainer.draws.rows(phase, generator) for _ in range(count)]
+        return [{row.task: row for row in rows} for rows in drawn], trainer.draws
+
+
+def test_the_portrait_is_supervised_outside_its_face(make_job, backbone, recogniser):
+    (rows,), _ = rows_of(make_job(), backbone, recogniser)
+    assert torch.equal(rows["composed"].latents, rows["style"].latents)
+    torch.testing.assert_close(rows["composed"].mask, 1 - rows["composed"].face)
+
+
+def test_with_the_face_laid_in_everything_is_supervised(make_job, backbone, recogniser):
+    (rows,), draws = rows_of(make_job(pseudo_label="face_laid_in"), backbone, recogniser)
+    composed = rows["composed"]
+    assert bool((composed.mask == 1).all()) and 0 < float(composed.face.mean()) < 0.5
+    portraits = [v.latents for variants in draws.reference._variants for v in variants]
+    assert not any(torch.equal(composed.latents, latents) for latents in portraits)
+
+
+def test_the_epoch_of_the_labels_is_kept(make_job, make_backbone, recogniser):
+    job = make_job(pseudo_label="face_laid_in")
+    _, draws = rows_of(job, make_backbone(), recogniser)
+    state, generator = draws.state_dict(), torch.Generator().manual_seed(9)
+    phase, before = job.recipe.phases[-1], generator.get_state()
+    first = draws.rows(phase, generator)
+    draws.rows(phase, generator)
+    draws.load_state_dict(state)
+    generator.set_state(before)
+    again = draws.rows(phase, generator)
+    assert all(torch.equal(a.latents, b.latents) for a, b in zip(first, again, strict=True))
