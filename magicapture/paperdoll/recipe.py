@@ -36,10 +36,11 @@ def _tuned(recipe: Recipe) -> Recipe:
     """The default with the rates and weights that development pairs asked for.
 
     A miniature's rates leave the style unlearned. Noise levels are weighted as in the dolls'
-    pretraining: unweighted, composition is learned last. The identity loss acts under strong noise
-    too, where the prompt rather than the picture settles the face; it is blind to colour, or it
-    paints blue eyes into a grey picture; and it is weak, for dolls' noise error is about 0.04, a
-    fifth of Stable Diffusion's, beside which a loss of 1 - cos would weigh five times as much.
+    pretraining: unweighted, composition is learned last. The pseudo-label shows the person's face,
+    since nothing else keeps what the identity loss makes a face. That loss is blind to colour, or
+    it paints blue eyes into a grey picture, and weak: dolls' noise error is about 0.04, a fifth of
+    Stable Diffusion's, beside which a loss of 1 - cos would weigh five times as much. Refocusing
+    at its usual weight costs likeness.
     """
     first, last = recipe.phases
     phases = (
@@ -50,4 +51,4 @@ def _tuned(recipe: Recipe) -> Recipe:
     recipe = replace(
         recipe, phases=phases, identity=identity, weighting="v", pseudo_label="face_laid_in"
     )
-    return with_weights(recipe, identity=0.05)
+    return with_weights(recipe, identity=0.05, attention=0.5)
