@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from paperdoll_run import pair_seeds, save_strip
-from paperdoll_table import Table, examples
+from paperdoll_table import SCORES, Table, examples
 from study import Line, carry_out, changes, means, read, version
 from torch import Tensor
 
@@ -36,10 +36,7 @@ from magicapture.sampling import SamplingSettings, sample
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("no reference", "one concept", "two concepts", "three concepts")
 MEASURED = {
-    "identity": "identity",
-    "style": "style",
-    "both": "both",
-    "distance": "distance to truth",
+    **SCORES,
     "collapse": "collapse",
     "faces": "faces",
 }

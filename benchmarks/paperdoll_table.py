@@ -27,12 +27,17 @@ NOTES = """\
   background") is read off the picture. training: CPU seconds of one core.
 - truth: true compositions in unseen poses, the ceiling."""
 
-WITH_INTERVAL = ("identity", "style", "both", "distance")
-COLUMNS = {
+SCORES = {
     "identity": "identity",
     "style": "style",
     "both": "both",
     "distance": "distance to truth",
+}
+"""What every table of drawn pairs has; the names in the file, and the headings."""
+
+WITH_INTERVAL = tuple(SCORES)
+COLUMNS = {
+    **SCORES,
     "spill_subject": "spill of subject",
     "spill_style": "spill of style",
     "collapse": "collapse",

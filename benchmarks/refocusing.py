@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from paperdoll_run import SAMPLING, kept_adapter, pair_seeds, save_strip
-from paperdoll_table import Table, examples
+from paperdoll_table import SCORES, Table, examples
 from study import Line, carry_out, changes, means, read, version
 from torch import Tensor
 
@@ -45,10 +45,7 @@ NEITHER = "neither"
 BIAS, GRADIENT = RefocusGuidance().bias, 0.05  # the defaults; the gradient's when it is used
 GRID = {"bias": (2.0, 4.0, 8.0), "gradient": (0.02, 0.05, 0.1)}
 MEASURED = {
-    "identity": "identity",
-    "style": "style",
-    "both": "both",
-    "distance": "distance to truth",
+    **SCORES,
     "collapse": "collapse",
     "spill_subject": "spill of subject",
     "spill_style": "spill of style",

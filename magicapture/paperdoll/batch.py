@@ -55,8 +55,7 @@ class Batch:
         small = F.interpolate(images, scale_factor=0.5, mode="area")
         soft = F.interpolate(small, images.shape[-2:], mode="bilinear")
         images = torch.lerp(images, soft, self.number(-0.5, 1.0).clamp(min=0))
-        noise = self.rng.standard_normal(images.shape, np.float32)
-        return (images + torch.from_numpy(noise).to(self.device) * self.number(0, 0.04)).clamp(0, 1)
+        return self._noisy(images, 0.04)
 
     def estimated(self, images: Tensor) -> Tensor:
         """Pictures as estimates of x0 under strong noise: blurred, faded, off in colour, rough.
@@ -74,8 +73,12 @@ class Batch:
             small = F.interpolate(soft, scale_factor=1 / factor, mode="area")
             wide = F.interpolate(small, images.shape[-2:], mode="bilinear")
             soft = torch.lerp(soft, wide, self.number(-1.0, 1.0).clamp(min=0))
-        noise = self.rng.standard_normal(images.shape, np.float32)
-        return (soft + torch.from_numpy(noise).to(self.device) * self.number(0, 0.15)).clamp(0, 1)
+        return self._noisy(soft, 0.15)
+
+    def _noisy(self, images: Tensor, most: float) -> Tensor:
+        """Pictures with noise of up to this deviation, each its own."""
+        noise = torch.from_numpy(self.rng.standard_normal(images.shape, np.float32))
+        return (images + noise.to(self.device) * self.number(0, most)).clamp(0, 1)
 
     def moved(self) -> tuple[Tensor, Tensor]:
         """Pictures in other places and sizes, and where their landmarks went, (B, 5, 2) pixels."""
