@@ -26,31 +26,26 @@ In all 2,105 s a pair: 20 pairs take 11.7 hours of one core, 5.8 hours of two.
 from __future__ import annotations
 
 import argparse
-import csv
-import multiprocessing
 import os
 import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a process has a core to itself
+from study import carry_out, read  # first: it gives each process one core
 
+# isort: split
 import torch
 from paperdoll_rows import Row, rows, studies
 from paperdoll_run import Bench, Plan, pair_seeds
-from paperdoll_table import NOTES, Line, Table, examples
+from paperdoll_table import NOTES, Table, examples
 
-from magicapture import MagiCaptureError
 from magicapture.paperdoll import Split
 from magicapture.paperdoll.weights import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = "magicapture"  # the row that others are compared with
-
-_bench: Bench | None = None  # of a worker process
 
 
 def main() -> None:
@@ -67,13 +62,16 @@ def main() -> None:
     plan = Plan(options.weights, split, options.keep / stem, options.quick)
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"{stem}.csv"
-    work = [
+    known = {key: line["version"] for key, line in read(file).items()}
+    versions = {row.name: plan.version(row) for row in chosen}
+    missing = [
         (row, index)
         for index in range(options.first, options.first + options.pairs)
         for row in chosen
+        if known.get((row.name, index)) != versions[row.name]
     ]
     if not options.table:
-        _run(plan, work, file, options.workers)
+        carry_out(Bench, plan, missing, file, options.workers)
     _write(plan, every, file)
 
 
@@ -106,74 +104,10 @@ def _chosen(every: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
     return [known[name] for name in names or known]
 
 
-def _run(plan: Plan, work: Sequence[tuple[Row, int]], file: Path, workers: int) -> None:
-    """Do what the file lacks, writing each line as it comes."""
-    versions = {row.name: plan.version(row) for row, _ in work}
-    known = {
-        (line["row"], int(line["pair"]))
-        for line in read(file)
-        if line["version"] == versions.get(line["row"])
-    }
-    missing = [(row, index) for row, index in work if (row.name, index) not in known]
-    print(f"{len(missing)} of {len(work)} trainings to do", flush=True)  # noqa: T201
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start, (plan,)) as pool:
-        waiting = {pool.submit(_one, row, index): (row, index) for row, index in missing}
-        for done, future in enumerate(as_completed(waiting), start=1):
-            row, index = waiting[future]
-            text = f"{done}/{len(missing)} {row.name}, pair {index}: "
-            try:
-                line = future.result()
-            except MagiCaptureError as error:  # such as a rate that diverges; others go on
-                text += f"failed: {error}"
-            else:
-                append(file, line)
-                text += f"both {line['both']}"
-            print(text, flush=True)  # noqa: T201
-
-
-def _start(plan: Plan) -> None:
-    global _bench
-    torch.set_num_threads(1)
-    _bench = Bench(plan)
-
-
-def _one(row: Row, index: int) -> dict[str, object]:
-    assert _bench is not None
-    return _bench.run(row, index)
-
-
-FIELDS = (
-    *("row", "pair", "version", "identity_seed", "style_seed", "tone", "identity", "style", "both"),
-    *("distance", "face_distance", "scene_distance", "identity_missing", "style_missing"),
-    *("collapse", "copies", "faces", "obeys_face", "obeys_scene", "spill_subject", "spill_style"),
-    *("spill_subject_peak", "spill_style_peak", "train_seconds", "sample_seconds"),
-)
-
-
-def read(file: Path) -> list[Line]:
-    """The lines of a CSV file, the newest of each row and pair; none where there is no file."""
-    if not file.exists():
-        return []
-    with file.open(newline="") as opened:
-        lines = {(line["row"], line["pair"]): line for line in csv.DictReader(opened)}
-    return list(lines.values())
-
-
-def append(file: Path, line: dict[str, object]) -> None:
-    """Add a line, and the head to a new file."""
-    new = not file.exists()
-    with file.open("a", newline="") as opened:
-        writer = csv.DictWriter(opened, FIELDS)
-        if new:
-            writer.writeheader()
-        writer.writerow(line)
-
-
 def _write(plan: Plan, every: Sequence[Row], file: Path) -> None:
     """The table and the figures of what the file holds."""
     known = {row.name: plan.version(row) for row in every}
-    lines = [line for line in read(file) if line["version"] == known.get(line["row"])]
+    lines = [line for line in read(file).values() if line["version"] == known.get(line["row"])]
     table = Table(lines, [row.name for row in every])
     if not table.order:
         print(f"{file} has no line of these settings and weights")  # noqa: T201

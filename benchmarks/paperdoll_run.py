@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import torch
 from paperdoll_rows import Row
+from study import Line, version
 from torch import Tensor
 
 from magicapture import (
@@ -38,6 +38,10 @@ from magicapture.recipes import with_steps
 from magicapture.sampling import adapted
 
 SAMPLING = SamplingSettings("dpmpp_2m", steps=20, guidance=3.0, width=128, height=128)
+BESIDE = (
+    *("obeys_face", "obeys_scene", "spill_subject", "spill_style"),
+    *("spill_subject_peak", "spill_style_peak", "sample_seconds"),
+)
 COMPOSED, EDITED = 16, 8  # pictures of the composed prompt, and of each of its two edits
 
 
@@ -70,12 +74,9 @@ class Plan:
     def version(self, row: Row) -> str:
         """A hash of all that decides a row's figures; a line of another version is not reused."""
         recipe = self.recipe_of(row)
-        parts = [
-            json.dumps(to_dict(recipe) if recipe else row.name, sort_keys=True),
-            repr((self.sampling, self.pictures, row.seed, row.start)),
-            _digest(self.weights),
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+        named = json.dumps(to_dict(recipe) if recipe else row.name, sort_keys=True)
+        settings = (named, self.sampling, self.pictures, row.seed, row.start)
+        return version(settings, sorted(self.weights.rglob("*.safetensors")))
 
 
 def pair_seeds(split: Split, index: int) -> tuple[int, int]:
@@ -98,12 +99,14 @@ class Bench:
         self.recogniser = loss_recogniser(plan.weights)
         self._known: tuple[int, Pair, Case] | None = None
 
-    def run(self, row: Row, index: int) -> dict[str, object]:
+    def __call__(self, item: tuple[Row, int]) -> list[Line]:
         """Train, draw and judge a row on a pair; returns its line of the table."""
+        row, index = item
         pair, case = self._pair(index)
         place = self.plan.keep / f"{row.name} {index}"
         if row.name == "truth":
-            drawn, trained, further = pictures(pair.unseen), 0.0, {}
+            drawn, trained = pictures(pair.unseen), 0.0
+            further: dict[str, object] = dict.fromkeys(BESIDE, "")
         else:
             started = time.process_time()
             adapter = self._adapter(row, index, pair, place)
@@ -112,7 +115,7 @@ class Bench:
                 drawn, further = self._drawn(adapter, pair, index)
         save_strip(drawn[:8], place / "pictures.png")
         identity, style = pair_seeds(self.plan.split, index)
-        line = {
+        line: Line = {
             "row": row.name,
             "pair": index,
             "version": self.plan.version(row),
@@ -122,7 +125,7 @@ class Bench:
             **further,
             "train_seconds": trained,
         }
-        return {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
+        return [line]
 
     def _pair(self, index: int) -> tuple[Pair, Case]:
         if self._known is None or self._known[0] != index:
@@ -181,11 +184,3 @@ def save_strip(images: Tensor, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     strip = torch.cat(list(images), dim=-1).mul(255).round().byte().permute(1, 2, 0)
     Image.fromarray(strip.numpy()).save(file)
-
-
-def _digest(weights: Path) -> str:
-    """A hash of the folder's networks."""
-    result = hashlib.sha256()
-    for file in sorted(weights.rglob("*.safetensors")):
-        result.update(file.read_bytes())
-    return result.hexdigest()

@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a process has a c
 import torch
 from paperdoll_table import Table, markdown
 
+from magicapture import MagiCaptureError
 from magicapture.metrics import Interval
 
 Line = Mapping[str, Any]
@@ -43,8 +44,13 @@ def carry_out(
     with ProcessPoolExecutor(workers, context, _start, (make, plan)) as pool:
         waiting = {pool.submit(_one, item): item for item in items}
         for done, future in enumerate(as_completed(waiting), start=1):
-            append(file, future.result())
-            print(f"{done}/{len(items)}: {waiting[future]}", flush=True)  # noqa: T201
+            try:
+                append(file, lines := future.result())
+            except MagiCaptureError as error:  # such as a rate that diverges; others go on
+                text = f"{waiting[future]} failed: {error}"
+            else:
+                text = ", ".join(f"{line['row']} {line['pair']}" for line in lines)
+            print(f"{done}/{len(items)}: {text}", flush=True)  # noqa: T201
 
 
 def _start(make: Callable[[Any], Callable[[Any], Sequence[Line]]], plan: object) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from magicapture.errors import NumericalError
 from magicapture.paperdoll import Split, identity_from_seed, split_of
 from magicapture.paperdoll.captions import TONES, tone_word
 
@@ -23,9 +24,14 @@ def bench(repo: Path) -> Iterator[SimpleNamespace]:
         import paperdoll_rows
         import paperdoll_run
         import paperdoll_table
+        import study
 
         yield SimpleNamespace(
-            main=paperdoll, rows=paperdoll_rows, run=paperdoll_run, table=paperdoll_table
+            main=paperdoll,
+            rows=paperdoll_rows,
+            run=paperdoll_run,
+            table=paperdoll_table,
+            study=study,
         )
     finally:
         sys.path.remove(str(repo / "benchmarks"))
@@ -75,11 +81,33 @@ def line(row: str, pair: int, tone: str = "tan", **figures: float) -> dict[str, 
 
 def test_the_file_gives_back_the_newest_line_of_each(bench, tmp_path: Path) -> None:
     file = tmp_path / "lines.csv"
-    assert bench.main.read(file) == []
+    assert bench.study.read(file) == {}
     for value in (0.1, 0.2):
-        bench.main.append(file, line("a", 0, both=value))
-    bench.main.append(file, line("a", 1, both=0.3))
-    assert [found["both"] for found in bench.main.read(file)] == ["0.2", "0.3"]
+        bench.study.append(file, [line("a", 0, both=value)])
+    bench.study.append(file, [line("a", 1, both=0.3)])
+    found = bench.study.read(file)
+    assert {key: known["both"] for key, known in found.items()} == {
+        ("a", 0): "0.2",
+        ("a", 1): "0.3",
+    }
+
+
+class Fails:
+    """Work of which the second item cannot be done."""
+
+    def __init__(self, plan: object) -> None: ...
+
+    def __call__(self, item: int) -> list[dict[str, object]]:
+        if item == 1:
+            raise NumericalError("diverged")
+        return [line("a", item, both=0.5)]
+
+
+def test_what_fails_does_not_stop_the_rest(bench, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "lines.csv"
+    bench.study.carry_out(Fails, None, [0, 1, 2], file, workers=1)
+    assert sorted(bench.study.read(file)) == [("a", 0), ("a", 2)]
+    assert "1 failed: diverged" in capsys.readouterr().out
 
 
 def test_differences_are_paired(bench) -> None:

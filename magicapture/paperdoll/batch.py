@@ -80,6 +80,23 @@ class Batch:
         noise = torch.from_numpy(self.rng.standard_normal(images.shape, np.float32))
         return (images + noise.to(self.device) * self.number(0, most)).clamp(0, 1)
 
+    def faceless(self) -> Tensor:
+        """As many pictures without a face: corners, noise coarse and fine, dolls in pieces.
+
+        A network shown corners alone took the noise of an untrained model for faces.
+        """
+        size = self.images.shape[-1]
+        quarter, piece = size // 4, size // 8
+        corners = F.interpolate(self.images[0::3, :, :quarter, :quarter], (size, size))
+        width = int(self.rng.choice([size // 16, size // 4, size // 2, size]))
+        shape = (len(self.images[1::3]), 3, width, width)
+        noise = torch.from_numpy(self.rng.standard_normal(shape, np.float32)).to(self.device)
+        noise = F.interpolate(0.5 + noise * self.number(0.05, 0.6)[1::3], (size, size))
+        pieces = F.unfold(self.images[2::3], piece, stride=piece)
+        order = torch.from_numpy(self.rng.permutation(pieces.shape[-1])).to(self.device)
+        pieces = F.fold(pieces[..., order], (size, size), piece, stride=piece)
+        return torch.cat([corners, noise.clamp(0, 1), pieces])
+
     def moved(self) -> tuple[Tensor, Tensor]:
         """Pictures in other places and sizes, and where their landmarks went, (B, 5, 2) pixels."""
         size = self.images.shape[-1]

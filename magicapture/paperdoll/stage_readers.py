@@ -41,7 +41,7 @@ MODELS = {"finder": FaceFinder, "parser": Parser, "style": StyleEmbedder, "probe
 STEPS = {
     "identity_loss": 2_000,
     "identity_score": 900,
-    "finder": 800,
+    "finder": 1_600,
     "parser": 8_000,
     "style": 700,
     "probe": 1_200,
@@ -142,11 +142,9 @@ def _finder() -> tuple[nn.Module, _LossOf]:
     model = FaceFinder()
 
     def losses(batch: Batch) -> dict[str, Tensor]:
-        size = batch.images.shape[-1]
         pictures, target = batch.moved()
-        empty = F.interpolate(batch.images[::2, :, : size // 4, : size // 4], (size, size))
         with torch.autocast(batch.device.type, torch.bfloat16):
-            guess, score = model(torch.cat([batch.varied(pictures), empty]))
+            guess, score = model(torch.cat([batch.varied(pictures), batch.faceless()]))
         there = torch.zeros_like(score)
         there[: len(pictures)] = 1.0
         found = F.binary_cross_entropy_with_logits(score, there)
