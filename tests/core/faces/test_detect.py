@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -11,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
+from torch.nn.functional import interpolate
 
+from magicapture.data.folder import read_picture
 from magicapture.errors import InputError, StorageError
 from magicapture.faces.detect import load_detector
 from magicapture.faces.square import SquareDetector
@@ -26,6 +29,52 @@ def bright_square(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     shares = np.array([[0.3, 0.3], [0.7, 0.35], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
     points = [x0, y0] + shares * [x1 - x0, y1 - y0]
     return np.array([[x0, y0, x1, y1, *points.ravel(), 0.9]], np.float32)
+
+
+DOTS = ((-1, -1), (1, -1), (0, 0), (-0.8, 1), (0.8, 1))
+GREYS = (200, 200, 100, 40, 40)
+"""A face of five dots: where each is, in thirds of the face's width, and its grey."""
+
+
+def dots(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Finds the faces of `DOTS`, with landmarks to the nearest 8 pixels, as coarse cells give."""
+    eyes, noses, mouths = (
+        centres(abs(picture[..., 0].astype(int) - g) < 12) for g in (200, 100, 40)
+    )
+    rows = []
+    for nose in noses:
+        pairs = [sorted(near(nose, two), key=lambda c: c[0]) for two in (eyes, mouths)]
+        points = np.round(np.array([*pairs[0], nose, *pairs[1]]) / 8) * 8
+        half = 0.75 * np.hypot(*(points[1] - points[0]))
+        rows.append([*(nose - half), *(nose + half), *points.ravel(), 0.9])
+    return np.array(rows, np.float32).reshape(-1, 15)
+
+
+def near(middle: NDArray[np.float64], others: list[NDArray[np.float64]]) -> list:
+    return sorted(others, key=lambda other: np.hypot(*(other - middle)))[:2]
+
+
+def centres(where: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    """The middles (x, y) of the blots in a picture that are no mere edges of others."""
+    _, _, stats, middles = cv2.connectedComponentsWithStats(where.astype(np.uint8))
+    boxes, areas = stats[1:, 2] * stats[1:, 3], stats[1:, 4]
+    whole = (areas > 30) & (areas > 0.6 * boxes)
+    return list(middles[1:][whole])
+
+
+@pytest.mark.parametrize("tilt", [0, 25])
+def test_a_second_look_is_finer_than_the_first(tilt, monkeypatch) -> None:
+    canvas, turn = np.zeros((400, 400), np.uint8), np.deg2rad(tilt)
+    spin = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    truth = np.array(DOTS) @ spin.T * 30 + [203, 197]
+    for grey, (x, y) in zip(GREYS, truth, strict=True):
+        cv2.circle(canvas, (round(16 * x), round(16 * y)), 9 * 16, grey, -1, cv2.LINE_8, 4)
+    image = torch.from_numpy(canvas).float().expand(3, -1, -1) / 255
+    (face,) = SquareDetector(dots)(image)
+    monkeypatch.setattr(SquareDetector, "_again", lambda self, image, face: face)
+    (first,) = SquareDetector(dots)(image)
+    wrong, rough = ((f.landmarks - torch.tensor(truth)).norm(dim=-1).mean() for f in (face, first))
+    assert wrong < 0.6 * rough and torch.equal(face.box, first.box)
 
 
 @pytest.mark.parametrize(("height", "width"), [(200, 320), (320, 200), (900, 640)])
@@ -67,22 +116,29 @@ def retinaface(shared_assets) -> SquareDetector:
     return load_detector(shared_assets / "face" / "retinaface_mobilenet0.25_Final.pth")
 
 
-def test_two_detectors_agree_on_real_photos(yunet, retinaface, portraits) -> None:
-    apart = []
-    for portrait in [p for group in portraits for p in group]:
-        ours, theirs = yunet(portrait.image[0])[0], retinaface(portrait.image[0])[0]
-        apart.append((ours.landmarks - theirs.landmarks).norm(dim=-1).mean() / ours.width)
-    assert torch.stack(apart).mean() < 0.04 and max(apart) < 0.08
+@pytest.mark.slow
+def test_two_detectors_agree_on_every_real_photo(yunet, retinaface, shared_assets) -> None:
+    folder = shared_assets / "photos"
+    files = [*(folder / "person").glob("*.jpg"), *(folder / "styles").glob("*.jpg")]
+    apart = {}
+    for file in files:
+        image = read_picture(file).image
+        ours, theirs = yunet(image)[0], retinaface(image)[0]
+        distance = (ours.landmarks - theirs.landmarks).norm(dim=-1).mean()
+        apart[file.name] = float(distance) / ours.width
+    assert len(apart) == 29
+    assert max(apart.values()) < 0.04, apart
+    assert np.mean(list(apart.values())) < 0.03
 
 
 def test_a_crowd_an_edge_and_a_small_face(yunet, portraits) -> None:
     photo = portraits[0][1].image[0]
     (face,) = yunet(photo)
-    small = torch.nn.functional.interpolate(photo[None], (160, 160), mode="area")[0]
+    small = interpolate(photo[None], (160, 160), mode="area")[0]
     crowd = small.repeat(1, 3, 4)
     assert len(yunet(crowd)) == 12
     width = 40 / face.width
-    tiny = torch.nn.functional.interpolate(photo[None], scale_factor=width, mode="area")[0]
+    tiny = interpolate(photo[None], scale_factor=width, mode="area")[0]
     canvas = torch.full((3, 500, 700), 0.5)
     canvas[:, : tiny.shape[1], : tiny.shape[2]] = tiny
     assert abs(yunet(canvas)[0].width - 40) < 6
@@ -137,7 +193,8 @@ def test_scrfd_by_insightface(tmp_path) -> None:
     assert 0.8 < face.score <= 1
     # Cell (row 10, column 20): at its corner, two strides to each side; mirrored from its right.
     assert abs(float(face.box[1]) - 128) < 1 and abs(face.height - 64) < 1
-    assert abs(float(face.landmarks[2, 1]) - 160) < 1
+    # The square grows on the sheet that shows the face again, where more cells are white.
+    assert abs(float(face.landmarks[2, 1]) - 160) < 3
     assert float(face.landmarks[0, 0]) < float(face.landmarks[1, 0])
 
 
@@ -190,4 +247,4 @@ def test_a_mirrored_photo_has_mirrored_landmarks(yunet, portraits) -> None:
     face, other = yunet(photo)[0], yunet(mirrored(photo))[0]
     back = other.landmarks[[1, 0, 2, 4, 3]]
     back = torch.stack([photo.shape[-1] - 1 - back[:, 0], back[:, 1]], dim=1)
-    torch.testing.assert_close(back, face.landmarks, atol=0.5, rtol=0)
+    assert (back - face.landmarks).norm(dim=-1).max() < 0.02 * face.width
