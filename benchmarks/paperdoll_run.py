@@ -37,7 +37,7 @@ from magicapture.paperdoll.weights import loss_recogniser
 from magicapture.recipes import with_steps
 from magicapture.sampling import adapted
 
-SAMPLING = SamplingSettings("dpmpp_2m", steps=20, guidance=3.0, width=128, height=128)
+SAMPLING = SamplingSettings("dpmpp_2m", steps=20, guidance=2.5, width=128, height=128)
 BESIDE = (
     *("obeys_face", "obeys_scene", "spill_subject", "spill_style"),
     *("spill_subject_peak", "spill_style_peak", "sample_seconds"),

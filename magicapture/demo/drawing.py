@@ -20,7 +20,7 @@ from ..sampling import SamplingSettings, sample
 from ..tokens import Prompt
 from ..training import Listener, Prepared
 
-SAMPLING = SamplingSettings("dpmpp_2m", steps=20, guidance=3.0, width=SIZE, height=SIZE)
+SAMPLING = SamplingSettings("dpmpp_2m", steps=20, guidance=2.5, width=SIZE, height=SIZE)
 RESULTS, EDITED = 8, 2
 """Pictures of the composed prompt, and of each edit of it."""
 

@@ -42,7 +42,7 @@ STEPS = {
     "identity_loss": 2_000,
     "identity_score": 900,
     "finder": 1_600,
-    "parser": 8_000,
+    "parser": 9_000,
     "style": 700,
     "probe": 1_200,
 }

@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from magicapture.data.faces import with_faces
 from magicapture.data.references import ReferenceSet
@@ -41,9 +42,21 @@ def test_masks_and_landmarks_are_near_the_true_ones(analyzer, pair) -> None:
     assert statistics.mean(shares) > 0.75 and min(shares) > 0.5
 
 
-@pytest.mark.parametrize("picture", [torch.zeros(3, 128, 128), torch.rand(3, 128, 128)])
-def test_no_face_is_found_where_none_is(analyzer, picture) -> None:
-    assert analyzer.detector(picture) == ()
+@pytest.mark.parametrize("side", [1, 8, 32, 128])
+@pytest.mark.parametrize("deviation", [0.0, 0.2, 1.0])
+def test_no_face_is_found_in_noise(analyzer, side, deviation) -> None:
+    generator = torch.Generator().manual_seed(side)
+    for _ in range(4):
+        noise = 0.5 + deviation * torch.randn(1, 3, side, side, generator=generator)
+        assert analyzer.detector(F.interpolate(noise.clamp(0, 1), (128, 128))[0]) == ()
+
+
+def test_no_face_is_found_in_pieces_of_one(analyzer, pair) -> None:
+    image = references(pair.source).images[0]
+    assert len(analyzer.detector(image)) == 1
+    rows = torch.stack(image.split(16, dim=1))[torch.tensor([3, 6, 1, 4, 7, 2, 5, 0])]
+    columns = torch.stack(torch.cat(list(rows), 1).split(16, 2))[[5, 2, 7, 0, 3, 6, 1, 4]]
+    assert analyzer.detector(torch.cat(list(columns), dim=2)) == ()
 
 
 def test_the_doctor_finds_the_intruder(analyzer, pair) -> None:
