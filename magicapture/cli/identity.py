@@ -10,7 +10,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..data import load_folder
 from ..data.folder import read_picture
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import load_recogniser
@@ -18,13 +17,14 @@ from ..faces.find import best, places
 from ..files import atomic_write
 from ..person import Person, measure_identity
 from .faces import detector_from
+from .images import photos_in
 
 logger = logging.getLogger(__name__)
 
 
 def identity(arguments: argparse.Namespace) -> None:
     """Measure how much of a person pictures show, as a share of what their photos share."""
-    photos = load_folder(arguments.folder, "subject").images
+    photos = photos_in(arguments.folder).images
     pictures = _pictures(arguments.pictures)
     loss = Path(arguments.loss_recogniser) if arguments.loss_recogniser else None
     file = arguments.recogniser or best("recogniser", places(arguments.models), other_than=loss)
@@ -48,6 +48,5 @@ def _pictures(paths: Sequence[Path]) -> list[Tensor]:
     """The pictures of files and folders, in the order given."""
     images: list[Tensor] = []
     for path in paths:
-        folder = path.is_dir()
-        images += load_folder(path, "subject").images if folder else [read_picture(path).image]
+        images += photos_in(path).images if path.is_dir() else [read_picture(path).image]
     return images

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ..data import ReferenceSet, load_folder
 from ..files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+
+def photos_in(folder: str | os.PathLike[str]) -> ReferenceSet:
+    """The photos of a folder; says which files were left alone. Raises as `load_folder`."""
+    photos = load_folder(folder, "subject")
+    for warning in photos.warnings:
+        logger.warning("%s", warning)
+    return photos
 
 
 def save_image(image: Tensor, path: Path, prompt: str, seed: int | None = None) -> None:

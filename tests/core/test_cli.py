@@ -228,6 +228,25 @@ def test_bad_photos_are_named(
     assert "1.png" in errors(caplog)[0]
 
 
+def test_a_warning_is_said_once(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_photos(tmp_path / "twice", 2, 6)
+    (source / "2.png").write_bytes((source / "1.png").read_bytes())
+    (source / "2.mask.png").write_bytes((source / "1.mask.png").read_bytes())
+    (source / "notes.csv").write_text("a,b")
+    assert main(command(source=source, preview_every=2)) == 0
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    for text in ("notes.csv", "counts twice"):
+        assert sum(text in line for line in said) == 1, said
+    spills = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Spill")]
+    assert [text.partition(":")[0] for text in spills] == [
+        "Spill after step 2",
+        "Spill after step 4",
+    ]
+    assert all("my-person" in text and "my-style" in text and "%" in text for text in spills)
+
+
 def test_a_file_of_somebody_else_is_left_alone(
     command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -107,12 +107,14 @@ def test_identity_of_pictures_from_the_command_line(
     folder.mkdir()
     for name in ("good2.jpg", "good3.jpg", "good4.jpg"):
         (folder / name).write_bytes((bad_photos / name).read_bytes())
+    (folder / "notes.csv").write_text("a,b")
     others = shared_assets / "photos" / "styles"
     pictures = [str(bad_photos / "turned.jpg"), str(others / "Gentleman.jpg")]
     loss = str(shared_assets / "face" / "foamliu_MobileFaceNet.onnx")
     figures = ["--json", str(tmp_path / "figures.json"), "--loss-recogniser", loss]
     with caplog.at_level(logging.INFO):
         assert main(["identity", str(folder), *pictures, *options, *figures]) == 0
+    assert caplog.text.count("notes.csv") == 1
     data = json.loads((tmp_path / "figures.json").read_text())
     own, other = data["shares"]
     assert own > 0.8 and abs(other) < 0.3 and data["photos"] == 3
