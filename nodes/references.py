@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture.data import ReferenceSet, load_folder
-from ..magicapture.data.folder import MAX_SHORT_SIDE
+from ..magicapture.data.folder import bounded
 from ..magicapture.errors import InputError
 from ..magicapture.refine.upscale import resize
 from ..magicapture.tokens import Concept
@@ -21,10 +21,8 @@ NO_FOLDER = "(none: use images)"
 
 
 def _bounded(image: Tensor) -> Tensor:
-    """A photo or mask (C,H,W), scaled down like those of a folder where it is too large."""
-    height, width = image.shape[-2:]
-    scale = min(1.0, MAX_SHORT_SIDE / min(height, width))
-    return resize(image[None], (round(height * scale), round(width * scale)))[0]
+    """A photo or mask (C,H,W), no larger than those of a folder."""
+    return resize(image[None], bounded(image.shape[-2], image.shape[-1]))[0]
 
 
 class MagiCaptureReferenceSet(io.ComfyNode):

@@ -186,14 +186,19 @@ def _open(file: Path) -> Image.Image:
     return image
 
 
+def bounded(height: int, width: int) -> tuple[int, int]:
+    """A photo's height and width, scaled down to a short side of MAX_SHORT_SIDE where larger."""
+    scale = min(1.0, MAX_SHORT_SIDE / min(height, width))
+    return round(height * scale), round(width * scale)
+
+
 def _bounded(image: Image.Image) -> Image.Image:
-    scale = MAX_SHORT_SIDE / min(image.size)
-    if scale >= 1:
+    height, width = bounded(image.height, image.width)
+    if (width, height) == image.size:
         return image
     if image.mode in ("P", "1"):  # cannot be resampled smoothly as they are
         image = image.convert("RGBA")
-    size = round(image.width * scale), round(image.height * scale)
-    return image.resize(size, Image.Resampling.LANCZOS)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _tensor(image: Image.Image) -> Tensor:
