@@ -54,4 +54,4 @@ def _tuned(recipe: Recipe) -> Recipe:
         identity=replace(recipe.identity, colour_blind=True),
         pseudo_label="face_laid_in",
     )
-    return with_weights(recipe, composed=10, identity=0.5, attention=5)
+    return with_weights(recipe, composed=10, identity=0.5, attention=10)
