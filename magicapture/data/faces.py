@@ -12,17 +12,19 @@ from torch import Tensor
 from ..faces.analyzer import FaceAnalyzer, head
 from ..faces.masks import FaceMask, MaskSettings, face_mask, parts_from
 from ..faces.protocols import Face
-from .masks import face_to_concept, fit
+from .masks import face_to_concept, fit, is_empty, is_full
 from .references import ReferenceSet
 
-Origin = Literal["yours", "parsed", "oval", "none"]
+Origin = Literal["yours", "empty", "full", "parsed", "oval", "none"]
 Progress = Callable[[int, int], None]
 
 _ORIGINS: dict[Origin, str] = {
     "yours": "your own mask",
+    "empty": "your own mask is empty: paint the face white in it, or take it away",
+    "full": "your own mask is full: paint the face alone white, or take it away",
     "parsed": "mask by the parser",
     "oval": "mask from landmarks (an oval; load a face parser for the true outline)",
-    "none": "no mask",
+    "none": "no mask: give one, or leave the photo out",
 }
 
 
@@ -30,6 +32,7 @@ _ORIGINS: dict[Origin, str] = {
 class FoundFace:
     """What was found in one photo: its faces, which of them counts, and where the mask is from.
 
+    origin: of the mask; empty and full ones are the user's own, and mark no face.
     parts: (512,512) values of `Part` in the aligned head, where a parser saw it.
     """
 
@@ -45,12 +48,19 @@ class FoundFace:
 
     def __str__(self) -> str:
         if self.face is None:
-            return f"no face was found; {_ORIGINS[self.origin]}"
+            if self.faces:
+                return f"{self.mask}, and none of the faces found lies in it"
+            return f"no face was found; {self.mask}"
         width = f"face {self.face.width:.0f} px wide"
         if len(self.faces) > 1:
             place = "the largest" if self.chosen == 0 else f"number {self.chosen + 1} by size"  # type: ignore[operator]
             width = f"{len(self.faces)} faces, {place} is taken; {width}"
-        return f"{width}, {_ORIGINS[self.origin]}"
+        return f"{width}, {self.mask}"
+
+    @property
+    def mask(self) -> str:
+        """Where the mask is from, and what to do about one that marks no face."""
+        return _ORIGINS[self.origin]
 
 
 def with_faces(
@@ -77,8 +87,9 @@ def with_faces(
     found, masks, landmarks = [], [], []
     for i, image in enumerate(references.images):
         given = references.face(i)
-        chosen = people[i] if given is None else _inside(given, faces[i], image)
-        origin: Origin = "none" if given is None else "yours"
+        origin: Origin = "none" if given is None else _own(given)
+        own = given if origin == "yours" else None
+        chosen = people[i] if own is None else _inside(own, faces[i], image)
         mask, points, parts = given, references.landmarks[i], None
         if chosen is not None:
             face = faces[i][chosen]
@@ -104,6 +115,10 @@ def with_faces(
         warnings=(*references.warnings, *lacking),
     )
     return filled, tuple(found)
+
+
+def _own(mask: Tensor) -> Origin:
+    return "empty" if is_empty(mask) else "full" if is_full(mask) else "yours"
 
 
 def _origin(made: FaceMask) -> Origin:

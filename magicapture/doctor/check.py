@@ -53,7 +53,8 @@ def check(
     for name, image, one in zip(references.names, references.images, found, strict=True):
         known = recogniser if role == "subject" else None
         figures, look = _figures(image, one, resolution, known)
-        photos.append(PhotoCheck(name, "use", (), len(one.faces), **figures))
+        mask = one.mask if one.origin in ("empty", "full") else None
+        photos.append(PhotoCheck(name, "use", (), len(one.faces), mask=mask, **figures))
         seen.append(look)
     photos = _with_twins(photos, seen, limits)
     photos = _with_likeness(photos, seen)
@@ -137,8 +138,10 @@ def _judged(photo: PhotoCheck, usual: float, limits: Limits) -> PhotoCheck:
 
 
 def _findings(p: PhotoCheck, usual: float, limits: Limits) -> Iterator[tuple[Verdict, str]]:
+    if p.mask is not None:
+        yield "leave out", p.mask
     if p.width is None:
-        yield "leave out", "no face was found"
+        yield "leave out", "no face was found" + (" inside your own mask" if p.faces else "")
         return
     yield from _who(p, usual, limits)
     yield from _what(p, limits)
@@ -207,7 +210,7 @@ def _of_the_set(
     light_spread = statistics.pstdev(lights) if lights else None
     advice = []
     if len(kept) < _FEW:
-        advice.append(f"{len(kept)} usable photos are few; 4 to 6 work well.")
+        advice.append(f"{len(kept)} of the photos can be used, which is few; 4 to 6 work well.")
     if len(kept) > 1 and role == "subject":
         if yaw_spread is not None and yaw_spread < _FLAT_YAW:
             advice.append("All heads look the same way; add one from another angle.")

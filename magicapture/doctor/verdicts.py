@@ -49,7 +49,8 @@ class PhotoCheck:
 
     width: of the face in pixels at training size. sharpness, brightness: 0 to 1. yaw, pitch, roll:
     degrees. side_light: -1 to 1. hidden, cut: shares of the face. likeness: median cosine to the
-    other photos. twin: the earlier photo that is nearly the same. box: of the face, in pixels.
+    other photos. mask: what is wrong with the user's own. twin: the earlier photo that is nearly
+    the same. box: of the face, in pixels.
     """
 
     name: str
@@ -67,6 +68,7 @@ class PhotoCheck:
     hidden: float | None = None
     cut: float | None = None
     likeness: float | None = None
+    mask: str | None = None
     twin: str | None = None
 
     @property
@@ -108,12 +110,12 @@ class SetCheck:
     def __str__(self) -> str:
         lines = [f"{photo.name}: {photo.text}" for photo in self.photos]
         counts = ", ".join(f"{self.count(v)} {VERDICTS[v]}" for v in VERDICTS)
-        lines.append(f"{len(self.photos)} photos: {counts}.")
+        lines.append(f"{len(self.photos)} photo{'s' * (len(self.photos) != 1)}: {counts}.")
         if self.identity is not None:
             lines.append(
                 f"Leave-one-out identity {self.identity:.2f} (spread {self.identity_spread:.2f})."
             )
-        if self.yaw_spread is not None:
+        if self.yaw_spread is not None and len(self.photos) > 1:
             lines.append(
                 f"The head turns over {self.yaw_spread:.0f} degrees; the light varies by "
                 f"{self.light_spread:.2f}."

@@ -26,6 +26,7 @@ Finder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 _MIRROR = [1, 0, 2, 4, 3]  # landmarks are named by their side of the picture
 _SAME = 0.3  # of a face's width: how far apart two finds of one face may be
+_WIDEST = 300.0  # pixels: a wider face is scaled down before it is looked at again
 _WIDTH = 76.0  # of the face in ARCFACE_TEMPLATE, in pixels, as detectors draw their boxes
 _GRID = 3
 _SHARES = [
@@ -63,15 +64,9 @@ class SquareDetector:
 
     def _at(self, image: Tensor, side: int) -> list[Face]:
         """The faces of an image whose longer side is brought to `side`, beside black."""
-        height, width = image.shape[-2:]
-        scale = side / max(height, width)
-        size = [max(1, round(height * scale)), max(1, round(width * scale))]
-        small = F.interpolate(
-            image[None], size, mode="bilinear", antialias=True, align_corners=False
-        )
-        points, scores = self._both_ways(small[0], self.canvas or side)
-        shrunk = torch.tensor([size[1] / width, size[0] / height])
-        found = ((p + 0.5) / shrunk - 0.5 for p in points)
+        small, share = _scaled(image, side / max(image.shape[-2:]))
+        points, scores = self._both_ways(small, self.canvas or side)
+        found = ((p + 0.5) / share - 0.5 for p in points)
         return [
             Face(p[:2].reshape(4), p[2:], float(score))
             for p, score in zip(found, scores, strict=True)
@@ -79,6 +74,8 @@ class SquareDetector:
 
     def _again(self, image: Tensor, face: Face) -> Face:
         """The face with its landmarks averaged with those on a sheet that shows it upright."""
+        small, shrunk = _scaled(image, min(1.0, _WIDEST / face.width))
+        landmarks = (face.landmarks + 0.5) * shrunk - 0.5
         side = self.canvas or SIDES[0]
         cell = side // _GRID
         sheet, looks = torch.zeros(3, side, side), []
@@ -86,18 +83,18 @@ class SquareDetector:
         for share, (x, y) in zip(_SHARES, corners, strict=True):
             scale, middle = share * cell / _WIDTH, (cell - 1) / 2
             layout = (ARCFACE_TEMPLATE - ARCFACE_TEMPLATE.mean(dim=0)) * scale + middle
-            matrix = similarity(face.landmarks[None], layout)
-            shown = warp(image[None], matrix, cell, antialias=True)[0]
+            matrix = similarity(landmarks[None], layout)
+            shown = warp(small[None], matrix, cell, antialias=True)[0]
             sheet[:, y * cell : (y + 1) * cell, x * cell : (x + 1) * cell] = shown
             matrix[..., 2] += cell * torch.tensor([x, y])
             looks.append((matrix, share * cell))
         points = self._both_ways(sheet, side)[0][:, 2:]
-        found = [face.landmarks]
+        found = [landmarks]
         for matrix, width in looks:
-            expected = transform(matrix, face.landmarks[None])[0]
+            expected = transform(matrix, landmarks[None])[0]
             if (nearest := _nearest(expected, points, width)) is not None:
                 found.append(transform(invert(matrix), points[nearest][None])[0])
-        return replace(face, landmarks=torch.stack(found).mean(dim=0))
+        return replace(face, landmarks=(torch.stack(found).mean(dim=0) + 0.5) / shrunk - 0.5)
 
     def _both_ways(self, image: Tensor, canvas: int) -> tuple[Tensor, Tensor]:
         """The faces of an image, averaged with those of its mirror image, as `_points` gives."""
@@ -120,6 +117,14 @@ class SquareDetector:
         rows = torch.from_numpy(np.array(self.find(canvas), np.float32).reshape(-1, 15))
         rows = rows[rows.isfinite().all(dim=1)]
         return rows[:, :14].reshape(-1, 7, 2), rows[:, 14]
+
+
+def _scaled(image: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """An image (3,H,W) scaled to whole pixels, and by how much in x and y (2,)."""
+    height, width = image.shape[-2:]
+    size = [max(1, round(height * scale)), max(1, round(width * scale))]
+    small = F.interpolate(image[None], size, mode="bilinear", antialias=True, align_corners=False)
+    return small[0], torch.tensor([size[1] / width, size[0] / height])
 
 
 def _nearest(landmarks: Tensor, others: Tensor, width: float) -> int | None:

@@ -81,6 +81,26 @@ def test_own_masks_and_landmarks_stay() -> None:
     torch.testing.assert_close(style.masks[0], 1 - style.face(0))
 
 
+def test_masks_of_ones_own_that_mark_no_face_are_told() -> None:
+    marked, beside = torch.zeros(1, 256, 256), torch.zeros(1, 256, 256)
+    marked[:, 40:240, 50:210] = 1
+    beside[:, :20, :20] = 1
+    masks = (torch.zeros(1, 256, 256), torch.ones(1, 256, 256), beside, marked)
+    images = tuple(noise(n) for n in range(4))
+    given = ReferenceSet(images, masks)
+    references, found = with_faces(given, FaceAnalyzer(frontal))
+    report = check(references, found, "subject")
+    empty, full, elsewhere, right = report.photos
+    assert empty.text.startswith("leave out: your own mask is empty: paint the face")
+    assert full.text.startswith("leave out: your own mask is full: paint the face alone")
+    assert elsewhere.text == "leave out: no face was found inside your own mask"
+    assert right.verdict == "use" and right.mask is None
+    assert "face 148 px wide, your own mask is empty" in str(found[0])
+    assert str(found[2]) == "your own mask, and none of the faces found lies in it"
+    alone, _ = with_faces(given.only([0]), FaceAnalyzer(frontal))
+    assert alone.landmarks[0] is not None and torch.equal(alone.masks[0], masks[0])
+
+
 def test_the_intruder_among_real_photos_and_no_one_else(shared_assets) -> None:
     from magicapture.data.folder import read_picture
 
