@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from paperdoll_run import pair_seeds, save_strip
 from paperdoll_table import SCORES, Table, examples
-from study import Line, carry_out, changes, means, read, version
+from study import Line, carry_out, changes, command, means, read, version
 from torch import Tensor
 
 from magicapture.backbones import load_backbone
@@ -127,7 +127,7 @@ def write(plan: Plan, file: Path, lines: Sequence[Line]) -> None:
     sampling, picture = plan.sampling, file.with_suffix(".jpg")
     parts = [
         "# MagicFace on paperdolls",
-        f"`python benchmarks/{Path(__file__).name}`: {len(pairs)} {plan.split.name.lower()} pairs, "
+        f"`{command()}`: {len(pairs)} {plan.split.name.lower()} pairs, "
         f"{plan.seeds} seeds, {sampling.steps} steps of {sampling.sampler}, guidance "
         f"{sampling.guidance:g}, weight {plan.weight:g}; means over pairs, 95 % intervals by "
         "bootstrap over pairs.",

@@ -28,12 +28,11 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from study import carry_out, read  # first: it gives each process one core
+from study import carry_out, command, read  # first: it gives each process one core
 
 # isort: split
 import torch
@@ -112,7 +111,7 @@ def _write(plan: Plan, every: Sequence[Row], file: Path) -> None:
     if not table.order:
         print(f"{file} has no line of these settings and weights")  # noqa: T201
         return
-    parts = [f"# {file.stem}", f"`{_command()}`", _machine(plan), table.scores(), NOTES]
+    parts = [f"# {file.stem}", f"`{command()}`", _machine(plan), table.scores(), NOTES]
     if BASE in table.order and len(table.order) > 1:
         parts += [f"Differences from {BASE} over the same pairs:", table.differences(BASE)]
     parts += ["Identity by band of skin tone:", table.tones()]
@@ -122,10 +121,6 @@ def _write(plan: Plan, every: Sequence[Row], file: Path) -> None:
     pair = min(pair for _, pair in table.by)
     examples(plan.keep, table.order, pair, pair_seeds(plan.split, pair), file.with_suffix(".jpg"))
     print(table.scores())  # noqa: T201
-
-
-def _command() -> str:
-    return shlex.join(["python", "benchmarks/paperdoll.py", *sys.argv[1:]])
 
 
 def _machine(plan: Plan) -> str:

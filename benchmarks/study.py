@@ -10,6 +10,8 @@ import csv
 import hashlib
 import multiprocessing
 import os
+import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -49,7 +51,8 @@ def carry_out(
             except MagiCaptureError as error:  # such as a rate that diverges; others go on
                 text = f"{waiting[future]} failed: {error}"
             else:
-                text = ", ".join(f"{line['row']} {line['pair']}" for line in lines)
+                what = lines[0]["row"] if len(lines) == 1 else f"{len(lines)} rows"
+                text = f"{what}, pair {lines[0]['pair']}"
             print(f"{done}/{len(items)}: {text}", flush=True)  # noqa: T201
 
 
@@ -83,6 +86,11 @@ def append(file: Path, lines: Sequence[Line]) -> None:
             {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
             for line in lines
         )
+
+
+def command() -> str:
+    """What this process was called with, to be called again."""
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def version(settings: object, files: Iterable[Path]) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from .errors import InputError
 from .faces.align import FACE_SIZE
 from .faces.analyzer import FaceAnalyzer, device_of
-from .faces.embed import Recogniser
+from .faces.embed import Recogniser, name_of
 from .faces.protocols import Face
 from .metrics import among, likeness
 
@@ -159,11 +159,12 @@ def measure_identity(
     images: Sequence[Tensor],
     person: Person,
     analyzer: FaceAnalyzer,
-    loss: Recogniser | None = None,
+    loss: Recogniser | str | None = None,
 ) -> IdentityReport:
     """How much of a person images (3,H,W) show; the analyzer must be the one that knew the person.
 
-    loss: the recogniser of the identity loss, so that the report says whether it judges itself.
+    loss: the recogniser of the identity loss, or its name as adapters keep it, so that the report
+    says whether it judges itself.
     Raises InputError without images or without the analyzer's recogniser.
     """
     if not len(images):
@@ -178,9 +179,17 @@ def measure_identity(
         person.own,
         person.spread,
         len(person.embeddings),
-        _name(analyzer.recogniser),
-        None if loss is None else same(analyzer.recogniser, loss),
+        name_of(analyzer.recogniser) or type(analyzer.recogniser).__name__,
+        _is_that_of(loss, analyzer.recogniser),
     )
+
+
+def _is_that_of(loss: Recogniser | str | None, recogniser: Recogniser | None) -> bool | None:
+    if not loss:
+        return None
+    if isinstance(loss, str):
+        return loss == name_of(recogniser)
+    return same(recogniser, loss)
 
 
 def same(one: Recogniser | None, other: Recogniser | None) -> bool:
@@ -191,10 +200,6 @@ def same(one: Recogniser | None, other: Recogniser | None) -> bool:
     with torch.no_grad():
         first, second = (F.normalize(r(noise.to(device_of(r))).float()).cpu() for r in (one, other))
     return first.shape == second.shape and torch.allclose(first, second, atol=1e-2)
-
-
-def _name(recogniser: Recogniser | None) -> str:
-    return getattr(recogniser, "name", "") or type(recogniser).__name__
 
 
 def _some(count: int, what: str) -> str:

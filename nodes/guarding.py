@@ -108,6 +108,12 @@ def _paired(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
             f"There are {len(before)} pictures before and {len(after)} after; give as many, or one."
         )
     height, width = after.shape[-2:]
+    (h, w) = before.shape[-2:]
+    if abs(w * height / (h * width) - 1) > ASPECT_TOLERANCE:
+        raise InputError(
+            f"The pictures are {w}x{h} before and {width}x{height} after, of another shape; "
+            "connect the same pictures before and after they were finished."
+        )
     return resize(before, (height, width)).expand(len(after), -1, -1, -1), after
 
 

@@ -10,7 +10,7 @@ from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.person import Person, measure_identity
 from ._comfy import images_from_socket
 from ._common import naming
-from ._sockets import DetectorSocket, RecogniserSocket, References
+from ._sockets import AdapterSocket, DetectorSocket, RecogniserSocket, References
 
 
 class MagiCaptureMeasureIdentity(io.ComfyNode):
@@ -37,6 +37,12 @@ class MagiCaptureMeasureIdentity(io.ComfyNode):
                     tooltip="The one of the training, so that the report can say whether it "
                     "judges itself.",
                 ),
+                AdapterSocket.Input(
+                    "adapter",
+                    optional=True,
+                    tooltip="What the pictures were made with; it remembers the name of its "
+                    "training's recogniser. Instead of loss_recogniser.",
+                ),
             ],
             outputs=[
                 io.Float.Output(
@@ -50,12 +56,15 @@ class MagiCaptureMeasureIdentity(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, person, detector, recogniser, loss_recogniser=None) -> io.NodeOutput:
+    def execute(
+        cls, images, person, detector, recogniser, loss_recogniser=None, adapter=None
+    ) -> io.NodeOutput:
         with naming("Measure Identity"):
             analyzer = FaceAnalyzer(detector, recogniser=recogniser)
             known = Person.in_photos(person.images, analyzer)
             pictures = images_from_socket(images)
-            report = measure_identity(pictures, known, analyzer, loss_recogniser)
+            loss = loss_recogniser or (adapter.info.get("recogniser") if adapter else None)
+            report = measure_identity(pictures, known, analyzer, loss)
             text = str(report)
             figures = json.dumps(report.as_dict())
             return io.NodeOutput(report.share, text, figures, ui=ui.PreviewText(text))

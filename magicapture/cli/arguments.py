@@ -108,6 +108,8 @@ def _add_identity(parser: argparse.ArgumentParser) -> None:
     add("pictures", metavar="PICTURES", nargs="+", type=Path, help="Pictures, and folders of them.")
     loss_help = "The recogniser of the training; another one is taken where one is found."
     add("--loss-recogniser", metavar="FILE", help=loss_help)
+    adapter_help = "The LoRA that train wrote, which tells its training's recogniser by name."
+    add("--adapter", type=Path, metavar="FILE", help=adapter_help)
     add("--json", type=Path, metavar="FILE", help="Write the figures as JSON.")
     _add_faces(parser)
     parser.set_defaults(run=identity)

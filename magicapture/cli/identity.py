@@ -10,6 +10,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..checkpoint.metadata import restore
+from ..checkpoint.reading import read_file
 from ..data.folder import read_picture
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import load_recogniser
@@ -26,15 +28,17 @@ def identity(arguments: argparse.Namespace) -> None:
     """Measure how much of a person pictures show, as a share of what their photos share."""
     photos = photos_in(arguments.folder).images
     pictures = _pictures(arguments.pictures)
-    loss = Path(arguments.loss_recogniser) if arguments.loss_recogniser else None
-    file = arguments.recogniser or best("recogniser", places(arguments.models), other_than=loss)
+    loss = _loss(arguments)
+    file = arguments.recogniser or best(
+        "recogniser", places(arguments.models), other_than=None if loss is None else Path(loss)
+    )
     recogniser = load_recogniser(file, arguments.recogniser_input)
     analyzer = FaceAnalyzer(detector_from(arguments), recogniser=recogniser)
     report = measure_identity(
         pictures,
         Person.in_photos(photos, analyzer),
         analyzer,
-        None if loss is None else load_recogniser(loss, arguments.recogniser_input),
+        load_recogniser(loss, arguments.recogniser_input) if isinstance(loss, Path) else loss,
     )
     for line in str(report).splitlines():
         logger.info("%s", line)
@@ -42,6 +46,16 @@ def identity(arguments: argparse.Namespace) -> None:
         text = json.dumps(report.as_dict(), indent=2) + "\n"
         atomic_write(arguments.json, lambda file: file.write_text(text, "utf-8"))
         logger.info("Wrote %s", arguments.json)
+
+
+def _loss(arguments: argparse.Namespace) -> Path | str | None:
+    """The identity loss's recogniser: its file, or its name as the adapter tells it."""
+    if arguments.loss_recogniser:
+        return Path(arguments.loss_recogniser)
+    if arguments.adapter:
+        facts = restore(read_file(arguments.adapter)[1])
+        return facts.info.get("recogniser") if facts else None
+    return None
 
 
 def _pictures(paths: Sequence[Path]) -> list[Tensor]:

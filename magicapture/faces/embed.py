@@ -73,6 +73,11 @@ class FaceRecogniser(nn.Module):
             return torch.cat([self.network(batch) for batch in batches])
 
 
+def name_of(recogniser: Recogniser | None) -> str:
+    """What reports call a recogniser: the name of its file; empty where it has none."""
+    return getattr(recogniser, "name", "")
+
+
 def load_recogniser(
     path: str | Path, normalisation: Normalisation | str = "arcface"
 ) -> FaceRecogniser:

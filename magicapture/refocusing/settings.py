@@ -24,7 +24,7 @@ class RefocusGuidance(Checked):
     gradient: float = setting(
         0.0,
         "How far the latents move at once to bring the attention outside the region down, as a "
-        "share of their own spread; 0 is not at all, 0.05 is a usual step.",
+        "share of their own spread; 0 is not at all, 0.02 is a usual step, 0.05 a strong one.",
         low=0,
         high=1,
     )

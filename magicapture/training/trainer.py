@@ -20,7 +20,7 @@ from ..backbone import Backbone
 from ..checkpointing import checkpointed
 from ..config import Phase, Precision
 from ..errors import NumericalError, OutOfMemoryError
-from ..faces.embed import Recogniser
+from ..faces.embed import Recogniser, name_of
 from ..prompts import prompt_for
 from ..sampling import SamplingSettings, sample_latents
 from .checks import check_backbone, probe, refocusing_capture
@@ -126,6 +126,7 @@ class Trainer:
 
     def adapter(self) -> Adapter:
         """What has been learned so far."""
+        judge = name_of(self.recogniser) if self.identity is not None else ""
         return Adapter(
             lora=self.loras.weights(),
             tokens=self.vectors.tensors(),
@@ -136,6 +137,7 @@ class Trainer:
                 "steps": str(self.step),
                 "seed": str(self.job.seed),
                 "prediction": self.backbone.schedule.prediction_type,
+                **({"recogniser": judge} if judge else {}),
             },
         )
 

@@ -22,6 +22,7 @@ from torch import nn
 
 from magicapture.backbones import DiffusersBackbone
 from magicapture.backbones.support import BETAS
+from magicapture.checkpoint import load_adapter
 from magicapture.cli import main
 from magicapture.cli.progress import Progress
 from magicapture.config import Recipe, from_dict, to_dict
@@ -110,6 +111,9 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_train_then_sample(command: Command, base: Path, recogniser: Path, tmp_path: Path) -> None:
     assert main(command(recogniser=recogniser, preview_every=2, subject_name="ada-1")) == 0
     out = tmp_path / "out"
+    assert load_adapter(out / "ada.safetensors", [out / "embeddings"]).info["recogniser"] == (
+        recogniser.name
+    )
     lora = load_file(out / "ada.safetensors")
     assert all(v.abs().max() > 0 for k, v in lora.items() if k.endswith("lora_up.weight"))
     assert {f.stem for f in (out / "embeddings").iterdir()} == {"ada-1", "my-style"}

@@ -112,12 +112,14 @@ def test_the_report_says_whether_the_recogniser_judges_itself() -> None:
     analyzer = FaceAnalyzer(squares, recogniser=linear(1, "one.onnx"))
     person = Person.in_photos([coloured(ADA), coloured(ADA)], analyzer)
 
-    def measured(loss: FaceRecogniser | None) -> IdentityReport:
+    def measured(loss: FaceRecogniser | str | None) -> IdentityReport:
         return measure_identity([coloured(ADA)], person, analyzer, loss)
 
     assert measured(linear(1)).of_the_loss is True and "WARNING" in str(measured(linear(1)))
     assert measured(linear(2)).of_the_loss is False
     assert "one.onnx, another than" in str(measured(linear(2)))
+    assert measured("one.onnx").of_the_loss is True  # as an adapter tells it
+    assert measured("another.onnx").of_the_loss is False and measured("").of_the_loss is None
     assert measured(None).of_the_loss is None and "not said" in str(measured(None))
 
 

@@ -7,8 +7,11 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from magicapture.adapter import Adapter
+from magicapture.checkpoint import save_adapter
 from magicapture.cli import main
 
 Photos = dict[str, dict]
@@ -116,6 +119,12 @@ def test_identity_of_pictures_from_the_command_line(
         assert main(["identity", str(folder), *pictures, *options, *figures]) == 0
     assert caplog.text.count("notes.csv") == 1
     data = json.loads((tmp_path / "figures.json").read_text())
+    vectors = {"ada": {"clip_l": torch.zeros(1, 768)}}
+    adapter = Adapter({}, vectors, "sd1", info={"recogniser": Path(loss).name})
+    files = save_adapter(adapter, tmp_path, tmp_path / "embeddings", "ada")
+    figures = ["--adapter", str(files.lora), "--json", str(tmp_path / "again.json")]
+    assert main(["identity", str(folder), *pictures, *options, *figures]) == 0
+    assert json.loads((tmp_path / "again.json").read_text()) == data
     own, other = data["shares"]
     assert own > 0.8 and abs(other) < 0.3 and data["photos"] == 3
     assert data["of_the_loss"] is True and "WARNING" in caplog.text
