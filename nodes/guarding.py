@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture.config import help_of
+from ..magicapture.data.masks import ASPECT_TOLERANCE
 from ..magicapture.errors import InputError
 from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.person import Person
@@ -108,7 +109,7 @@ def _paired(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
             f"There are {len(before)} pictures before and {len(after)} after; give as many, or one."
         )
     height, width = after.shape[-2:]
-    (h, w) = before.shape[-2:]
+    h, w = before.shape[-2:]
     if abs(w * height / (h * width) - 1) > ASPECT_TOLERANCE:
         raise InputError(
             f"The pictures are {w}x{h} before and {width}x{height} after, of another shape; "

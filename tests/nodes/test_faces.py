@@ -168,6 +168,9 @@ def test_identity_of_dolls_with_networks_of_the_pack(nodes, pack):
     assert "another than the identity loss used" in report
     strangers, report, _ = measure(styles, person, detector, recogniser, recogniser).args
     assert strangers < 0.5 and "WARNING" in report
+    adapter = pack("magicapture.adapter").Adapter({}, {}, "sd1", info={"recogniser": "one.onnx"})
+    report = measure(truth, person, detector, recogniser, adapter=adapter).args[1]
+    assert "another than the identity loss used" in report
     bare = loaded(nodes, pack, [image.movedim(0, -1)[None] for image in person.images])
     report = nodes.FaceMasks.execute(bare, detector, "face", 0, 0, parser, recogniser).args[4]
     assert report.count("mask by the parser") == 4

@@ -172,6 +172,11 @@ def test_guard_passes_pictures_without_a_face_and_of_other_sizes(nodes, pack, de
     assert large[0].shape == (1, 2 * SIDE, 2 * SIDE, 3)
     with pytest.raises(pack("magicapture.errors").InputError, match="2 pictures before"):
         nodes.GuardIdentity.execute(photos(2), photos(3), *given)
+    with pytest.raises(
+        pack("magicapture.errors").InputError,
+        match=r"Guard Identity: .* of another shape; connect the same",
+    ):
+        nodes.GuardIdentity.execute(photos(), photos(size=(SIDE, 2 * SIDE)), *given)
 
 
 def test_match_brings_the_tint_back_inside_the_mask(nodes) -> None:
