@@ -156,7 +156,10 @@ class MagiCaptureMatchGrain(io.ComfyNode):
             before, batch = _paired(images_from_socket(originals), images_from_socket(images))
             masks = masks_from_socket(mask)
             if len(masks) not in (1, len(batch)):
-                raise InputError(f"There are {len(masks)} masks for {len(batch)} pictures.")
+                raise InputError(
+                    f"There are {len(masks)} masks for {len(batch)} pictures; give one for all, or "
+                    "one for each, as Restore Faces does."
+                )
             masks = masks.expand(len(batch), -1, -1, -1)
             result = torch.stack(
                 [match_picture(*one, settings) for one in zip(batch, before, masks, strict=True)]

@@ -26,20 +26,20 @@ class Limits:
 
     face_small: float = 64  # px at training size: 8 cells of the latent
     face_tiny: float = 32  # 4 cells: eyes and mouth share one
-    soft: float = 0.22  # sharpness: real photos 0.26 to 0.60
+    soft: float = 0.22  # sharpness: real photos 0.27 to 0.63
     blurred: float = 0.12  # a Gaussian of 2 % of the face's width brings a 130 px face here
-    turned: float = 40  # degrees of yaw; two detectors differ by up to 16
+    turned: float = 40  # degrees of yaw; two detectors differ by up to 9
     profile: float = 65
-    tilted: float = 50  # degrees of pitch; two detectors differ by up to 40, so it is care only
+    tilted: float = 50  # degrees of pitch; two detectors differ by up to 34, so it is care only
     dark: float = 0.15  # mean brightness of the face: real photos 0.26 to 0.74
     bright: float = 0.85
-    side_light: float = 0.55  # difference of the halves over their sum: real photos up to 0.45
+    side_light: float = 0.55  # difference of the halves over their sum: real photos up to 0.43
     hidden: float = 0.2  # share of the inner face that a parser calls something else
     covered: float = 0.5
     cut: float = 0.1  # share of the face's oval beyond the picture: a fifth of the face is cut off
     cut_off: float = 0.25  # with 40 % of it cut off on one side, the landmarks are guesses
     twin: float = 0.9  # correlation of pictures, or of faces: other photos at most 0.75
-    unlike: float = 0.65  # share of the set's own figure: the person's photos 0.78 and more
+    unlike: float = 0.65  # share of the set's own figure: the person's photos 0.79 and more
     stranger: float = 0.45  # other people at most 0.2
 
 

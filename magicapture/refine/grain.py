@@ -57,7 +57,8 @@ def match_picture(
     if image.shape != original.shape or mask.shape != image[:1].shape:
         raise InputError(
             f"The picture is {tuple(image.shape)}, its original {tuple(original.shape)} and the "
-            f"mask {tuple(mask.shape)}; expected one height and width."
+            f"mask {tuple(mask.shape)}; expected one height and width. Take the mask that "
+            "came with the restored picture."
         )
     result = image.clone()
     if bool((mask > 0).any()):
