@@ -25,7 +25,8 @@ def with_faces_of(portraits: ReferenceSet, source: ReferenceSet) -> ReferenceSet
 
     A face is moved by its landmarks, cut out where both its own mask and the portrait's are, and
     keeps its light and shade; its colours get the mean and spread that faces have in the style,
-    so that it is grey in a grey portrait. Raises InputError where masks or landmarks are missing.
+    so that it is grey in a grey portrait. What is left around it of the portrait's face takes its
+    tone. Raises InputError where masks or landmarks are missing.
     """
     for references in (portraits, source):
         if any(known is None for known in (*references.masks, *references.landmarks)):
@@ -43,8 +44,9 @@ def with_faces_of(portraits: ReferenceSet, source: ReferenceSet) -> ReferenceSet
         matrix = similarity(points[None], portraits.landmarks[i])  # type: ignore[index,arg-type]
         both = torch.cat([picture, mask])[None]
         moved = warp(both, matrix, (image.shape[-2], image.shape[-1]), antialias=True)[0]
-        inside = _softened(moved[3:] * place)
-        images.append(torch.lerp(image, _coloured(moved[:3], moved[3:], style), inside))
+        face, inside = _coloured(moved[:3], moved[3:], style), moved[3:] * place
+        own = torch.lerp(image, _toned(image, place, face, inside), _softened(place))
+        images.append(torch.lerp(own, face, _softened(inside)))
     return dataclasses.replace(portraits, images=tuple(images))
 
 
@@ -68,6 +70,18 @@ def _coloured(image: Tensor, mask: Tensor, style: tuple[Tensor, Tensor]) -> Tens
     chroma = (chroma - own.mean(1)[:, None]) * scale[:, None] + style[0][:, None]
     pixels = torch.linalg.inv(_YCC) @ torch.cat([luma, chroma])
     return pixels.view_as(image).clamp(0, 1)
+
+
+def _toned(image: Tensor, mask: Tensor, face: Tensor, inside: Tensor) -> Tensor:
+    """The image, shifted so that its median colour in the mask is that of the face inside.
+
+    A pale rim would be left around a dark face otherwise, and be learned.
+    """
+    own, wanted = image[:, mask[0] > 0.5], face[:, inside[0] > 0.5]
+    if not own.numel() or not wanted.numel():
+        return image
+    shift = wanted.median(dim=1).values - own.median(dim=1).values
+    return (image + shift[:, None, None]).clamp(0, 1)
 
 
 def _softened(mask: Tensor) -> Tensor:

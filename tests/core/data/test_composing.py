@@ -73,6 +73,22 @@ def test_a_dolls_label_is_near_the_truth() -> None:
     assert distance(made) < 0.6 * distance(torch.from_numpy(portrait.image))
 
 
+def test_what_is_left_of_the_portraits_face_takes_the_persons_tone() -> None:
+    small = ReferenceSet((torch.full((3, 64, 64), 0.2),), (disc(radius=10),), (POINTS,))
+    portraits, _ = sets(torch.zeros(3, 64, 64), torch.full((3, 64, 64), 0.9))
+    made = with_faces_of(portraits, small).images[0]
+    rim = (disc(radius=14) - disc(radius=12))[0] > 0
+    torch.testing.assert_close(made[:, rim], torch.full_like(made[:, rim], 0.2), atol=0.03, rtol=0)
+    assert torch.equal(made[:, disc()[0] == 0], portraits.images[0][:, disc()[0] == 0])
+
+
+def test_a_face_beside_the_portraits_own_changes_nothing() -> None:
+    portraits, _ = sets(torch.rand(3, 64, 64), torch.rand(3, 64, 64))
+    corner = ReferenceSet((torch.rand(3, 64, 64),), (disc(2, 62, 3),), (POINTS,))
+    made = with_faces_of(portraits, corner).images[0]
+    assert torch.equal(made, portraits.images[0])
+
+
 def test_without_a_mask_it_says_what_to_do() -> None:
     portraits, source = sets(torch.rand(3, 64, 64), torch.rand(3, 64, 64))
     bare = ReferenceSet(portraits.images, role="style")
