@@ -6,8 +6,8 @@
 Weights are random: the cost does not depend on them. Every row draws one picture with guidance,
 each time right behind a plain drawing, in turn with all others and several times over. A drawing's
 first step, which warms up, is left out, and so is encoding. Time is the GPU's, or the process's own
-CPU time; a ratio is the median over the rounds, memory the GPU's peak. The gradient's window spans
-all steps, and each makes its move; MagicFace goes through both of its stages.
+CPU time; a ratio is the median over the rounds, memory the GPU's peak, or the process's. The
+gradient's window spans all steps, and each makes its move; MagicFace goes through both its stages.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import memory
 import torch
 from random_models import FULL, Size, build, pictures
 
@@ -139,21 +140,18 @@ def main() -> None:
     for _ in range(arguments.rounds):
         for name, make in rows.items():
             plain = drawing.seconds(drawing.plain)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats()
+            memory.forget_peak(device)
             ratios[name].append(drawing.seconds(make) / plain)
-            if device.type == "cuda":
-                peaks[name] = torch.cuda.max_memory_allocated() / 2**30
+            peaks[name] = max(peaks[name], memory.peak(device))
     table = [(name, statistics.median(of), min(of), max(of)) for name, of in ratios.items()]
     for name, median, low, high in table:
-        memory = f"  {peaks[name]:.2f} GiB" if peaks[name] else ""
-        logger.info("%-32s x%.2f (%.2f to %.2f)%s", name, median, low, high, memory)
+        logger.info("%-32s x%.2f (%.2f to %.2f)  %.0f MiB", name, median, low, high, peaks[name])
     if arguments.csv:
         with arguments.csv.open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["row", "ratio", "lowest", "highest", "peak_gib"])
+            writer.writerow(["row", "ratio", "lowest", "highest", "peak_mib"])
             writer.writerows(
-                (name, *(f"{f:.3f}" for f in figures), f"{peaks[name]:.2f}" if peaks[name] else "")
+                (name, *(f"{f:.3f}" for f in figures), f"{peaks[name]:.0f}")
                 for name, *figures in table
             )
 

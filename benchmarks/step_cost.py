@@ -30,6 +30,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import memory
 import torch
 from random_models import FULL, TINY, Recogniser, Size, build, pictures
 from torch import nn
@@ -199,25 +200,11 @@ def peak(name: str, size: Size, device: torch.device, dtype: torch.dtype) -> flo
     seen: list[float] = []
 
     def on_step() -> None:
-        seen.append(_peak_so_far(device))
-        _forget_peak(device)
+        seen.append(memory.peak(device))
+        memory.forget_peak(device)
 
     run(name, size, backbone, 2, on_step)
     return seen[-1]
-
-
-def _peak_so_far(device: torch.device) -> float:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text("ascii")
-    return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5", "ascii")
 
 
 @dataclass(frozen=True)
