@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from magicapture.errors import NumericalError
 from magicapture.paperdoll import Split, identity_from_seed, split_of
 from magicapture.paperdoll.captions import TONES, tone_word
 
@@ -92,20 +91,28 @@ def test_the_file_gives_back_the_newest_line_of_each(bench, tmp_path: Path) -> N
     }
 
 
-class Fails:
-    """Work of which the second item cannot be done."""
+WORK = """
+from magicapture.errors import NumericalError
 
-    def __init__(self, plan: object) -> None: ...
 
-    def __call__(self, item: int) -> list[dict[str, object]]:
+class Work:
+    def __init__(self, plan):
+        pass
+
+    def __call__(self, item):
         if item == 1:
             raise NumericalError("diverged")
-        return [line("a", item, both=0.5)]
+        return [{"row": "a", "pair": item, "both": 0.5}]
+"""
 
 
-def test_what_fails_does_not_stop_the_rest(bench, tmp_path: Path, capsys) -> None:
+def test_what_fails_does_not_stop_the_rest(bench, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "failing_work.py").write_text(WORK)  # a module that the other process finds too
+    monkeypatch.syspath_prepend(tmp_path)
+    from failing_work import Work
+
     file = tmp_path / "lines.csv"
-    bench.study.carry_out(Fails, None, [0, 1, 2], file, workers=1)
+    bench.study.carry_out(Work, None, [0, 1, 2], file, workers=1)
     assert sorted(bench.study.read(file)) == [("a", 0), ("a", 2)]
     assert "1 failed: diverged" in capsys.readouterr().out
 
