@@ -110,20 +110,14 @@ def _refocusing(recipe: Recipe) -> list[Row]:
     composed: tuple[Task, ...] = ("composed",)
     return [
         form("no refocusing", 0),
-        form("none 0.5", 0.5, scaling="none"),
-        form("none 10", 10, scaling="none"),
-        form("none 40", 40, scaling="none"),
-        form("max 0.02", 0.02, scaling="max"),
-        form("max 0.1", 0.1, scaling="max"),
-        form("max 2.5", 2.5, scaling="max"),
-        form("minmax 0.02", 0.02, scaling="minmax"),
-        form("minmax 0.1", 0.1, scaling="minmax"),
-        form("minmax 2.5", 2.5, scaling="minmax"),
-        form("none 10, finest maps", 10, scaling="none", factors=(1,)),
-        form("none 10, coarser maps", 10, scaling="none", factors=(2,)),
-        form("none 10, composed alone", 10, scaling="none", tasks=composed),
-        form("none 10, source and style", 10, scaling="none", tasks=("source", "style")),
-        form("none 10, first half", 10, recipe=_first_half(recipe), scaling="none"),
+        *(form(f"none {w:g}", w, scaling="none") for w in (10, 40, 200)),
+        *(form(f"max {w:g}", w, scaling="max") for w in (0.002, 0.005, 0.02, 0.1, 0.5)),
+        *(form(f"minmax {w:g}", w, scaling="minmax") for w in (0.02, 0.1)),
+        form("max 0.02, finest maps", 0.02, scaling="max", factors=(1,)),
+        form("max 0.02, coarser maps", 0.02, scaling="max", factors=(2,)),
+        form("max 0.02, composed alone", 0.02, scaling="max", tasks=composed),
+        form("max 0.02, source and style", 0.02, scaling="max", tasks=("source", "style")),
+        form("max 0.02, first half", 0.02, recipe=_first_half(recipe), scaling="max"),
     ]
 
 
@@ -138,13 +132,15 @@ def _first_half(recipe: Recipe) -> Recipe:
 def _identity(recipe: Recipe) -> list[Row]:
     """Forms of the identity loss: T', weight, a pass of its own, tasks."""
 
-    def form(name: str, weight: float = 1, **settings: object) -> Row:
+    own = recipe.phases[-1].weights.identity
+
+    def form(name: str, weight: float = own, **settings: object) -> Row:
         identity = replace(recipe.identity, **settings)  # type: ignore[arg-type]
         return Row(name, replace(with_weights(recipe, identity=weight), identity=identity))
 
     return [
         *(form(f"T' {t}", max_timestep=t) for t in (200, 400, 650, 800)),
-        *(form(f"weight {w}", weight=w) for w in (0.25, 0.5, 2.0)),
+        *(form(f"weight {w:g}", weight=w) for w in (0.1, 0.25, 1, 2)),
         form("a pass of its own", separate_pass=True),
         form("a pass of its own, T' 200", separate_pass=True, max_timestep=200),
         form("composed and source", tasks=("composed", "source")),
@@ -153,13 +149,20 @@ def _identity(recipe: Recipe) -> list[Row]:
 
 
 def _shape(recipe: Recipe) -> list[Row]:
-    """Steps (rates as they are), rank, layers, and the share of the first phase."""
+    """Steps (rates as they are), the LoRA, labels, variants, and the share of the first phase."""
     steps, (first, last) = recipe.steps, recipe.phases
+
+    def lora(name: str, **settings: object) -> Row:
+        return Row(name, replace(recipe, lora=replace(recipe.lora, **settings)))  # type: ignore[arg-type]
+
     return [
         *(Row(f"steps x{k}", with_steps(recipe, round(k * steps))) for k in (0.5, 2, 4)),
-        *(Row(f"rank {r}", replace(recipe, lora=LoraSettings(rank=r))) for r in (4, 8, 32)),
-        Row("cross and self", replace(recipe, lora=LoraSettings(targets="cross_and_self"))),
-        Row("all linear", replace(recipe, lora=LoraSettings(targets="all_linear"))),
+        *(lora(f"rank {r}", rank=r) for r in (4, 8, 32)),
+        lora("cross-attention alone", targets="cross"),
+        lora("cross and self", targets="cross_and_self"),
+        Row("portraits for labels", replace(recipe, pseudo_label="portrait")),
+        Row("mirrored", replace(recipe, flip=True)),
+        Row("cropped", replace(recipe, zoom=0.1)),
         Row("tokens slower", _with_token_rates(recipe, 0.25)),
         Row("tokens faster", _with_token_rates(recipe, 4)),
         Row(

@@ -321,12 +321,23 @@ class Recipe(Checked):
         high=1000,
         release=1,
     )
-    flip: bool = setting(True, "Mirror half of the augmented variants.")
+    flip: bool = setting(
+        False,
+        "Mirror half of the augmented variants. A mole or a parting then changes sides.",
+        paper=True,
+        release=True,
+    )
     jitter: float = setting(
         0.1, "Range of brightness and contrast changes.", low=0, high=1, release=0.1
     )
     zoom: float = setting(
-        0.1, "Share of the picture that a random crop may cut away.", low=0, high=0.9, release=0
+        0.0,
+        "Share of the picture that a random crop may cut away. Patterns of the style are then "
+        "learned blurred.",
+        low=0,
+        high=0.9,
+        paper=0,
+        release=0,
     )
     batching: Batching = setting(
         "together",

@@ -52,6 +52,7 @@ def _paper() -> Recipe:
         refocus=RefocusSettings(scaling="minmax", factors=(4,)),
         identity=IdentitySettings(weight_by_signal=False, mean_target=False),
         normalise_area=False,
+        flip=True,
         accumulation=4,
     )
 
@@ -90,7 +91,7 @@ def _release() -> Recipe:
             mean_target=False,
         ),
         draws=1,
-        zoom=0.0,
+        flip=True,
         batching="one_task",
         precision="fp16",
     )
@@ -101,6 +102,7 @@ def _textual_inversion() -> Recipe:
         name="textual-inversion",
         phases=(Phase("tokens", 5000, Rates(tokens=5e-3), Weights(source=1, style=1)),),
         masked=False,
+        flip=True,
     )
 
 
@@ -135,6 +137,7 @@ def _custom_diffusion() -> Recipe:
         lora=LoraSettings(rank=64, targets="cross_kv"),
         prior=PriorSettings(images=200),
         masked=False,
+        flip=True,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -21,10 +22,10 @@ _YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419,
 
 
 def with_faces_of(portraits: ReferenceSet, source: ReferenceSet) -> ReferenceSet:
-    """The portraits with the source's faces in the place of their own, photo after photo.
+    """Every portrait with every face of the source in the place of its own, portrait by portrait.
 
     A face is moved by its landmarks, cut out where both its own mask and the portrait's are, and
-    keeps its light and shade; its colours get the mean and spread that faces have in the style,
+    keeps its light and shade; its colours get the mean and spread that a face has in the style,
     so that it is grey in a grey portrait. What is left around it of the portrait's face takes its
     tone. Raises InputError where masks or landmarks are missing.
     """
@@ -34,20 +35,20 @@ def with_faces_of(portraits: ReferenceSet, source: ReferenceSet) -> ReferenceSet
                 "Laying the person's face into the portraits needs the faces' masks in every "
                 "photo and portrait; make them, or set pseudo_label to portrait."
             )
-    faces = [(_face(source, i), source.landmarks[i]) for i in range(len(source))]
-    colours = torch.cat([_chroma(*_face(portraits, i)) for i in range(len(portraits))], dim=1)
-    style = colours.mean(1), colours.std(1)
+    own_faces = [_face(portraits, i) for i in range(len(portraits))]
+    style = torch.stack([_spread(_chroma(*face)) for face in own_faces]).mean(0)
     images = []
-    for i in range(len(portraits)):
-        (picture, mask), points = faces[i % len(faces)]
-        image, place = _face(portraits, i)
+    pairs = list(product(range(len(portraits)), range(len(source))))
+    for i, j in pairs:
+        (image, place), (picture, mask) = own_faces[i], _face(source, j)
+        points = source.landmarks[j]
         matrix = similarity(points[None], portraits.landmarks[i])  # type: ignore[index,arg-type]
         both = torch.cat([picture, mask])[None]
         moved = warp(both, matrix, (image.shape[-2], image.shape[-1]), antialias=True)[0]
         face, inside = _coloured(moved[:3], moved[3:], style), moved[3:] * place
         own = torch.lerp(image, _toned(image, place, face, inside), _softened(place))
         images.append(torch.lerp(own, face, _softened(inside)))
-    return dataclasses.replace(portraits, images=tuple(images))
+    return dataclasses.replace(portraits.only([i for i, _ in pairs]), images=tuple(images))
 
 
 def _face(references: ReferenceSet, index: int) -> tuple[Tensor, Tensor]:
@@ -62,12 +63,16 @@ def _chroma(image: Tensor, mask: Tensor) -> Tensor:
     return (_YCC[1:] @ image.flatten(1))[:, mask.flatten() > 0.5]
 
 
-def _coloured(image: Tensor, mask: Tensor, style: tuple[Tensor, Tensor]) -> Tensor:
+def _spread(chroma: Tensor) -> Tensor:
+    """Mean and standard deviation of two chroma differences (2,N): (2,2,1)."""
+    return torch.stack([chroma.mean(1, keepdim=True), chroma.std(1, keepdim=True)])
+
+
+def _coloured(image: Tensor, mask: Tensor, style: Tensor) -> Tensor:
     """The image with its luma, its chroma brought to the style's mean and spread in the mask."""
-    own = _chroma(image, mask)
+    own = _spread(_chroma(image, mask))
     luma, chroma = (_YCC @ image.flatten(1)).split([1, 2])
-    scale = style[1] / own.std(1).clamp_min(1e-4)
-    chroma = (chroma - own.mean(1)[:, None]) * scale[:, None] + style[0][:, None]
+    chroma = (chroma - own[0]) * (style[1] / own[1].clamp_min(1e-4)) + style[0]
     pixels = torch.linalg.inv(_YCC) @ torch.cat([luma, chroma])
     return pixels.view_as(image).clamp(0, 1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -36,6 +38,20 @@ def test_outside_the_face_the_portrait_is_bit_equal() -> None:
     outside = disc()[0] == 0
     assert torch.equal(made[:, outside], portraits.images[0][:, outside])
     assert not torch.allclose(made, portraits.images[0], atol=0.1)
+
+
+def test_every_portrait_meets_every_face() -> None:
+    portraits, source = sets(torch.rand(3, 64, 64), torch.rand(3, 64, 64))
+    others = ReferenceSet((torch.rand(3, 64, 64), *source.images), (disc(),) * 2, (POINTS,) * 2)
+    both = dataclasses.replace(portraits.only([0, 0, 0]), images=tuple(torch.rand(3, 3, 64, 64)))
+    made = with_faces_of(both, others)
+    assert len(made) == 6
+    for i, j in ((0, 0), (1, 1), (2, 0)):
+        alone = with_faces_of(both.only([i]), others.only([j])).images[0]
+        centre = disc(radius=8)[0] > 0  # colours are those of all the portraits' faces
+        torch.testing.assert_close(
+            luma(made.images[2 * i + j])[centre], luma(alone)[centre], atol=0.05, rtol=0
+        )
 
 
 def test_the_face_goes_where_the_landmarks_say_and_keeps_its_light() -> None:

@@ -212,7 +212,7 @@ def test_a_finished_run_answers_at_once_and_another_job_starts_over(
     assert_same_adapter(one, again)
     for job, extra in (
         (make_job(seed=1), {}),
-        (make_job(flip=False), {}),
+        (make_job(flip=True), {}),
         (make_job(), {"fresh": True}),
     ):
         _, events = train(job, make_backbone(), **settings, **extra)
@@ -380,7 +380,7 @@ def test_memory_that_runs_out_is_explained_and_the_run_goes_on(
         trainer.run()
     handle.remove()
     small = make_job(batching="in_turn", checkpointing=True)
-    assert small.fingerprint() == make_job().fingerprint() != make_job(flip=False).fingerprint()
+    assert small.fingerprint() == make_job().fingerprint() != make_job(flip=True).fingerprint()
     resumed, events = train(make_job(), backbone, recogniser=recogniser, state_folder=tmp_path)
     assert Resumed(4, 7) in events
     assert_same_adapter(whole, resumed)
