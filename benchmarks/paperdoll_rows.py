@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from magicapture import Concept, Recipe
-from magicapture.config import LoraSettings, Task
+from magicapture.config import LoraSettings
 from magicapture.paperdoll.recipe import doll_recipe
 from magicapture.recipes import with_rates, with_steps, with_weights
 
@@ -107,17 +107,18 @@ def _refocusing(recipe: Recipe) -> list[Row]:
         refocus = replace(recipe.refocus, **settings)  # type: ignore[arg-type]
         return Row(name, replace(with_weights(recipe, attention=weight), refocus=refocus))
 
-    composed: tuple[Task, ...] = ("composed",)
+    own, composed = recipe.phases[-1].weights.attention, ("composed",)
     return [
         form("no refocusing", 0),
         *(form(f"none {w:g}", w, scaling="none") for w in (10, 40, 200)),
         *(form(f"max {w:g}", w, scaling="max") for w in (0.002, 0.005, 0.02, 0.1, 0.5)),
         *(form(f"minmax {w:g}", w, scaling="minmax") for w in (0.02, 0.1)),
-        form("max 0.02, finest maps", 0.02, scaling="max", factors=(1,)),
-        form("max 0.02, coarser maps", 0.02, scaling="max", factors=(2,)),
-        form("max 0.02, composed alone", 0.02, scaling="max", tasks=composed),
-        form("max 0.02, source and style", 0.02, scaling="max", tasks=("source", "style")),
-        form("max 0.02, first half", 0.02, recipe=_first_half(recipe), scaling="max"),
+        *(form(f"mean {w:g}", w, scaling="mean") for w in (0.002, 0.05)),
+        form("finest maps", own, factors=(1,)),
+        form("coarser maps", own, factors=(2,)),
+        form("composed alone", own, tasks=composed),
+        form("source and style", own, tasks=("source", "style")),
+        form("first half", own, recipe=_first_half(recipe)),
     ]
 
 

@@ -15,7 +15,7 @@ from .errors import InputError
 
 Role = Literal["subject", "style"]
 Task = Literal["source", "style", "composed", "prior"]
-Scaling = Literal["minmax", "max", "none"]
+Scaling = Literal["minmax", "max", "mean", "none"]
 LoraTargets = Literal["cross", "cross_kv", "cross_and_self", "all_linear"]
 Weighting = Literal["none", "min_snr", "v"]
 PseudoLabel = Literal["portrait", "face_laid_in"]
@@ -109,10 +109,11 @@ class RefocusSettings(Checked):
     """Attention Refocusing (P eq. 8): where and how a token's attention is measured."""
 
     scaling: Scaling = setting(
-        "none",
+        "mean",
         "How a map is scaled to 0..1 before the mask is applied: minmax (P's S, subtracts the "
-        "floor), max (divides by the peak alone, so that a uniform floor still counts), none "
-        "(the attention's own values).",
+        "floor), max (divides by the peak alone, so that a uniform floor still counts), mean "
+        "(divides by the mean, with its gradient, so that attention is moved rather than given "
+        "up), none (the attention's own values).",
         paper="minmax",
         release="minmax",
     )

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .config import Scaling, Weighting
+
 FLAT = 1e-6
 """A map whose range is below this share of all attention counts as flat: it is rounding noise."""
 
@@ -41,7 +43,7 @@ def masked_reconstruction(
 
 def timestep_weights(
     alphas_cumprod: Tensor,
-    weighting: Literal["none", "min_snr", "v"],
+    weighting: Weighting,
     prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
 ) -> Tensor:
     """How much an error of the model's output counts at each t (T,), 1 on average; abar is (T,).
@@ -66,14 +68,18 @@ def identity(embedding: Tensor, target: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(embedding.float(), target.float(), dim=-1)
 
 
-def scale_map(values: Tensor, scaling: Literal["minmax", "max", "none"]) -> Tensor:
+def scale_map(values: Tensor, scaling: Scaling) -> Tensor:
     """P's S: bring each attention map (R,h,w) to 0..1, its minimum and maximum as constants.
 
     minmax: (A - min A) / (max A - min A), blind to a uniform floor; max: A / max A, which sees
-    it; none: A itself. A flat map (minmax) or an all but zero one (max) stays near 0.
+    it; mean: A / mean A, the mean with its gradient and values around 1: whoever gives up
+    attention everywhere gains nothing; none: A itself. A flat map (minmax) or an all but zero one
+    (max, mean) stays near 0.
     """
     if scaling == "none":
         return values
+    if scaling == "mean":
+        return values / values.mean(dim=(-2, -1), keepdim=True).clamp_min(FLAT)
     constant = values.detach()
     low = constant.amin(dim=(-2, -1), keepdim=True) if scaling == "minmax" else 0.0
     high = constant.amax(dim=(-2, -1), keepdim=True)
@@ -83,7 +89,7 @@ def scale_map(values: Tensor, scaling: Literal["minmax", "max", "none"]) -> Tens
 def refocusing(
     values: Tensor,
     inside: Tensor,
-    scaling: Literal["minmax", "max", "none"] = "minmax",
+    scaling: Scaling = "minmax",
     map_size: int | None = None,
 ) -> Tensor:
     """|| S(A) * (1 - M) ||^2 a map (P eq. 8), as a mean over its cells: (R,).
@@ -98,9 +104,7 @@ def refocusing(
     return (scale_map(values, scaling) * _outside(values, inside)).square().mean(dim=(-2, -1))
 
 
-def spill(
-    values: Tensor, inside: Tensor, scaling: Literal["minmax", "max", "none"] = "max"
-) -> Tensor:
+def spill(values: Tensor, inside: Tensor, scaling: Scaling = "max") -> Tensor:
     """The share of each map's scaled attention (R,h,w) that lies outside M (R,1,H,W): (R,).
 
     0 is none, 1 is all; a uniform map gives the share of the picture outside the mask.

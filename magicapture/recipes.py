@@ -29,7 +29,7 @@ def _magicapture() -> Recipe:
                 "tokens and LoRA",
                 1000,
                 Rates(tokens=1e-4, unet=2e-4),
-                Weights(source=1, style=1, composed=1, identity=1, attention=2.5),
+                Weights(source=1, style=1, composed=1, identity=1, attention=0.01),
                 schedule="cosine",
                 warmup=20,
             ),

@@ -94,7 +94,7 @@ class MagiCaptureTuneRecipe(io.ComfyNode):
                 RecipeSocket.Input("recipe"),
                 number(Weights, "composed", id="composed_weight", step=0.05),
                 number(Weights, "identity", id="identity_weight", step=0.05),
-                number(Weights, "attention", id="attention_weight", step=0.05),
+                number(Weights, "attention", id="attention_weight", step=0.001),
                 choice(RefocusSettings, "scaling", id="attention_scaling", keep=True),
                 io.Combo.Input(
                     "attention_maps",

@@ -41,9 +41,7 @@ def _tuned(recipe: Recipe) -> Recipe:
     a doll in however many steps. The pseudo-label shows the person's face, since nothing else
     keeps what the identity loss makes a face, and counts ten times: it alone shows what is asked
     for. The identity loss is blind to colour, or it paints blue eyes into a grey picture, and
-    weaker beside it: dolls' noise error is about 0.04, a fifth of Stable Diffusion's. Refocusing
-    sees the shape of a map, not its strength: unscaled, more of it makes faint maps fainter and
-    leaves the subject's spill as it is.
+    weaker beside it: dolls' noise error is about 0.04, a fifth of Stable Diffusion's.
     """
     first, last = recipe.phases
     phases = (
@@ -55,7 +53,6 @@ def _tuned(recipe: Recipe) -> Recipe:
         phases=phases,
         lora=LoraSettings(targets="all_linear"),
         identity=replace(recipe.identity, colour_blind=True),
-        refocus=replace(recipe.refocus, scaling="max"),
         pseudo_label="face_laid_in",
     )
-    return with_weights(recipe, composed=10, identity=0.5, attention=0.02)
+    return with_weights(recipe, composed=10, identity=0.5)

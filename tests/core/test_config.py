@@ -24,7 +24,7 @@ from magicapture.recipes import (
     ("make", "message"),
     [
         (lambda: LoraSettings(rank=0), "rank is 0; expected 1 to 512"),
-        (lambda: RefocusSettings(scaling="loud"), "expected one of minmax, max, none"),
+        (lambda: RefocusSettings(scaling="loud"), "expected one of minmax, max, mean, none"),
         (lambda: RefocusSettings(factors=(4, 0)), "expected at least 1"),
         (lambda: Phase(max_timestep=1001), "expected 1 to 1000"),
         (lambda: Phase(steps=float("nan")), "expected 0 to"),

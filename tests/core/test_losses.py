@@ -82,6 +82,7 @@ def test_scale_map() -> None:
     high = values.flatten(1).max(1).values[:, None, None]
     torch.testing.assert_close(scale_map(values, "minmax"), (values - low) / (high - low))
     torch.testing.assert_close(scale_map(values, "max"), values / high)
+    torch.testing.assert_close(scale_map(values, "mean"), values / values.mean((1, 2), True))
     assert torch.equal(scale_map(values, "none"), values)
 
 
@@ -94,6 +95,17 @@ def test_minimum_and_maximum_are_constants(scaling) -> None:
     torch.testing.assert_close(values.grad, expected.detach().expand_as(values))
 
 
+def test_attention_given_up_everywhere_gains_nothing_by_the_mean() -> None:
+    values, inside = torch.rand(1, 8, 8) * 0.1 + 0.01, binary(1, 1, 8, 8)
+    whole = refocusing(values, inside, "mean")
+    torch.testing.assert_close(refocusing(0.1 * values, inside, "mean"), whole)
+    values.requires_grad_()
+    refocusing(values, inside, "mean").sum().backward()
+    along = (values.grad * values.detach()).sum()  # no gradient along the map itself
+    torch.testing.assert_close(along, torch.zeros(()), atol=1e-5, rtol=0)
+    assert (values.grad[inside[:, 0] == 1] < 0).all()  # attention inside is asked for
+
+
 def test_a_uniform_floor_is_punished_by_max_and_not_by_minmax() -> None:
     inside = torch.zeros(1, 1, 8, 8)
     inside[..., 2:6, 2:6] = 1
@@ -103,7 +115,7 @@ def test_a_uniform_floor_is_punished_by_max_and_not_by_minmax() -> None:
     assert float(refocusing(good + 0.1, inside, "max")) == pytest.approx(0.75 * 0.25**2, rel=1e-5)
 
 
-@pytest.mark.parametrize("scaling", ["minmax", "max", "none"])
+@pytest.mark.parametrize("scaling", ["minmax", "max", "mean", "none"])
 def test_a_flat_map_has_finite_small_gradients(scaling) -> None:
     noise = 1e-9 * torch.rand(1, 8, 8)
     values = (torch.full((1, 8, 8), 1 / 77) + noise).requires_grad_()
@@ -112,7 +124,7 @@ def test_a_flat_map_has_finite_small_gradients(scaling) -> None:
     assert values.grad.abs().max() < 100
 
 
-@pytest.mark.parametrize("scaling", ["minmax", "max", "none"])
+@pytest.mark.parametrize("scaling", ["minmax", "max", "mean", "none"])
 def test_refocusing_closed_form(scaling) -> None:
     values, inside = torch.rand(2, 4, 4) * 0.2, binary(2, 1, 8, 8)
     losses = refocusing(values, inside, scaling)
@@ -123,6 +135,8 @@ def test_refocusing_closed_form(scaling) -> None:
             a = (a - a.min()) / (a.max() - a.min())
         elif scaling == "max":
             a = a / a.max()
+        elif scaling == "mean":
+            a = a / a.mean()
         total = sum((a[i, j] * (1 - m[i, j])) ** 2 for i in range(4) for j in range(4))
         assert float(losses[r]) == pytest.approx(total / 16, rel=1e-5)
 
