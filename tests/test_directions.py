@@ -16,7 +16,7 @@ NODES = ROOT / "nodes"
 # own submodules. A new module gets a line here, and CONTRIBUTING.md says how to choose it.
 DIRECTIONS: dict[str, str] = {
     "errors": "",
-    "losses": "",
+    "losses": "config",
     "checkpointing": "",
     "paperdoll": "metrics recipes training losses",
     "plot": "",
