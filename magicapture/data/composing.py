@@ -36,11 +36,12 @@ def with_faces_of(portraits: ReferenceSet, source: ReferenceSet) -> ReferenceSet
                 "photo and portrait; make them, or set pseudo_label to portrait."
             )
     own_faces = [_face(portraits, i) for i in range(len(portraits))]
+    faces = [_face(source, j) for j in range(len(source))]
     style = torch.stack([_spread(_chroma(*face)) for face in own_faces]).mean(0)
     images = []
     pairs = list(product(range(len(portraits)), range(len(source))))
     for i, j in pairs:
-        (image, place), (picture, mask) = own_faces[i], _face(source, j)
+        (image, place), (picture, mask) = own_faces[i], faces[j]
         points = source.landmarks[j]
         matrix = similarity(points[None], portraits.landmarks[i])  # type: ignore[index,arg-type]
         both = torch.cat([picture, mask])[None]
