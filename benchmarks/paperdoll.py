@@ -12,7 +12,7 @@ What it costs, in seconds of one core (a step of phase 1: 0.075, of phase 2: 0.1
 encoder and self-attention about 0.17; 16 pictures by 20 steps: 7.6, 32 of them a row: 15; the pair,
 encoding and judging: 10):
 
-    default, its five ablations, two second seeds   8 x (150 x 0.075 + 750 x 0.155 + 25) = 1220
+    default, its five ablations, two second seeds   8 x (150 x 0.075 + 1050 x 0.155 + 25) = 1590
     paper (accumulates 4 draws)             300 x 4 x 0.075 + 375 x 4 x 0.155 + 25       = 350
     release (one task a step)               300 x 0.04 + 375 x 0.1 + 25                  =  75
     textual inversion, 1,250 steps          1250 x 0.075 + 25                            = 120
@@ -20,7 +20,7 @@ encoding and judging: 10):
     Custom Diffusion, 188 steps, 50 images  188 x 0.16 + 50 x 30 x 0.045 + 25            = 120
     untrained, truth                                                                       40
 
-In all 2,105 s a pair: 20 pairs take 11.7 hours of one core, 5.8 hours of two.
+In all 2,475 s a pair: 20 pairs take 13.8 hours of one core, 6.9 hours of two.
 """
 
 from __future__ import annotations

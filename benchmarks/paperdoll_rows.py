@@ -16,15 +16,15 @@ from magicapture.paperdoll.recipe import doll_recipe
 from magicapture.recipes import with_rates, with_steps, with_weights
 
 RATES = {
-    "textual-inversion": 1.0,
-    "dreambooth": 1.0,
-    "custom-diffusion": 1.0,
-    "paper": 1.0,
-    "release": 1.0,
+    "textual-inversion": 0.5,
+    "dreambooth": 16.0,
+    "custom-diffusion": 8.0,
+    "paper": 8.0,
+    "release": 2.0,
 }
 """Factor on a recipe's learning rates, as tuned; our default is tuned in `recipes.py` itself."""
 
-GRID = (0.5, 1.0, 2.0, 4.0)
+GRID = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from itertools import product
 
+import numpy
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
@@ -17,17 +19,25 @@ from .references import ReferenceSet
 SEAM = 0.01
 """Softness of the laid-in face's edge, as a share of the portrait's short side."""
 
+LEVELS = (0.005, 0.995)
+"""Quantiles of the faces' luma taken for black and white."""
+
 _YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
 """Luma and two chroma differences of R, G, B (Rec. 601)."""
+
+
+_Face = tuple[Tensor, Tensor]
+"""A picture (3,H,W) in 0..1 and its face's mask (1,H,W)."""
 
 
 def with_faces_of(portraits: ReferenceSet, source: ReferenceSet) -> ReferenceSet:
     """Every portrait with every face of the source in the place of its own, portrait by portrait.
 
-    A face is moved by its landmarks, cut out where both its own mask and the portrait's are, and
-    keeps its light and shade; its colours get the mean and spread that a face has in the style,
-    so that it is grey in a grey portrait. What is left around it of the portrait's face takes its
-    tone. Raises InputError where masks or landmarks are missing.
+    A face takes the colours that the style's medium gives it (`_in_colours_of`), is moved by its
+    landmarks, and is cut out where both its own mask and the portrait's are. What is left around
+    it of the portrait's face takes its tone.
+
+    Raises InputError where masks or landmarks are missing.
     """
     for references in (portraits, source):
         if any(known is None for known in (*references.masks, *references.landmarks)):
@@ -36,46 +46,67 @@ def with_faces_of(portraits: ReferenceSet, source: ReferenceSet) -> ReferenceSet
                 "photo and portrait; make them, or set pseudo_label to portrait."
             )
     own_faces = [_face(portraits, i) for i in range(len(portraits))]
-    faces = [_face(source, j) for j in range(len(source))]
-    style = torch.stack([_spread(_chroma(*face)) for face in own_faces]).mean(0)
+    faces = _in_colours_of(own_faces, [_face(source, j) for j in range(len(source))])
     images = []
     pairs = list(product(range(len(portraits)), range(len(source))))
     for i, j in pairs:
-        (image, place), (picture, mask) = own_faces[i], faces[j]
-        points = source.landmarks[j]
+        (image, place), points = own_faces[i], source.landmarks[j]
         matrix = similarity(points[None], portraits.landmarks[i])  # type: ignore[index,arg-type]
-        both = torch.cat([picture, mask])[None]
-        moved = warp(both, matrix, (image.shape[-2], image.shape[-1]), antialias=True)[0]
-        face, inside = _coloured(moved[:3], moved[3:], style), moved[3:] * place
+        size = (image.shape[-2], image.shape[-1])
+        moved = warp(torch.cat(faces[j])[None], matrix, size, antialias=True)[0]
+        face, inside = moved[:3], moved[3:] * place
         own = torch.lerp(image, _toned(image, place, face, inside), _softened(place))
         images.append(torch.lerp(own, face, _softened(inside)))
     return dataclasses.replace(portraits.only([i for i, _ in pairs]), images=tuple(images))
 
 
-def _face(references: ReferenceSet, index: int) -> tuple[Tensor, Tensor]:
+def _face(references: ReferenceSet, index: int) -> _Face:
     """A photo (3,H,W) and its face's mask (1,H,W) at the photo's size."""
     image, mask = references.images[index].float(), references.face(index)
     assert mask is not None
     return image, fit(mask, (image.shape[-2], image.shape[-1]))
 
 
-def _chroma(image: Tensor, mask: Tensor) -> Tensor:
-    """The two chroma differences of the pixels in the mask: (2,N)."""
-    return (_YCC[1:] @ image.flatten(1))[:, mask.flatten() > 0.5]
+def _in_colours_of(style: Sequence[_Face], faces: Sequence[_Face]) -> list[_Face]:
+    """The faces as the style's medium would show them, judged by the faces in the style.
+
+    Luma goes from black and white to the style's: about the pupils and the whites of eyes, which
+    tell how light a pastel is, whatever the skin. Chroma c is multiplied by k, the style's spread
+    over the person's, at most 1; its mean becomes k^2 m + (1 - k^2) m_style. A medium that keeps
+    colours keeps those of the skin, and a grey or sepia one gives its own. All statistics are of
+    all faces together, so that each keeps its own light.
+    """
+    black, white = _levels(style)
+    own_black, own_white = _levels(faces)
+    gain = (white - black) / max(own_white - own_black, 0.1)
+    style_mean, style_spread = _chroma(style)
+    mean, spread = _chroma(faces)
+    k = (style_spread.norm() / spread.norm().clamp_min(1e-4)).clamp(max=1)
+    wanted = torch.lerp(style_mean, mean, k**2)
+    coloured = []
+    for image, mask in faces:
+        luma, chroma = (_YCC @ image.flatten(1)).split([1, 2])
+        as_shown = torch.cat([(luma - own_black) * gain + black, (chroma - mean) * k + wanted])
+        pixels = torch.linalg.inv(_YCC) @ as_shown
+        coloured.append((pixels.view_as(image).clamp(0, 1), mask))
+    return coloured
 
 
-def _spread(chroma: Tensor) -> Tensor:
-    """Mean and standard deviation of two chroma differences (2,N): (2,2,1)."""
-    return torch.stack([chroma.mean(1, keepdim=True), chroma.std(1, keepdim=True)])
+def _levels(faces: Sequence[_Face]) -> tuple[float, float]:
+    """The luma of black and of white in the faces."""
+    black, white = numpy.quantile((_YCC[0] @ _pixels(faces)).numpy(), LEVELS)
+    return float(black), float(white)
 
 
-def _coloured(image: Tensor, mask: Tensor, style: Tensor) -> Tensor:
-    """The image with its luma, its chroma brought to the style's mean and spread in the mask."""
-    own = _spread(_chroma(image, mask))
-    luma, chroma = (_YCC @ image.flatten(1)).split([1, 2])
-    chroma = (chroma - own[0]) * (style[1] / own[1].clamp_min(1e-4)) + style[0]
-    pixels = torch.linalg.inv(_YCC) @ torch.cat([luma, chroma])
-    return pixels.view_as(image).clamp(0, 1)
+def _chroma(faces: Sequence[_Face]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the two chroma differences in the faces: (2,1) each."""
+    chroma = _YCC[1:] @ _pixels(faces)
+    return chroma.mean(1, keepdim=True), chroma.std(1, keepdim=True)
+
+
+def _pixels(faces: Sequence[_Face]) -> Tensor:
+    """R, G, B of every pixel in the faces' masks: (3,N)."""
+    return torch.cat([image[:, mask[0] > 0.5] for image, mask in faces], dim=1)
 
 
 def _toned(image: Tensor, mask: Tensor, face: Tensor, inside: Tensor) -> Tensor:

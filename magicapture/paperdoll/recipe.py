@@ -19,7 +19,7 @@ PROMPTS = PromptTemplates(
 """Sentences of the usual form, without words that the captions do not have."""
 
 
-STEPS = (150, 750)
+STEPS = (150, 1050)
 """Steps of the default's phases on dolls: the demo then ends within three minutes on two cores."""
 
 

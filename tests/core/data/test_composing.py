@@ -25,6 +25,13 @@ def luma(image: Tensor) -> Tensor:
     return 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
 
 
+def with_eyes(grey: float) -> Tensor:
+    """A grey picture with a black and a white spot in the middle."""
+    image = torch.full((3, 64, 64), grey)
+    image[:, 30:34, 27:31], image[:, 30:34, 34:38] = 0.0, 1.0
+    return image
+
+
 def sets(source_image: Tensor, portrait: Tensor, shift: float = 0.0) -> tuple[ReferenceSet, ...]:
     source = ReferenceSet((source_image,), (disc(),), (POINTS,))
     moved = POINTS + torch.tensor([shift, 0.0])
@@ -55,13 +62,22 @@ def test_every_portrait_meets_every_face() -> None:
 
 
 def test_the_face_goes_where_the_landmarks_say_and_keeps_its_light() -> None:
-    face = torch.rand(1, 64, 64).expand(3, -1, -1).clone()
-    portraits, source = sets(face, torch.full((3, 64, 64), 0.5), shift=6)
+    face = (1.1 * torch.rand(1, 64, 64) - 0.05).clamp(0, 1).expand(3, -1, -1).clone()
+    portraits, source = sets(face, with_eyes(0.5), shift=6)
     made = with_faces_of(portraits, source).images[0]
     inner = disc(38, radius=12)[0] > 0
     torch.testing.assert_close(
         luma(made)[inner], luma(face.roll(6, dims=-1))[inner], atol=2e-3, rtol=0
     )
+
+
+def test_black_and_white_are_the_styles() -> None:
+    face = torch.rand(1, 64, 64).expand(3, -1, -1).clone()
+    pastel = 0.4 + 0.5 * with_eyes(0.5)
+    portraits, source = sets(face, pastel)
+    made = with_faces_of(portraits, source).images[0]
+    inner = disc(radius=12)[0] > 0
+    torch.testing.assert_close(luma(made)[inner], 0.4 + 0.5 * luma(face)[inner], atol=0.02, rtol=0)
 
 
 def test_colours_are_the_styles() -> None:
@@ -90,8 +106,8 @@ def test_a_dolls_label_is_near_the_truth() -> None:
 
 
 def test_what_is_left_of_the_portraits_face_takes_the_persons_tone() -> None:
-    small = ReferenceSet((torch.full((3, 64, 64), 0.2),), (disc(radius=10),), (POINTS,))
-    portraits, _ = sets(torch.zeros(3, 64, 64), torch.full((3, 64, 64), 0.9))
+    small = ReferenceSet((with_eyes(0.2),), (disc(radius=10),), (POINTS,))
+    portraits, _ = sets(torch.zeros(3, 64, 64), with_eyes(0.9))
     made = with_faces_of(portraits, small).images[0]
     rim = (disc(radius=14) - disc(radius=12))[0] > 0
     torch.testing.assert_close(made[:, rim], torch.full_like(made[:, rim], 0.2), atol=0.03, rtol=0)
