@@ -16,20 +16,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from magicface_references import GUIDANCE, WEIGHT, prompt_of, references
 from paperdoll_run import pair_seeds, save_strip
 from paperdoll_table import SCORES, Table, examples
 from study import Line, carry_out, changes, command, means, read, version
 from torch import Tensor
 
 from magicapture.backbones import load_backbone
-from magicapture.magicface import MagicFaceSettings, Reference, ReferenceGuide
-from magicapture.paperdoll import Doll, Label, Split
-from magicapture.paperdoll.captions import caption
+from magicapture.magicface import MagicFaceSettings, ReferenceGuide
+from magicapture.paperdoll import Split
 from magicapture.paperdoll.judge import Judge
 from magicapture.paperdoll.pairs import Pair, make_pair
-from magicapture.paperdoll.traits import Pose
 from magicapture.paperdoll.weights import WEIGHTS
 from magicapture.sampling import SamplingSettings, sample
 
@@ -89,37 +86,6 @@ class Study:
         return sample(self.backbone, prompts, None, plan.sampling, seed=seed, guide=guide)
 
 
-def prompt_of(pair: Pair) -> str:
-    """The style in words, and nothing about the person."""
-    opening, *clauses = caption(pair.identity, pair.style, Pose()).split(", ")
-    words = ("hair", "wearing", "background", "bald")
-    return ", ".join([opening, *(c for c in clauses if any(word in c for word in words))])
-
-
-def references(pair: Pair, count: int, weight: float) -> list[Reference]:
-    """The first `count` of face, clothes and background."""
-    photo, portrait = pair.source[0], pair.reference[0]
-    face = Reference(
-        torch.from_numpy(photo.image),
-        torch.from_numpy(photo.mask),
-        ("person",),
-        "a photo of a person",
-        weight,
-    )
-    described = caption(pair.identity, pair.style, Pose()).split(", ")[0]
-    around = [
-        Reference(
-            torch.from_numpy(portrait.image), _part(portrait, label), (word,), described, weight
-        )
-        for label, word in ((Label.CLOTHES, pair.style.clothes), (Label.BACKGROUND, "background"))
-    ]
-    return [face, *around][:count]
-
-
-def _part(doll: Doll, label: Label) -> Tensor:
-    return torch.from_numpy((doll.labels == label).astype(np.float32))[None]
-
-
 def write(plan: Plan, file: Path, lines: Sequence[Line]) -> None:
     """The table, and a sheet of the first pair's pictures."""
     table = Table(lines, ROWS)
@@ -145,8 +111,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each row")
     parser.add_argument("--split", choices=("development", "test"), default="test")
     parser.add_argument("--steps", type=int, default=12, help="sampling steps (default: 12)")
-    parser.add_argument("--guidance", type=float, default=4.0, help="default: 4")
-    parser.add_argument("--weight", type=float, default=2.0, help="of references (default: 2)")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE, help="default: 4")
+    parser.add_argument("--weight", type=float, default=WEIGHT, help="of references (default: 2)")
     parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
     parser.add_argument("--pictures", type=Path, default=ROOT / "build/benchmark/magicface")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks")

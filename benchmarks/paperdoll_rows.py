@@ -24,6 +24,9 @@ RATES = {
 }
 """Factor on a recipe's learning rates, as tuned; our default is tuned in `recipes.py` itself."""
 
+MAGICFACE = "magicface"
+"""The row that trains nothing: it draws with three references and the style in words."""
+
 GRID = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 
@@ -66,7 +69,7 @@ def rows() -> list[Row]:
         Row("without identity loss", with_weights(default, identity=0)),
         Row("without masks", replace(default, masked=False)),
         Row("one phase", replace(default, phases=(once,))),
-        # MagicFace trains nothing: its row samples with references, once it is there.
+        Row(MAGICFACE),
         Row("magicapture, second seed", default, seed=1),
         Row("without refocusing, second seed", without_ar, seed=1),
     ]

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from paperdoll_rows import Row
+from magicface_references import GUIDANCE, WEIGHT, prompt_of
+from magicface_references import references as magicface_references
+from paperdoll_rows import MAGICFACE, Row
 from study import Line, version
 from torch import Tensor
 
@@ -26,6 +30,7 @@ from magicapture import (
     save_adapter,
 )
 from magicapture.config import to_dict
+from magicapture.magicface import MagicFaceSettings, ReferenceGuide
 from magicapture.paperdoll import Split, identity_from_seed
 from magicapture.paperdoll.attention import token_spills
 from magicapture.paperdoll.captions import TONES, tone_word
@@ -43,6 +48,9 @@ BESIDE = (
     *("spill_subject_peak", "spill_style_peak", "sample_seconds"),
 )
 COMPOSED, EDITED = 16, 8  # pictures of the composed prompt, and of each of its two edits
+
+Draw = Callable[[str, int, int], Tensor]
+"""What is added to the prompt, how many pictures, and the first one's seed: the pictures."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ class Plan:
         """A hash of all that decides a row's figures; a line of another version is not reused."""
         recipe = self.recipe_of(row)
         named = json.dumps(to_dict(recipe) if recipe else row.name, sort_keys=True)
+        if row.name == MAGICFACE:
+            named += repr((GUIDANCE, WEIGHT, MagicFaceSettings()))
         settings = (named, self.sampling, self.pictures, row.seed, row.start)
         return version(settings, sorted(self.weights.rglob("*.safetensors")))
 
@@ -104,15 +114,18 @@ class Bench:
         row, index = item
         pair, case = self._pair(index)
         place = self.plan.keep / f"{row.name} {index}"
+        trained, further = 0.0, dict[str, object]()
         if row.name == "truth":
-            drawn, trained = pictures(pair.unseen), 0.0
-            further: dict[str, object] = dict.fromkeys(BESIDE, "")
+            drawn = pictures(pair.unseen)
+        elif row.name == MAGICFACE:
+            drawn, further = self._drawn(partial(self._referred, pair), pair, index)
         else:
             started = time.process_time()
             adapter = self._adapter(row, index, pair, place)
             trained = time.process_time() - started
             with adapted(self.backbone, adapter) if row.recipe else nullcontext():
-                drawn, further = self._drawn(adapter, pair, index)
+                drawn, further = self._drawn(partial(self._sample, adapter), pair, index)
+                further |= self._spills(adapter, pair)
         save_strip(drawn[:8], place / "pictures.png")
         identity, style = pair_seeds(self.plan.split, index)
         line: Line = {
@@ -122,7 +135,7 @@ class Bench:
             "identity_seed": identity,
             "style_seed": style,
             **asdict(self.judge.scores(drawn, case)),
-            **further,
+            **(dict.fromkeys(BESIDE, "") | further),
             "train_seconds": trained,
         }
         return [line]
@@ -145,30 +158,41 @@ class Bench:
             save_adapter(adapter, place, place, "adapter")
         return adapter
 
-    def _drawn(self, adapter: Adapter, pair: Pair, index: int) -> tuple[Tensor, dict[str, object]]:
+    def _drawn(self, draw: Draw, pair: Pair, index: int) -> tuple[Tensor, dict[str, object]]:
         """Pictures of the composed prompt, and what is measured beside them."""
         composed, edited = self.plan.pictures
         started = time.process_time()
-        drawn = self._sample(adapter, "", composed, 1000 * index)
+        drawn = draw("", composed, 1000 * index)
         seconds = time.process_time() - started
         obedience = {
             f"obeys_{where}": self.judge.obedience(
-                self._sample(adapter, edit.words, edited, 1000 * index + 500), edit
+                draw(edit.words, edited, 1000 * index + 500), edit
             )
             for where, edit in zip(("face", "scene"), edits(pair.identity, pair.style), strict=True)
         }
-        spills = token_spills(
-            self.backbone, adapter, pictures(pair.unseen[:8]), masks(pair.unseen[:8])
-        )
-        spilt = {f"spill_{name}": value for name, value in asdict(spills).items()}
-        return drawn, {**obedience, **spilt, "sample_seconds": seconds}
+        return drawn, {**obedience, "sample_seconds": seconds}
 
     def _sample(self, adapter: Adapter, extra: str, count: int, seed: int) -> Tensor:
+        """Pictures by an adapter's tokens."""
         templates = adapter.recipe.prompts if adapter.recipe else doll_recipe().prompts
         prompt = prompt_for(adapter.concepts, templates, extra=extra)
         return sample(
             self.backbone, [prompt] * count, adapter.vectors(), self.plan.sampling, seed=seed
         )
+
+    def _referred(self, pair: Pair, extra: str, count: int, seed: int) -> Tensor:
+        """Pictures by MagicFace, from a face, clothes and a background."""
+        prompt = ", ".join(part for part in (prompt_of(pair), extra) if part)
+        given = magicface_references(pair, 3, WEIGHT)
+        guide = ReferenceGuide(self.backbone, given, prompt, side=self.plan.sampling.width)
+        sampling = replace(self.plan.sampling, guidance=GUIDANCE)
+        return sample(self.backbone, [prompt] * count, None, sampling, seed=seed, guide=guide)
+
+    def _spills(self, adapter: Adapter, pair: Pair) -> dict[str, object]:
+        """How much of each token's attention lies outside its region, by the columns' names."""
+        shown = pair.unseen[:8]
+        spills = token_spills(self.backbone, adapter, pictures(shown), masks(shown))
+        return {f"spill_{name}": value for name, value in asdict(spills).items()}
 
 
 def kept_adapter(keep: Path, row: str, index: int) -> Adapter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,8 @@ NOTES = """\
   to it than any true composition comes.
 - obeys: how often an edit of the face ("with round glasses") or of the scene ("on a plain red
   background") is read off the picture. training: CPU seconds of one core.
+- magicface: nothing is trained; the style is said in words, and shown by the clothes and the
+  background of one portrait, the person by the face of one photo.
 - truth: true compositions in unseen poses, the ceiling."""
 
 SCORES = {
@@ -155,20 +158,15 @@ def examples(
         strip = keep / f"{name} {pair}" / "pictures.png"
         if strip.exists():
             strips[name] = np.asarray(Image.open(strip))[:, : 5 * own.source[0].image.shape[-1]]
-    figure = Figure(figsize=(8, 1.35 * len(strips)), layout="constrained")
+    figure = Figure(figsize=(8.4, 1.35 * len(strips)))
     FigureCanvasAgg(figure)
-    for axis, (name, strip) in zip(
-        np.atleast_1d(figure.subplots(len(strips), 1)), strips.items(), strict=True
-    ):
+    rows = np.atleast_1d(figure.subplots(len(strips), 1))
+    figure.subplots_adjust(left=0.19, right=0.995, bottom=0, top=1, hspace=0.03)
+    for axis, (name, strip) in zip(rows, strips.items(), strict=True):
         axis.imshow(strip)
-        axis.set_ylabel(
-            name.replace(", ", ",\n").replace("without ", "without\n"),
-            rotation=0,
-            ha="right",
-            va="center",
-        )
+        axis.set_ylabel(textwrap.fill(name, 18), rotation=0, ha="right", va="center")
         axis.set(xticks=[], yticks=[])
-    figure.savefig(file, dpi=90, pil_kwargs={"quality": 88})
+    figure.savefig(file, dpi=100, pil_kwargs={"quality": 88})
 
 
 def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

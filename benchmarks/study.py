@@ -89,8 +89,9 @@ def append(file: Path, lines: Sequence[Line]) -> None:
 
 
 def command() -> str:
-    """What this process was called with, to be called again."""
-    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    """The call that makes the figures: this one, but for the option that only writes them anew."""
+    options = [option for option in sys.argv[1:] if option != "--table"]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *options])
 
 
 def version(settings: object, files: Iterable[Path]) -> str:

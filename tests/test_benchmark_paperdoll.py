@@ -56,6 +56,7 @@ def test_rows_have_names_of_their_own_and_differ_in_what_they_say(bench) -> None
     assert rows["one phase"].recipe.steps == rows["magicapture"].recipe.steps
     assert rows["magicapture, second seed"].recipe == rows["magicapture"].recipe
     assert not rows["dreambooth"].recipe.trains("tokens") and rows["dreambooth"].start == "random"
+    assert rows[bench.rows.MAGICFACE].recipe is None
 
 
 def test_a_line_of_other_settings_has_another_version(bench, tmp_path: Path) -> None:
@@ -72,6 +73,16 @@ def test_a_line_of_other_settings_has_another_version(bench, tmp_path: Path) -> 
     (tmp_path / "unet.safetensors").write_bytes(b"two")
     others.append(plan.version(row))
     assert version not in others and len(set(others)) == 4
+
+
+def test_a_row_without_training_has_a_version_by_what_it_draws_with(
+    bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = bench.run.Plan(tmp_path, Split.TEST, tmp_path)
+    row = bench.rows.Row(bench.rows.MAGICFACE)
+    version = plan.version(row)
+    monkeypatch.setattr(bench.run, "WEIGHT", 3.0)
+    assert version != plan.version(row)
 
 
 def line(row: str, pair: int, tone: str = "tan", **figures: float) -> dict[str, object]:
