@@ -17,7 +17,7 @@ from magicapture.recipes import with_rates, with_steps, with_weights
 
 RATES = {
     "textual-inversion": 0.5,
-    "dreambooth": 16.0,
+    "dreambooth": 8.0,
     "custom-diffusion": 8.0,
     "paper": 8.0,
     "release": 2.0,
