@@ -29,6 +29,7 @@ import argparse
 import os
 import platform
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -111,14 +112,15 @@ def _write(plan: Plan, every: Sequence[Row], file: Path) -> None:
     if not table.order:
         print(f"{file} has no line of these settings and weights")  # noqa: T201
         return
+    drawn = Counter(pair for _, pair in table.by)
+    pair = min(drawn, key=lambda pair: (-drawn[pair], pair))  # the first that most rows drew
     parts = [f"# {file.stem}", f"`{command()}`", _machine(plan), table.scores(), NOTES]
     if BASE in table.order and len(table.order) > 1:
         parts += [f"Differences from {BASE} over the same pairs:", table.differences(BASE)]
     parts += ["Identity by band of skin tone:", table.tones()]
-    parts += [f"![both, identity and style]({file.stem}.png)", f"![pair 0]({file.stem}.jpg)"]
+    parts += [f"![both, identity and style]({file.stem}.png)", f"![pair {pair}]({file.stem}.jpg)"]
     file.with_suffix(".md").write_text("\n\n".join(parts) + "\n", "utf-8")
     table.draw(file.with_suffix(".png"))
-    pair = min(pair for _, pair in table.by)
     examples(plan.keep, table.order, pair, pair_seeds(plan.split, pair), file.with_suffix(".jpg"))
     print(table.scores())  # noqa: T201
 
