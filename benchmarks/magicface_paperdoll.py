@@ -111,8 +111,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each row")
     parser.add_argument("--split", choices=("development", "test"), default="test")
     parser.add_argument("--steps", type=int, default=12, help="sampling steps (default: 12)")
-    parser.add_argument("--guidance", type=float, default=GUIDANCE, help="default: 4")
-    parser.add_argument("--weight", type=float, default=WEIGHT, help="of references (default: 2)")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE, help=f"default: {GUIDANCE:g}")
+    parser.add_argument(
+        "--weight", type=float, default=WEIGHT, help=f"of references (default: {WEIGHT:g})"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
     parser.add_argument("--pictures", type=Path, default=ROOT / "build/benchmark/magicface")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks")

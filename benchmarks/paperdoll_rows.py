@@ -22,7 +22,7 @@ RATES = {
     "paper": 8.0,
     "release": 2.0,
 }
-"""Factor on a recipe's learning rates, as tuned; our default is tuned in `recipes.py` itself."""
+"""Factor on a recipe's learning rates, as tuned; our default's are in `doll_recipe` itself."""
 
 MAGICFACE = "magicface"
 """The row that trains nothing: it draws with three references and the style in words."""

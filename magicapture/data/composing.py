@@ -76,11 +76,9 @@ def _in_colours_of(style: Sequence[_Face], faces: Sequence[_Face]) -> list[_Face
     colours keeps those of the skin, and a grey or sepia one gives its own. All statistics are of
     all faces together, so that each keeps its own light.
     """
-    black, white = _levels(style)
-    own_black, own_white = _levels(faces)
+    black, white, style_mean, style_spread = _statistics(style)
+    own_black, own_white, mean, spread = _statistics(faces)
     gain = (white - black) / max(own_white - own_black, 0.1)
-    style_mean, style_spread = _chroma(style)
-    mean, spread = _chroma(faces)
     k = (style_spread.norm() / spread.norm().clamp_min(1e-4)).clamp(max=1)
     wanted = torch.lerp(style_mean, mean, k**2)
     coloured = []
@@ -92,21 +90,12 @@ def _in_colours_of(style: Sequence[_Face], faces: Sequence[_Face]) -> list[_Face
     return coloured
 
 
-def _levels(faces: Sequence[_Face]) -> tuple[float, float]:
-    """The luma of black and of white in the faces."""
-    black, white = numpy.quantile((_YCC[0] @ _pixels(faces)).numpy(), LEVELS)
-    return float(black), float(white)
-
-
-def _chroma(faces: Sequence[_Face]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the two chroma differences in the faces: (2,1) each."""
-    chroma = _YCC[1:] @ _pixels(faces)
-    return chroma.mean(1, keepdim=True), chroma.std(1, keepdim=True)
-
-
-def _pixels(faces: Sequence[_Face]) -> Tensor:
-    """R, G, B of every pixel in the faces' masks: (3,N)."""
-    return torch.cat([image[:, mask[0] > 0.5] for image, mask in faces], dim=1)
+def _statistics(faces: Sequence[_Face]) -> tuple[float, float, Tensor, Tensor]:
+    """Luma of black and of white in the faces; mean and deviation of their chroma, (2,1) each."""
+    pixels = torch.cat([image[:, mask[0] > 0.5] for image, mask in faces], dim=1)
+    luma, chroma = (_YCC @ pixels).split([1, 2])
+    black, white = numpy.quantile(luma.numpy(), LEVELS)
+    return float(black), float(white), chroma.mean(1, keepdim=True), chroma.std(1, keepdim=True)
 
 
 def _toned(image: Tensor, mask: Tensor, face: Tensor, inside: Tensor) -> Tensor:
