@@ -9,8 +9,8 @@ from torch import Tensor
 from magicapture.magicface import Reference
 from magicapture.paperdoll import Doll, Label
 from magicapture.paperdoll.captions import caption
+from magicapture.paperdoll.drawing.traits import Pose
 from magicapture.paperdoll.pairs import Pair
-from magicapture.paperdoll.traits import Pose
 
 GUIDANCE, WEIGHT = 4.0, 2.0
 """Guidance scale, and weight of the references, in all measurements of MagicFace on dolls."""

@@ -13,8 +13,8 @@ from ..adapter import Adapter
 from ..attention import captured, select
 from ..backbone import Backbone
 from ..config import Recipe
+from ..paperdoll.drawing.render import SIZE
 from ..paperdoll.edits import Edit
-from ..paperdoll.render import SIZE
 from ..prompts import prompt_for
 from ..sampling import SamplingSettings, sample
 from ..tokens import Prompt

@@ -1,9 +1,8 @@
 """Paperdoll: portraits drawn by a program, so that the true composition is always known."""
 
-from .canvas import FACE_LABELS, Label
-from .render import SIZE, Doll, render
-from .seeds import Split, require_split, split_of
-from .traits import (
+from .drawing.canvas import FACE_LABELS, Label
+from .drawing.render import SIZE, Doll, render
+from .drawing.traits import (
     Identity,
     Pose,
     Style,
@@ -11,6 +10,7 @@ from .traits import (
     pose_from_seed,
     style_from_seed,
 )
+from .seeds import Split, require_split, split_of
 
 __all__ = [
     "FACE_LABELS",

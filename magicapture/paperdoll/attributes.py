@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 from .captions import MOODS, TONES, mood_word, tone_word
-from .colours import HAIR_COLOURS, SCENE_COLOURS
-from .traits import BACKGROUNDS, BEARDS, CLOTHES, GLASSES, HAIRS, MEDIA, Identity, Pose, Style
+from .drawing.colours import HAIR_COLOURS, SCENE_COLOURS
+from .drawing.traits import (
+    BACKGROUNDS,
+    BEARDS,
+    CLOTHES,
+    GLASSES,
+    HAIRS,
+    MEDIA,
+    Identity,
+    Pose,
+    Style,
+)
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "tone": TONES,

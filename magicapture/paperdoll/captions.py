@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .colours import HAIR_COLOURS, IRIS_COLOURS, SCENE_COLOURS
-from .traits import (
+from .drawing.colours import HAIR_COLOURS, IRIS_COLOURS, SCENE_COLOURS
+from .drawing.traits import (
     BACKGROUNDS,
     BEARDS,
     CLOTHES,

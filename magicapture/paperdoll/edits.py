@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .attributes import ATTRIBUTES, COLOURLESS
-from .traits import Identity, Style
+from .drawing.traits import Identity, Style
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..data import ReferenceSet
 from ..errors import InputError
-from .render import Doll, render
-from .seeds import split_of
-from .traits import (
+from .drawing.render import Doll, render
+from .drawing.traits import (
     Identity,
     Pose,
     Style,
@@ -21,6 +20,7 @@ from .traits import (
     pose_from_seed,
     style_from_seed,
 )
+from .seeds import split_of
 
 PHOTOS = 5
 """Photos of the person and portraits in the style; the paper has 4 to 6."""

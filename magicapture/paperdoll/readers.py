@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attributes import ATTRIBUTES
-from .canvas import FACE_LABELS
+from .drawing.canvas import FACE_LABELS
 
 PARTS = 20  # labels of the parser
 FACE = 56  # the embedders' inner resolution: half of the recognisers' 112

@@ -10,7 +10,7 @@ import pytest
 
 from magicapture.paperdoll import identity_from_seed, pose_from_seed, style_from_seed
 from magicapture.paperdoll.captions import caption, tone_word, vocabulary
-from magicapture.paperdoll.dataset import captions_of, seeds_of
+from magicapture.paperdoll.pretrain.dataset import captions_of, seeds_of
 from magicapture.paperdoll.tokenizer import (
     END,
     LENGTH,

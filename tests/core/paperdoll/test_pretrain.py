@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from magicapture.paperdoll import dataset, pretrain
 from magicapture.paperdoll.attributes import ATTRIBUTES
-from magicapture.paperdoll.canvas import Label
-from magicapture.paperdoll.card import SOURCES, checksum, checksums, write_card
-from magicapture.paperdoll.export import trained_reader
-from magicapture.paperdoll.preview import Model
-from magicapture.paperdoll.report import draw, obeyed, report
-from magicapture.paperdoll.scores import dolls, landmark_error, overlap, psnr, verification
+from magicapture.paperdoll.drawing.canvas import Label
+from magicapture.paperdoll.pretrain import dataset
+from magicapture.paperdoll.pretrain.__main__ import main
+from magicapture.paperdoll.pretrain.card import SOURCES, checksum, checksums, write_card
+from magicapture.paperdoll.pretrain.export import trained_reader
+from magicapture.paperdoll.pretrain.preview import Model
+from magicapture.paperdoll.pretrain.report import draw, obeyed, report
+from magicapture.paperdoll.pretrain.scores import dolls, landmark_error, overlap, psnr, verification
 from magicapture.paperdoll.tokenizer import LENGTH
 
 STATES = ("vae", "unet", "identity_loss", "identity_score", "finder", "parser", "style", "probe")
@@ -29,8 +30,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dataset, "SHARD", 4)
         few = ["--out", str(out), "--dolls", "4", "--batch", "4", "--device", "cpu"]
-        pretrain.main([*few, "--steps", "1"])
-        pretrain.main([*few, "--steps", "2", "--stage", "style", "--export", str(out / "weights")])
+        main([*few, "--steps", "1"])
+        main([*few, "--steps", "2", "--stage", "style", "--export", str(out / "weights")])
     return out, out / "weights"
 
 

@@ -11,7 +11,7 @@ import torch
 from magicapture.paperdoll import identity_from_seed, pose_from_seed, style_from_seed
 from magicapture.paperdoll.attributes import ATTRIBUTES, UNSEEN, classes
 from magicapture.paperdoll.captions import SLOTS, caption, read
-from magicapture.paperdoll.stage_unet import reading_loss
+from magicapture.paperdoll.pretrain.stage_unet import reading_loss
 from magicapture.paperdoll.tokenizer import LENGTH, load_tokenizer, write_tokenizer
 
 

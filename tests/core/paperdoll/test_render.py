@@ -16,7 +16,7 @@ from magicapture.paperdoll import (
     render,
     style_from_seed,
 )
-from magicapture.paperdoll.traits import HAIRS, MEDIA
+from magicapture.paperdoll.drawing.traits import HAIRS, MEDIA
 
 SEEDS = range(40)
 

@@ -10,17 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from magicapture.paperdoll import batch as batch_module
-from magicapture.paperdoll import (
-    dataset,
-    identity_from_seed,
-    render,
-    stage_readers,
-    style_from_seed,
-)
+from magicapture.paperdoll import identity_from_seed, render, style_from_seed
 from magicapture.paperdoll.align import TEMPLATE, crops, similarity
-from magicapture.paperdoll.batch import Batch
-from magicapture.paperdoll.loop import Plan, Trainer, averaged
+from magicapture.paperdoll.pretrain import batch as batch_module
+from magicapture.paperdoll.pretrain import dataset, stage_readers
+from magicapture.paperdoll.pretrain.batch import Batch
+from magicapture.paperdoll.pretrain.loop import Plan, Trainer, averaged
+from magicapture.paperdoll.pretrain.scores import auc
 from magicapture.paperdoll.readers import (
     PARTS,
     ConvEmbedder,
@@ -29,7 +25,6 @@ from magicapture.paperdoll.readers import (
     PatchEmbedder,
     StyleEmbedder,
 )
-from magicapture.paperdoll.scores import auc
 
 PLAN = Plan(steps=12, rate=1e-2, warmup=2)
 

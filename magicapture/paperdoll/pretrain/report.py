@@ -9,14 +9,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..attributes import classes
+from ..captions import caption
+from ..drawing.traits import (
+    Identity,
+    Pose,
+    Style,
+    identity_from_seed,
+    pose_from_seed,
+    style_from_seed,
+)
+from ..seeds import Split
 from . import scores
-from .attributes import classes
-from .captions import caption
 from .export import trained_reader
 from .preview import Model, save_sheet
-from .seeds import Split
 from .stage_readers import EMBEDDERS
-from .traits import Identity, Pose, Style, identity_from_seed, pose_from_seed, style_from_seed
 
 log = logging.getLogger(__name__)
 

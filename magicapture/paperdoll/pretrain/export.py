@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..networks import schedule
+from ..tokenizer import write_tokenizer
 from .loop import averaged, write_tensors
-from .networks import schedule
 from .preview import Model
 from .stage_readers import EMBEDDERS, MODELS, STEPS
-from .tokenizer import write_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -10,21 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .align import crops
-from .attributes import ATTRIBUTES, UNSEEN, classes
-from .batch import Batch
-from .dataset import IDENTITIES, Shards
-from .loop import Plan, Trainer
-from .readers import (
-    ConvEmbedder,
-    FaceFinder,
-    Parser,
-    PatchEmbedder,
-    Probe,
-    StyleEmbedder,
-    faces_in,
-)
-from .traits import (
+from ..align import crops
+from ..attributes import ATTRIBUTES, UNSEEN, classes
+from ..drawing.traits import (
     BEARDS,
     GLASSES,
     MARKS,
@@ -33,6 +21,18 @@ from .traits import (
     pose_from_seed,
     style_from_seed,
 )
+from ..readers import (
+    ConvEmbedder,
+    FaceFinder,
+    Parser,
+    PatchEmbedder,
+    Probe,
+    StyleEmbedder,
+    faces_in,
+)
+from .batch import Batch
+from .dataset import IDENTITIES, Shards
+from .loop import Plan, Trainer
 
 # The loss trains with the first embedder; scores come from the second, which it has never seen.
 EMBEDDERS = {"identity_loss": (ConvEmbedder, 11), "identity_score": (PatchEmbedder, 23)}

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..networks import CHANNELS, autoencoder, schedule
+from ..tokenizer import LENGTH, load_tokenizer
 from .loop import averaged
-from .networks import CHANNELS, autoencoder, schedule
 from .stage_unet import build
-from .tokenizer import LENGTH, load_tokenizer
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from .colours import Array
+    from ..drawing.colours import Array
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..losses import timestep_weights
-from .captions import SLOTS, read
+from ...losses import timestep_weights
+from ..captions import SLOTS, read
+from ..networks import TEXT_WIDTH, autoencoder, schedule, text_encoder, unet
+from ..readers import faces_in
+from ..tokenizer import LENGTH, load_tokenizer, write_tokenizer
 from .dataset import Shards, captions_of
 from .loop import Plan, Trainer, averaged
-from .networks import TEXT_WIDTH, autoencoder, schedule, text_encoder, unet
-from .readers import faces_in
-from .tokenizer import LENGTH, load_tokenizer, write_tokenizer
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T", bound=np.generic)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..seeds import stream
 from .colours import (
     HAIR_COLOURS,
     HAIR_HSV,
@@ -17,7 +18,6 @@ from .colours import (
     Colour,
     jittered,
 )
-from .seeds import stream
 
 BEARDS = ("none", "stubble", "moustache", "goatee", "beard")
 GLASSES = ("none", "round", "square")

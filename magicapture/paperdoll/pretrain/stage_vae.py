@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .canvas import FACE_LABELS, Label
+from ..drawing.canvas import FACE_LABELS, Label
+from ..networks import autoencoder
 from .dataset import Shards
 from .loop import Plan, Trainer
-from .networks import autoencoder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny

@@ -1,0 +1,1 @@
+"""The drawing of dolls: who and what, seen how, as pixels, labels and landmarks."""
