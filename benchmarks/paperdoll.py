@@ -3,6 +3,7 @@
     python benchmarks/paperdoll.py --workers 2                  # the table, on test pairs
     python benchmarks/paperdoll.py --quick --pairs 1            # a look: minutes, no result
     python benchmarks/paperdoll.py --study ar --pairs 6         # choosing, on development pairs
+    python benchmarks/paperdoll.py --first 20 --rows magicapture    # again, on other pairs
 
 One line of the CSV is one training and its 16 pictures; it is written as soon as it is there, so
 a run that was stopped goes on where it was. A line made with other settings or other weights has
@@ -57,6 +58,7 @@ def main() -> None:
         ["paperdoll"]
         + ([options.study] if options.study else [])
         + (["development"] if split is Split.DEVELOPMENT and not options.study else [])
+        + ([f"from_{options.first}"] if options.first else [])
         + (["quick"] if options.quick else [])
     )
     plan = Plan(options.weights, split, options.keep / stem, options.quick)
@@ -78,7 +80,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=20)
-    parser.add_argument("--first", type=int, default=0, help="number of the first pair")
+    parser.add_argument("--first", type=int, default=0, help="first pair, in a file of its own")
     parser.add_argument("--split", choices=("development", "test"), help="default: test")
     parser.add_argument("--rows", nargs="*", metavar="ROW", help="default: all of them")
     parser.add_argument("--study", choices=list(studies()), help="variants, on development pairs")
