@@ -89,7 +89,7 @@ class MagiCaptureTrain(io.ComfyNode):
                     default=100,
                     min=0,
                     max=10_000,
-                    tooltip="Draw the composed prompt every so many steps; 0: never.",
+                    tooltip="Draw the composed prompt every so many steps, and at the end; 0: not.",
                 ),
                 io.Boolean.Input(
                     "resume",

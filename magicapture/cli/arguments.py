@@ -85,7 +85,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         default="arcface",
         help="What the recogniser's pixels are scaled to.",
     )
-    add("--preview-every", type=int, default=0, metavar="N", help="Draw a picture every N steps.")
+    add(
+        "--preview-every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="Draw a picture every N steps and at the end.",
+    )
     add("--fresh", action="store_true", help="Start over, though a stopped run could go on.")
     parser.set_defaults(run=train)
 

@@ -37,6 +37,14 @@ class Loras:
                 groups.setdefault(group, []).extend(lora.parameters())
             yield groups
 
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """What has been learned so far, in the models also where no phase is on."""
+        with ExitStack() as scope:
+            for part in self._remembered.keys() - self._present.keys():
+                scope.enter_context(self._injected(part, self._names(part)))
+            yield
+
     def weights(self) -> dict[str, LoraWeights]:
         """What has been learned so far, by part and diffusers' name of the layer."""
         named = {}
@@ -67,13 +75,15 @@ class Loras:
         return self.backbone.unet if part == "unet" else self.backbone.text_encoders[part]
 
     def _targets(self, phase: Phase) -> dict[str, list[str]]:
-        targets = {}
-        if phase.rates.unet or "unet" in self._remembered:
-            targets["unet"] = target_names(self.backbone.unet, self.settings.targets)
-        for key, encoder in self.backbone.text_encoders.items():
-            if phase.rates.text_encoder or key in self._remembered:
-                targets[key] = text_target_names(encoder)
-        return targets
+        rates = {"unet": phase.rates.unet}
+        rates |= dict.fromkeys(self.backbone.text_encoders, phase.rates.text_encoder)
+        wanted = [part for part, rate in rates.items() if rate or part in self._remembered]
+        return {part: self._names(part) for part in wanted}
+
+    def _names(self, part: str) -> list[str]:
+        if part == "unet":
+            return target_names(self.backbone.unet, self.settings.targets)
+        return text_target_names(self.backbone.text_encoders[part])
 
     @contextmanager
     def _injected(self, part: str, names: list[str]) -> Iterator[None]:

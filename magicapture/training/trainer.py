@@ -69,6 +69,7 @@ class Trainer:
         self.fresh = fresh
         self.tell: Listener = listener or _ignore
         self.step = 0
+        self._shown = 0  # the step of the newest preview
         self.history: list[dict[str, float]] = []
         self._scope = ExitStack()
         self.loras = Loras(backbone, job.recipe.lora, job.seed)
@@ -110,14 +111,16 @@ class Trainer:
     def run(self, *, preview_every: int = 0, preview: SamplingSettings | None = None) -> Adapter:
         """Train to the end and return the adapter.
 
-        Every `preview_every` steps (0: never) a preview is drawn, without touching the run's
-        random numbers. Whatever ends the run early, its state is saved first.
+        Every `preview_every` steps and at the end (0: never) a preview is drawn, without touching
+        the run's random numbers. Whatever ends the run early, its state is saved first.
         """
         try:
             for phase, end in zip(self.recipe.phases, self.phase_ends, strict=True):
                 if self.step < end:
                     first = end - phase.steps
                     self._run_phase(phase, first, preview_every, preview)
+            if preview_every and self._shown != self.step:
+                self._show(preview)
         except BaseException:
             self._save_quietly()
             raise
@@ -143,8 +146,7 @@ class Trainer:
 
     @torch.no_grad()
     def preview(self, settings: SamplingSettings | None = None) -> Previewed:
-        """Draw the composed prompt with what has been learned so far, while a run is on, and see
-        where its tokens look.
+        """Draw the composed prompt with what has been learned, and see where its tokens look.
 
         The picture has the training's size unless the settings say otherwise.
         """
@@ -152,11 +154,14 @@ class Trainer:
         settings = settings or SamplingSettings(steps=20, width=side, height=side)
         concepts = (self.job.subject, self.job.style)
         prompt = prompt_for(concepts, self.recipe.prompts)
-        latents = sample_latents(self.backbone, prompt, self.vectors, settings, seed=self.job.seed)
-        images = self.backbone.decode_fast(latents).float().clamp(0, 1)
         draw = generator(self.job.seed, "look")
         portrait = self.draws.portrait(draw)
-        seen = look(self.backbone, prompt, concepts, self.vectors, portrait, draw)
+        with self.loras.shown():
+            latents = sample_latents(
+                self.backbone, prompt, self.vectors, settings, seed=self.job.seed
+            )
+            seen = look(self.backbone, prompt, concepts, self.vectors, portrait, draw)
+        images = self.backbone.decode_fast(latents).float().clamp(0, 1)
         return Previewed(self.step, prompt, images, seen)
 
     def state(self) -> dict[str, Any]:
@@ -218,7 +223,7 @@ class Trainer:
                 event = Stepped(self.step, self.steps, phase.name, losses, total, norm, seconds)
                 self.tell(event)
                 if preview_every and self.step % preview_every == 0:
-                    self.tell(self.preview(preview))
+                    self._show(preview)
                 if self.step % self.save_every == 0:
                     self._save_quietly()
 
@@ -302,6 +307,10 @@ class Trainer:
             )
 
     # -- small things -------------------------------------------------------------------------
+
+    def _show(self, settings: SamplingSettings | None) -> None:
+        self._shown = self.step
+        self.tell(self.preview(settings))
 
     def _draws_state(self) -> dict[str, Any]:
         return {

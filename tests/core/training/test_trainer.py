@@ -20,7 +20,7 @@ from magicapture.errors import (
 )
 from magicapture.recipes import RECIPE_NAMES, with_steps
 from magicapture.recipes import recipe as named_recipe
-from magicapture.sampling import SamplingSettings
+from magicapture.sampling import SamplingSettings, adapted, sample
 from magicapture.training import Prepared, Previewed, Resumed, Stepped, Trainer, Warned
 
 
@@ -228,7 +228,7 @@ def test_previews_do_not_disturb_the_run(make_job, make_backbone, recogniser):
     with Trainer(make_job(), make_backbone(), recogniser=recogniser, listener=events.append) as t:
         shown = t.run(preview_every=3, preview=settings)
     previews = [e for e in events if isinstance(e, Previewed)]
-    assert [e.step for e in previews] == [3, 6]
+    assert [e.step for e in previews] == [3, 6, 7]
     assert previews[0].images.shape == (1, 3, 128, 128)
     assert "<ada-1>" in previews[0].prompt and "<oil-1>" in previews[0].prompt
     assert_same_adapter(plain, shown)
@@ -240,6 +240,31 @@ def test_previews_do_not_disturb_the_run(make_job, make_backbone, recogniser):
         assert torch.equal(ada.region, 1 - oil.region)
         assert 0 < ada.region.mean() < 0.5
     assert previews[0].spills != previews[1].spills
+
+
+def test_the_last_preview_shows_what_was_learned(make_job, make_backbone, recogniser, tmp_path):
+    """At the end, and again where the run is found finished: as the adapter draws it."""
+    settings = SamplingSettings(steps=2, width=128, height=128)
+    backbone, last = make_backbone(), []
+    for _ in range(2):
+        events = []
+        with Trainer(
+            make_job(),
+            backbone,
+            recogniser=recogniser,
+            state_folder=tmp_path,
+            listener=events.append,
+        ) as trainer:
+            adapter = trainer.run(preview_every=100, preview=settings)
+        shown = [event for event in events if isinstance(event, Previewed)]
+        assert [event.step for event in shown] == [7]
+        last.append(shown[0].images)
+    with adapted(backbone, adapter):
+        drawn = sample(backbone, shown[0].prompt, adapter.vectors(), settings)
+    bare = sample(backbone, shown[0].prompt, adapter.vectors(), settings)
+    torch.testing.assert_close(last[0], last[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(last[0], drawn, atol=1e-4, rtol=0)
+    assert (drawn - bare).abs().max() > 1e-3
 
 
 def test_without_masks_a_preview_has_no_spill(make_job, make_backbone):
