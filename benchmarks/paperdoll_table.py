@@ -23,7 +23,8 @@ NOTES = """\
 - spill: share of a token's attention outside its region, on noised true compositions.
 - collapse: share of pictures that show no more of the person, or of the style, than 95 % of dolls
   without it do. copies: share nearer to a training picture than to any true composition, and nearer
-  to it than any true composition comes.
+  to it than any true composition comes; of pictures far from both, as untrained ones are, it says
+  little.
 - obeys: how often an edit of the face ("with round glasses") or of the scene ("on a plain red
   background") is read off the picture. training: CPU seconds of one core.
 - magicface: nothing is trained; the style is said in words, and shown by the clothes and the
