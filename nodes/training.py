@@ -177,7 +177,7 @@ class Monitor:
             self.sights = event.sights
             if event.spills:
                 self.spills.append(event.spills)
-            self._drawn = 0.0
+            self._show(event.step, self.phases[-1], preview=self.picture(self.phases[-1]))
         elif isinstance(event, Stepped):
             self._stepped(event)
 

@@ -310,7 +310,9 @@ class Trainer:
 
     def _show(self, settings: SamplingSettings | None) -> None:
         self._shown = self.step
-        self.tell(self.preview(settings))
+        with _memory_explained():
+            seen = self.preview(settings)
+        self.tell(seen)
 
     def _draws_state(self) -> dict[str, Any]:
         return {

@@ -79,6 +79,23 @@ def test_previews_tell_the_spill_of_each_token(nodes, pack, tiny):
     assert re.search(r"Spill at the first preview: ada-1 \d+%, oil-1 \d+%; at the last", report)
 
 
+def test_a_run_found_finished_still_shows_a_preview(nodes, pack, tiny, monkeypatch):
+    import comfy.utils
+
+    shown = []
+    hook = lambda *args, node_id: shown.append(args)  # noqa: E731
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    subject, style = concepts(nodes, pack)
+    inputs = (tiny.model, tiny.clip, tiny.vae, subject, style, 12)
+    chosen = recipe(nodes, pack)
+    _, curves, without, _ = nodes.Train.execute(*inputs, 0, True, recipe=chosen).args
+    assert torch.equal(without, curves)
+    del shown[:]
+    _, _, previews, _ = nodes.Train.execute(*inputs, 100, True, recipe=chosen).args
+    assert previews.shape == (1, SIDE, SIDE, 3)
+    assert shown[-1][:2] == (4, 4) and shown[-1][2] is not None
+
+
 def test_from_pictures_to_a_prompt_and_back_from_disk(nodes, pack, tiny, ksample):
     before = ksample(tiny)
     adapter, curves, previews, report = train(nodes, pack, tiny, seed=11).args
