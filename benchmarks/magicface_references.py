@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from magicapture.magicface import Reference
-from magicapture.paperdoll import Doll, Label
+from magicapture.paperdoll import Doll, Label, Pose
 from magicapture.paperdoll.captions import caption
-from magicapture.paperdoll.drawing.traits import Pose
 from magicapture.paperdoll.pairs import Pair
 
 GUIDANCE, WEIGHT = 4.0, 2.0

@@ -13,7 +13,7 @@ from ..adapter import Adapter
 from ..attention import captured, select
 from ..backbone import Backbone
 from ..config import Recipe
-from ..paperdoll.drawing.render import SIZE
+from ..paperdoll import SIZE
 from ..paperdoll.edits import Edit
 from ..prompts import prompt_for
 from ..sampling import SamplingSettings, sample

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from . import Identity, Style
 from .attributes import ATTRIBUTES, COLOURLESS
-from .drawing.traits import Identity, Style
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,17 @@ from torch import Tensor
 
 from ..data import ReferenceSet
 from ..errors import InputError
-from .drawing.render import Doll, render
-from .drawing.traits import (
+from . import (
+    Doll,
     Identity,
     Pose,
     Style,
     identity_from_seed,
     pose_from_seed,
+    render,
+    split_of,
     style_from_seed,
 )
-from .seeds import split_of
 
 PHOTOS = 5
 """Photos of the person and portraits in the style; the paper has 4 to 6."""

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import FACE_LABELS
 from .attributes import ATTRIBUTES
-from .drawing.canvas import FACE_LABELS
 
 PARTS = 20  # labels of the parser
 FACE = 56  # the embedders' inner resolution: half of the recognisers' 112

@@ -14,10 +14,16 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import (
+    SIZE,
+    Split,
+    identity_from_seed,
+    pose_from_seed,
+    render,
+    require_split,
+    style_from_seed,
+)
 from ..captions import caption
-from ..drawing.render import SIZE, render
-from ..drawing.traits import identity_from_seed, pose_from_seed, style_from_seed
-from ..seeds import Split, require_split
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T", bound=np.generic)

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..attributes import classes
-from ..captions import caption
-from ..drawing.traits import (
+from .. import (
     Identity,
     Pose,
+    Split,
     Style,
     identity_from_seed,
     pose_from_seed,
     style_from_seed,
 )
-from ..seeds import Split
+from ..attributes import classes
+from ..captions import caption
 from . import scores
 from .export import trained_reader
 from .preview import Model, save_sheet

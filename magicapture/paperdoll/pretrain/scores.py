@@ -11,12 +11,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .. import Doll, Split, identity_from_seed, pose_from_seed, render, style_from_seed
 from ..align import crops
 from ..attributes import ATTRIBUTES, UNSEEN
-from ..drawing.render import Doll, render
-from ..drawing.traits import identity_from_seed, pose_from_seed, style_from_seed
 from ..readers import PARTS
-from ..seeds import Split
 
 _FIRST = Split.DEVELOPMENT.seeds.start
 

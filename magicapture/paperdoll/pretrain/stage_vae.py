@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..drawing.canvas import FACE_LABELS, Label
+from .. import FACE_LABELS, Label
 from ..networks import autoencoder
 from .dataset import Shards
 from .loop import Plan, Trainer

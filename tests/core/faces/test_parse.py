@@ -15,7 +15,7 @@ from magicapture.faces.parse import (
     load_parser,
 )
 from magicapture.faces.protocols import Part
-from magicapture.paperdoll.drawing.canvas import Label
+from magicapture.paperdoll import Label
 
 pytest.importorskip("facexlib")
 

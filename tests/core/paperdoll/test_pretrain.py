@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from magicapture.paperdoll import Label
 from magicapture.paperdoll.attributes import ATTRIBUTES
-from magicapture.paperdoll.drawing.canvas import Label
 from magicapture.paperdoll.pretrain import dataset
 from magicapture.paperdoll.pretrain.__main__ import main
 from magicapture.paperdoll.pretrain.card import SOURCES, checksum, checksums, write_card
