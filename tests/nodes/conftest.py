@@ -197,6 +197,23 @@ def make_model(
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
 
+def make_diffusers_unet(**changes: Any) -> nn.Module:
+    """diffusers' UNet of `tiny_unet_config`'s shape, for weights that are moved over."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(WIDTH, 2 * WIDTH),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=WIDTH,
+        **changes,
+    )
+    return unet.eval()
+
+
 @cache
 def _tokenizer(kind: type, folder: Path) -> Any:
     return kind(embedding_directory=[str(folder)])
@@ -263,7 +280,7 @@ def make_kl() -> Any:
 
 @pytest.fixture(scope="session")
 def make(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Makers of tiny parts, each in inference mode as inside a workflow."""
+    """Makers of tiny parts; ComfyUI's in inference mode, as inside a workflow."""
     embeddings = tmp_path_factory.mktemp("embeddings")
 
     def inferring(maker: Callable[..., Any]) -> Callable[..., Any]:
@@ -274,6 +291,7 @@ def make(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNames
         clip=inferring(lambda *args, **kwargs: make_clip(embeddings, *args, **kwargs)),
         taesd=inferring(make_taesd),
         kl=inferring(make_kl),
+        diffusers_unet=make_diffusers_unet,
         embeddings=embeddings,
     )
 

@@ -214,21 +214,10 @@ def test_a_small_decoder_serves_losses_and_previews_alone(pack, make, tiny):
 @pytest.mark.parametrize("linear", [False, True])
 def test_the_unets_names_are_those_of_diffusers(pack, make, tiny, linear):
     """Weights moved over by name make diffusers' UNet predict the same."""
-    from diffusers import UNet2DConditionModel
-
     model = make.model(use_linear_in_transformer=linear)
     backbone = pack.comfy.ComfyBackbone(model, tiny.clip, tiny.vae)
     with torch.inference_mode(False):
-        theirs = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(32, 64),
-            down_block_types=("CrossAttnDownBlock2D",) * 2,
-            up_block_types=("CrossAttnUpBlock2D",) * 2,
-            layers_per_block=1,
-            attention_head_dim=2,
-            cross_attention_dim=32,
-            use_linear_projection=linear,
-        ).eval()
+        theirs = make.diffusers_unet(use_linear_projection=linear)
         names = backbone.canonical_names(backbone.unet)
         state = {}
         for name, value in backbone.unet.state_dict().items():

@@ -267,21 +267,11 @@ def test_a_reference_set_serves_with_its_face_mask(nodes_of, pack):
 
 def test_diffusers_unet_gives_the_same_by_the_same_weights(pack, make, tiny):
     """One pass with references in each stage, in both UNets, by one and the same core."""
-    from diffusers import UNet2DConditionModel
-
     core = pack("magicapture.magicface")
     backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
     names = backbone.canonical_names(backbone.unet)
     with torch.inference_mode(False):
-        theirs = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(32, 64),
-            down_block_types=("CrossAttnDownBlock2D",) * 2,
-            up_block_types=("CrossAttnUpBlock2D",) * 2,
-            layers_per_block=1,
-            attention_head_dim=2,
-            cross_attention_dim=32,
-        ).eval()
+        theirs = make.diffusers_unet()
         state = {}
         for name, value in backbone.unet.state_dict().items():
             module, _, weight = name.rpartition(".")

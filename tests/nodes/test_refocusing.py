@@ -285,25 +285,16 @@ def test_controlnets_go_together_with_it(pack, tiny, prompts, settings, mask) ->
 # -- both kinds of UNet -----------------------------------------------------------------------
 
 
-def test_both_kinds_of_unet_agree(pack, tiny, settings, mask) -> None:
+def test_both_kinds_of_unet_agree(pack, make, tiny, settings, mask) -> None:
     """The bias, and the gradient's loss and slope, on the same weights in diffusers' UNet."""
     import comfy.utils
-    from diffusers import UNet2DConditionModel
 
     package = pack("magicapture.refocusing")
     own = tiny.model.model.diffusion_model
     names = comfy.utils.unet_to_diffusers(tiny.model.model.model_config.unet_config)
     weights = own.state_dict()
     with torch.inference_mode(False):
-        theirs = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(32, 64),
-            down_block_types=("CrossAttnDownBlock2D",) * 2,
-            up_block_types=("CrossAttnUpBlock2D",) * 2,
-            layers_per_block=1,
-            attention_head_dim=2,
-            cross_attention_dim=32,
-        ).eval()
+        theirs = make.diffusers_unet()
         state = {name: weights[names[name]].clone() for name in theirs.state_dict()}
         theirs.load_state_dict(state)
         theirs.requires_grad_(False)
