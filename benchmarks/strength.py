@@ -1,0 +1,156 @@
+"""What a lower strength of the LoRA costs in likeness, and what it gives words that contradict.
+
+    python benchmarks/paperdoll.py --rows magicapture     # trains the adapters
+    python benchmarks/strength.py --workers 2             # draws with them
+
+Every adapter draws the composed prompt and its two edits from the same noise at each strength. A
+pair takes about 50 seconds of one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from paperdoll_run import SAMPLING, kept_adapter, pair_seeds, save_strip
+from paperdoll_table import SCORES, Table, examples
+from study import Line, carry_out, changes, command, means, read, version
+
+from magicapture import load_backbone, prompt_for, sample
+from magicapture.paperdoll import Split
+from magicapture.paperdoll.edits import edits
+from magicapture.paperdoll.judge import Judge
+from magicapture.paperdoll.pairs import make_pair
+from magicapture.paperdoll.weights import WEIGHTS
+from magicapture.sampling import adapted
+
+ROOT = Path(__file__).resolve().parent.parent
+ADAPTER = "magicapture"  # the row of benchmarks/paperdoll.py
+STRENGTHS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+MEASURED = {
+    **SCORES,
+    "collapse": "collapse",
+    "obeys_face": "obeys, face",
+    "obeys_scene": "obeys, scene",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is drawn, and of which adapters."""
+
+    keep: Path  # the adapters, as paperdoll.py leaves them
+    pictures: Path
+    seeds: int
+
+    def version(self, strength: float, index: int) -> str:
+        """A hash of what decides a line's figures."""
+        file = self.keep / f"{ADAPTER} {index}" / "adapter.safetensors"
+        readers = sorted(WEIGHTS.rglob("*.safetensors"))
+        return version((SAMPLING, self.seeds, strength), [file, *readers])
+
+
+class Study:
+    """The networks of one process; called with the number of a pair."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.backbone = load_backbone(WEIGHTS)
+        self.judge = Judge.load()
+
+    def __call__(self, index: int) -> list[Line]:
+        pair = make_pair(*pair_seeds(Split.TEST, index))
+        case = self.judge.case(pair)
+        adapter = kept_adapter(self.plan.keep, ADAPTER, index)
+        assert adapter.recipe is not None
+        wanted = edits(pair.identity, pair.style)
+        lines: list[Line] = []
+        for strength in STRENGTHS:
+            with adapted(self.backbone, adapter, strength):
+                drawn, face, scene = (
+                    sample(
+                        self.backbone,
+                        [prompt_for(adapter.concepts, adapter.recipe.prompts, extra=extra)]
+                        * self.plan.seeds,
+                        adapter.vectors(),
+                        SAMPLING,
+                        seed=1000 * index + first,
+                    )
+                    for extra, first in (("", 0), *((edit.words, 500) for edit in wanted))
+                )
+            for kind, images in (("", drawn), (", face", face), (", scene", scene)):
+                place = self.plan.pictures / f"{row_of(strength)}{kind} {index}"
+                save_strip(images, place / "pictures.png")
+            lines.append(
+                {
+                    "row": row_of(strength),
+                    "pair": index,
+                    "version": self.plan.version(strength, index),
+                    **asdict(self.judge.scores(drawn, case)),
+                    "obeys_face": self.judge.obedience(face, wanted[0]),
+                    "obeys_scene": self.judge.obedience(scene, wanted[1]),
+                }
+            )
+        return lines
+
+
+def row_of(strength: float) -> str:
+    """A strength's row."""
+    return f"strength {strength:g}"
+
+
+def write(plan: Plan, file: Path, lines: Sequence[Line]) -> None:
+    """The table, and a sheet of the first pair's pictures."""
+    table = Table(lines, [row_of(strength) for strength in STRENGTHS])
+    pairs = sorted({pair for _, pair in table.by})
+    picture = file.with_suffix(".jpg")
+    parts = [
+        "# The LoRA's strength",
+        f"`{command()}`: {len(pairs)} test pairs, {plan.seeds} seeds, {SAMPLING.steps} steps of "
+        f"{SAMPLING.sampler}, guidance {SAMPLING.guidance:g}; means over pairs, 95 % intervals by "
+        "bootstrap over pairs. The token vectors stay as they are.",
+        means(table, table.order, MEASURED),
+        changes(table, table.order, row_of(STRENGTHS[0]), MEASURED),
+        f"![The first pair's pictures: the composed prompt and its edits]({picture.name})",
+    ]
+    file.with_suffix(".md").write_text("\n\n".join(parts) + "\n", "utf-8")
+    shown = [f"{row}{kind}" for row in table.order[::2] for kind in ("", ", face", ", scene")]
+    examples(plan.pictures, shown, pairs[0], pair_seeds(Split.TEST, pairs[0]), picture)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--seeds", type=int, default=4, help="pictures of each prompt")
+    parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
+    parser.add_argument("--keep", type=Path, default=ROOT / "build/benchmark/paperdoll")
+    parser.add_argument("--pictures", type=Path, default=ROOT / "build/benchmark/strength")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks")
+    options = parser.parse_args()
+    plan = Plan(options.keep, options.pictures, options.seeds)
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / "strength.csv"
+    known = read(file)
+    versions = {
+        (row_of(strength), index): plan.version(strength, index)
+        for index in range(options.pairs)
+        if (plan.keep / f"{ADAPTER} {index}" / "adapter.safetensors").exists()
+        for strength in STRENGTHS
+    }
+    missing = sorted(
+        {
+            index
+            for (row, index), found in versions.items()
+            if known.get((row, index), {}).get("version") != found
+        }
+    )
+    carry_out(Study, plan, missing, file, options.workers)
+    lines = [line for key, line in read(file).items() if line["version"] == versions.get(key)]
+    if lines:
+        write(plan, file, lines)
+
+
+if __name__ == "__main__":
+    main()
