@@ -95,8 +95,8 @@ class MagiCaptureApplyAdapter(io.ComfyNode):
                     min=-2.0,
                     max=2.0,
                     step=0.05,
-                    tooltip="Strength of the LoRA; 0.9 or 0.8 where words that contradict the photos do "
-                    "not show. The tokens are always whole.",
+                    tooltip="Strength of the LoRA; 0.9 or 0.8 where words that contradict the "
+                    "photos do not show. The tokens are always whole.",
                 ),
             ],
             outputs=[
