@@ -30,6 +30,7 @@ from magicapture import (
     save_adapter,
 )
 from magicapture.config import to_dict
+from magicapture.demo.drawing import SAMPLING
 from magicapture.magicface import MagicFaceSettings, ReferenceGuide
 from magicapture.paperdoll import Split, identity_from_seed
 from magicapture.paperdoll.attention import token_spills
@@ -42,7 +43,6 @@ from magicapture.paperdoll.weights import loss_recogniser
 from magicapture.recipes import with_steps
 from magicapture.sampling import adapted
 
-SAMPLING = SamplingSettings("dpmpp_2m", steps=20, guidance=2.5, width=128, height=128)
 BESIDE = (
     *("obeys_face", "obeys_scene", "spill_subject", "spill_style"),
     *("spill_subject_peak", "spill_style_peak", "sample_seconds"),

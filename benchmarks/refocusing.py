@@ -22,12 +22,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from paperdoll_run import SAMPLING, kept_adapter, pair_seeds, save_strip
+from paperdoll_run import kept_adapter, pair_seeds, save_strip
 from paperdoll_table import SCORES, Table, examples
 from study import Line, carry_out, changes, command, means, read, version
 from torch import Tensor
 
 from magicapture import Adapter, load_backbone, prompt_for, sample
+from magicapture.demo.drawing import SAMPLING
 from magicapture.paperdoll import Split
 from magicapture.paperdoll.attention import token_spills
 from magicapture.paperdoll.judge import Judge

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from paperdoll_run import SAMPLING, kept_adapter, pair_seeds, save_strip
+from paperdoll_run import kept_adapter, pair_seeds, save_strip
 from paperdoll_table import SCORES, Table, examples
 from study import Line, carry_out, changes, command, means, read, version
 
 from magicapture import load_backbone, prompt_for, sample
+from magicapture.demo.drawing import SAMPLING
 from magicapture.paperdoll import Split
 from magicapture.paperdoll.edits import edits
 from magicapture.paperdoll.judge import Judge
