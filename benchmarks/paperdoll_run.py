@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from magicface_references import GUIDANCE, WEIGHT, prompt_of
+from magicface_references import GUIDANCE, WEIGHT
+from magicface_references import prompt_of as magicface_prompt
 from magicface_references import references as magicface_references
 from paperdoll_rows import MAGICFACE, Row
 from study import Line, version
@@ -25,12 +26,11 @@ from magicapture import (
     TrainingJob,
     load_adapter,
     load_backbone,
-    prompt_for,
     sample,
     save_adapter,
 )
 from magicapture.config import to_dict
-from magicapture.demo.drawing import SAMPLING
+from magicapture.demo.drawing import SAMPLING, prompt_of
 from magicapture.magicface import MagicFaceSettings, ReferenceGuide
 from magicapture.paperdoll import Split, identity_from_seed
 from magicapture.paperdoll.attention import token_spills
@@ -174,15 +174,12 @@ class Bench:
 
     def _sample(self, adapter: Adapter, extra: str, count: int, seed: int) -> Tensor:
         """Pictures by an adapter's tokens."""
-        templates = adapter.recipe.prompts if adapter.recipe else doll_recipe().prompts
-        prompt = prompt_for(adapter.concepts, templates, extra=extra)
-        return sample(
-            self.backbone, [prompt] * count, adapter.vectors(), self.plan.sampling, seed=seed
-        )
+        texts = [prompt_of(adapter, extra)] * count
+        return sample(self.backbone, texts, adapter.vectors(), self.plan.sampling, seed=seed)
 
     def _referred(self, pair: Pair, extra: str, count: int, seed: int) -> Tensor:
         """Pictures by MagicFace, from a face, clothes and a background."""
-        prompt = ", ".join(part for part in (prompt_of(pair), extra) if part)
+        prompt = ", ".join(part for part in (magicface_prompt(pair), extra) if part)
         given = magicface_references(pair, 3, WEIGHT)
         guide = ReferenceGuide(self.backbone, given, prompt, side=self.plan.sampling.width)
         sampling = replace(self.plan.sampling, guidance=GUIDANCE)

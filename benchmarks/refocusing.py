@@ -24,17 +24,16 @@ import torch
 import torch.nn.functional as F
 from paperdoll_run import kept_adapter, pair_seeds, save_strip
 from paperdoll_table import SCORES, Table, examples
-from study import Line, carry_out, changes, command, means, read, version
+from study import Line, changes, command, complete, means, version
 from torch import Tensor
 
-from magicapture import Adapter, load_backbone, prompt_for, sample
-from magicapture.demo.drawing import SAMPLING
+from magicapture import Adapter, load_backbone, sample
+from magicapture.demo.drawing import SAMPLING, prompt_of
 from magicapture.paperdoll import Split
 from magicapture.paperdoll.attention import token_spills
 from magicapture.paperdoll.judge import Judge
 from magicapture.paperdoll.pairs import Pair, make_pair, masks
 from magicapture.paperdoll.readers import faces_in
-from magicapture.paperdoll.recipe import doll_recipe
 from magicapture.paperdoll.weights import WEIGHTS
 from magicapture.refocusing import PromptRefocuser, RefocusGuidance, foci
 from magicapture.sampling import adapted
@@ -134,8 +133,7 @@ class Study:
         self, adapter: Adapter, form: Form, preview: Tensor | None, seed: int
     ) -> tuple[Tensor, Tensor | None]:
         """Pictures of the composed prompt, and the regions found at the last step."""
-        templates = adapter.recipe.prompts if adapter.recipe else doll_recipe().prompts
-        texts = [prompt_for(adapter.concepts, templates)] * self.plan.seeds
+        texts = [prompt_of(adapter)] * self.plan.seeds
         vectors, guide = adapter.vectors(), None
         if form.guidance is not None:
             prompts = [Prompt(text) for text in texts]
@@ -202,23 +200,16 @@ def main() -> None:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"{stem}.csv"
-    known = read(file)
     wanted = {
-        (adapter, index): [
-            (f"{adapter}, {form.name}", plan.version(form, adapter, index)) for form in plan.forms
-        ]
+        (adapter, index): {
+            (f"{adapter}, {form.name}", index): plan.version(form, adapter, index)
+            for form in plan.forms
+        }
         for index in range(options.pairs)
         for adapter in ADAPTERS
         if (plan.keep / f"{adapter} {index}" / "adapter.safetensors").exists()
     }
-    missing = [
-        (adapter, index)
-        for (adapter, index), rows in wanted.items()
-        if any(known.get((row, index), {}).get("version") != found for row, found in rows)
-    ]
-    carry_out(Study, plan, missing, file, options.workers)
-    versions = {(row, i): found for (_, i), rows in wanted.items() for row, found in rows}
-    lines = [line for key, line in read(file).items() if line["version"] == versions.get(key)]
+    lines = complete(Study, plan, wanted, file, options.workers)
     if lines:
         write(plan, file, lines)
 

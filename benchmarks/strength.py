@@ -16,10 +16,11 @@ from pathlib import Path
 
 from paperdoll_run import kept_adapter, pair_seeds, save_strip
 from paperdoll_table import SCORES, Table, examples
-from study import Line, carry_out, changes, command, means, read, version
+from study import Line, changes, command, complete, means, version
+from torch import Tensor
 
-from magicapture import load_backbone, prompt_for, sample
-from magicapture.demo.drawing import SAMPLING
+from magicapture import Adapter, load_backbone, sample
+from magicapture.demo.drawing import SAMPLING, prompt_of
 from magicapture.paperdoll import Split
 from magicapture.paperdoll.edits import edits
 from magicapture.paperdoll.judge import Judge
@@ -65,22 +66,12 @@ class Study:
         pair = make_pair(*pair_seeds(Split.TEST, index))
         case = self.judge.case(pair)
         adapter = kept_adapter(self.plan.keep, ADAPTER, index)
-        assert adapter.recipe is not None
         wanted = edits(pair.identity, pair.style)
         lines: list[Line] = []
         for strength in STRENGTHS:
             with adapted(self.backbone, adapter, strength):
-                drawn, face, scene = (
-                    sample(
-                        self.backbone,
-                        [prompt_for(adapter.concepts, adapter.recipe.prompts, extra=extra)]
-                        * self.plan.seeds,
-                        adapter.vectors(),
-                        SAMPLING,
-                        seed=1000 * index + first,
-                    )
-                    for extra, first in (("", 0), *((edit.words, 500) for edit in wanted))
-                )
+                drawn = self._draw(adapter, "", 1000 * index)
+                face, scene = (self._draw(adapter, e.words, 1000 * index + 500) for e in wanted)
             for kind, images in (("", drawn), (", face", face), (", scene", scene)):
                 place = self.plan.pictures / f"{row_of(strength)}{kind} {index}"
                 save_strip(images, place / "pictures.png")
@@ -95,6 +86,11 @@ class Study:
                 }
             )
         return lines
+
+    def _draw(self, adapter: Adapter, words: str, seed: int) -> Tensor:
+        """Pictures of the composed prompt with words behind it."""
+        texts = [prompt_of(adapter, words)] * self.plan.seeds
+        return sample(self.backbone, texts, adapter.vectors(), SAMPLING, seed=seed)
 
 
 def row_of(strength: float) -> str:
@@ -133,22 +129,12 @@ def main() -> None:
     plan = Plan(options.keep, options.pictures, options.seeds)
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "strength.csv"
-    known = read(file)
-    versions = {
-        (row_of(strength), index): plan.version(strength, index)
+    wanted = {
+        index: {(row_of(s), index): plan.version(s, index) for s in STRENGTHS}
         for index in range(options.pairs)
         if (plan.keep / f"{ADAPTER} {index}" / "adapter.safetensors").exists()
-        for strength in STRENGTHS
     }
-    missing = sorted(
-        {
-            index
-            for (row, index), found in versions.items()
-            if known.get((row, index), {}).get("version") != found
-        }
-    )
-    carry_out(Study, plan, missing, file, options.workers)
-    lines = [line for key, line in read(file).items() if line["version"] == versions.get(key)]
+    lines = complete(Study, plan, wanted, file, options.workers)
     if lines:
         write(plan, file, lines)
 

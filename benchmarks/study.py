@@ -26,8 +26,31 @@ from magicapture import MagiCaptureError
 from magicapture.metrics import Interval
 
 Line = Mapping[str, Any]
+Key = tuple[str, int]  # row and pair
 
 _run: Callable[[Any], Sequence[Line]] | None = None  # of a worker process
+
+
+def complete(
+    make: Callable[[Any], Callable[[Any], Sequence[Line]]],
+    plan: object,
+    wanted: Mapping[Any, Mapping[Key, str]],
+    file: Path,
+    workers: int,
+) -> list[Line]:
+    """Do the items whose lines the file lacks, and return all the lines that are wanted.
+
+    wanted: for each item the versions of the lines that it makes, by row and pair.
+    """
+    known = read(file)
+    missing = [
+        item
+        for item, lines in wanted.items()
+        if any(known.get(key, {}).get("version") != found for key, found in lines.items())
+    ]
+    carry_out(make, plan, missing, file, workers)
+    versions = {key: found for lines in wanted.values() for key, found in lines.items()}
+    return [line for key, line in read(file).items() if line["version"] == versions.get(key)]
 
 
 def carry_out(
@@ -67,7 +90,7 @@ def _one(item: object) -> Sequence[Line]:
     return _run(item)
 
 
-def read(file: Path) -> dict[tuple[str, int], Line]:
+def read(file: Path) -> dict[Key, Line]:
     """The lines of a CSV file by row and pair, the newest of each; none where there is no file."""
     if not file.exists():
         return {}
