@@ -214,6 +214,17 @@ def make_diffusers_unet(**changes: Any) -> nn.Module:
     return unet.eval()
 
 
+def make_diffusers_twin(model: Any) -> nn.Module:
+    """diffusers' UNet with a MODEL's weights, by ComfyUI's own map of their names."""
+    import comfy.utils
+
+    theirs = make_diffusers_unet()
+    weights = model.model.diffusion_model.state_dict()
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    theirs.load_state_dict({name: weights[names[name]].clone() for name in theirs.state_dict()})
+    return theirs
+
+
 @cache
 def _tokenizer(kind: type, folder: Path) -> Any:
     return kind(embedding_directory=[str(folder)])
@@ -292,6 +303,7 @@ def make(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNames
         taesd=inferring(make_taesd),
         kl=inferring(make_kl),
         diffusers_unet=make_diffusers_unet,
+        diffusers_twin=make_diffusers_twin,
         embeddings=embeddings,
     )
 

@@ -269,14 +269,8 @@ def test_diffusers_unet_gives_the_same_by_the_same_weights(pack, make, tiny):
     """One pass with references in each stage, in both UNets, by one and the same core."""
     core = pack("magicapture.magicface")
     backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
-    names = backbone.canonical_names(backbone.unet)
     with torch.inference_mode(False):
-        theirs = make.diffusers_unet()
-        state = {}
-        for name, value in backbone.unet.state_dict().items():
-            module, _, weight = name.rpartition(".")
-            state[f"{names[module]}.{weight}"] = value.clone()
-        theirs.load_state_dict(state)
+        theirs = make.diffusers_twin(tiny.model)
     noisy, context = torch.randn(2, 4, 8, 8), torch.randn(2, 77, 32)
     photo = torch.rand(3, 64, 64)
     reference = core.Reference(photo, None, ("man",), "a man")

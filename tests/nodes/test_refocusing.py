@@ -287,17 +287,10 @@ def test_controlnets_go_together_with_it(pack, tiny, prompts, settings, mask) ->
 
 def test_both_kinds_of_unet_agree(pack, make, tiny, settings, mask) -> None:
     """The bias, and the gradient's loss and slope, on the same weights in diffusers' UNet."""
-    import comfy.utils
-
     package = pack("magicapture.refocusing")
     own = tiny.model.model.diffusion_model
-    names = comfy.utils.unet_to_diffusers(tiny.model.model.model_config.unet_config)
-    weights = own.state_dict()
     with torch.inference_mode(False):
-        theirs = make.diffusers_unet()
-        state = {name: weights[names[name]].clone() for name in theirs.state_dict()}
-        theirs.load_state_dict(state)
-        theirs.requires_grad_(False)
+        theirs = make.diffusers_twin(tiny.model).requires_grad_(False)
         z, context = torch.randn(1, 4, 8, 8), torch.randn(1, 9, 32)
         time = torch.tensor([500])
         rows = [(package.Focus("ada", "subject", (2, 3)), package.Focus("ink", "style", (6,)))]
