@@ -26,7 +26,8 @@ NOTES = """\
   to it than any true composition comes; of pictures far from both, as untrained ones are, it says
   little.
 - obeys: how often an edit of the face ("with round glasses") or of the scene ("on a plain red
-  background") is read off the picture. training: CPU seconds of one core.
+  background") is read off the picture.
+- training: seconds of one core; they compare within the rows of one day and machine.
 - magicface: nothing is trained; the style is said in words, and shown by the clothes and the
   background of one portrait, the person by the face of one photo.
 - truth: true compositions in unseen poses, the ceiling."""
