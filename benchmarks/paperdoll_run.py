@@ -33,19 +33,19 @@ from magicapture.config import to_dict
 from magicapture.demo.drawing import SAMPLING, prompt_of
 from magicapture.magicface import MagicFaceSettings, ReferenceGuide
 from magicapture.paperdoll import Split, identity_from_seed
-from magicapture.paperdoll.attention import token_spills
+from magicapture.paperdoll.attention import token_leakage
 from magicapture.paperdoll.captions import TONES, tone_word
 from magicapture.paperdoll.edits import edits
 from magicapture.paperdoll.judge import Case, Judge
 from magicapture.paperdoll.pairs import Pair, make_pair, masks, pictures, references
 from magicapture.paperdoll.recipe import doll_recipe
-from magicapture.paperdoll.weights import loss_recogniser
+from magicapture.paperdoll.weights import loss_embedder
 from magicapture.recipes import with_steps
 from magicapture.sampling import adapted
 
 BESIDE = (
-    *("obeys_face", "obeys_scene", "spill_subject", "spill_style"),
-    *("spill_subject_peak", "spill_style_peak", "sample_seconds"),
+    *("obeys_face", "obeys_scene", "leakage_subject", "leakage_style"),
+    *("leakage_subject_peak", "leakage_style_peak", "sample_seconds"),
 )
 COMPOSED, EDITED = 16, 8  # pictures of the composed prompt, and of each of its two edits
 
@@ -106,7 +106,7 @@ class Bench:
         self.plan = plan
         self.backbone = load_backbone(plan.weights)
         self.judge = Judge.load(plan.weights)
-        self.recogniser = loss_recogniser(plan.weights)
+        self.embedder = loss_embedder(plan.weights)
         self._known: tuple[int, Pair, Case] | None = None
 
     def __call__(self, item: tuple[Row, int]) -> list[Line]:
@@ -125,7 +125,7 @@ class Bench:
             trained = time.process_time() - started
             with adapted(self.backbone, adapter) if row.recipe else nullcontext():
                 drawn, further = self._drawn(partial(self._sample, adapter), pair, index)
-                further |= self._spills(adapter, pair)
+                further |= self._leakages(adapter, pair)
         save_strip(drawn[:8], place / "pictures.png")
         identity, style = pair_seeds(self.plan.split, index)
         line: Line = {
@@ -152,7 +152,7 @@ class Bench:
         recipe = self.plan.recipe_of(row) or doll_recipe()
         source, reference = references(pair.source), references(pair.reference).with_role("style")
         job = TrainingJob(subject, source, style, reference, recipe, seed=1000 * row.seed + index)
-        with Trainer(job, self.backbone, recogniser=self.recogniser) as trainer:
+        with Trainer(job, self.backbone, embedder=self.embedder) as trainer:
             adapter = trainer.run() if row.recipe else trainer.adapter()
         if row.recipe:
             save_adapter(adapter, place, place, "adapter")
@@ -185,11 +185,11 @@ class Bench:
         sampling = replace(self.plan.sampling, guidance=GUIDANCE)
         return sample(self.backbone, [prompt] * count, None, sampling, seed=seed, guide=guide)
 
-    def _spills(self, adapter: Adapter, pair: Pair) -> dict[str, object]:
+    def _leakages(self, adapter: Adapter, pair: Pair) -> dict[str, object]:
         """How much of each token's attention lies outside its region, by the columns' names."""
         shown = pair.unseen[:8]
-        spills = token_spills(self.backbone, adapter, pictures(shown), masks(shown))
-        return {f"spill_{name}": value for name, value in asdict(spills).items()}
+        leakages = token_leakage(self.backbone, adapter, pictures(shown), masks(shown))
+        return {f"leakage_{name}": value for name, value in asdict(leakages).items()}
 
 
 def kept_adapter(keep: Path, row: str, index: int) -> Adapter:

@@ -20,7 +20,7 @@ NOTES = """\
   those have among themselves, by networks that no training has seen; both: the harmonic mean.
 - distance to truth: mean absolute difference of R, G, B (0..1) at 32 x 32 to the true composition
   of the nearest of 74 poses.
-- spill: share of a token's attention outside its region, on noised true compositions.
+- leakage: share of a token's attention outside its region, on noised true compositions.
 - collapse: share of pictures that show no more of the person, or of the style, than 95 % of dolls
   without it do. copies: share nearer to a training picture than to any true composition, and nearer
   to it than any true composition comes; of pictures far from both, as untrained ones are, it says
@@ -43,15 +43,15 @@ SCORES = {
 WITH_INTERVAL = tuple(SCORES)
 COLUMNS = {
     **SCORES,
-    "spill_subject": "spill of subject",
-    "spill_style": "spill of style",
+    "leakage_subject": "leakage of subject",
+    "leakage_style": "leakage of style",
     "collapse": "collapse",
     "copies": "copies",
     "obeys_face": "obeys, face",
     "obeys_scene": "obeys, scene",
     "train_seconds": "training, s",
 }
-COMPARED = ("identity", "style", "both", "distance", "spill_subject", "spill_style")
+COMPARED = ("identity", "style", "both", "distance", "leakage_subject", "leakage_style")
 
 
 class Table:

@@ -24,7 +24,7 @@ class Size:
     text: dict[str, Any]
     vae: dict[str, Any]
     decoder: dict[str, Any]
-    recogniser_width: int
+    embedder_width: int
 
 
 def _vae(*channels: int, layers: int, groups: int) -> dict[str, Any]:
@@ -69,7 +69,7 @@ FULL = Size(
 )
 
 
-class Recogniser(nn.Module):
+class FaceEmbedder(nn.Module):
     """A ResNet-50 on 112x112 faces, about as dear as ArcFace's, with random weights."""
 
     def __init__(self, width: int) -> None:

@@ -6,7 +6,7 @@
 
 Every adapter draws the composed prompt from the same noise without a guide, held by bias, and
 moved by gradient, with the region given and found. A given region is the face in the picture that
-was drawn without a guide, as a user would mask it on a preview. Spill is measured in the finished
+was drawn without a guide, as a user would mask it on a preview. Leakage is measured in the finished
 pictures, without a guide, as Preview Attention does. A pair takes about 60 seconds of one core,
 the strengths 80.
 """
@@ -30,7 +30,7 @@ from torch import Tensor
 from magicapture import Adapter, load_backbone, sample
 from magicapture.demo.drawing import SAMPLING, prompt_of
 from magicapture.paperdoll import Split
-from magicapture.paperdoll.attention import token_spills
+from magicapture.paperdoll.attention import token_leakage
 from magicapture.paperdoll.judge import Judge
 from magicapture.paperdoll.pairs import Pair, make_pair, masks
 from magicapture.paperdoll.readers import faces_in
@@ -47,8 +47,8 @@ GRID = {"bias": (2.0, 4.0, 8.0), "gradient": (0.02, 0.05, 0.1)}
 MEASURED = {
     **SCORES,
     "collapse": "collapse",
-    "spill_subject": "spill of subject",
-    "spill_style": "spill of style",
+    "leakage_subject": "leakage of subject",
+    "leakage_style": "leakage of style",
 }
 OVERLAP = {"overlap": "overlap"}
 
@@ -114,15 +114,15 @@ class Study:
                 preview = faces if preview is None else preview
                 row = f"{name}, {form.name}"
                 save_strip(images, self.plan.pictures / f"{row} {index}" / "pictures.png")
-                spills = token_spills(self.backbone, adapter, images, faces)
+                leakages = token_leakage(self.backbone, adapter, images, faces)
                 lines.append(
                     {
                         "row": row,
                         "pair": index,
                         "version": self.plan.version(form, name, index),
                         **asdict(self.judge.scores(images, case)),
-                        "spill_subject": spills.subject,
-                        "spill_style": spills.style,
+                        "leakage_subject": leakages.subject,
+                        "leakage_style": leakages.style,
                         "overlap": "" if found is None else _overlap(found, faces),
                         "seconds": seconds,
                     }

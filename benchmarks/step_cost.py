@@ -32,7 +32,7 @@ from typing import Any
 
 import memory
 import torch
-from random_models import FULL, TINY, Recogniser, Size, build, pictures
+from random_models import FULL, TINY, FaceEmbedder, Size, build, pictures
 from torch import nn
 from torch.nn import functional as F
 
@@ -116,8 +116,8 @@ def run_ours(
     small, backbone.decoder = backbone.decoder, None if name in FULL_DECODER else backbone.decoder
     try:
         torch.manual_seed(0)
-        recogniser = Recogniser(size.recogniser_width)
-        with Trainer(job(size, chosen), backbone, recogniser=recogniser, listener=listen) as run:
+        embedder = FaceEmbedder(size.embedder_width)
+        with Trainer(job(size, chosen), backbone, embedder=embedder, listener=listen) as run:
             run.run()
     finally:
         backbone.decoder = small

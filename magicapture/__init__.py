@@ -1,9 +1,8 @@
 """MagiCapture: a person's face in a portrait's style, from a handful of photos of each."""
 
-from .adapter import Adapter
+from .adapters import Adapter, load_adapter, save_adapter
 from .backbone import Backbone
 from .backbones import DiffusersBackbone, load_backbone
-from .checkpoint import load_adapter, save_adapter
 from .config import Recipe
 from .data import ReferenceSet, load_folder
 from .errors import (
@@ -13,7 +12,7 @@ from .errors import (
     StorageError,
     UnsupportedModelError,
 )
-from .faces.embed import load_recogniser
+from .faces.embed import load_face_embedder
 from .prompts import prompt_for
 from .recipes import recipe
 from .sampling import SamplingSettings, sample
@@ -39,8 +38,8 @@ __all__ = [
     "__version__",
     "load_adapter",
     "load_backbone",
+    "load_face_embedder",
     "load_folder",
-    "load_recogniser",
     "prompt_for",
     "recipe",
     "sample",

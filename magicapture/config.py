@@ -143,7 +143,7 @@ class RefocusSettings(Checked):
 
 @dataclass(frozen=True)
 class IdentitySettings(Checked):
-    """The identity loss (P eq. 7): when it acts and how x0 is shown to the recogniser."""
+    """The identity loss (P eq. 7): when it acts and how x0 is shown to the face embedder."""
 
     max_timestep: int = setting(
         500,
@@ -166,8 +166,8 @@ class IdentitySettings(Checked):
     )
     colour_blind: bool = setting(
         False,
-        "Show the recogniser greys alone, so that a face in sepia or in charcoal is not asked for "
-        "the colours of the photos.",
+        "Show the face recognition model greys alone, so that a face in sepia or in charcoal is "
+        "not asked for the colours of the photos.",
         paper=False,
         release=False,
     )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .config import IdentitySettings
 from .faces.align import FACE_SIZE, invert, similarity, transform, warp
-from .faces.embed import Recogniser
+from .faces.embed import FaceEmbedder
 from .losses import identity
 
 MARGIN = 6
@@ -24,37 +24,37 @@ norms take in the whole latent, so a crop never equals it exactly.
 
 
 def embeddings(
-    recogniser: Recogniser,
+    embedder: FaceEmbedder,
     images: Iterable[Tensor],
     landmarks: Iterable[Tensor],
     device: torch.device | str | None = None,
 ) -> Tensor:
     """The unit embeddings (N,D) of the faces in images (3,H,W) of any sizes, in 0..1.
 
-    landmarks: (5,2) in pixels, one set an image. device: where the recogniser is; None leaves the
-    images where they are.
+    landmarks: (5,2) in pixels, one set an image. device: where the face embedder is; None
+    leaves the images where they are.
     """
     faces = [
         warp(image[None].to(device), similarity(points[None]), antialias=True)
         for image, points in zip(images, landmarks, strict=True)
     ]
     with torch.no_grad():
-        return F.normalize(torch.cat([recogniser(face) for face in faces]).float(), dim=-1)
+        return F.normalize(torch.cat([embedder(face) for face in faces]).float(), dim=-1)
 
 
 def mean_embedding(
-    recogniser: Recogniser, images: Iterable[Tensor], landmarks: Iterable[Tensor]
+    embedder: FaceEmbedder, images: Iterable[Tensor], landmarks: Iterable[Tensor]
 ) -> Tensor:
     """The unit mean (D,) of the faces' unit embeddings: a person, whatever the photo."""
-    return F.normalize(embeddings(recogniser, images, landmarks).mean(dim=0), dim=-1)
+    return F.normalize(embeddings(embedder, images, landmarks).mean(dim=0), dim=-1)
 
 
-def colour_blind(recogniser: Recogniser) -> Recogniser:
-    """The recogniser as it sees faces without their colours: in Rec. 601 luma."""
+def colour_blind(embedder: FaceEmbedder) -> FaceEmbedder:
+    """The face embedder as it sees faces without their colours: in Rec. 601 luma."""
 
     def grey(faces: Tensor) -> Tensor:
         luma = (faces * faces.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, True)
-        return recogniser(luma.expand_as(faces))
+        return embedder(luma.expand_as(faces))
 
     return grey
 
@@ -62,7 +62,7 @@ def colour_blind(recogniser: Recogniser) -> Recogniser:
 class IdentityLoss:
     """1 - cos(R(B(D(z0))), R(B(I_s))), with only the face's part of the latent decoded.
 
-    recogniser: R, frozen, on the latents' device.
+    face embedder: R, frozen, on the latents' device.
     decode: D, latents to images, differentiable and unclamped; a small decoder keeps it cheap.
     downscale: image pixels to a latent cell.
     target: the source's embeddings (N,D), or one (D,). `settings.mean_target` compares with
@@ -73,7 +73,7 @@ class IdentityLoss:
 
     def __init__(
         self,
-        recogniser: Recogniser,
+        embedder: FaceEmbedder,
         decode: Callable[[Tensor], Tensor],
         downscale: int,
         target: Tensor,
@@ -81,7 +81,7 @@ class IdentityLoss:
         *,
         margin: int = MARGIN,
     ) -> None:
-        self.recogniser, self.decode, self.downscale = recogniser, decode, downscale
+        self.embedder, self.decode, self.downscale = embedder, decode, downscale
         self.settings, self.margin = settings, margin
         targets = F.normalize(torch.atleast_2d(target.detach()).float(), dim=-1)
         self.targets = targets.mean(dim=0, keepdim=True) if settings.mean_target else targets
@@ -92,13 +92,13 @@ class IdentityLoss:
         landmarks: in pixels of the whole picture; on the CPU they cost no wait for the GPU.
         abar (B,): abar_t of each estimate, its weight where `settings.weight_by_signal`.
         """
-        embedding = self.recogniser(self.faces(x0, landmarks))
+        embedding = self.embedder(self.faces(x0, landmarks))
         targets = self.targets.to(embedding.device)
         loss = identity(embedding[:, None], targets[None]).mean(dim=1)
         return loss * abar.to(loss) if self.settings.weight_by_signal else loss
 
     def faces(self, x0: Tensor, landmarks: Tensor) -> Tensor:
-        """The aligned faces (B,3,112,112) in 0..1 that the recogniser is shown."""
+        """The aligned faces (B,3,112,112) in 0..1 that the face embedder is shown."""
         landmarks = landmarks.float()
         corners, size = face_windows(landmarks, x0.shape[-2:], self.downscale, self.margin)
         crops = torch.stack(

@@ -104,7 +104,7 @@ def refocusing(
     return (scale_map(values, scaling) * _outside(values, inside)).square().mean(dim=(-2, -1))
 
 
-def spill(values: Tensor, inside: Tensor, scaling: Scaling = "max") -> Tensor:
+def leakage(values: Tensor, inside: Tensor, scaling: Scaling = "max") -> Tensor:
     """The share of each map's scaled attention (R,h,w) that lies outside M (R,1,H,W): (R,).
 
     0 is none, 1 is all; a uniform map gives the share of the picture outside the mask.

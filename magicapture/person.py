@@ -1,6 +1,6 @@
-"""A person as a face recogniser knows them, and how much of the person pictures show.
+"""A person as a face embedder knows them, and how much of the person pictures show.
 
-A figure from the recogniser of the identity loss says how well that one was pleased, so it is
+A figure from the face embedder of the identity loss says how well that one was pleased, so it is
 taken from another where there are two.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from .errors import InputError
 from .faces.align import FACE_SIZE
 from .faces.analyzer import FaceAnalyzer, device_of
-from .faces.embed import Recogniser, name_of
+from .faces.embed import FaceEmbedder, name_of
 from .faces.protocols import Face
 from .metrics import among, likeness
 
@@ -28,7 +28,7 @@ _UNLIKE = 0.05  # below it photos show no one person, and nothing can be measure
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """One person by the embeddings (N,D) of their photos, all of one recogniser.
+    """One person by the embeddings (N,D) of their photos, all of one face embedder.
 
     Raises InputError for another shape, or photos that do not resemble each other.
     """
@@ -51,7 +51,7 @@ class Person:
         """The person of photos (3,H,W), from those in which a face is found.
 
         Of several faces in a photo that of the person whom the set shows is taken; the analyzer
-        needs its recogniser. Raises InputError where no photo has a face.
+        needs its face embedder. Raises InputError where no photo has a face.
         """
         faces = [analyzer.detector(photo) for photo in photos]
         chosen = analyzer.people(photos, faces)
@@ -93,12 +93,12 @@ class Person:
 
 @dataclass(frozen=True)
 class IdentityReport:
-    """How much of a person pictures show, in the eyes of one recogniser.
+    """How much of a person pictures show, in the eyes of one face embedder.
 
     pictures: the mean cosine of each picture's face to the person's photos; None where no face is
         found, which counts as 0 in `share`.
     own, own_spread, photos: the photos' leave-one-out figure, its standard deviation, how many.
-    recogniser: its name. of_the_loss: whether the identity loss used the same one; None where
+    face embedder: its name. of_the_loss: whether the identity loss used the same one; None where
         that was not said.
     """
 
@@ -106,7 +106,7 @@ class IdentityReport:
     own: float
     own_spread: float
     photos: int
-    recogniser: str
+    embedder: str
     of_the_loss: bool | None = None
 
     @property
@@ -143,7 +143,7 @@ class IdentityReport:
         ]
         if lacking:
             lines.append(f"No face was found in {_some(lacking, 'picture')}; that counts as 0.")
-        lines.append(f"Recogniser: {self.recogniser}{_OF_THE_LOSS[self.of_the_loss]}")
+        lines.append(f"Face recognition model: {self.embedder}{_OF_THE_LOSS[self.of_the_loss]}")
         return "\n".join(lines)
 
 
@@ -151,7 +151,7 @@ _OF_THE_LOSS = {
     False: ", another than the identity loss used.",
     None: ". Whether the identity loss used it was not said.",
     True: ". WARNING: the identity loss used the same one. Pictures made to please it look more "
-    "alike to it than they are; take another recogniser.",
+    "alike to it than they are; take another face recognition model.",
 }
 
 
@@ -159,13 +159,13 @@ def measure_identity(
     images: Sequence[Tensor],
     person: Person,
     analyzer: FaceAnalyzer,
-    loss: Recogniser | str | None = None,
+    loss: FaceEmbedder | str | None = None,
 ) -> IdentityReport:
     """How much of a person images (3,H,W) show; the analyzer must be the one that knew the person.
 
-    loss: the recogniser of the identity loss, or its name as adapters keep it, so that the report
-    says whether it judges itself.
-    Raises InputError without images or without the analyzer's recogniser.
+    loss: the face embedder of the identity loss, or its name as adapters keep it, so that the
+    report says whether it judges itself.
+    Raises InputError without images or without the analyzer's face embedder.
     """
     if not len(images):
         raise InputError("There are no pictures to measure; give one or more.")
@@ -179,21 +179,21 @@ def measure_identity(
         person.own,
         person.spread,
         len(person.embeddings),
-        name_of(analyzer.recogniser) or type(analyzer.recogniser).__name__,
-        _is_that_of(loss, analyzer.recogniser),
+        name_of(analyzer.embedder) or type(analyzer.embedder).__name__,
+        _is_that_of(loss, analyzer.embedder),
     )
 
 
-def _is_that_of(loss: Recogniser | str | None, recogniser: Recogniser | None) -> bool | None:
+def _is_that_of(loss: FaceEmbedder | str | None, embedder: FaceEmbedder | None) -> bool | None:
     if not loss:
         return None
     if isinstance(loss, str):
-        return loss == name_of(recogniser)
-    return same(recogniser, loss)
+        return loss == name_of(embedder)
+    return same(embedder, loss)
 
 
-def same(one: Recogniser | None, other: Recogniser | None) -> bool:
-    """Whether two recognisers see the same, however each was loaded."""
+def same(one: FaceEmbedder | None, other: FaceEmbedder | None) -> bool:
+    """Whether two face embedders see the same, however each was loaded."""
     if one is None or other is None or one is other:
         return one is other
     noise = torch.rand(2, 3, FACE_SIZE, FACE_SIZE, generator=torch.Generator().manual_seed(0))

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .adapter import Adapter
+from .adapters import Adapter
 from .backbone import Backbone, Conditioning, NoiseSchedule
 from .config import Checked, setting
 from .errors import InputError

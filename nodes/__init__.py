@@ -7,66 +7,66 @@ from comfy_api.latest import ComfyExtension, io
 from .adapters import MagiCaptureApplyAdapter, MagiCaptureLoadAdapter, MagiCaptureSaveAdapter
 from .faces import (
     MagiCaptureCheckModels,
-    MagiCaptureLoadDetector,
-    MagiCaptureLoadPaperdollFaces,
-    MagiCaptureLoadParser,
-    MagiCaptureLoadRecogniser,
+    MagiCaptureLoadFaceDetector,
+    MagiCaptureLoadFaceParser,
+    MagiCaptureLoadFaceRecognitionModel,
+    MagiCaptureLoadPaperdollFaceModels,
 )
 from .finishing import (
     MagiCaptureLoadFaceRestorer,
     MagiCaptureRestoreFaces,
-    MagiCaptureSuperResolve,
+    MagiCaptureUpscalePortrait,
 )
-from .guarding import MagiCaptureGuardIdentity, MagiCaptureMatchGrain
+from .guarding import MagiCaptureGuardIdentity, MagiCaptureMatchGrainAndColour
 from .magicface import (
+    MagiCaptureAddMagicFaceReference,
     MagiCaptureApplyMagicFace,
-    MagiCaptureMagicFaceReference,
-    MagiCaptureMagicFaceRegions,
+    MagiCapturePreviewMagicFaceRegions,
 )
 from .measuring import MagiCaptureMeasureIdentity
-from .paperdoll import MagiCaptureLoadPaperdoll, MagiCapturePaperdollReferences
-from .preparing import MagiCaptureCheckReferences, MagiCaptureFaceMasks
-from .recipes import MagiCaptureRecipe, MagiCaptureTuneRecipe
-from .references import MagiCaptureConcept, MagiCaptureReferenceSet
+from .paperdoll import MagiCaptureDrawPaperdollPhotos, MagiCaptureLoadPaperdollDemo
+from .preparing import MagiCaptureCheckPhotos, MagiCaptureMakeFaceMasks
+from .recipes import MagiCaptureChooseRecipe, MagiCaptureTuneRecipe
+from .references import MagiCaptureDefineConcept, MagiCaptureLoadPhotoSet
 from .sampling import (
     MagiCaptureEncodePrompt,
     MagiCapturePreviewAttention,
-    MagiCapturePrompt,
     MagiCaptureRefocusAttention,
+    MagiCaptureWritePrompt,
 )
 from .training import MagiCaptureTrain
 
 NODES: list[type[io.ComfyNode]] = [
-    MagiCaptureReferenceSet,
-    MagiCaptureConcept,
+    MagiCaptureLoadPhotoSet,
+    MagiCaptureDefineConcept,
     MagiCaptureCheckModels,
-    MagiCaptureLoadDetector,
-    MagiCaptureLoadParser,
-    MagiCaptureLoadRecogniser,
-    MagiCaptureFaceMasks,
-    MagiCaptureCheckReferences,
+    MagiCaptureLoadFaceDetector,
+    MagiCaptureLoadFaceParser,
+    MagiCaptureLoadFaceRecognitionModel,
+    MagiCaptureMakeFaceMasks,
+    MagiCaptureCheckPhotos,
     MagiCaptureMeasureIdentity,
-    MagiCaptureRecipe,
+    MagiCaptureChooseRecipe,
     MagiCaptureTuneRecipe,
     MagiCaptureTrain,
     MagiCaptureSaveAdapter,
     MagiCaptureLoadAdapter,
     MagiCaptureApplyAdapter,
-    MagiCapturePrompt,
+    MagiCaptureWritePrompt,
     MagiCaptureEncodePrompt,
     MagiCaptureRefocusAttention,
     MagiCapturePreviewAttention,
-    MagiCaptureLoadPaperdoll,
-    MagiCapturePaperdollReferences,
-    MagiCaptureLoadPaperdollFaces,
-    MagiCaptureSuperResolve,
+    MagiCaptureLoadPaperdollDemo,
+    MagiCaptureDrawPaperdollPhotos,
+    MagiCaptureLoadPaperdollFaceModels,
+    MagiCaptureUpscalePortrait,
     MagiCaptureLoadFaceRestorer,
     MagiCaptureRestoreFaces,
-    MagiCaptureMatchGrain,
+    MagiCaptureMatchGrainAndColour,
     MagiCaptureGuardIdentity,
-    MagiCaptureMagicFaceReference,
+    MagiCaptureAddMagicFaceReference,
     MagiCaptureApplyMagicFace,
-    MagiCaptureMagicFaceRegions,
+    MagiCapturePreviewMagicFaceRegions,
 ]
 
 

@@ -14,8 +14,8 @@ RecipeSocket = io.Custom("MAGICAPTURE_RECIPE")
 AdapterSocket = io.Custom("MAGICAPTURE_ADAPTER")
 """An `Adapter`: LoRA, token vectors, and how they were trained."""
 
-RecogniserSocket = io.Custom("MAGICAPTURE_RECOGNISER")
-"""A differentiable face `Recogniser`."""
+FaceModelSocket = io.Custom("MAGICAPTURE_FACE_MODEL")
+"""A differentiable face `Face recognition model`."""
 
 DetectorSocket = io.Custom("MAGICAPTURE_DETECTOR")
 """A face `Detector`."""

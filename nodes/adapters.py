@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..magicapture.checkpoint import load_adapter, save_adapter, to_kohya
+from ..magicapture.adapters import load_adapter, save_adapter, to_kohya
 from ._comfy import apply_adapter, model_folders
 from ._comfy.files import lora_names, lora_path, stamp
 from ._common import naming

@@ -6,14 +6,14 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..magicapture.faces.detect import load_detector
-from ..magicapture.faces.embed import load_recogniser
+from ..magicapture.faces.embed import load_face_embedder
 from ..magicapture.faces.find import inventory
 from ..magicapture.faces.models import Role
 from ..magicapture.faces.parse import load_parser
 from ..magicapture.paperdoll.faces import doll_analyzer
 from ._comfy.files import AUTO, SECOND, face_file, face_files, face_places
 from ._common import naming
-from ._sockets import DetectorSocket, ParserSocket, RecogniserSocket
+from ._sockets import DetectorSocket, FaceModelSocket, ParserSocket
 
 
 def file_input(role: Role, tooltip: str, *found: str) -> io.Combo.Input:
@@ -22,11 +22,11 @@ def file_input(role: Role, tooltip: str, *found: str) -> io.Combo.Input:
     return io.Combo.Input("file", options=options, default=AUTO, tooltip=tooltip)
 
 
-class MagiCaptureLoadDetector(io.ComfyNode):
+class MagiCaptureLoadFaceDetector(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureLoadDetector",
+            node_id="MagiCaptureLoadFaceDetector",
             display_name="Load Face Detector",
             category="MagiCapture/faces",
             description="Finds faces and their landmarks: SCRFD (insightface), RetinaFace "
@@ -47,11 +47,11 @@ class MagiCaptureLoadDetector(io.ComfyNode):
             return io.NodeOutput(load_detector(face_file("detector", file)))
 
 
-class MagiCaptureLoadParser(io.ComfyNode):
+class MagiCaptureLoadFaceParser(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureLoadParser",
+            node_id="MagiCaptureLoadFaceParser",
             display_name="Load Face Parser",
             category="MagiCapture/faces",
             description="Tells skin, eyes, hair and so on apart, pixel by pixel: BiSeNet or "
@@ -70,18 +70,18 @@ class MagiCaptureLoadParser(io.ComfyNode):
             return io.NodeOutput(load_parser(face_file("parser", file)))
 
 
-class MagiCaptureLoadRecogniser(io.ComfyNode):
+class MagiCaptureLoadFaceRecognitionModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureLoadRecogniser",
-            display_name="Load Face Recogniser",
+            node_id="MagiCaptureLoadFaceRecognitionModel",
+            display_name="Load Face Recognition Model",
             category="MagiCapture/faces",
             description="A face embedder for the identity loss and for telling people apart, "
             "112x112: ONNX, TorchScript or facexlib's ArcFace. Mind the licence of the weights.",
             inputs=[
                 file_input(
-                    "recogniser",
+                    "face_model",
                     "For insightface packs: w600k_r50.onnx (buffalo_l) or glintr100.onnx "
                     "(antelopev2). second best found: for figures, when the best is the loss's.",
                     SECOND,
@@ -94,30 +94,30 @@ class MagiCaptureLoadRecogniser(io.ComfyNode):
                     "facexlib's.",
                 ),
             ],
-            outputs=[RecogniserSocket.Output(display_name="recogniser")],
+            outputs=[FaceModelSocket.Output(display_name="face_model")],
         )
 
     @classmethod
     def execute(cls, file, normalisation) -> io.NodeOutput:
-        with naming("Load Face Recogniser"):
-            return io.NodeOutput(load_recogniser(face_file("recogniser", file), normalisation))
+        with naming("Load Face Recognition Model"):
+            return io.NodeOutput(load_face_embedder(face_file("embedder", file), normalisation))
 
 
-class MagiCaptureLoadPaperdollFaces(io.ComfyNode):
+class MagiCaptureLoadPaperdollFaceModels(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureLoadPaperdollFaces",
-            display_name="Load Paperdoll Faces",
+            node_id="MagiCaptureLoadPaperdollFaceModels",
+            display_name="Load Paperdoll Face Models",
             category="MagiCapture/demo",
-            description="Detector, parser and recogniser of drawn faces, which come with the pack: "
-            "masks, checks and figures for the demo with no download.",
+            description="Detector, parser and face recognition model of drawn faces, which come "
+            "with the pack: masks, checks and figures for the demo with no download.",
             inputs=[],
             outputs=[
                 DetectorSocket.Output(display_name="detector"),
                 ParserSocket.Output(display_name="parser"),
-                RecogniserSocket.Output(
-                    display_name="recogniser",
+                FaceModelSocket.Output(
+                    display_name="face_model",
                     tooltip="Another one than Load Paperdoll Demo's, which is for training.",
                 ),
             ],
@@ -125,9 +125,9 @@ class MagiCaptureLoadPaperdollFaces(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        with naming("Load Paperdoll Faces"), torch.inference_mode(False):
+        with naming("Load Paperdoll Face Models"), torch.inference_mode(False):
             faces = doll_analyzer()
-            return io.NodeOutput(faces.detector, faces.parser, faces.recogniser)
+            return io.NodeOutput(faces.detector, faces.parser, faces.embedder)
 
 
 class MagiCaptureCheckModels(io.ComfyNode):

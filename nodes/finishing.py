@@ -64,12 +64,12 @@ class MagiCaptureLoadFaceRestorer(io.ComfyNode):
             return io.NodeOutput(load_restorer(face_file("restorer", file)))
 
 
-class MagiCaptureSuperResolve(io.ComfyNode):
+class MagiCaptureUpscalePortrait(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureSuperResolve",
-            display_name="Super-Resolve",
+            node_id="MagiCaptureUpscalePortrait",
+            display_name="Upscale Portrait",
             category=CATEGORY,
             description="Enlarges pictures with Real-ESRGAN or any other upscale model, to the "
             "size you want, by tiles without seams.",
@@ -110,7 +110,7 @@ class MagiCaptureSuperResolve(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, images, factor, long_side, tile) -> io.NodeOutput:
-        with naming("Super-Resolve"), on_device(model, tile):
+        with naming("Upscale Portrait"), on_device(model, tile):
             batch = images_from_socket(images)
             wanted = {"long_side": long_side} if long_side else {"factor": factor}
             own = tuple(batch.shape[-2:])

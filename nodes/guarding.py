@@ -28,7 +28,7 @@ from ._comfy import (
 from ._common import naming
 from ._finishing import CATEGORY, preview
 from ._inputs import plain
-from ._sockets import DetectorSocket, RecogniserSocket, References
+from ._sockets import DetectorSocket, FaceModelSocket, References
 
 
 class MagiCaptureGuardIdentity(io.ComfyNode):
@@ -45,8 +45,8 @@ class MagiCaptureGuardIdentity(io.ComfyNode):
                 io.Image.Input("after", tooltip="The same pictures, finished."),
                 References.Input("person", tooltip="Photos of the person."),
                 DetectorSocket.Input("detector", tooltip="Finds the faces."),
-                RecogniserSocket.Input(
-                    "recogniser",
+                FaceModelSocket.Input(
+                    "face_model",
                     tooltip="Tells how alike faces are. Take another one than in training, which "
                     "was learned to please.",
                 ),
@@ -73,9 +73,9 @@ class MagiCaptureGuardIdentity(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, before, after, person, detector, recogniser, tolerance) -> io.NodeOutput:
+    def execute(cls, before, after, person, detector, face_model, tolerance) -> io.NodeOutput:
         with naming("Guard Identity"):
-            analyzer = FaceAnalyzer(detector, recogniser=recogniser)
+            analyzer = FaceAnalyzer(detector, embedder=face_model)
             known = Person.in_photos(person.images, analyzer)
             firsts, lasts = _paired(images_from_socket(before), images_from_socket(after))
             bar, kept, reports, rows = Progress(len(lasts), node_id(cls)), [], [], []
@@ -86,7 +86,7 @@ class MagiCaptureGuardIdentity(io.ComfyNode):
                     reports.append(None)
                 else:
                     points = face.landmarks
-                    blend, report = guard(first, last, points, recogniser, known, tolerance)
+                    blend, report = guard(first, last, points, face_model, known, tolerance)
                     kept.append(blend)
                     reports.append(report)
                     rows.append([cut_out(image, points)[0][0] for image in (first, last, blend)])
@@ -123,11 +123,11 @@ def _told(number: int, report: GuardReport | None) -> str:
     return f"Picture {number}: {said}"
 
 
-class MagiCaptureMatchGrain(io.ComfyNode):
+class MagiCaptureMatchGrainAndColour(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureMatchGrain",
+            node_id="MagiCaptureMatchGrainAndColour",
             display_name="Match Grain and Colour",
             category=CATEGORY,
             description="Gives a restored part the colour it had and the grain of its "

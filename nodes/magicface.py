@@ -30,11 +30,11 @@ from ._inputs import plain
 from ._sockets import MagicFaceSocket, References
 
 
-class MagiCaptureMagicFaceReference(io.ComfyNode):
+class MagiCaptureAddMagicFaceReference(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureMagicFaceReference",
+            node_id="MagiCaptureAddMagicFaceReference",
             display_name="Add MagicFace Reference",
             category="MagiCapture/magicface",
             description="One concept to draw without training: a picture of it, where it is in "
@@ -182,11 +182,11 @@ class MagiCaptureApplyMagicFace(io.ComfyNode):
             return io.NodeOutput(patched, prepared.positive.conditioning, report)
 
 
-class MagiCaptureMagicFaceRegions(io.ComfyNode):
+class MagiCapturePreviewMagicFaceRegions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureMagicFaceRegions",
+            node_id="MagiCapturePreviewMagicFaceRegions",
             display_name="Preview MagicFace Regions",
             category="MagiCapture/magicface",
             description="Where the model draws each concept, in colour over the finished "

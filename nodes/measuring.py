@@ -10,7 +10,7 @@ from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.person import Person, measure_identity
 from ._comfy import images_from_socket
 from ._common import naming
-from ._sockets import AdapterSocket, DetectorSocket, RecogniserSocket, References
+from ._sockets import AdapterSocket, DetectorSocket, FaceModelSocket, References
 
 
 class MagiCaptureMeasureIdentity(io.ComfyNode):
@@ -26,13 +26,13 @@ class MagiCaptureMeasureIdentity(io.ComfyNode):
                 io.Image.Input("images", tooltip="The pictures to measure."),
                 References.Input("person", tooltip="Photos of the person; the more, the better."),
                 DetectorSocket.Input("detector", tooltip="Finds the faces."),
-                RecogniserSocket.Input(
-                    "recogniser",
+                FaceModelSocket.Input(
+                    "face_model",
                     tooltip="Tells how alike faces are. Take another one than in training, which "
-                    "was learned to please: 'second best found' in Load Face Recogniser.",
+                    "was learned to please: 'second best found' in Load Face Recognition Model.",
                 ),
-                RecogniserSocket.Input(
-                    "loss_recogniser",
+                FaceModelSocket.Input(
+                    "loss_face_model",
                     optional=True,
                     tooltip="The one of the training, so that the report can say whether it "
                     "judges itself.",
@@ -41,7 +41,7 @@ class MagiCaptureMeasureIdentity(io.ComfyNode):
                     "adapter",
                     optional=True,
                     tooltip="What the pictures were made with; it remembers the name of its "
-                    "training's recogniser. Instead of loss_recogniser.",
+                    "training's face recognition model. Instead of loss_face_model.",
                 ),
             ],
             outputs=[
@@ -57,13 +57,13 @@ class MagiCaptureMeasureIdentity(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, images, person, detector, recogniser, loss_recogniser=None, adapter=None
+        cls, images, person, detector, face_model, loss_face_model=None, adapter=None
     ) -> io.NodeOutput:
         with naming("Measure Identity"):
-            analyzer = FaceAnalyzer(detector, recogniser=recogniser)
+            analyzer = FaceAnalyzer(detector, embedder=face_model)
             known = Person.in_photos(person.images, analyzer)
             pictures = images_from_socket(images)
-            loss = loss_recogniser or (adapter.info.get("recogniser") if adapter else None)
+            loss = loss_face_model or (adapter.info.get("face_model") if adapter else None)
             report = measure_identity(pictures, known, analyzer, loss)
             text = str(report)
             figures = json.dumps(report.as_dict())

@@ -8,18 +8,18 @@ from comfy_api.latest import io
 from ..magicapture.config import help_of
 from ..magicapture.demo import DemoSettings, held_out_pair, recipe_for
 from ..magicapture.paperdoll.pairs import PHOTOS, masks, pictures, references
-from ..magicapture.paperdoll.weights import WEIGHTS, loss_recogniser
+from ..magicapture.paperdoll.weights import WEIGHTS, loss_embedder
 from ._comfy import images_to_socket, masks_to_socket
 from ._comfy.paperdoll import load_paperdoll
 from ._common import naming
-from ._sockets import RecipeSocket, RecogniserSocket, References
+from ._sockets import FaceModelSocket, RecipeSocket, References
 
 
-class MagiCaptureLoadPaperdoll(io.ComfyNode):
+class MagiCaptureLoadPaperdollDemo(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureLoadPaperdoll",
+            node_id="MagiCaptureLoadPaperdollDemo",
             display_name="Load Paperdoll Demo",
             category="MagiCapture/demo",
             description="A Stable Diffusion of 10 million weights that knows drawn faces alone and "
@@ -39,7 +39,7 @@ class MagiCaptureLoadPaperdoll(io.ComfyNode):
                 io.Model.Output(display_name="model"),
                 io.Clip.Output(display_name="clip"),
                 io.Vae.Output(display_name="vae"),
-                RecogniserSocket.Output(display_name="recogniser"),
+                FaceModelSocket.Output(display_name="face_model"),
                 RecipeSocket.Output(display_name="recipe"),
             ],
         )
@@ -49,16 +49,16 @@ class MagiCaptureLoadPaperdoll(io.ComfyNode):
         with naming("Load Paperdoll Demo"):
             parts = load_paperdoll(WEIGHTS)
             with torch.inference_mode(False):
-                recogniser = loss_recogniser(WEIGHTS)
-            return io.NodeOutput(*parts, recogniser, recipe_for(steps or None))
+                face_model = loss_embedder(WEIGHTS)
+            return io.NodeOutput(*parts, face_model, recipe_for(steps or None))
 
 
-class MagiCapturePaperdollReferences(io.ComfyNode):
+class MagiCaptureDrawPaperdollPhotos(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCapturePaperdollReferences",
-            display_name="Draw Paperdoll References",
+            node_id="MagiCaptureDrawPaperdollPhotos",
+            display_name="Draw Paperdoll Photos",
             category="MagiCapture/demo",
             description="Pictures of a drawn person and of a style, with exact masks and "
             "landmarks, and the true pictures of the person in the style, which training never "
@@ -99,7 +99,7 @@ class MagiCapturePaperdollReferences(io.ComfyNode):
 
     @classmethod
     def execute(cls, identity, look, count) -> io.NodeOutput:
-        with naming("Draw Paperdoll References"), torch.inference_mode(False):
+        with naming("Draw Paperdoll Photos"), torch.inference_mode(False):
             pair = held_out_pair(identity, look, photos=count)
             shown = (pair.source, pair.reference)
             return io.NodeOutput(

@@ -17,7 +17,7 @@ from ..magicapture.faces.masks import MaskSettings
 from ._comfy import Progress, images_to_socket, masks_to_socket, node_id
 from ._common import naming
 from ._inputs import plain
-from ._sockets import DetectorSocket, ParserSocket, RecogniserSocket, References
+from ._sockets import DetectorSocket, FaceModelSocket, ParserSocket, References
 
 
 def _progress(node: type, references: ReferenceSet) -> Callable[[int, int], None]:
@@ -36,17 +36,17 @@ def _face_masks(references: ReferenceSet) -> list:
     return masks
 
 
-class MagiCaptureFaceMasks(io.ComfyNode):
+class MagiCaptureMakeFaceMasks(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureFaceMasks",
+            node_id="MagiCaptureMakeFaceMasks",
             display_name="Make Face Masks",
             category="MagiCapture/faces",
             description="Finds the face in every photo and fills in its mask and landmarks. Masks "
             "of your own are kept.",
             inputs=[
-                References.Input("references", tooltip="The photos, from Load Reference Set."),
+                References.Input("references", tooltip="The photos, from Load Photo Set."),
                 DetectorSocket.Input("detector", tooltip="Finds the faces."),
                 ParserSocket.Input(
                     "parser",
@@ -54,8 +54,8 @@ class MagiCaptureFaceMasks(io.ComfyNode):
                     tooltip="Outlines the face. Without one the mask is an oval laid over the "
                     "landmarks, and the report says so.",
                 ),
-                RecogniserSocket.Input(
-                    "recogniser",
+                FaceModelSocket.Input(
+                    "face_model",
                     optional=True,
                     tooltip="Where a photo shows several faces, takes the person that all photos "
                     "share. Without one: the largest face. Leave it out for a style.",
@@ -77,11 +77,11 @@ class MagiCaptureFaceMasks(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, references, detector, parts, grow, feather, parser=None, recogniser=None
+        cls, references, detector, parts, grow, feather, parser=None, face_model=None
     ) -> io.NodeOutput:
         with naming("Make Face Masks"):
             settings = MaskSettings(parts, grow, feather)
-            analyzer = FaceAnalyzer(detector, parser, recogniser)
+            analyzer = FaceAnalyzer(detector, parser, face_model)
             filled, found = with_faces(references, analyzer, settings, _progress(cls, references))
             faces = _face_masks(filled)
             styles = [face_to_concept(face, "style") for face in faces]
@@ -98,12 +98,12 @@ class MagiCaptureFaceMasks(io.ComfyNode):
             )
 
 
-class MagiCaptureCheckReferences(io.ComfyNode):
+class MagiCaptureCheckPhotos(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureCheckReferences",
-            display_name="Check References",
+            node_id="MagiCaptureCheckPhotos",
+            display_name="Check Photos",
             category="MagiCapture/faces",
             description="Before training: is each photo sharp, large and well lit enough, does it "
             "show the same person as the others, do they vary enough?",
@@ -129,8 +129,8 @@ class MagiCaptureCheckReferences(io.ComfyNode):
                     default=False,
                     tooltip="Take the photos whose verdict is 'leave out' out of the set.",
                 ),
-                RecogniserSocket.Input(
-                    "recogniser",
+                FaceModelSocket.Input(
+                    "face_model",
                     optional=True,
                     tooltip="Needed to find another person in the set.",
                 ),
@@ -150,14 +150,14 @@ class MagiCaptureCheckReferences(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, references, detector, role, resolution, drop, recogniser=None, parser=None
+        cls, references, detector, role, resolution, drop, face_model=None, parser=None
     ) -> io.NodeOutput:
-        with naming("Check References"):
-            known = recogniser if role == "subject" else None
+        with naming("Check Photos"):
+            known = face_model if role == "subject" else None
             analyzer = FaceAnalyzer(detector, parser, known)
             progress = _progress(cls, references)
             filled, found = with_faces(references, analyzer, on_progress=progress)
-            result = check(filled, found, role, resolution=resolution, recogniser=known)
+            result = check(filled, found, role, resolution=resolution, embedder=known)
             sheet = images_to_socket(contact_sheet(filled, found, result)[None])
             kept = [i for i, p in enumerate(result.photos) if p.verdict != "leave out"]
             if drop and not kept:

@@ -30,11 +30,11 @@ from ._sockets import RecipeSocket
 FACTORS = {"16x16 and 32x32": (2, 4), "16x16": (4,), "8x8 to 64x64": (1, 2, 4, 8)}
 
 
-class MagiCaptureRecipe(io.ComfyNode):
+class MagiCaptureChooseRecipe(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureRecipe",
+            node_id="MagiCaptureChooseRecipe",
             display_name="Choose Recipe",
             category="MagiCapture/training",
             description="How to train. The defaults are ours; paper and release are the authors', "
@@ -87,7 +87,7 @@ class MagiCaptureTuneRecipe(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="MagiCaptureTuneRecipe",
-            display_name="Tune Recipe (advanced)",
+            display_name="Tune Recipe",
             category="MagiCapture/training",
             description='Change single settings of a recipe; -1 and "recipe\'s own" leave them.',
             inputs=[

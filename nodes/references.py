@@ -25,12 +25,12 @@ def _bounded(image: Tensor) -> Tensor:
     return resize(image[None], bounded(image.shape[-2], image.shape[-1]))[0]
 
 
-class MagiCaptureReferenceSet(io.ComfyNode):
+class MagiCaptureLoadPhotoSet(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureReferenceSet",
-            display_name="Load Reference Set",
+            node_id="MagiCaptureLoadPhotoSet",
+            display_name="Load Photo Set",
             category="MagiCapture/references",
             description="4 to 6 photos of one person, or 4 to 6 portraits in one style, of any "
             "sizes: a folder, an image batch or an image list.",
@@ -69,7 +69,7 @@ class MagiCaptureReferenceSet(io.ComfyNode):
     @classmethod
     def execute(cls, folder, images=None, face_masks=None, captions=None) -> io.NodeOutput:
         folder, captions = folder[0], (captions or [""])[0]
-        with naming("Load Reference Set"):
+        with naming("Load Photo Set"):
             if images is not None:
                 references = ReferenceSet(tuple(map(_bounded, single_images(images))))
             elif folder != NO_FOLDER:
@@ -91,11 +91,11 @@ class MagiCaptureReferenceSet(io.ComfyNode):
         return "" if folder[0] == NO_FOLDER else stamp(input_folder(folder[0]))
 
 
-class MagiCaptureConcept(io.ComfyNode):
+class MagiCaptureDefineConcept(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCaptureConcept",
+            node_id="MagiCaptureDefineConcept",
             display_name="Define Concept",
             category="MagiCapture/references",
             description="Give what the photos show a token: the person (subject) or the look "

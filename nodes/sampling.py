@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..magicapture.config import PromptTemplates
 from ..magicapture.prompts import as_embeddings, prompt_for
-from ..magicapture.refocusing import RefocusGuidance, fit, grid, mean_spills, region_strip
+from ..magicapture.refocusing import RefocusGuidance, fit, grid, mean_leakage, region_strip
 from ._comfy import (
     encode_marked,
     images_from_socket,
@@ -23,11 +23,11 @@ from ._inputs import choice, plain
 from ._sockets import AdapterSocket
 
 
-class MagiCapturePrompt(io.ComfyNode):
+class MagiCaptureWritePrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="MagiCapturePrompt",
+            node_id="MagiCaptureWritePrompt",
             display_name="Write Prompt",
             category="MagiCapture/sampling",
             description="Write the prompt in the words of training, tokens included, for any "
@@ -183,7 +183,7 @@ class MagiCapturePreviewAttention(io.ComfyNode):
             outputs=[
                 io.Image.Output(display_name="maps"),
                 io.Mask.Output(display_name="region"),
-                io.String.Output(display_name="spill"),
+                io.String.Output(display_name="leakage"),
                 io.Image.Output(
                     display_name="regions",
                     tooltip="The region at each step: those that held the tokens while MODEL drew, "
@@ -225,7 +225,7 @@ def _regions(used, seen, picture):
 
 
 def _told(seen) -> str:
-    spills = mean_spills(seen)
-    if not spills:
+    leakages = mean_leakage(seen)
+    if not leakages:
         return "No region is known: give a mask, or hold a token inside the region."
-    return "\n".join(f"{name}: {share:.1%} outside its region" for name, share in spills.items())
+    return "\n".join(f"{name}: {share:.1%} outside its region" for name, share in leakages.items())

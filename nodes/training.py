@@ -10,8 +10,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..magicapture.adapter import Adapter
-from ..magicapture.checkpoint import check_names
+from ..magicapture.adapters import Adapter, check_names
 from ..magicapture.plot import loss_curves
 from ..magicapture.recipes import recipe as named_recipe
 from ..magicapture.refocusing import Sight, grid
@@ -37,7 +36,7 @@ from ._comfy import (
 )
 from ._comfy.files import state_folder
 from ._common import naming, pixels, side_by_side
-from ._sockets import AdapterSocket, ConceptSocket, RecipeSocket, RecogniserSocket
+from ._sockets import AdapterSocket, ConceptSocket, FaceModelSocket, RecipeSocket
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,11 +63,11 @@ class MagiCaptureTrain(io.ComfyNode):
                 RecipeSocket.Input(
                     "recipe", optional=True, tooltip="Ours, if nothing is connected."
                 ),
-                RecogniserSocket.Input(
-                    "recogniser",
+                FaceModelSocket.Input(
+                    "face_model",
                     optional=True,
-                    tooltip="A face recogniser for the identity loss; without one it is off and "
-                    "the likeness is weaker.",
+                    tooltip="A face recognition model for the identity loss; without one it is off "
+                    "and the likeness is weaker.",
                 ),
                 io.Vae.Input(
                     "fast_decoder",
@@ -118,7 +117,7 @@ class MagiCaptureTrain(io.ComfyNode):
         preview_every,
         resume,
         recipe=None,
-        recogniser=None,
+        face_model=None,
         fast_decoder=None,
     ) -> io.NodeOutput:
         monitor = Monitor(node_id(cls))
@@ -129,7 +128,7 @@ class MagiCaptureTrain(io.ComfyNode):
             trainer = Trainer(
                 job,
                 backbone,
-                recogniser=recogniser,
+                embedder=face_model,
                 listener=monitor,
                 state_folder=state_folder(),
                 fresh=not resume,
@@ -158,7 +157,7 @@ class Monitor:
         self.history: list[dict[str, float]] = []
         self.phases: list[int] = []
         self.previews: list[Tensor] = []
-        self.spills: list[dict[str, float]] = []
+        self.leakages: list[dict[str, float]] = []
         self.sights: Sequence[Sight] = ()
         self.warnings: list[str] = []
         self._bar = Progress(1, node)
@@ -175,8 +174,8 @@ class Monitor:
         elif isinstance(event, Previewed):
             self.previews.extend(event.images.cpu())
             self.sights = event.sights
-            if event.spills:
-                self.spills.append(event.spills)
+            if event.leakages:
+                self.leakages.append(event.leakages)
             self._show(event.step, self.phases[-1], preview=self.picture(self.phases[-1]))
         elif isinstance(event, Stepped):
             self._stepped(event)
@@ -205,8 +204,8 @@ class Monitor:
             f"{event.phase}: step {event.step} of {event.steps}, {pace:.2f} it/s, "
             f"{_clock((event.steps - event.step) / pace)} left\n{losses}"
         )
-        if self.spills:
-            text += f"\nspill: {_shares(self.spills[-1])}"
+        if self.leakages:
+            text += f"\nleakage: {_shares(self.leakages[-1])}"
         self._show(event.step, event.steps, text, self.picture(event.steps))
 
     def curves(self, steps: int) -> Image:
@@ -236,21 +235,21 @@ class Monitor:
             [
                 f"Trained {len(self.history)} steps of {adapter.recipe.name}: {tokens}.",
                 "Last losses: " + ", ".join(f"{n} {value:.4f}" for n, value in means.items()),
-                *self._spill_report(),
+                *self._leakage_report(),
                 *(f"Note: {text}" for text in (*self.warnings, *remarks)),
             ]
         )
 
-    def _spill_report(self) -> list[str]:
-        """How the spill of the tokens changed over the run, where previews showed it."""
-        if not self.spills:
+    def _leakage_report(self) -> list[str]:
+        """How the leakage of the tokens changed over the run, where previews showed it."""
+        if not self.leakages:
             return []
-        first, last = _shares(self.spills[0]), _shares(self.spills[-1])
-        return [f"Spill at the first preview: {first}; at the last: {last}."]
+        first, last = _shares(self.leakages[0]), _shares(self.leakages[-1])
+        return [f"Leakage at the first preview: {first}; at the last: {last}."]
 
 
-def _shares(spills: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {share:.0%}" for name, share in spills.items())
+def _shares(leakages: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {share:.0%}" for name, share in leakages.items())
 
 
 def _clock(seconds: float) -> str:

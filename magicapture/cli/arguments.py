@@ -78,12 +78,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--rank", type=int, help=help_of(LoraSettings, "rank"))
     add("--resolution", type=int, help=help_of(Recipe, "resolution"))
     add("--save-memory", action="store_true", help="The same result, slower, in less memory.")
-    add("--recogniser", metavar="FILE", help="A face recogniser: .onnx, or TorchScript .pt.")
+    add("--face-model", metavar="FILE", help="A face recognition model: .onnx, or TorchScript .pt.")
     add(
-        "--recogniser-input",
+        "--face-model-input",
         choices=list(NORMALISATIONS),
         default="arcface",
-        help="What the recogniser's pixels are scaled to.",
+        help="What the face recognition model's pixels are scaled to.",
     )
     add(
         "--preview-every",
@@ -112,9 +112,13 @@ def _add_identity(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="Photos of the person.")
     add("pictures", metavar="PICTURES", nargs="+", type=Path, help="Pictures, and folders of them.")
-    loss_help = "The recogniser of the training; another one is taken where one is found."
-    add("--loss-recogniser", metavar="FILE", help=loss_help)
-    adapter_help = "The LoRA that train wrote, which tells its training's recogniser by name."
+    loss_help = (
+        "The face recognition model of the training; another one is taken where one is found."
+    )
+    add("--loss-face-model", metavar="FILE", help=loss_help)
+    adapter_help = (
+        "The LoRA that train wrote, which tells its training's face recognition model by name."
+    )
     add("--adapter", type=Path, metavar="FILE", help=adapter_help)
     add("--json", type=Path, metavar="FILE", help="Write the figures as JSON.")
     _add_faces(parser)
@@ -125,12 +129,16 @@ def _add_faces(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--models", metavar="DIR", help="Where models are; or set MAGICAPTURE_MODELS.")
     add("--detector", metavar="FILE", help="A face detector; the best one found, if not given.")
-    add("--recogniser", metavar="FILE", help="A face recogniser; the best found, if not given.")
     add(
-        "--recogniser-input",
+        "--face-model",
+        metavar="FILE",
+        help="A face recognition model; the best found, if not given.",
+    )
+    add(
+        "--face-model-input",
         choices=list(NORMALISATIONS),
         default="arcface",
-        help="What the recogniser's pixels are scaled to.",
+        help="What the face recognition model's pixels are scaled to.",
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import MagiCaptureError
 from ..faces.detect import load_detector
-from ..faces.embed import FaceRecogniser, load_recogniser
+from ..faces.embed import FaceEmbeddingNetwork, load_face_embedder
 from ..faces.find import best, places
 from ..faces.models import Role
 from ..faces.parse import FaceParser, load_parser
@@ -24,19 +24,19 @@ def detector_from(arguments: argparse.Namespace) -> Detector:
 
 def parser_from(arguments: argparse.Namespace) -> FaceParser | None:
     """The parser named, else the best one found, else None."""
-    file = _optional("parser", arguments)
+    file = _optional("parser", arguments.parser, arguments)
     return None if file is None else load_parser(file)
 
 
-def recogniser_from(arguments: argparse.Namespace) -> FaceRecogniser | None:
-    """The recogniser named, else the best one found, else None."""
-    file = _optional("recogniser", arguments)
-    return None if file is None else load_recogniser(file, arguments.recogniser_input)
+def embedder_from(arguments: argparse.Namespace) -> FaceEmbeddingNetwork | None:
+    """The face embedder named, else the best one found, else None."""
+    file = _optional("embedder", arguments.face_model, arguments)
+    return None if file is None else load_face_embedder(file, arguments.face_model_input)
 
 
-def _optional(role: Role, arguments: argparse.Namespace) -> Path | None:
+def _optional(role: Role, named: str | None, arguments: argparse.Namespace) -> Path | None:
     """The file named, else the best one found; None, with a word about it, where there is none."""
-    if named := getattr(arguments, role):
+    if named:
         return Path(named)
     try:
         return best(role, places(arguments.models))

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..checkpoint.metadata import restore
-from ..checkpoint.reading import read_file
+from ..adapters.metadata import restore
+from ..adapters.reading import read_file
 from ..data.folder import read_picture
 from ..faces.analyzer import FaceAnalyzer
-from ..faces.embed import load_recogniser
+from ..faces.embed import load_face_embedder
 from ..faces.find import best, places
 from ..files import atomic_write
 from ..person import Person, measure_identity
@@ -29,16 +29,16 @@ def identity(arguments: argparse.Namespace) -> None:
     photos = photos_in(arguments.folder).images
     pictures = _pictures(arguments.pictures)
     loss = _loss(arguments)
-    file = arguments.recogniser or best(
-        "recogniser", places(arguments.models), other_than=None if loss is None else Path(loss)
+    file = arguments.face_model or best(
+        "embedder", places(arguments.models), other_than=None if loss is None else Path(loss)
     )
-    recogniser = load_recogniser(file, arguments.recogniser_input)
-    analyzer = FaceAnalyzer(detector_from(arguments), recogniser=recogniser)
+    embedder = load_face_embedder(file, arguments.face_model_input)
+    analyzer = FaceAnalyzer(detector_from(arguments), embedder=embedder)
     report = measure_identity(
         pictures,
         Person.in_photos(photos, analyzer),
         analyzer,
-        load_recogniser(loss, arguments.recogniser_input) if isinstance(loss, Path) else loss,
+        load_face_embedder(loss, arguments.face_model_input) if isinstance(loss, Path) else loss,
     )
     for line in str(report).splitlines():
         logger.info("%s", line)
@@ -49,12 +49,12 @@ def identity(arguments: argparse.Namespace) -> None:
 
 
 def _loss(arguments: argparse.Namespace) -> Path | str | None:
-    """The identity loss's recogniser: its file, or its name as the adapter tells it."""
-    if arguments.loss_recogniser:
-        return Path(arguments.loss_recogniser)
+    """The identity loss's face embedder: its file, or its name as the adapter tells it."""
+    if arguments.loss_face_model:
+        return Path(arguments.loss_face_model)
     if arguments.adapter:
         facts = restore(read_file(arguments.adapter)[1])
-        return facts.info.get("recogniser") if facts else None
+        return facts.info.get("face_model") if facts else None
     return None
 
 

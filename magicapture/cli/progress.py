@@ -39,9 +39,9 @@ class Progress:
         elif isinstance(event, Previewed):
             for index, image in enumerate(event.images):
                 save_image(image, self._previews / f"{event.step:06}-{index}.png", event.prompt)
-            if event.spills:
-                shares = ", ".join(f"{name} {share:.0%}" for name, share in event.spills.items())
-                logger.info("Spill after step %d: %s", event.step, shares)
+            if event.leakages:
+                shares = ", ".join(f"{name} {share:.0%}" for name, share in event.leakages.items())
+                logger.info("Leakage after step %d: %s", event.step, shares)
         elif isinstance(event, Resumed):
             logger.info("Going on after step %d of %d.", event.step, event.steps)
         elif isinstance(event, Warned):

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 
 from .. import sampling
-from ..adapter import Adapter
+from ..adapters import Adapter, load_adapter
 from ..backbone import Backbone
-from ..checkpoint import load_adapter
 from ..config import PromptTemplates
 from ..data.folder import read_mask, read_picture
 from ..prompts import PromptKind, prompt_for

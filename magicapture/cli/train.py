@@ -6,9 +6,9 @@ import argparse
 import logging
 from pathlib import Path
 
-from ..checkpoint import check_names, save_adapter
+from ..adapters import check_names, save_adapter
 from ..data import load_folder
-from ..faces.embed import load_recogniser
+from ..faces.embed import load_face_embedder
 from ..files import safe_name
 from ..tokens import Concept
 from ..training import Trainer, TrainingJob
@@ -29,15 +29,15 @@ def train(arguments: argparse.Namespace) -> None:
     for line in check_names((job.subject, job.style), [embeddings], lora):
         logger.info("%s", line)
     job.check()  # before gigabytes are read
-    recogniser = None
-    if arguments.recogniser:
-        recogniser = load_recogniser(arguments.recogniser, arguments.recogniser_input)
+    embedder = None
+    if arguments.face_model:
+        embedder = load_face_embedder(arguments.face_model, arguments.face_model_input)
     backbone = backbone_from(arguments, job.recipe.precision)
     with Progress(folder / f"{name}-previews") as progress:
         trainer = Trainer(
             job,
             backbone,
-            recogniser=recogniser,
+            embedder=embedder,
             listener=progress,
             state_folder=folder / "states",
             fresh=arguments.fresh,

@@ -71,7 +71,7 @@ def with_faces(
 ) -> tuple[ReferenceSet, tuple[FoundFace, ...]]:
     """Fill in the masks and landmarks that a set lacks; the user's own are kept.
 
-    Of several faces the one inside the user's mask counts; else, with a recogniser, that of the
+    Of several faces the one inside the user's mask counts; else, with a face embedder, that of the
     person all photos share; else the largest. A photo without a face keeps what it has, and the
     set's warnings name it. `on_progress(done, total)` may raise to cancel.
     """

@@ -11,15 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..adapter import Adapter
+from ..adapters import Adapter
 from ..backbone import Backbone
 from ..backbones import load_backbone
 from ..config import Recipe
-from ..paperdoll.attention import Spills, token_spills
+from ..paperdoll.attention import Leakages, token_leakage
 from ..paperdoll.edits import Edit, edits
 from ..paperdoll.judge import Case, Judge, Scores
 from ..paperdoll.pairs import Pair, masks, pictures, references
-from ..paperdoll.weights import WEIGHTS, loss_recogniser, model_folder
+from ..paperdoll.weights import WEIGHTS, loss_embedder, model_folder
 from ..sampling import adapted
 from ..tokens import Concept
 from ..training import Listener, Trainer, TrainingJob
@@ -61,11 +61,11 @@ class Demo:
 
 @dataclass(frozen=True, eq=False)
 class _Look:
-    """An adapter's pictures, where its tokens look in them, and how much they spill."""
+    """An adapter's pictures, where its tokens look in them, and how much they leakage."""
 
     drawing: Drawing
     maps: Mapping[str, Tensor]
-    spills: Spills
+    leakages: Leakages
 
 
 def run(
@@ -82,7 +82,7 @@ def run(
     """
     clock = _Clock()
     pair = held_out_pair(settings.identity, settings.style)
-    judge, recogniser = Judge.load(weights), loss_recogniser(weights)
+    judge, embedder = Judge.load(weights), loss_embedder(weights)
     backbone = load_backbone(model_folder(weights))
     case = judge.case(pair)
     job = TrainingJob(
@@ -94,7 +94,7 @@ def run(
         settings.seed,
     )
     clock.done("preparing")
-    with Trainer(job, backbone, recogniser=recogniser, listener=listener) as trainer:
+    with Trainer(job, backbone, embedder=embedder, listener=listener) as trainer:
         untrained = trainer.adapter()
         trained = trainer.run()
     clock.done("training")
@@ -141,12 +141,12 @@ def _look(
         return _Look(
             drawing,
             token_maps(backbone, adapter, drawing.results),
-            token_spills(backbone, adapter, true, faces),
+            token_leakage(backbone, adapter, true, faces),
         )
 
 
 def _scores(judge: Judge, case: Case, pair: Pair, before: _Look, after: _Look) -> Rows:
-    """Every measure, and the spill of both tokens, which has no ceiling but 0."""
+    """Every measure, and the leakage of both tokens, which has no ceiling but 0."""
     shown = before.drawing.results, after.drawing.results, pictures(pair.unseen)
     columns: list[Scores] = [judge.scores(images, case) for images in shown]
     names = ("untrained", "trained", "ceiling")
@@ -155,8 +155,8 @@ def _scores(judge: Judge, case: Case, pair: Pair, before: _Look, after: _Look) -
         for measure in _MEASURES
     }
     for role in ("subject", "style"):
-        values = getattr(before.spills, role), getattr(after.spills, role), None
-        rows[f"{role}_spill"] = dict(zip(names, values, strict=True))
+        values = getattr(before.leakages, role), getattr(after.leakages, role), None
+        rows[f"{role}_leakage"] = dict(zip(names, values, strict=True))
     return rows
 
 

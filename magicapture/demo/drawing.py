@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..adapter import Adapter
+from ..adapters import Adapter
 from ..attention import captured, select
 from ..backbone import Backbone
 from ..config import Recipe

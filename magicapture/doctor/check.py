@@ -15,7 +15,7 @@ from ..data.faces import FoundFace
 from ..data.references import ReferenceSet
 from ..faces.align import FFHQ_TEMPLATE, similarity, transform
 from ..faces.analyzer import embed_faces
-from ..faces.embed import Recogniser
+from ..faces.embed import FaceEmbedder
 from ..faces.masks import beyond
 from ..faces.protocols import Face
 from ..metrics import among
@@ -40,18 +40,18 @@ def check(
     role: Role,
     *,
     resolution: int = 512,
-    recogniser: Recogniser | None = None,
+    embedder: FaceEmbedder | None = None,
     limits: Limits | None = None,
 ) -> SetCheck:
     """Judge photos whose faces `data.faces.with_faces` found.
 
     role: photos of a subject should show one person; a style's portraits need not. resolution: of
-    the training. Without a recogniser, likeness is left out.
+    the training. Without a face embedder, likeness is left out.
     """
     limits = limits or Limits()
     photos, seen = [], []
     for name, image, one in zip(references.names, references.images, found, strict=True):
-        known = recogniser if role == "subject" else None
+        known = embedder if role == "subject" else None
         figures, look = _figures(image, one, resolution, known)
         mask = one.mask if one.origin in ("empty", "full") else None
         photos.append(PhotoCheck(name, "use", (), len(one.faces), mask=mask, **figures))
@@ -64,7 +64,7 @@ def check(
 
 
 def _figures(
-    image: Tensor, found: FoundFace, resolution: int, recogniser: Recogniser | None
+    image: Tensor, found: FoundFace, resolution: int, embedder: FaceEmbedder | None
 ) -> tuple[dict[str, Any], _Seen]:
     """The fields of a `PhotoCheck` that one photo gives, and what comparisons need."""
     thumbnail = measure.thumbnail(image)
@@ -87,8 +87,8 @@ def _figures(
     }
     figures = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
     embedding = None
-    if recogniser is not None:
-        embedding = embed_faces(recogniser, image, [face])[0]
+    if embedder is not None:
+        embedding = embed_faces(embedder, image, [face])[0]
     return figures, _Seen(thumbnail, measure.face_print(grey), embedding)
 
 
@@ -218,7 +218,8 @@ def _of_the_set(
             advice.append("The light is the same in all photos; add one in other light.")
     if identity is not None and identity < 0.25:
         advice.append(
-            "The photos are hardly alike: several persons, or a recogniser that does not fit."
+            "The photos are hardly alike: several persons, or a face recognition model that does "
+            "not fit."
         )
     return SetCheck(
         photos, role, resolution, identity, spread, yaw_spread, light_spread, tuple(advice)

@@ -1,1 +1,1 @@
-"""Faces: their place in a picture, the aligned crop, and what a recogniser says of it."""
+"""Faces: their place in a picture, the aligned crop, and what a face embedder says of it."""

@@ -1,4 +1,4 @@
-"""From five landmarks to the aligned 112x112 face that face recognisers read, differentiably."""
+"""From five landmarks to the aligned 112x112 face that face embedders read, differentiably."""
 
 from __future__ import annotations
 

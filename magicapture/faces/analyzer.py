@@ -12,32 +12,32 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .align import FFHQ_TEMPLATE, HEAD_SIZE, similarity, warp
-from .embed import Recogniser
+from .embed import FaceEmbedder
 from .protocols import Detector, Face, Parser
 
 
 @dataclass(frozen=True)
 class FaceAnalyzer:
-    """A detector, and a parser and a recogniser where there are any."""
+    """A detector, and a parser and a face embedder where there are any."""
 
     detector: Detector
     parser: Parser | None = None
-    recogniser: Recogniser | None = None
+    embedder: FaceEmbedder | None = None
 
     def embeddings(self, image: Tensor, faces: Sequence[Face]) -> Tensor:
-        """The unit embeddings (N,D) of faces of an image (3,H,W); InputError without recogniser."""
-        if self.recogniser is None:
-            raise InputError("Recognising faces needs a face recogniser; connect or name one.")
-        return embed_faces(self.recogniser, image, faces)
+        """The unit embeddings (N,D) of faces of an image (3,H,W); InputError without embedder."""
+        if self.embedder is None:
+            raise InputError("Comparing faces needs a face recognition model; connect or name one.")
+        return embed_faces(self.embedder, image, faces)
 
     def people(self, images: Sequence[Tensor], faces: Sequence[Sequence[Face]]) -> list[int | None]:
         """Which face of each image is of the person the set is of; None where there is no face.
 
-        With a recogniser that is the person most like somebody in each of the other images;
+        With a face embedder that is the person most like somebody in each of the other images;
         without one, or with a single image, the largest face.
         """
         largest = [0 if found else None for found in faces]
-        if self.recogniser is None or all(len(found) < 2 for found in faces):
+        if self.embedder is None or all(len(found) < 2 for found in faces):
             return largest
         vectors = {i: self.embeddings(images[i], found) for i, found in enumerate(faces) if found}
         if len(vectors) < 2:
@@ -47,20 +47,20 @@ class FaceAnalyzer:
         return [of_image.get(i) for i in range(len(faces))]
 
 
-def embed_faces(recogniser: Recogniser, image: Tensor, faces: Sequence[Face]) -> Tensor:
+def embed_faces(embedder: FaceEmbedder, image: Tensor, faces: Sequence[Face]) -> Tensor:
     """The unit embeddings (N,D) of faces of an image (3,H,W), on the CPU."""
     matrices = [similarity(face.landmarks[None]) for face in faces]
-    there = image[None].to(device_of(recogniser))
+    there = image[None].to(device_of(embedder))
     with torch.no_grad():
-        rows = [recogniser(warp(there, matrix, antialias=True)) for matrix in matrices]
+        rows = [embedder(warp(there, matrix, antialias=True)) for matrix in matrices]
     return F.normalize(torch.cat(rows).float(), dim=-1).cpu()
 
 
-def device_of(recogniser: Recogniser) -> torch.device:
-    """Where a recogniser takes its faces: on the GPU, say, where training has left it."""
-    if not isinstance(recogniser, nn.Module):
+def device_of(embedder: FaceEmbedder) -> torch.device:
+    """Where a face embedder takes its faces: on the GPU, say, where training has left it."""
+    if not isinstance(embedder, nn.Module):
         return torch.device("cpu")
-    first = next(chain(recogniser.parameters(), recogniser.buffers()), None)
+    first = next(chain(embedder.parameters(), embedder.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 
 

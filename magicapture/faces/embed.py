@@ -1,4 +1,4 @@
-"""Face recognisers as differentiable modules: aligned faces in, embeddings out."""
+"""Face embedders as differentiable modules: aligned faces in, embeddings out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .weights import filled, read_weights
 logger = logging.getLogger(__name__)
 
 
-class Recogniser(Protocol):
+class FaceEmbedder(Protocol):
     """Anything that embeds aligned faces differentiably; one person's have a high cosine."""
 
     def __call__(self, faces: Tensor, /) -> Tensor:
@@ -29,7 +29,7 @@ class Recogniser(Protocol):
 
 @dataclass(frozen=True)
 class Normalisation:
-    """(x - mean) / std for each of R, G, B in 0..1: what a recogniser was trained on."""
+    """(x - mean) / std for each of R, G, B in 0..1: what a face embedder was trained on."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -41,8 +41,8 @@ NORMALISATIONS = {
 }
 
 
-class FaceRecogniser(nn.Module):
-    """A frozen network with its normalisation; fits `Recogniser` and computes in float32.
+class FaceEmbeddingNetwork(nn.Module):
+    """A frozen network with its normalisation; fits `FaceEmbedder` and computes in float32.
 
     batched: whether the network takes several faces at once; an ONNX file exported for one face
     may not, and is then run face by face. name: what reports call it.
@@ -73,15 +73,15 @@ class FaceRecogniser(nn.Module):
             return torch.cat([self.network(batch) for batch in batches])
 
 
-def name_of(recogniser: Recogniser | None) -> str:
-    """What reports call a recogniser: the name of its file; empty where it has none."""
-    return getattr(recogniser, "name", "")
+def name_of(embedder: FaceEmbedder | None) -> str:
+    """What reports call a face embedder: the name of its file; empty where it has none."""
+    return getattr(embedder, "name", "")
 
 
-def load_recogniser(
+def load_face_embedder(
     path: str | Path, normalisation: Normalisation | str = "arcface"
-) -> FaceRecogniser:
-    """A recogniser from an ONNX file, TorchScript, or the weights of facexlib's ArcFace ir_se50.
+) -> FaceEmbeddingNetwork:
+    """A face embedder from an ONNX file, TorchScript, or the weights of facexlib's ArcFace ir_se50.
 
     normalisation: a `Normalisation`, "arcface" (InsightFace's models) or "imagenet". The network
     is tried with 112x112 faces before it is returned. Raises StorageError for a file that is
@@ -96,21 +96,23 @@ def load_recogniser(
             )
         normalisation = NORMALISATIONS[normalisation]
     if not path.is_file():
-        raise StorageError(f"There is no face recogniser at {path}; give an .onnx or .pt file.")
+        raise StorageError(
+            f"There is no face recognition model at {path}; give an .onnx or .pt file."
+        )
     with torch.inference_mode(False):  # tensors made in it could never take part in a gradient
-        recogniser = FaceRecogniser(_reader(path)(path), normalisation, name=path.name)
-        _try(recogniser, path.name)
-    return recogniser
+        embedder = FaceEmbeddingNetwork(_reader(path)(path), normalisation, name=path.name)
+        _try(embedder, path.name)
+    return embedder
 
 
 def _reader(path: Path) -> Callable[[Path], nn.Module]:
     ending = path.suffix.lower()
     if ending == ".onnx":
         return _from_onnx
-    if ending not in ENDINGS["recogniser"]:
+    if ending not in ENDINGS["embedder"]:
         raise InputError(
-            f"{path.name} cannot be read as a face recogniser; expected a file ending in "
-            f"{', '.join(ENDINGS['recogniser'])}."
+            f"{path.name} cannot be read as a face recognition model; expected a file ending in "
+            f"{', '.join(ENDINGS['embedder'])}."
         )
     # A TorchScript file is a zip with code in it; bare weights may have the same ending.
     if not zipfile.is_zipfile(path):
@@ -142,7 +144,7 @@ def _from_onnx(path: Path) -> nn.Module:
         import onnx2torch
     except ImportError as error:
         raise MagiCaptureError(
-            "Reading an ONNX recogniser needs the package onnx2torch; install it with "
+            "Reading an ONNX face recognition model needs the package onnx2torch; install it with "
             "'pip install onnx2torch', or give a TorchScript file."
         ) from error
     try:
@@ -188,18 +190,18 @@ def _from_script(path: Path) -> nn.Module:
         ) from error
 
 
-def _try(recogniser: FaceRecogniser, name: str) -> None:
+def _try(embedder: FaceEmbeddingNetwork, name: str) -> None:
     """Embed two faces, alone and together; raise InputError unless it works, with a gradient."""
     generator = torch.Generator().manual_seed(0)
     faces = torch.rand(2, 3, FACE_SIZE, FACE_SIZE, generator=generator).requires_grad_()
     with torch.enable_grad():
         try:
-            alone = torch.cat([recogniser(face[None]) for face in faces])
+            alone = torch.cat([embedder(face[None]) for face in faces])
             (gradient,) = torch.autograd.grad(alone.square().sum(), faces)
         except Exception as error:  # whatever a foreign network raises
             raise InputError(
                 f"{name} does not embed a face of 3x{FACE_SIZE}x{FACE_SIZE} differentiably "
-                f"({error}); give an ArcFace-like recogniser."
+                f"({error}); give an ArcFace-like face recognition model."
             ) from error
     shape = tuple(alone.shape)
     if len(shape) != 2 or shape[0] != 2 or not alone.isfinite().all() or not gradient.any():
@@ -209,11 +211,11 @@ def _try(recogniser: FaceRecogniser, name: str) -> None:
         )
     try:
         with torch.no_grad():
-            together = recogniser(faces)
-        recogniser.batched = together.shape == alone.shape and torch.allclose(
+            together = embedder(faces)
+        embedder.batched = together.shape == alone.shape and torch.allclose(
             together, alone, rtol=1e-3, atol=1e-4
         )
     except Exception:  # an export fixed to one face; running face by face is right for it
-        recogniser.batched = False
-    if not recogniser.batched:
+        embedder.batched = False
+    if not embedder.batched:
         logger.info("%s takes one face at a time.", name)

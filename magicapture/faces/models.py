@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
 
-Role = Literal["detector", "parser", "recogniser", "restorer"]
+Role = Literal["detector", "parser", "embedder", "restorer"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class ModelFile:
     file: its customary name. folder: where it belongs, below ComfyUI's models folder.
     published: repository and release. licence: of the weights, as far as stated.
     names: patterns of the names it goes by; empty for `file` alone.
-    normalisation: what a recogniser's pixels are scaled by.
+    normalisation: what a face embedder's pixels are scaled by.
     """
 
     role: Role
@@ -96,14 +96,14 @@ MODELS: tuple[ModelFile, ...] = (
         "MIT; trained on CelebAMask-HQ, which is for non-commercial research",
     ),
     ModelFile(
-        "recogniser",
+        "embedder",
         "glintr100.onnx",
         "insightface/models/antelopev2",
         _PACK.format("antelopev2"),
         _INSIGHTFACE,
     ),
     ModelFile(
-        "recogniser",
+        "embedder",
         "w600k_r50.onnx",
         "insightface/models/buffalo_l",
         _PACK.format("buffalo_l"),
@@ -111,7 +111,7 @@ MODELS: tuple[ModelFile, ...] = (
         ("w600k_*.onnx",),
     ),
     ModelFile(
-        "recogniser",
+        "embedder",
         "recognition_arcface_ir_se50.pth",
         "facexlib",
         _FACEXLIB.format("v0.1.0"),
@@ -150,7 +150,7 @@ FOLDERS = ("insightface", "facexlib", "facedetection", "facerestore_models", "ma
 ENDINGS: dict[Role, tuple[str, ...]] = {
     "detector": (".onnx", ".pth", ".safetensors"),
     "parser": (".pth", ".safetensors"),
-    "recogniser": (".onnx", ".pt", ".pts", ".pth", ".torchscript", ".safetensors"),
+    "embedder": (".onnx", ".pt", ".pts", ".pth", ".torchscript", ".safetensors"),
     "restorer": (".pth", ".ckpt", ".safetensors"),
 }
 """Endings of the files that are read for each role."""

@@ -1,8 +1,8 @@
-"""Figures for pictures of a person in a style: likeness, spill of attention, intervals."""
+"""Figures for pictures of a person in a style: likeness, leakage of attention, intervals."""
 
 from .intervals import Interval, bootstrap
+from .leakage import leakages
 from .likeness import among, both, leave_one_out, likeness, share
-from .spill import spills
 from .style import without_faces
 
 __all__ = [
@@ -10,9 +10,9 @@ __all__ = [
     "among",
     "bootstrap",
     "both",
+    "leakages",
     "leave_one_out",
     "likeness",
     "share",
-    "spills",
     "without_faces",
 ]

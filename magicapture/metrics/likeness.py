@@ -1,6 +1,6 @@
 """Likeness to references by embeddings, as a share of what the references have among themselves.
 
-The embeddings may be a face recogniser's or a style network's; they need no unit length.
+The embeddings may be a face embedder's or a style network's; they need no unit length.
 """
 
 from __future__ import annotations

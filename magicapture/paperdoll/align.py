@@ -1,4 +1,4 @@
-"""Faces brought to the recognisers' 112 x 112 template, for training the embedders."""
+"""Faces brought to the face embedders' 112 x 112 template, for training the embedders."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..adapter import Adapter
+from ..adapters import Adapter
 from ..attention import captured, select
 from ..backbone import Backbone
 from ..config import PromptTemplates
-from ..metrics import spills
+from ..metrics import leakages
 from ..prompts import prompt_for
 from ..tokens import Prompt
 
@@ -19,8 +19,8 @@ TIMESTEPS = (200, 500, 800)
 
 
 @dataclass(frozen=True)
-class Spills:
-    """Mean over pictures, timesteps and layers, 0..1; see `metrics.Spill` for mass and peak.
+class Leakages:
+    """Mean over pictures, timesteps and layers, 0..1; see `metrics.Leakage` for mass and peak.
 
     subject: of the person's token outside the face. style: of the style's token on the face.
     """
@@ -32,14 +32,14 @@ class Spills:
 
 
 @torch.no_grad()
-def token_spills(
+def token_leakage(
     backbone: Backbone,
     adapter: Adapter,
     images: Tensor,
     faces: Tensor,
     timesteps: tuple[int, ...] = TIMESTEPS,
-) -> Spills:
-    """Spill of an adapter's tokens; its LoRA is in the backbone (`sampling.adapted`).
+) -> Leakages:
+    """Leakage of an adapter's tokens; its LoRA is in the backbone (`sampling.adapted`).
 
     images (B,3,H,W) in 0..1 with their face masks (B,1,H,W), 1 = face. All cross-attention but
     the middle block's is looked at.
@@ -63,8 +63,8 @@ def token_spills(
                     own = [i for i, (_, name) in enumerate(layer.keys) if roles[name] == role]
                     face = faces[[layer.keys[i][0] for i in own]].to(latents)
                     inside = face if role == "subject" else 1 - face
-                    figures.append(torch.stack(spills(layer.values[own], inside), 1).mean(0))
+                    figures.append(torch.stack(leakages(layer.values[own], inside), 1).mean(0))
     (subject, subject_peak), (style, style_peak) = (
         torch.stack(found[role]).mean(0).tolist() for role in ("subject", "style")
     )
-    return Spills(subject, style, subject_peak, style_peak)
+    return Leakages(subject, style, subject_peak, style_peak)

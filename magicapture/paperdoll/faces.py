@@ -52,9 +52,9 @@ def doll_parser(folder: Path = WEIGHTS) -> FaceParser:
 
 
 def doll_analyzer(folder: Path = WEIGHTS) -> FaceAnalyzer:
-    """Detector, parser, and the recogniser that no training uses, so that figures are honest.
+    """Detector, parser, and the face embedder that no training uses, so that figures are honest.
 
     Raises StorageError as `load_reader`.
     """
-    recogniser = load_reader("identity_score", folder)
-    return FaceAnalyzer(doll_detector(folder), doll_parser(folder), recogniser)
+    embedder = load_reader("identity_score", folder)
+    return FaceAnalyzer(doll_detector(folder), doll_parser(folder), embedder)

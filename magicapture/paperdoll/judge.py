@@ -63,7 +63,7 @@ class Scores:
 
 @dataclass(frozen=True, eq=False)
 class Readers:
-    """The networks that a judge reads with; never the recogniser of the identity loss."""
+    """The networks that a judge reads with; never the face embedder of the identity loss."""
 
     identity: nn.Module
     finder: nn.Module

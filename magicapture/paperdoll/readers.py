@@ -1,6 +1,6 @@
 """Networks that read dolls: identity embedders, face finder, parser, style embedder, probe.
 
-All take pictures 0..1 and normalise them themselves, so that they fit where real recognisers do.
+All take pictures 0..1 and normalise them themselves, so that they fit where real face embedders do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from . import FACE_LABELS
 from .attributes import ATTRIBUTES
 
 PARTS = 20  # labels of the parser
-FACE = 56  # the embedders' inner resolution: half of the recognisers' 112
+FACE = 56  # the embedders' inner resolution: half of the face embedders' 112
 
 
 def faces_in(labels: Tensor) -> Tensor:

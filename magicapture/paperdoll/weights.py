@@ -39,11 +39,11 @@ def load_reader(name: str, folder: Path = WEIGHTS) -> nn.Module:
     return _filled(READERS[name](), folder / f"{name}.safetensors")
 
 
-def loss_recogniser(folder: Path = WEIGHTS) -> ConvEmbedder:
-    """The recogniser for the identity loss; scores come from the other one, "identity_score".
+def loss_embedder(folder: Path = WEIGHTS) -> ConvEmbedder:
+    """The face embedder for the identity loss; scores come from the other one, "identity_score".
 
-    It fits `magicapture.faces.embed.Recogniser`: faces (B,3,112,112) in 0..1 to (B,128). Raises
-    StorageError as `load_reader`.
+    It fits `magicapture.faces.embed.FaceEmbedder`: faces (B,3,112,112) in 0..1 to (B,128).
+    Raises StorageError as `load_reader`.
     """
     return _filled(ConvEmbedder(), folder / "identity_loss.safetensors")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..faces.align import similarity, warp
 from ..faces.analyzer import device_of
-from ..faces.embed import Recogniser
+from ..faces.embed import FaceEmbedder
 from ..person import Person
 
 TOLERANCE = 0.03
@@ -64,7 +64,7 @@ def guard(
     before: Tensor,
     after: Tensor,
     landmarks: Tensor,
-    recogniser: Recogniser,
+    embedder: FaceEmbedder,
     person: Person,
     tolerance: float = TOLERANCE,
 ) -> tuple[Tensor, GuardReport]:
@@ -83,14 +83,14 @@ def guard(
         )
     if not tolerance >= 0:
         raise InputError(f"The tolerance is {tolerance:g}; expected 0 or more.")
-    device = device_of(recogniser)
+    device = device_of(embedder)
     matrix = similarity(landmarks[None])
     # Warping is linear, so a blend of the faces is the face of the blend.
     first, last = (warp(i[None].to(device), matrix, antialias=True) for i in (before, after))
 
     def likenesses(strengths: Tensor) -> Tensor:
         share = strengths.to(first).view(-1, 1, 1, 1)
-        return person.likeness(recogniser(torch.lerp(first, last, share))).cpu()
+        return person.likeness(embedder(torch.lerp(first, last, share))).cpu()
 
     strength, kept, ends = _strongest(likenesses, tolerance * person.own)
     blend = after if strength >= 1 else torch.lerp(before, after, strength)

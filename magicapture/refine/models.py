@@ -139,7 +139,7 @@ class FaceRestorer:
         if architecture_of(self.model) not in _RUN:
             raise UnsupportedModelError(
                 f"{architecture_of(self.model)} does not restore faces; expected one of "
-                f"{', '.join(_RUN)}. For super-resolution use Super-Resolve."
+                f"{', '.join(_RUN)}. For super-resolution use Upscale Portrait."
             )
         if not 0 <= self.fidelity <= 1:
             raise InputError(f"The fidelity is {self.fidelity:g}; expected a number from 0 to 1.")

@@ -10,7 +10,7 @@ from .engine import Refocuser, fit
 from .focus import Focus, Rows, foci
 from .gradient import Shortcut, descend, region_loss
 from .guide import PromptRefocuser
-from .preview import Sight, grid, mean_spills, region_strip, sights
+from .preview import Sight, grid, mean_leakage, region_strip, sights
 from .regions import Finder, Recorder, blur, region
 from .settings import RefocusGuidance
 
@@ -31,7 +31,7 @@ __all__ = [
     "fit",
     "foci",
     "grid",
-    "mean_spills",
+    "mean_leakage",
     "region",
     "region_loss",
     "region_strip",

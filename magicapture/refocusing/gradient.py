@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import LayerMaps, cross_attentions, ended_after
-from ..losses import refocusing, spill
+from ..losses import leakage, refocusing
 from .focus import Rows
 from .settings import Measure
 
@@ -61,7 +61,7 @@ def region_loss(
         style = torch.tensor([roles[key] == "style" for key in layer.keys], device=regions.device)
         inside = torch.where(style.view(-1, 1, 1, 1), 1 - regions[index], regions[index])
         loss = (
-            spill(layer.values, inside, "none")
+            leakage(layer.values, inside, "none")
             if measure == "share"
             else refocusing(layer.values, inside, measure)
         )

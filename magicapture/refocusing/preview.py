@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..attention import LayerMaps
 from ..config import Role
-from ..losses import spill
+from ..losses import leakage
 from .focus import Focus
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Sight:
 
     share: of the steps done. factor: latent cells a side under one cell of the map. values (h,w):
     mean over the layers of that resolution. region (H,W): where the token belongs, 0..1, or None.
-    spill: the share of the attention outside it, 0..1, or None.
+    leakage: the share of the attention outside it, 0..1, or None.
     """
 
     token: str
@@ -41,7 +41,7 @@ class Sight:
     factor: int
     values: Tensor
     region: Tensor | None
-    spill: float | None
+    leakage: float | None
 
 
 def sights(
@@ -61,24 +61,26 @@ def sights(
         for factor in sorted({layer.factor for layer in maps}):
             of = [layer for layer in maps if layer.factor == factor]
             values = torch.stack([m.values[m.keys.index((row, token.name))] for m in of]).mean(0)
-            outside = None if inside is None else _spill(values, inside)
+            outside = None if inside is None else _leakage(values, inside)
             found.append(
                 Sight(token.name, token.role, share, factor, values.cpu(), inside, outside)
             )
     return found
 
 
-def mean_spills(seen: Sequence[Sight]) -> dict[str, float]:
-    """Each token's spill, the mean over steps and resolutions where it is known."""
+def mean_leakage(seen: Sequence[Sight]) -> dict[str, float]:
+    """Each token's leakage, the mean over steps and resolutions where it is known."""
     names = dict.fromkeys(sight.token for sight in seen)
-    figures = {n: [s.spill for s in seen if s.token == n and s.spill is not None] for n in names}
+    figures = {
+        n: [s.leakage for s in seen if s.token == n and s.leakage is not None] for n in names
+    }
     return {name: sum(known) / len(known) for name, known in figures.items() if known}
 
 
 def grid(seen: Sequence[Sight], image: Tensor | None = None) -> Image:
     """The sights as a table: a row for each token and resolution, a column for each step.
 
-    Every map is scaled by its own peak, its spill written on it. With the finished image
+    Every map is scaled by its own peak, its leakage written on it. With the finished image
     (3,H,W) in 0..1, a last column shows the mean map over it, and the region's border in green.
     """
     from PIL import Image as Pillow
@@ -100,8 +102,8 @@ def grid(seen: Sequence[Sight], image: Tensor | None = None) -> Image:
         for sight in of:
             left = _MARGIN + shares.index(sight.share) * _CELL
             sheet.paste(_picture(_heat(sight.values, _CELL)), (left, top))
-            if sight.spill is not None:
-                label = f"spill {sight.spill:.0%}"
+            if sight.leakage is not None:
+                label = f"leakage {sight.leakage:.0%}"
                 draw.rectangle((left, top, left + 66, top + _LABEL), fill="black")
                 draw.text((left + 3, top + 2), label, fill="white")
         if image is not None:
@@ -133,8 +135,8 @@ def region_strip(regions: Sequence[tuple[float, Tensor | None]], image: Tensor) 
     return sheet
 
 
-def _spill(values: Tensor, inside: Tensor) -> float:
-    return float(spill(values[None], inside[None, None].to(values), "none"))
+def _leakage(values: Tensor, inside: Tensor) -> float:
+    return float(leakage(values[None], inside[None, None].to(values), "none"))
 
 
 def _heat(values: Tensor, side: int) -> Tensor:

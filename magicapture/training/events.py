@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..refocusing import Sight, mean_spills
+from ..refocusing import Sight, mean_leakage
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Previewed:
     sights: Sequence[Sight] = ()
 
     @property
-    def spills(self) -> dict[str, float]:
+    def leakages(self) -> dict[str, float]:
         """The share of each token's attention outside its region, by name, where it is known."""
-        return mean_spills(self.sights)
+        return mean_leakage(self.sights)
 
 
 Event = Prepared | Warned | Resumed | Stepped | Previewed

@@ -26,7 +26,7 @@ def look(
 ) -> list[Sight]:
     """What the prompt's tokens look at in a noised portrait in the style: one pass of the UNet.
 
-    portrait: with the mask of a style, 1 off the face; without a face there is no spill.
+    portrait: with the mask of a style, 1 off the face; without a face there is no leakage.
     """
     latents = portrait.latents.to(backbone.device)
     noise = torch.randn(portrait.latents.shape, generator=noise_from).to(latents)

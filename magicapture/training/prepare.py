@@ -9,7 +9,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..data import LatentCache, ReferenceSet, with_faces_of
-from ..faces.embed import Recogniser
+from ..faces.embed import FaceEmbedder
 from ..identity import IdentityLoss, colour_blind, embeddings
 from ..tokens import TokenVectors, initial_vectors
 from .draws import Draws
@@ -20,7 +20,7 @@ from .prior import class_latents
 
 @dataclass(frozen=True)
 class Materials:
-    """What every step works with. `fingerprint` names the run: job, base model, recogniser."""
+    """What every step works with. `fingerprint` names the run: job, base model, face embedder."""
 
     vectors: TokenVectors
     draws: Draws
@@ -29,7 +29,7 @@ class Materials:
 
 
 def prepare(
-    job: TrainingJob, backbone: Backbone, recogniser: Recogniser | None, tell: Listener
+    job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder | None, tell: Listener
 ) -> Materials:
     """Make the materials of a run; the models are open for training already."""
     job = job.with_landmarks()
@@ -51,10 +51,10 @@ def prepare(
         labels = with_faces_of(job.reference, job.source)
         composed = _encoded(labels, job, backbone, "encoding the pseudo-labels", tell)
     prior = class_latents(backbone, job, tell) if job.recipe.uses("prior") else None
-    identity = _identity(job, backbone, recogniser, tell) if job.recipe.uses("identity") else None
+    identity = _identity(job, backbone, embedder, tell) if job.recipe.uses("identity") else None
     networks: list[object] = [backbone.unet, *backbone.text_encoders.values()]
     if identity is not None:
-        networks.append(recogniser)
+        networks.append(embedder)
     return Materials(
         vectors,
         Draws(job.recipe, job.subject, job.style, (source, reference), prior, composed),
@@ -77,14 +77,14 @@ def _encoded(
 
 
 def _identity(
-    job: TrainingJob, backbone: Backbone, recogniser: Recogniser | None, tell: Listener
+    job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder | None, tell: Listener
 ) -> IdentityLoss | None:
     """The identity loss, or None with a warning where something it needs is missing."""
-    if recogniser is None:
+    if embedder is None:
         tell(
             Warned(
-                "No face recogniser is given, so the identity loss is off and the likeness will "
-                "be weaker. Connect one, or set the identity weight to 0."
+                "No face recognition model is given, so the identity loss is off and the likeness "
+                "will be weaker. Connect one, or set the identity weight to 0."
             )
         )
         return None
@@ -102,14 +102,14 @@ def _identity(
             )
         )
         return None
-    if isinstance(recogniser, nn.Module):
-        recogniser.to(backbone.device)
+    if isinstance(embedder, nn.Module):
+        embedder.to(backbone.device)
     if job.recipe.identity.colour_blind:
-        recogniser = colour_blind(recogniser)
+        embedder = colour_blind(embedder)
     images, landmarks = zip(*known, strict=True)
-    target = embeddings(recogniser, images, landmarks, backbone.device)
+    target = embeddings(embedder, images, landmarks, backbone.device)
     return IdentityLoss(
-        recogniser, backbone.decode_fast, backbone.downscale, target, job.recipe.identity
+        embedder, backbone.decode_fast, backbone.downscale, target, job.recipe.identity
     )
 
 

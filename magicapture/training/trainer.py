@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
-from ..adapter import Adapter
+from ..adapters import Adapter
 from ..backbone import Backbone
 from ..checkpointing import checkpointed
 from ..config import Phase, Precision
 from ..errors import NumericalError, OutOfMemoryError
-from ..faces.embed import Recogniser, name_of
+from ..faces.embed import FaceEmbedder, name_of
 from ..prompts import prompt_for
 from ..sampling import SamplingSettings, sample_latents
 from .checks import check_backbone, probe, refocusing_capture
@@ -58,14 +58,14 @@ class Trainer:
         job: TrainingJob,
         backbone: Backbone,
         *,
-        recogniser: Recogniser | None = None,
+        embedder: FaceEmbedder | None = None,
         listener: Listener | None = None,
         state_folder: Path | None = None,
         save_every: int = 200,
         fresh: bool = False,
     ) -> None:
         self.job, self.backbone, self.recipe = job, backbone, job.recipe
-        self.recogniser, self.state_folder, self.save_every = recogniser, state_folder, save_every
+        self.embedder, self.state_folder, self.save_every = embedder, state_folder, save_every
         self.fresh = fresh
         self.tell: Listener = listener or _ignore
         self.step = 0
@@ -129,7 +129,7 @@ class Trainer:
 
     def adapter(self) -> Adapter:
         """What has been learned so far."""
-        judge = name_of(self.recogniser) if self.identity is not None else ""
+        judge = name_of(self.embedder) if self.identity is not None else ""
         return Adapter(
             lora=self.loras.weights(),
             tokens=self.vectors.tensors(),
@@ -140,7 +140,7 @@ class Trainer:
                 "steps": str(self.step),
                 "seed": str(self.job.seed),
                 "prediction": self.backbone.schedule.prediction_type,
-                **({"recogniser": judge} if judge else {}),
+                **({"face_model": judge} if judge else {}),
             },
         )
 
@@ -193,7 +193,7 @@ class Trainer:
     # -- preparation --------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        materials = prepare(self.job, self.backbone, self.recogniser, self.tell)
+        materials = prepare(self.job, self.backbone, self.embedder, self.tell)
         self.vectors, self.draws = materials.vectors, materials.draws
         self.identity, self.fingerprint = materials.identity, materials.fingerprint
         self.generator = generator(self.job.seed, "steps")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from magicapture.adapter import Adapter
+from magicapture.adapters.adapter import Adapter
 from magicapture.errors import InputError
 from magicapture.lora import LoraWeights
 

@@ -20,9 +20,9 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import nn
 
+from magicapture.adapters import load_adapter
 from magicapture.backbones import DiffusersBackbone
 from magicapture.backbones.support import BETAS
-from magicapture.checkpoint import load_adapter
 from magicapture.cli import main
 from magicapture.cli.progress import Progress
 from magicapture.config import Recipe, from_dict, to_dict
@@ -67,10 +67,10 @@ def write_photos(folder: Path, count: int, seed: int, masks: bool = True) -> Pat
 
 
 @pytest.fixture
-def recogniser(tmp_path: Path) -> Path:
+def embedder(tmp_path: Path) -> Path:
     """A tiny face embedder in TorchScript."""
     network = nn.Sequential(nn.Conv2d(3, 4, 9, 8), nn.Tanh(), nn.Flatten(), nn.Linear(676, 8))
-    path = tmp_path / "recogniser.pt"
+    path = tmp_path / "face recognition model.pt"
     torch.jit.trace(network.eval(), torch.rand(2, 3, 112, 112)).save(path)
     return path
 
@@ -108,11 +108,11 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     return found
 
 
-def test_train_then_sample(command: Command, base: Path, recogniser: Path, tmp_path: Path) -> None:
-    assert main(command(recogniser=recogniser, preview_every=2, subject_name="ada-1")) == 0
+def test_train_then_sample(command: Command, base: Path, embedder: Path, tmp_path: Path) -> None:
+    assert main(command(embedder=embedder, preview_every=2, subject_name="ada-1")) == 0
     out = tmp_path / "out"
-    assert load_adapter(out / "ada.safetensors", [out / "embeddings"]).info["recogniser"] == (
-        recogniser.name
+    assert load_adapter(out / "ada.safetensors", [out / "embeddings"]).info["face_model"] == (
+        embedder.name
     )
     lora = load_file(out / "ada.safetensors")
     assert all(v.abs().max() > 0 for k, v in lora.items() if k.endswith("lora_up.weight"))
@@ -194,8 +194,8 @@ BAD = {
     "rank zero": ({"rank": 0}, "LoraSettings.rank is 0"),
     "too small a picture": ({"resolution": 8}, "Recipe.resolution is 8"),
     "too many vectors": ({"vectors": 99}, "99 vectors"),
-    "no recogniser": ({"recogniser": "missing.onnx"}, "missing.onnx"),
-    "a recogniser that is none": ({"recogniser": __file__}, "face recogniser"),
+    "no face recognition model": ({"face_model": "missing.onnx"}, "missing.onnx"),
+    "a face recognition model that is none": ({"face_model": __file__}, "face recognition model"),
     "no small decoder": ({"taesd": "missing"}, "missing"),
     "no such device": ({"device": "abacus"}, "'abacus'"),
 }
@@ -243,12 +243,12 @@ def test_a_warning_is_said_once(
     said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     for text in ("notes.csv", "counts twice"):
         assert sum(text in line for line in said) == 1, said
-    spills = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Spill")]
-    assert [text.partition(":")[0] for text in spills] == [
-        "Spill after step 2",
-        "Spill after step 4",
+    leakages = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Leakage")]
+    assert [text.partition(":")[0] for text in leakages] == [
+        "Leakage after step 2",
+        "Leakage after step 4",
     ]
-    assert all("my-person" in text and "my-style" in text and "%" in text for text in spills)
+    assert all("my-person" in text and "my-style" in text and "%" in text for text in leakages)
 
 
 def test_a_file_of_somebody_else_is_left_alone(

@@ -16,7 +16,7 @@ from magicapture.backbone import NoiseSchedule
 from magicapture.backbones.taesd import load_taesd
 from magicapture.config import IdentitySettings
 from magicapture.faces.align import ARCFACE_TEMPLATE, invert, similarity, transform, warp
-from magicapture.faces.embed import NORMALISATIONS, FaceRecogniser, load_recogniser
+from magicapture.faces.embed import NORMALISATIONS, FaceEmbeddingNetwork, load_face_embedder
 from magicapture.identity import (
     IdentityLoss,
     clamp,
@@ -30,7 +30,7 @@ PHOTO_LANDMARKS = torch.tensor(  # of photos/person/foreground__04.jpg at half s
     [[[107.4, 107.6], [146.8, 107.8], [126.0, 131.3], [109.5, 145.4], [146.4, 144.8]]]
 )
 ONE = torch.ones(1)
-WIDTH = 432  # of the small recogniser's embedding
+WIDTH = 432  # of the small face embedder's embedding
 
 
 def landmarks(scale: float, x: float, y: float) -> Tensor:
@@ -39,11 +39,11 @@ def landmarks(scale: float, x: float, y: float) -> Tensor:
 
 
 @pytest.fixture
-def recogniser() -> FaceRecogniser:
+def embedder() -> FaceEmbeddingNetwork:
     network = nn.Sequential(
         nn.Conv2d(3, 8, 7, stride=4), nn.Tanh(), nn.Conv2d(8, 12, 5, stride=4), nn.Flatten()
     )
-    return FaceRecogniser(network, NORMALISATIONS["arcface"])
+    return FaceEmbeddingNetwork(network, NORMALISATIONS["arcface"])
 
 
 @pytest.fixture
@@ -61,40 +61,40 @@ def decoder(vae: AutoencoderTiny):
     return lambda latents: (vae.decode(latents).sample + 1) / 2
 
 
-def test_value_is_one_minus_the_cosine_to_the_mean(recogniser, tiny_vae) -> None:
+def test_value_is_one_minus_the_cosine_to_the_mean(embedder, tiny_vae) -> None:
     x0, points = torch.randn(1, 4, 16, 16), landmarks(0.5, 30, 40)
     target = torch.randn(3, WIDTH) * torch.tensor([[1.0], [5.0], [9.0]])
     unit = F.normalize(target, dim=-1)  # each photo counts alike, however long its embedding
     settings = IdentitySettings(weight_by_signal=False)
-    loss = IdentityLoss(recogniser, decoder(tiny_vae), 8, target, settings, margin=16)
+    loss = IdentityLoss(embedder, decoder(tiny_vae), 8, target, settings, margin=16)
     picture = decoder(tiny_vae)(x0)[0].clamp(0, 1).permute(1, 2, 0).numpy()
     matrix = similarity(points)[0].double().numpy()
     face = cv2.warpAffine(picture, matrix, (112, 112), flags=cv2.INTER_LINEAR)
-    found = F.normalize(recogniser(torch.from_numpy(face).permute(2, 0, 1)[None]), dim=-1)[0]
+    found = F.normalize(embedder(torch.from_numpy(face).permute(2, 0, 1)[None]), dim=-1)[0]
     cosine = found @ F.normalize(unit.mean(0), dim=0)
     torch.testing.assert_close(loss(x0, points, ONE), 1 - cosine[None], atol=2e-3, rtol=0)
 
     each = IdentitySettings(weight_by_signal=False, mean_target=False)
-    loss = IdentityLoss(recogniser, decoder(tiny_vae), 8, target, each, margin=16)
+    loss = IdentityLoss(embedder, decoder(tiny_vae), 8, target, each, margin=16)
     expected = (1 - unit @ found).mean()[None]
     torch.testing.assert_close(loss(x0, points, ONE), expected, atol=2e-3, rtol=0)
 
 
-def test_weight_is_the_signals_share(recogniser, tiny_vae) -> None:
+def test_weight_is_the_signals_share(embedder, tiny_vae) -> None:
     x0 = torch.randn(1, 4, 16, 16).expand(2, -1, -1, -1)
     points, abar = landmarks(0.6, 20, 20).expand(2, -1, -1), torch.tensor([1.0, 0.25])
     target = torch.randn(WIDTH)
     weighted, plain = (
-        IdentityLoss(
-            recogniser, decoder(tiny_vae), 8, target, IdentitySettings(weight_by_signal=w)
-        )(x0, points, abar)
+        IdentityLoss(embedder, decoder(tiny_vae), 8, target, IdentitySettings(weight_by_signal=w))(
+            x0, points, abar
+        )
         for w in (True, False)
     )
     torch.testing.assert_close(plain[0], plain[1])
     torch.testing.assert_close(weighted, plain * abar)
 
 
-def lora_gradients(decode, recogniser, points: Tensor, target: Tensor, side: int) -> list[Tensor]:
+def lora_gradients(decode, embedder, points: Tensor, target: Tensor, side: int) -> list[Tensor]:
     """Gradients of L_id on a tiny UNet's LoRA, through Tweedie's estimate."""
     unet = UNet2DConditionModel(
         block_out_channels=(32, 32),
@@ -114,31 +114,29 @@ def lora_gradients(decode, recogniser, points: Tensor, target: Tensor, side: int
     noisy, t = torch.randn(1, 4, side, side), torch.tensor([200])
     prediction = unet(noisy, t, torch.randn(1, 7, 16)).sample
     x0 = schedule.to_x0(prediction, noisy, t)
-    loss = IdentityLoss(recogniser, decode, 8, target, IdentitySettings())
+    loss = IdentityLoss(embedder, decode, 8, target, IdentitySettings())
     return list(torch.autograd.grad(loss(x0, points, schedule.alphas_cumprod[t]).sum(), lora))
 
 
-def test_gradient_reaches_the_lora(recogniser, tiny_vae) -> None:
+def test_gradient_reaches_the_lora(embedder, tiny_vae) -> None:
     target = torch.randn(2, WIDTH)
-    for gradient in lora_gradients(
-        decoder(tiny_vae), recogniser, landmarks(0.6, 20, 20), target, 16
-    ):
+    for gradient in lora_gradients(decoder(tiny_vae), embedder, landmarks(0.6, 20, 20), target, 16):
         assert gradient.isfinite().all() and gradient.abs().sum() > 0
 
 
 def test_gradient_reaches_the_lora_through_real_models(shared_assets) -> None:
     vae = load_taesd(shared_assets / "vae_approx")
-    net = load_recogniser(shared_assets / "face" / "foamliu_MobileFaceNet.onnx", "imagenet")
+    net = load_face_embedder(shared_assets / "face" / "foamliu_MobileFaceNet.onnx", "imagenet")
     points = landmarks(1.0, 60, 60)
     for gradient in lora_gradients(decoder(vae), net, points, torch.randn(128), 32):
         assert gradient.isfinite().all() and gradient.abs().sum() > 0
 
 
-def test_crop_with_the_decoders_reach_is_exact(recogniser, tiny_vae) -> None:
+def test_crop_with_the_decoders_reach_is_exact(embedder, tiny_vae) -> None:
     x0 = torch.randn(1, 4, 40, 40)
     points = landmarks(0.5, 140, 150)
     loss = IdentityLoss(
-        recogniser, decoder(tiny_vae), 8, torch.randn(WIDTH), IdentitySettings(), margin=10
+        embedder, decoder(tiny_vae), 8, torch.randn(WIDTH), IdentitySettings(), margin=10
     )
     (_, size) = face_windows(points, (40, 40), 8, 10)
     assert max(size) < 30, "the window is the whole picture, so this test shows nothing"
@@ -148,7 +146,7 @@ def test_crop_with_the_decoders_reach_is_exact(recogniser, tiny_vae) -> None:
 
 def test_crop_of_a_real_photo_is_close(shared_assets) -> None:
     vae = load_taesd(shared_assets / "vae_approx")
-    net = load_recogniser(shared_assets / "face" / "foamliu_MobileFaceNet.onnx", "imagenet")
+    net = load_face_embedder(shared_assets / "face" / "foamliu_MobileFaceNet.onnx", "imagenet")
     photo = _photo(shared_assets / "photos" / "person" / "foreground__04.jpg")
     with torch.no_grad():
         x0 = vae.encode(2 * photo - 1).latents
@@ -167,14 +165,14 @@ def _photo(path: Path) -> Tensor:
 
 
 @pytest.mark.parametrize("straight_through", [True, False])
-def test_gradient_where_pixels_are_saturated(recogniser, straight_through) -> None:
+def test_gradient_where_pixels_are_saturated(embedder, straight_through) -> None:
     def decode(latents: Tensor) -> Tensor:
         return F.interpolate(latents[:, :3], scale_factor=8.0)
 
     x0 = torch.full((1, 4, 16, 16), 3.0) + torch.rand(1, 4, 16, 16)
     x0.requires_grad_()
     settings = IdentitySettings(straight_through=straight_through)
-    loss = IdentityLoss(recogniser, decode, 8, torch.randn(WIDTH), settings)
+    loss = IdentityLoss(embedder, decode, 8, torch.randn(WIDTH), settings)
     loss(x0, landmarks(0.8, 10, 10), ONE).sum().backward()
     assert bool(x0.grad.any()) == straight_through
 
@@ -201,47 +199,47 @@ def test_windows_cover_the_faces_and_share_one_size() -> None:
 
 
 @pytest.mark.parametrize("place", [(-500, -500), (900, 900), (-60, 500)])
-def test_a_face_outside_the_picture_still_has_a_window(recogniser, tiny_vae, place) -> None:
+def test_a_face_outside_the_picture_still_has_a_window(embedder, tiny_vae, place) -> None:
     points = landmarks(0.5, *place)
     corners, size = face_windows(points, (16, 16), 8, margin=4)
     assert all(0 <= c <= 15 for c in corners[0]) and 1 <= min(size) <= max(size) <= 16
-    loss = IdentityLoss(recogniser, decoder(tiny_vae), 8, torch.randn(WIDTH), IdentitySettings())
+    loss = IdentityLoss(embedder, decoder(tiny_vae), 8, torch.randn(WIDTH), IdentitySettings())
     assert loss(torch.randn(1, 4, 16, 16), points, ONE).isfinite().all()
 
 
-def test_faces_of_a_batch_equal_those_alone(recogniser, tiny_vae) -> None:
+def test_faces_of_a_batch_equal_those_alone(embedder, tiny_vae) -> None:
     x0 = torch.randn(2, 4, 40, 40)
     points = torch.cat([landmarks(0.6, 60, 100), landmarks(0.5, 180, 20)])
     loss = IdentityLoss(
-        recogniser, decoder(tiny_vae), 8, torch.randn(WIDTH), IdentitySettings(), margin=10
+        embedder, decoder(tiny_vae), 8, torch.randn(WIDTH), IdentitySettings(), margin=10
     )
     together = loss.faces(x0, points)
     for b in range(2):
         torch.testing.assert_close(loss.faces(x0[b : b + 1], points[b : b + 1])[0], together[b])
 
 
-def test_embeddings_of_photos_of_any_size(recogniser) -> None:
+def test_embeddings_of_photos_of_any_size(embedder) -> None:
     images = [torch.rand(3, 90, 120), torch.rand(3, 200, 150)]
     points = [landmarks(0.5, 10, 10)[0], landmarks(0.9, 20, 40)[0]]
-    found = embeddings(recogniser, images, points)
+    found = embeddings(embedder, images, points)
     for one, image, point in zip(found, images, points, strict=True):
         face = warp(image[None], similarity(point[None]), antialias=True)
-        torch.testing.assert_close(one, F.normalize(recogniser(face), dim=-1)[0])
-    mean = mean_embedding(recogniser, images, points)
+        torch.testing.assert_close(one, F.normalize(embedder(face), dim=-1)[0])
+    mean = mean_embedding(embedder, images, points)
     torch.testing.assert_close(mean, F.normalize(found.sum(0), dim=0))
 
 
-def test_colour_blind_sees_luma_alone(recogniser) -> None:
+def test_colour_blind_sees_luma_alone(embedder) -> None:
     faces = torch.rand(3, 3, 112, 112)
     luma = 0.299 * faces[:, :1] + 0.587 * faces[:, 1:2] + 0.114 * faces[:, 2:]
-    seen = colour_blind(recogniser)(faces)
-    torch.testing.assert_close(seen, recogniser(luma.repeat(1, 3, 1, 1)))
-    assert not torch.allclose(seen, recogniser(faces), atol=1e-3)
+    seen = colour_blind(embedder)(faces)
+    torch.testing.assert_close(seen, embedder(luma.repeat(1, 3, 1, 1)))
+    assert not torch.allclose(seen, embedder(faces), atol=1e-3)
 
 
-def test_colour_blind_asks_for_no_colour(recogniser) -> None:
+def test_colour_blind_asks_for_no_colour(embedder) -> None:
     faces = torch.rand(1, 3, 112, 112, requires_grad=True)
-    colour_blind(recogniser)(faces).sum().backward()
+    colour_blind(embedder)(faces).sum().backward()
     red, green, blue = faces.grad[0]
     torch.testing.assert_close(red / 0.299, green / 0.587)
     torch.testing.assert_close(red / 0.299, blue / 0.114)

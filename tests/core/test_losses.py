@@ -10,10 +10,10 @@ from torch import Tensor
 
 from magicapture.losses import (
     identity,
+    leakage,
     masked_reconstruction,
     refocusing,
     scale_map,
-    spill,
     timestep_weights,
     token_norm,
 )
@@ -165,15 +165,15 @@ def test_refocusing_leaves_the_inside_free() -> None:
     assert values.grad.abs().sum() > 0
 
 
-def test_spill_is_the_share_outside() -> None:
+def test_leakage_is_the_share_outside() -> None:
     inside = torch.zeros(3, 1, 4, 4)
     inside[..., :2, :] = 1
     values = torch.zeros(3, 4, 4)
     values[0, 0, 0], values[1, 3, 3], values[2] = 0.2, 0.4, 0.1
-    torch.testing.assert_close(spill(values, inside), torch.tensor([0.0, 1.0, 0.5]))
+    torch.testing.assert_close(leakage(values, inside), torch.tensor([0.0, 1.0, 0.5]))
     mixed = torch.rand(1, 4, 4)
     expected = mixed[:, 2:].sum() / mixed.sum()
-    torch.testing.assert_close(spill(mixed, inside[:1])[0], expected)
+    torch.testing.assert_close(leakage(mixed, inside[:1])[0], expected)
 
 
 def test_token_norm_closed_form() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from magicapture.errors import InputError
 from magicapture.faces.align import ARCFACE_TEMPLATE
 from magicapture.faces.analyzer import FaceAnalyzer
-from magicapture.faces.embed import FaceRecogniser, Normalisation
+from magicapture.faces.embed import FaceEmbeddingNetwork, Normalisation
 from magicapture.faces.protocols import Face
 from magicapture.person import IdentityReport, Person, measure_identity, same
 
@@ -36,11 +36,11 @@ def squares(image: Tensor) -> tuple[Face, ...]:
 
 
 def red_and_green(faces: Tensor) -> Tensor:
-    """A recogniser that sees how red and how green a face is."""
+    """A face embedder that sees how red and how green a face is."""
     return faces[:, :2].mean(dim=(2, 3))
 
 
-WHO = FaceAnalyzer(squares, recogniser=red_and_green)
+WHO = FaceAnalyzer(squares, embedder=red_and_green)
 RED, ADA, BOB = (1.0, 0.0, 0.0), (1.0, 0.1, 0.0), (0.1, 1.0, 0.0)
 NOBODY = (0.0, 0.0, 0.0)
 
@@ -98,21 +98,21 @@ def test_a_single_picture_has_no_spread_and_a_single_photo_no_own_figure() -> No
     assert "Identity 0.60 of" in str(one) and "one photo" in str(one)
 
 
-def linear(seed: int, name: str = "") -> FaceRecogniser:
+def linear(seed: int, name: str = "") -> FaceEmbeddingNetwork:
     torch.manual_seed(seed)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 112 * 112, 8))
-    return FaceRecogniser(network, Normalisation((0.5,) * 3, (0.5,) * 3), name=name)
+    return FaceEmbeddingNetwork(network, Normalisation((0.5,) * 3, (0.5,) * 3), name=name)
 
 
-def test_the_report_says_whether_the_recogniser_judges_itself() -> None:
+def test_the_report_says_whether_the_embedder_judges_itself() -> None:
     # The same network loaded twice is the same; what it is called does not matter.
     assert same(linear(1, "a"), linear(1, "b")) and not same(linear(1), linear(2))
     assert same(None, None) and not same(linear(1), None)
     assert not same(linear(1), red_and_green)  # of another length
-    analyzer = FaceAnalyzer(squares, recogniser=linear(1, "one.onnx"))
+    analyzer = FaceAnalyzer(squares, embedder=linear(1, "one.onnx"))
     person = Person.in_photos([coloured(ADA), coloured(ADA)], analyzer)
 
-    def measured(loss: FaceRecogniser | str | None) -> IdentityReport:
+    def measured(loss: FaceEmbeddingNetwork | str | None) -> IdentityReport:
         return measure_identity([coloured(ADA)], person, analyzer, loss)
 
     assert measured(linear(1)).of_the_loss is True and "WARNING" in str(measured(linear(1)))
@@ -124,8 +124,8 @@ def test_the_report_says_whether_the_recogniser_judges_itself() -> None:
 
 
 @pytest.mark.gpu
-def test_a_recogniser_that_training_left_on_the_gpu() -> None:
-    analyzer = FaceAnalyzer(squares, recogniser=linear(1).cuda())
+def test_a_embedder_that_training_left_on_the_gpu() -> None:
+    analyzer = FaceAnalyzer(squares, embedder=linear(1).cuda())
     person = Person.in_photos([coloured(ADA), coloured(ADA)], analyzer)
     report = measure_identity([coloured(ADA)], person, analyzer, linear(1))
     assert report.of_the_loss is True and report.share == pytest.approx(1, abs=1e-3)
@@ -134,11 +134,11 @@ def test_a_recogniser_that_training_left_on_the_gpu() -> None:
 def test_real_photos_of_the_person_and_of_others(shared_assets) -> None:
     from magicapture.data.folder import read_picture
     from magicapture.faces.detect import load_detector
-    from magicapture.faces.embed import load_recogniser
+    from magicapture.faces.embed import load_face_embedder
 
     face, photos = shared_assets / "face", shared_assets / "photos"
-    recogniser = load_recogniser(face / "foamliu_MobileFaceNet.onnx", "imagenet")
-    analyzer = FaceAnalyzer(load_detector(face / "yunet_s_640_640.onnx"), None, recogniser)
+    embedder = load_face_embedder(face / "foamliu_MobileFaceNet.onnx", "imagenet")
+    analyzer = FaceAnalyzer(load_detector(face / "yunet_s_640_640.onnx"), None, embedder)
 
     def read(names: list[str]) -> list[Tensor]:
         return [read_picture(photos / name).image for name in names]
@@ -148,4 +148,4 @@ def test_real_photos_of_the_person_and_of_others(shared_assets) -> None:
     own = measure_identity(read(files[4:]), person, analyzer)
     others = measure_identity(read(["styles/Gentleman.jpg", "styles/Kimono.jpg"]), person, analyzer)
     assert own.share > 0.8 and abs(others.share) < 0.3
-    assert own.recogniser == "foamliu_MobileFaceNet.onnx"
+    assert own.embedder == "foamliu_MobileFaceNet.onnx"

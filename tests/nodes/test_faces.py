@@ -1,4 +1,4 @@
-"""The nodes for faces, with the real detector and recogniser on real photos."""
+"""The nodes for faces, with the real detector and face embedder on real photos."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def photos(assets, *names):
 
 def loaded(nodes, pack, images, masks=None):
     none = pack("nodes.references").NO_FOLDER
-    return nodes.ReferenceSet.execute([none], images, masks, [""])[0]
+    return nodes.LoadPhotoSet.execute([none], images, masks, [""])[0]
 
 
 PERSON = [f"person/foreground__0{n}.jpg" for n in (2, 3, 4)]
 
 
 def test_photos_in_masks_landmarks_and_previews_out(nodes, pack, models, shared_assets):
-    detector = nodes.LoadDetector.execute(pack("nodes._comfy.files").AUTO)[0]
+    detector = nodes.LoadFaceDetector.execute(pack("nodes._comfy.files").AUTO)[0]
     references = loaded(nodes, pack, photos(shared_assets, *PERSON))
-    filled, faces, styles, preview, report = nodes.FaceMasks.execute(
+    filled, faces, styles, preview, report = nodes.MakeFaceMasks.execute(
         references, detector, "face", 0.02, 0.02
     ).args
     assert all(mask is not None for mask in filled.masks)
@@ -66,17 +66,17 @@ def test_photos_in_masks_landmarks_and_previews_out(nodes, pack, models, shared_
         torch.testing.assert_close(face + style, torch.ones_like(face))
     assert preview.ndim == 4 and preview.shape[-1] == 3
     assert report.count("an oval") == 3
-    concept, of_style = nodes.Concept.execute(filled, "style", "oil-1", "person", 1)[0]
+    concept, of_style = nodes.DefineConcept.execute(filled, "style", "oil-1", "person", 1)[0]
     assert concept.role == "style"
     torch.testing.assert_close(of_style.masks[0], styles[0])
 
 
 def test_own_masks_stay(nodes, pack, models, shared_assets):
-    detector = nodes.LoadDetector.execute("yunet.onnx")[0]
+    detector = nodes.LoadFaceDetector.execute("yunet.onnx")[0]
     own = torch.zeros(1, 512, 512)
     own[:, 150:400, 150:400] = 1
     images = photos(shared_assets, *PERSON[1:2])
-    filled, *_, report = nodes.FaceMasks.execute(
+    filled, *_, report = nodes.MakeFaceMasks.execute(
         loaded(nodes, pack, images, [own]), detector, "face", 0.1, 0.1
     ).args
     assert torch.equal(filled.masks[0], own) and "your own mask" in report
@@ -84,12 +84,12 @@ def test_own_masks_stay(nodes, pack, models, shared_assets):
 
 
 def test_check_references_finds_the_intruder(nodes, pack, models, shared_assets):
-    detector = nodes.LoadDetector.execute("yunet.onnx")[0]
-    recogniser = nodes.LoadRecogniser.execute("mobile.onnx", "imagenet")[0]
+    detector = nodes.LoadFaceDetector.execute("yunet.onnx")[0]
+    embedder = nodes.LoadFaceRecognitionModel.execute("mobile.onnx", "imagenet")[0]
     images = photos(shared_assets, *PERSON, "styles/Gentleman.jpg")
     references = loaded(nodes, pack, images)
-    kept, sheet, report, data = nodes.CheckReferences.execute(
-        references, detector, "subject", 512, True, recogniser=recogniser
+    kept, sheet, report, data = nodes.CheckPhotos.execute(
+        references, detector, "subject", 512, True, embedder=embedder
     ).args
     verdicts = [photo["verdict"] for photo in json.loads(data)["photos"]]
     assert verdicts == ["use", "use", "use", "leave out"]
@@ -99,7 +99,7 @@ def test_check_references_finds_the_intruder(nodes, pack, models, shared_assets)
 def test_a_missing_model_says_what_to_get(nodes, pack):
     auto = pack("nodes._comfy.files").AUTO
     error = pack("magicapture.errors").StorageError
-    for node in (nodes.LoadDetector, nodes.LoadParser):
+    for node in (nodes.LoadFaceDetector, nodes.LoadFaceParser):
         with pytest.raises(error, match="Nothing is downloaded") as caught:
             node.execute(auto)
         assert "release" in str(caught.value) and "licence" in str(caught.value)
@@ -113,7 +113,7 @@ def test_check_models_lists_found_and_missing(nodes, models):
 
 def test_odd_pictures_by_the_sockets(nodes, pack, models, shared_assets):
     """Grey, with alpha, of 24 megapixels, and without a face: each masked, or named."""
-    detector = nodes.LoadDetector.execute("yunet.onnx")[0]
+    detector = nodes.LoadFaceDetector.execute("yunet.onnx")[0]
     plain, grey, alpha, huge = photos(shared_assets, *PERSON, "person/foreground__08.jpg")
     huge = torch.nn.functional.interpolate(huge.movedim(-1, 1), (6000, 6000)).movedim(1, -1)
     images = [
@@ -126,14 +126,14 @@ def test_odd_pictures_by_the_sockets(nodes, pack, models, shared_assets):
     references = loaded(nodes, pack, images)
     sizes = [tuple(image.shape) for image in references.images]
     assert sizes == [(3, 512, 512)] * 3 + [(3, 1536, 2304), (3, 512, 512)]
-    filled, faces, _, _, report = nodes.FaceMasks.execute(
+    filled, faces, _, _, report = nodes.MakeFaceMasks.execute(
         references, detector, "face", 0.02, 0.02
     ).args
     shares = [float(face.mean()) for face in faces]
     assert all(0.01 < share < 0.4 for share in shares[:4]) and shares[4] == 0
     assert faces[3].shape == (1, 1536, 2304)
     assert "image 5: no face was found; no mask" in report
-    data = nodes.CheckReferences.execute(filled, detector, "subject", 512, False).args[3]
+    data = nodes.CheckPhotos.execute(filled, detector, "subject", 512, False).args[3]
     verdicts = [photo["verdict"] for photo in json.loads(data)["photos"]]
     assert verdicts == ["use", "use", "use", "use", "leave out"]
 
@@ -146,44 +146,47 @@ def test_a_folder_with_files_that_are_no_photos(nodes, pack, models, shared_asse
     try:
         shutil.copyfile(shared_assets / "photos" / PERSON[0], folder / "good.jpg")
         (folder / "notes.txt").write_text("taken in May")
-        references = nodes.ReferenceSet.execute(["odd"])[0]
-        detector = nodes.LoadDetector.execute("yunet.onnx")[0]
-        report = nodes.FaceMasks.execute(references, detector, "face", 0, 0).args[4]
+        references = nodes.LoadPhotoSet.execute(["odd"])[0]
+        detector = nodes.LoadFaceDetector.execute("yunet.onnx")[0]
+        report = nodes.MakeFaceMasks.execute(references, detector, "face", 0, 0).args[4]
         assert "good.jpg: face" in report and "left alone: notes.txt" in report
         (folder / "torn.jpg").write_bytes((folder / "good.jpg").read_bytes()[:5000])
         error = pack("magicapture.errors").InputError
-        with pytest.raises(error, match=r"Load Reference Set: .*torn\.jpg cannot be read"):
-            nodes.ReferenceSet.execute(["odd"])
+        with pytest.raises(error, match=r"Load Photo Set: .*torn\.jpg cannot be read"):
+            nodes.LoadPhotoSet.execute(["odd"])
     finally:
         shutil.rmtree(folder)
 
 
 def test_identity_of_dolls_with_networks_of_the_pack(nodes, pack):
-    person, _, _, styles, *_, truth = nodes.PaperdollReferences.execute(1_000_000, 1_000_099, 4)
-    detector, parser, recogniser = nodes.LoadPaperdollFaces.execute().args
-    loss = pack("magicapture.paperdoll.weights").loss_recogniser()
+    person, _, _, styles, *_, truth = nodes.DrawPaperdollPhotos.execute(1_000_000, 1_000_099, 4)
+    detector, parser, embedder = nodes.LoadPaperdollFaceModels.execute().args
+    loss = pack("magicapture.paperdoll.weights").loss_embedder()
     measure = nodes.MeasureIdentity.execute
-    share, report, figures = measure(truth, person, detector, recogniser, loss).args
+    share, report, figures = measure(truth, person, detector, embedder, loss).args
     assert share > 0.85 and json.loads(figures)["of_the_loss"] is False
     assert "another than the identity loss used" in report
-    strangers, report, _ = measure(styles, person, detector, recogniser, recogniser).args
+    strangers, report, _ = measure(styles, person, detector, embedder, embedder).args
     assert strangers < 0.5 and "WARNING" in report
-    adapter = pack("magicapture.adapter").Adapter({}, {}, "sd1", info={"recogniser": "one.onnx"})
-    report = measure(truth, person, detector, recogniser, adapter=adapter).args[1]
+    adapter = pack("magicapture.adapters.adapter").Adapter(
+        {}, {}, "sd1", info={"face_model": "one.onnx"}
+    )
+    report = measure(truth, person, detector, embedder, adapter=adapter).args[1]
     assert "another than the identity loss used" in report
     bare = loaded(nodes, pack, [image.movedim(0, -1)[None] for image in person.images])
-    report = nodes.FaceMasks.execute(bare, detector, "face", 0, 0, parser, recogniser).args[4]
+    report = nodes.MakeFaceMasks.execute(bare, detector, "face", 0, 0, parser, embedder).args[4]
     assert report.count("mask by the parser") == 4
 
 
-def test_the_second_best_recogniser(nodes, pack, models):
+def test_the_second_best_embedder(nodes, pack, models):
     files = pack("nodes._comfy.files")
 
     def chosen():
         loaded = (
-            nodes.LoadRecogniser.execute(f, "imagenet")[0] for f in (files.AUTO, files.SECOND)
+            nodes.LoadFaceRecognitionModel.execute(f, "imagenet")[0]
+            for f in (files.AUTO, files.SECOND)
         )
-        return [recogniser.name for recogniser in loaded]
+        return [embedder.name for embedder in loaded]
 
     shutil.copyfile(models / "mobile.onnx", models / "glintr100.onnx")
     assert chosen() == ["glintr100.onnx", "glintr100.onnx"]

@@ -81,7 +81,7 @@ def detector(pack):
 
 
 def red_and_green(faces):
-    """A recogniser that sees how red and how green a face is."""
+    """A face embedder that sees how red and how green a face is."""
     return faces[:, :2].mean(dim=(2, 3))
 
 
@@ -95,22 +95,22 @@ def shown(output):
 
 def test_super_resolve_reaches_the_size(nodes, upscaler) -> None:
     images = photos(2, size=(40, 60))
-    plain = nodes.SuperResolve.execute(upscaler, images, 0.0, 0, 512)
+    plain = nodes.UpscalePortrait.execute(upscaler, images, 0.0, 0, 512)
     expected = torch.cat([upscaler(one[None].movedim(-1, 1)) for one in images]).movedim(1, -1)
     torch.testing.assert_close(plain[0], expected, atol=1e-5, rtol=0)
-    assert nodes.SuperResolve.execute(upscaler, images, 3.0, 0, 512)[0].shape == (2, 120, 180, 3)
-    long = nodes.SuperResolve.execute(upscaler, images, 3.0, 90, 512)
+    assert nodes.UpscalePortrait.execute(upscaler, images, 3.0, 0, 512)[0].shape == (2, 120, 180, 3)
+    long = nodes.UpscalePortrait.execute(upscaler, images, 3.0, 90, 512)
     assert long[0].shape == (2, 60, 90, 3) and len(shown(long)) == 1
     assert upscaler.device.type == "cpu"
 
 
 def test_super_resolve_tells_what_it_cannot_use(nodes, pack, upscaler, restorer) -> None:
     with pytest.raises(
-        pack("magicapture.errors").InputError, match=r"Super-Resolve.*Restore Faces"
+        pack("magicapture.errors").InputError, match=r"Upscale Portrait.*Restore Faces"
     ):
-        nodes.SuperResolve.execute(restorer, photos(), 2.0, 0, 512)
+        nodes.UpscalePortrait.execute(restorer, photos(), 2.0, 0, 512)
     with pytest.raises(pack("magicapture.errors").InputError, match="Load Upscale Model"):
-        nodes.SuperResolve.execute(None, photos(), 2.0, 0, 512)
+        nodes.UpscalePortrait.execute(None, photos(), 2.0, 0, 512)
 
 
 def test_cancel_stops_between_tiles(nodes, pack, upscaler) -> None:
@@ -120,7 +120,7 @@ def test_cancel_stops_between_tiles(nodes, pack, upscaler) -> None:
     hook = upscaler.model.register_forward_hook(lambda *_: ran.append(1))
     management.interrupt_current_processing(True)
     with pytest.raises(pack.comfy.Cancelled):
-        nodes.SuperResolve.execute(upscaler, photos(1, size=(400, 400)), 2.0, 0, 128)
+        nodes.UpscalePortrait.execute(upscaler, photos(1, size=(400, 400)), 2.0, 0, 128)
     hook.remove()
     management.interrupt_current_processing(False)
     assert len(ran) == 1
@@ -184,7 +184,7 @@ def test_match_brings_the_tint_back_inside_the_mask(nodes) -> None:
     mask = torch.zeros(1, SIDE, SIDE)
     mask[:, 30:66, 30:66] = 1
     tinted = original + 0.2 * mask[..., None]
-    matched = nodes.MatchGrain.execute(tinted, original, mask, 1.0, 1.0, 0)[0]
+    matched = nodes.MatchGrainAndColour.execute(tinted, original, mask, 1.0, 1.0, 0)[0]
     assert (matched - original).abs().max() < 0.01
     assert torch.equal(matched[mask == 0], tinted[mask == 0])
 

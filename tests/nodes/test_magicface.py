@@ -20,9 +20,9 @@ def image(seed: int, side: int = 64) -> torch.Tensor:
 def nodes_of(pack) -> SimpleNamespace:
     module = pack("nodes.magicface")
     return SimpleNamespace(
-        reference=module.MagiCaptureMagicFaceReference,
+        reference=module.MagiCaptureAddMagicFaceReference,
         apply=module.MagiCaptureApplyMagicFace,
-        regions=module.MagiCaptureMagicFaceRegions,
+        regions=module.MagiCapturePreviewMagicFaceRegions,
     )
 
 

@@ -21,7 +21,7 @@ def inferring(executor):
 
 @pytest.fixture
 def nodes(pack):
-    """The nodes by the end of their class names: nodes.Train, nodes.Concept."""
+    """The nodes by the end of their class names: nodes.Train, nodes.DefineConcept."""
     return SimpleNamespace(
         **{node.__name__.removeprefix("MagiCapture"): node for node in pack("nodes").NODES}
     )
@@ -42,19 +42,19 @@ def references(nodes, pack, images=None, masks=None, captions=""):
     none = pack("nodes.references").NO_FOLDER
     images = [photos()] if images is None else images
     masks = [face().expand(len(batch), -1, -1) for batch in images] if masks is None else masks
-    return nodes.ReferenceSet.execute([none], images, masks or None, [captions])[0]
+    return nodes.LoadPhotoSet.execute([none], images, masks or None, [captions])[0]
 
 
 def concepts(nodes, pack, subject="ada-1", style="oil-1", **kwargs):
     shown = references(nodes, pack, **kwargs)
     return (
-        nodes.Concept.execute(shown, "subject", subject, "woman", 1)[0],
-        nodes.Concept.execute(shown, "style", style, "person", 2)[0],
+        nodes.DefineConcept.execute(shown, "subject", subject, "woman", 1)[0],
+        nodes.DefineConcept.execute(shown, "style", style, "person", 2)[0],
     )
 
 
 def recipe(nodes, pack, steps=4, **changes):
-    chosen = nodes.Recipe.execute("magicapture", steps, 2, SIDE, 1.0, False)[0]
+    chosen = nodes.ChooseRecipe.execute("magicapture", steps, 2, SIDE, 1.0, False)[0]
     settings = {
         i.id: i.default for i in nodes.TuneRecipe.define_schema().inputs if i.id != "recipe"
     }
@@ -70,13 +70,13 @@ def train(nodes, pack, tiny, seed=0, **kwargs):
     )
 
 
-def test_previews_tell_the_spill_of_each_token(nodes, pack, tiny):
+def test_previews_tell_the_leakage_of_each_token(nodes, pack, tiny):
     subject, style = concepts(nodes, pack)
     *_, previews, report = nodes.Train.execute(
         tiny.model, tiny.clip, tiny.vae, subject, style, 1, 2, False, recipe=recipe(nodes, pack)
     ).args
     assert len(previews) == 2
-    assert re.search(r"Spill at the first preview: ada-1 \d+%, oil-1 \d+%; at the last", report)
+    assert re.search(r"Leakage at the first preview: ada-1 \d+%, oil-1 \d+%; at the last", report)
 
 
 def test_a_run_found_finished_still_shows_a_preview(nodes, pack, tiny, monkeypatch):
@@ -106,7 +106,7 @@ def test_from_pictures_to_a_prompt_and_back_from_disk(nodes, pack, tiny, ksample
     saved = nodes.SaveAdapter.execute(adapter, "ada in oil")
     assert saved[1] == "ada in oil.safetensors"
     loaded = nodes.LoadAdapter.execute(saved[1])[0]
-    prompt = nodes.Prompt.execute(loaded, "composed", 0, "smiling")[0]
+    prompt = nodes.WritePrompt.execute(loaded, "composed", 0, "smiling")[0]
     assert prompt == "a photo of embedding:ada-1 woman in the embedding:oil-1 style, smiling"
 
     def drawn(one):
@@ -135,11 +135,11 @@ def test_a_folder_of_the_input_folder(nodes, pack):
         pixels = np.full((80, 70, 3), 60 * i, np.uint8)
         Image.fromarray(pixels).save(folder / f"{i}.png")
     (folder / "notes.md").write_text("not a photo")
-    shown = nodes.ReferenceSet.execute(["ada"])[0]
+    shown = nodes.LoadPhotoSet.execute(["ada"])[0]
     assert len(shown.images) == 3 and any("notes.md" in text for text in shown.warnings)
-    stamp = nodes.ReferenceSet.fingerprint_inputs(["ada"])
+    stamp = nodes.LoadPhotoSet.fingerprint_inputs(["ada"])
     (folder / "0.png").touch()
-    assert nodes.ReferenceSet.fingerprint_inputs(["ada"]) != stamp
+    assert nodes.LoadPhotoSet.fingerprint_inputs(["ada"]) != stamp
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
@@ -178,13 +178,13 @@ def bad(pack, message, kind="InputError"):
 
 
 def test_no_photos(nodes, pack):
-    with bad(pack, "Load Reference Set: No photos are given"):
-        nodes.ReferenceSet.execute([pack("nodes.references").NO_FOLDER])
+    with bad(pack, "Load Photo Set: No photos are given"):
+        nodes.LoadPhotoSet.execute([pack("nodes.references").NO_FOLDER])
 
 
 def test_a_folder_outside_the_input_folder(nodes, pack):
-    with bad(pack, "Load Reference Set: There is no folder '../output'"):
-        nodes.ReferenceSet.execute(["../output"])
+    with bad(pack, "Load Photo Set: There is no folder '../output'"):
+        nodes.LoadPhotoSet.execute(["../output"])
 
 
 def test_masks_that_do_not_match_in_number(nodes, pack):
@@ -286,6 +286,6 @@ def test_settings_of_the_recipe_nodes(nodes, pack):
     assert (last.rates.unet, last.rates.text_encoder) == (3e-4, 2e-5)
     assert tuned.phases[0].rates.unet == 0 and tuned.phases[0].rates.text_encoder == 0
     assert tuned.refocus.scaling == "minmax" and tuned.lora.targets == "cross_and_self"
-    small = nodes.Recipe.execute("paper", 0, -1, -1, 1.0, True)[0]
+    small = nodes.ChooseRecipe.execute("paper", 0, -1, -1, 1.0, True)[0]
     assert small.batching == "in_turn" and small.checkpointing
     assert small.lora.rank == pack("magicapture.recipes").recipe("paper").lora.rank

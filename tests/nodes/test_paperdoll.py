@@ -26,10 +26,10 @@ def nodes(pack):
 @pytest.fixture(scope="module")
 def demo(pack, nodes, paperdoll_weights):
     """What Load Paperdoll Demo gives for an untrained model, by name of the output."""
-    names = ("model", "clip", "vae", "recogniser", "recipe")
+    names = ("model", "clip", "vae", "face_model", "recipe")
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(nodes, "WEIGHTS", paperdoll_weights)
-        outputs = nodes.MagiCaptureLoadPaperdoll.execute(steps=4).args
+        outputs = nodes.MagiCaptureLoadPaperdollDemo.execute(steps=4).args
     return SimpleNamespace(**dict(zip(names, outputs, strict=True)))
 
 
@@ -142,7 +142,7 @@ def test_previews_show_the_pictures_colours(demo, diffusers):
 
 
 def test_references_have_exact_masks_and_the_true_pictures(pack, nodes):
-    outputs = nodes.MagiCapturePaperdollReferences.execute(*PAIR, count=3).args
+    outputs = nodes.MagiCaptureDrawPaperdollPhotos.execute(*PAIR, count=3).args
     person, style, person_images, style_images, person_masks, style_masks, truth = outputs
     assert person.role == "subject" and len(person) == len(style) == 3
     assert person_images.shape == style_images.shape == truth.shape == (3, 128, 128, 3)
@@ -169,14 +169,14 @@ def test_references_have_exact_masks_and_the_true_pictures(pack, nodes):
 )
 def test_seeds_that_training_may_have_seen_are_refused(pack, nodes, identity, look, message):
     with pytest.raises(pack("magicapture.errors").InputError, match=message) as raised:
-        nodes.MagiCapturePaperdollReferences.execute(identity, look, count=2)
-    assert str(raised.value).startswith("Draw Paperdoll References: ")
+        nodes.MagiCaptureDrawPaperdollPhotos.execute(identity, look, count=2)
+    assert str(raised.value).startswith("Draw Paperdoll Photos: ")
 
 
 def test_missing_weights_are_told(pack, nodes, tmp_path, monkeypatch):
     monkeypatch.setattr(nodes, "WEIGHTS", tmp_path)
     with pytest.raises(pack("magicapture.errors").StorageError, match=r"Load Paperdoll.*pretrain"):
-        nodes.MagiCaptureLoadPaperdoll.execute(steps=4)
+        nodes.MagiCaptureLoadPaperdollDemo.execute(steps=4)
 
 
 # -- training on it ---------------------------------------------------------------------------
@@ -186,8 +186,8 @@ def test_missing_weights_are_told(pack, nodes, tmp_path, monkeypatch):
 def trained(pack, nodes, demo):
     """The outputs of Train MagiCapture on the demo model: 4 steps on 3 + 3 pictures."""
     with torch.inference_mode():
-        person, style = nodes.MagiCapturePaperdollReferences.execute(*PAIR, count=3).args[:2]
-        concept = pack("nodes.references").MagiCaptureConcept.execute
+        person, style = nodes.MagiCaptureDrawPaperdollPhotos.execute(*PAIR, count=3).args[:2]
+        concept = pack("nodes.references").MagiCaptureDefineConcept.execute
         concepts = {
             "subject": concept(person, "subject", "doll-ada", "person", 1).args[0],
             "style": concept(style, "style", "doll-film", "person", 2).args[0],
@@ -196,14 +196,14 @@ def trained(pack, nodes, demo):
         train = pack("nodes.training").MagiCaptureTrain.execute
         parts = (demo.model, demo.clip, demo.vae)
         settings = {"training_seed": 1, "preview_every": 2, "resume": False, "recipe": recipe}
-        return train(*parts, **concepts, **settings, recogniser=demo.recogniser).args
+        return train(*parts, **concepts, **settings, embedder=demo.embedder).args
 
 
 def test_it_trains_with_all_losses(trained):
     adapter, _, previews, report = trained
     for name in ("source", "style", "composed", "attention"):
         assert name in report
-    assert "Note" not in report, "no warning: masks, landmarks and recogniser are there"
+    assert "Note" not in report, "no warning: masks, landmarks and face recognition model are there"
     assert previews.shape[1:] == (128, 128, 3)
     assert adapter.family == "sd1" and adapter.recipe.resolution == 128
 
@@ -211,7 +211,7 @@ def test_it_trains_with_all_losses(trained):
 def test_training_leaves_the_model_as_it_was(demo, trained, nodes, paperdoll_weights):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nodes, "WEIGHTS", paperdoll_weights)
-        fresh = nodes.MagiCaptureLoadPaperdoll.execute(steps=4).args[0]
+        fresh = nodes.MagiCaptureLoadPaperdollDemo.execute(steps=4).args[0]
     own = demo.model.model.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in fresh.model.state_dict().items())
 

@@ -363,7 +363,7 @@ def test_preview_shows_each_token_at_each_step_and_size(
     assert kinds == {(t, x, f, hw) for t in ("ada", "ink") for x in (0.0, 0.5) for f, hw in sizes}
     plain = pack.comfy.look(tiny.model, prompts[0], latent, [0.0, 0.5], region=region)
     assert all(torch.equal(a.values, b.values) for a, b in zip(seen, plain, strict=True))
-    assert all(0 <= s.spill <= 1 for s in seen)
+    assert all(0 <= s.leakage <= 1 for s in seen)
     error = pack("magicapture.errors").InputError
     with pytest.raises(error, match="Encode Prompt"):
         pack.comfy.look(tiny.model, prompts[1], latent, [0.0])

@@ -35,11 +35,13 @@ def workflow(checkpoint: str, steps: int, tokens: tuple[str, str], name: str) ->
     prompt = f"embedding:{subject} person in embedding:{style} style"
     return {
         "base": node("CheckpointLoaderSimple", ckpt_name=checkpoint),
-        "faces": node("MagiCaptureReferenceSet", folder="faces"),
-        "films": node("MagiCaptureReferenceSet", folder="films"),
-        "who": node("MagiCaptureConcept", references=["faces", 0], role="subject", name=subject),
-        "look": node("MagiCaptureConcept", references=["films", 0], role="style", name=style),
-        "recipe": node("MagiCaptureRecipe", steps=steps, rank=2, resolution=64),
+        "faces": node("MagiCaptureLoadPhotoSet", folder="faces"),
+        "films": node("MagiCaptureLoadPhotoSet", folder="films"),
+        "who": node(
+            "MagiCaptureDefineConcept", references=["faces", 0], role="subject", name=subject
+        ),
+        "look": node("MagiCaptureDefineConcept", references=["films", 0], role="style", name=style),
+        "recipe": node("MagiCaptureChooseRecipe", steps=steps, rank=2, resolution=64),
         "train": node(
             "MagiCaptureTrain",
             **parts,

@@ -69,9 +69,9 @@ def test_the_bar_counts_every_picture(told: list[Event]) -> None:
 def test_every_score_stands_beside_the_untrained_model_and_the_ceiling(made: Demo) -> None:
     for measure, of in made.scores.items():
         assert list(of) == ["untrained", "trained", "ceiling"], measure
-        assert (of["ceiling"] is None) == measure.endswith("_spill")
+        assert (of["ceiling"] is None) == measure.endswith("_leakage")
     measured = set(made.scores)
-    assert {"identity", "style", "distance", "subject_spill", "style_spill"} <= measured
+    assert {"identity", "style", "distance", "subject_leakage", "style_leakage"} <= measured
     distance = made.scores["distance"]
     assert distance["ceiling"] < distance["trained"], "true pictures are nearer to the truth"
 

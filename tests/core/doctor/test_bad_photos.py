@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from magicapture.adapter import Adapter
-from magicapture.checkpoint import save_adapter
+from magicapture.adapters import save_adapter
+from magicapture.adapters.adapter import Adapter
 from magicapture.cli import main
 
 Photos = dict[str, dict]
@@ -20,9 +20,9 @@ Photos = dict[str, dict]
 @pytest.fixture(scope="module")
 def options(shared_assets: Path) -> list[str]:
     face = shared_assets / "face"
-    recogniser = str(face / "foamliu_MobileFaceNet.onnx")
+    embedder = str(face / "foamliu_MobileFaceNet.onnx")
     given = ["--detector", str(face / "yunet_s_640_640.onnx"), "--models", str(face)]
-    return [*given, "--recogniser", recogniser, "--recogniser-input", "imagenet"]
+    return [*given, "--face-model", embedder, "--face-model-input", "imagenet"]
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +114,13 @@ def test_identity_of_pictures_from_the_command_line(
     others = shared_assets / "photos" / "styles"
     pictures = [str(bad_photos / "turned.jpg"), str(others / "Gentleman.jpg")]
     loss = str(shared_assets / "face" / "foamliu_MobileFaceNet.onnx")
-    figures = ["--json", str(tmp_path / "figures.json"), "--loss-recogniser", loss]
+    figures = ["--json", str(tmp_path / "figures.json"), "--loss-face-model", loss]
     with caplog.at_level(logging.INFO):
         assert main(["identity", str(folder), *pictures, *options, *figures]) == 0
     assert caplog.text.count("notes.csv") == 1
     data = json.loads((tmp_path / "figures.json").read_text())
     vectors = {"ada": {"clip_l": torch.zeros(1, 768)}}
-    adapter = Adapter({}, vectors, "sd1", info={"recogniser": Path(loss).name})
+    adapter = Adapter({}, vectors, "sd1", info={"face_model": Path(loss).name})
     files = save_adapter(adapter, tmp_path, tmp_path / "embeddings", "ada")
     figures = ["--adapter", str(files.lora), "--json", str(tmp_path / "again.json")]
     assert main(["identity", str(folder), *pictures, *options, *figures]) == 0

@@ -14,7 +14,7 @@ from magicapture.doctor import check, contact_sheet
 from magicapture.faces.align import FFHQ_TEMPLATE
 from magicapture.faces.analyzer import FaceAnalyzer
 from magicapture.faces.detect import load_detector
-from magicapture.faces.embed import load_recogniser
+from magicapture.faces.embed import load_face_embedder
 from magicapture.faces.protocols import Face
 
 
@@ -52,18 +52,18 @@ def test_no_face_a_small_one_a_blurred_one_and_a_twin() -> None:
 
 
 def test_another_person_by_the_median_cosine() -> None:
-    def recogniser(faces: Tensor) -> Tensor:
+    def embedder(faces: Tensor) -> Tensor:
         bright = (faces.mean(dim=(1, 2, 3)) > 0.6).float()
         return torch.stack([1 - bright, bright], dim=1)
 
     images = [noise(n) for n in range(5)] + [noise(9) * 0.3 + 0.7]
-    analyzer = FaceAnalyzer(frontal, recogniser=recogniser)
+    analyzer = FaceAnalyzer(frontal, embedder=embedder)
     references, found = with_faces(ReferenceSet(tuple(images)), analyzer)
-    report = check(references, found, "subject", recogniser=recogniser)
+    report = check(references, found, "subject", embedder=embedder)
     assert [photo.verdict for photo in report.photos] == ["use"] * 5 + ["leave out"]
     assert "another person" in report.photos[5].text
     assert report.identity == pytest.approx(1, abs=0.01)  # of those that are not left out
-    style = check(references, found, "style", recogniser=recogniser)
+    style = check(references, found, "style", embedder=embedder)
     assert style.count("leave out") == 0 and style.identity is None
 
 
@@ -108,12 +108,12 @@ def test_the_intruder_among_real_photos_and_no_one_else(shared_assets) -> None:
     files += [shared_assets / "photos" / "styles" / "Men_suit.jpg"]
     images = tuple(read_picture(file).image for file in files)
     face = shared_assets / "face"
-    recogniser = load_recogniser(face / "foamliu_MobileFaceNet.onnx", "imagenet")
-    analyzer = FaceAnalyzer(load_detector(face / "yunet_s_640_640.onnx"), None, recogniser)
+    embedder = load_face_embedder(face / "foamliu_MobileFaceNet.onnx", "imagenet")
+    analyzer = FaceAnalyzer(load_detector(face / "yunet_s_640_640.onnx"), None, embedder)
     references, found = with_faces(
         ReferenceSet(images, names=tuple(f.name for f in files)), analyzer
     )
-    report = check(references, found, "subject", recogniser=recogniser)
+    report = check(references, found, "subject", embedder=embedder)
     strangers = [p.name for p in report.photos if "person" in p.text]
     assert strangers == ["Men_suit.jpg"] and report.count("leave out") == 1
     assert 0.5 < (report.identity or 0) < 0.65

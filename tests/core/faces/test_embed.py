@@ -1,4 +1,4 @@
-"""Recognisers from ONNX and TorchScript files, checked and differentiable."""
+"""Face recognition models from ONNX and TorchScript files, checked and differentiable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from magicapture.errors import InputError, StorageError
 from magicapture.faces.align import similarity, warp
-from magicapture.faces.embed import Normalisation, load_recogniser
+from magicapture.faces.embed import Normalisation, load_face_embedder
 
 
 @pytest.fixture
@@ -63,26 +63,26 @@ def test_normalisation_is_that_of_0_to_255(script, network, normalisation, mean,
     faces = torch.rand(2, 3, 112, 112)
     mean, std = (torch.tensor(v).float().expand(3).view(3, 1, 1) for v in (mean, std))
     expected = network((255 * faces - mean) / std)
-    torch.testing.assert_close(load_recogniser(script, normalisation)(faces), expected)
+    torch.testing.assert_close(load_face_embedder(script, normalisation)(faces), expected)
 
 
-def test_recogniser_is_frozen_and_ignores_autocast(script) -> None:
-    recogniser = load_recogniser(script)
-    assert not recogniser.training and not any(p.requires_grad for p in recogniser.parameters())
+def test_embedder_is_frozen_and_ignores_autocast(script) -> None:
+    embedder = load_face_embedder(script)
+    assert not embedder.training and not any(p.requires_grad for p in embedder.parameters())
     faces = torch.rand(2, 3, 112, 112)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(recogniser(faces), recogniser(faces.float()))
-        assert recogniser(faces).dtype == torch.float32
+        assert torch.equal(embedder(faces), embedder(faces.float()))
+        assert embedder(faces).dtype == torch.float32
 
 
 @pytest.mark.parametrize("batch", [None, 1])
 def test_onnx_of_open_and_of_fixed_batch(tmp_path, batch) -> None:
-    recogniser = load_recogniser(write_onnx(tmp_path / "small.onnx", batch=batch))
-    assert recogniser.batched == (batch is None)
+    embedder = load_face_embedder(write_onnx(tmp_path / "small.onnx", batch=batch))
+    assert embedder.batched == (batch is None)
     weight = dict(onnx_weights(tmp_path / "small.onnx"))["weight"]
     faces = torch.rand(3, 3, 112, 112, requires_grad=True)
     expected = F.conv2d(2 * faces - 1, weight, stride=4).mean((2, 3))
-    embeddings = recogniser(faces)
+    embeddings = embedder(faces)
     torch.testing.assert_close(embeddings, expected, atol=1e-5, rtol=1e-5)
     ours = torch.autograd.grad(embeddings.square().sum(), faces)[0]
     theirs = torch.autograd.grad(expected.square().sum(), faces)[0]
@@ -96,16 +96,19 @@ def onnx_weights(path: Path) -> list[tuple[str, Tensor]]:
 
 def test_loaded_under_inference_mode_it_still_gives_gradients(tmp_path, script) -> None:
     with torch.inference_mode():
-        recognisers = [load_recogniser(write_onnx(tmp_path / "a.onnx")), load_recogniser(script)]
-    for recogniser in recognisers:
+        embedders = [
+            load_face_embedder(write_onnx(tmp_path / "a.onnx")),
+            load_face_embedder(script),
+        ]
+    for embedder in embedders:
         faces = torch.rand(1, 3, 112, 112, requires_grad=True)
-        recogniser(faces).square().sum().backward()
+        embedder(faces).square().sum().backward()
         assert faces.grad.any()
 
 
 def test_a_missing_damaged_or_foreign_file(tmp_path) -> None:
     for name, content, error, message in (
-        ("gone.onnx", None, StorageError, "no face recogniser at"),
+        ("gone.onnx", None, StorageError, "no face recognition model at"),
         ("broken.onnx", b"not a model", StorageError, "damaged"),
         ("empty.onnx", b"", StorageError, "damaged"),
         ("broken.pt", b"not a model", StorageError, "damaged"),
@@ -116,12 +119,12 @@ def test_a_missing_damaged_or_foreign_file(tmp_path) -> None:
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(error, match=message):
-            load_recogniser(path)
+            load_face_embedder(path)
 
 
-def test_networks_that_are_no_recogniser(tmp_path) -> None:
+def test_networks_that_are_no_embedder(tmp_path) -> None:
     with pytest.raises(InputError, match="160"):
-        load_recogniser(write_onnx(tmp_path / "facenet.onnx", side=160))
+        load_face_embedder(write_onnx(tmp_path / "facenet.onnx", side=160))
     networks = {
         "not two-dimensional": nn.Conv2d(3, 4, 3),
         "wrong channels": nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()),
@@ -131,38 +134,38 @@ def test_networks_that_are_no_recogniser(tmp_path) -> None:
         path = tmp_path / f"{name}.pt"
         torch.jit.script(network).save(str(path))
         with pytest.raises(InputError, match=name):
-            load_recogniser(path)
+            load_face_embedder(path)
 
 
 def test_unknown_normalisation(script) -> None:
     with pytest.raises(InputError, match="arcface, imagenet"):
-        load_recogniser(script, "vgg")
+        load_face_embedder(script, "vgg")
 
 
-def test_real_recogniser_tells_people_apart(shared_assets, portraits) -> None:
-    recogniser = load_recogniser(shared_assets / "face" / "foamliu_MobileFaceNet.onnx", "imagenet")
+def test_real_embedder_tells_people_apart(shared_assets, portraits) -> None:
+    embedder = load_face_embedder(shared_assets / "face" / "foamliu_MobileFaceNet.onnx", "imagenet")
     person, others = (
         torch.cat([warp(p.image, similarity(p.landmarks)) for p in group]) for group in portraits
     )
-    own, foreign = (F.normalize(recogniser(faces), dim=-1) for faces in (person, others))
+    own, foreign = (F.normalize(embedder(faces), dim=-1) for faces in (person, others))
     same = (own @ own.T)[~torch.eye(len(own), dtype=torch.bool)]
     assert same.mean() > 0.5 and (own @ foreign.T).mean() < 0.1
     mean = F.normalize(own.mean(0), dim=0)
     assert (own @ mean).min() > (foreign @ mean).max() + 0.2
 
     faces = person[:2].clone().requires_grad_()
-    recogniser(faces).square().sum().backward()
+    embedder(faces).square().sum().backward()
     assert (faces.grad != 0).float().mean() > 0.9
 
 
-def test_real_recogniser_equals_onnxruntime(shared_assets, portraits) -> None:
+def test_real_embedder_equals_onnxruntime(shared_assets, portraits) -> None:
     runtime = pytest.importorskip("onnxruntime")
     path = shared_assets / "face" / "foamliu_MobileFaceNet.onnx"
     session = runtime.InferenceSession(str(path))
-    recogniser = load_recogniser(path, "imagenet")
+    embedder = load_face_embedder(path, "imagenet")
     for portrait in portraits[0][:2]:
         face = warp(portrait.image, similarity(portrait.landmarks))
-        pixels = ((face - recogniser.mean) / recogniser.std).numpy()
+        pixels = ((face - embedder.mean) / embedder.std).numpy()
         (expected,) = session.run(None, {session.get_inputs()[0].name: pixels})
-        ours = recogniser(face).numpy()
+        ours = embedder(face).numpy()
         np.testing.assert_allclose(ours, expected, atol=1e-3 * np.abs(expected).max())

@@ -35,19 +35,19 @@ def test_files_of_a_role_best_first(models) -> None:
         "detection_Resnet50_Final.pth",
         "mine.onnx",
     ]
-    assert best("recogniser", where).name == "glintr100.onnx"
+    assert best("embedder", where).name == "glintr100.onnx"
     assert best("parser", where).name == "parsing_parsenet.pth"
 
 
 def test_the_best_of_another_network_where_there_is_one(models) -> None:
-    first = best("recogniser", places(models))
+    first = best("embedder", places(models))
     copy = models / "insightface" / "glintr100.onnx"
     copy.touch()  # the same network again is no other one
-    assert best("recogniser", places(models), other_than=first).name == "w600k_r50.onnx"
+    assert best("embedder", places(models), other_than=first).name == "w600k_r50.onnx"
     (parser := best("parser", places(models))).with_name("mine.pth").touch()
     assert best("parser", places(models), other_than=parser) == parser
     unknown = models / "my_own.onnx"
-    assert best("recogniser", places(models), other_than=unknown).name == "glintr100.onnx"
+    assert best("embedder", places(models), other_than=unknown).name == "glintr100.onnx"
 
 
 def test_a_missing_role_says_what_where_and_under_which_licence(models) -> None:

@@ -112,7 +112,7 @@ def test_a_neighbours_pixels_are_the_neighbours() -> None:
 
 
 def test_the_person_of_all_photos_is_chosen() -> None:
-    def recogniser(faces: Tensor) -> Tensor:  # a person is a colour
+    def embedder(faces: Tensor) -> Tensor:  # a person is a colour
         return faces.mean(dim=(2, 3)) - faces.mean(dim=(1, 2, 3), keepdim=False)[:, None]
 
     colours = {"ada": [1.0, 0.1, 0.1], "bob": [0.1, 1, 0.1], "eve": [0.1, 0.1, 1]}
@@ -125,10 +125,10 @@ def test_the_person_of_all_photos_is_chosen() -> None:
             found.append(face_at(150 * i + 11, 11, 128))
         images.append(image)
         faces.append(tuple(found))
-    analyzer = FaceAnalyzer(lambda image: (), recogniser=recogniser)
+    analyzer = FaceAnalyzer(lambda image: (), embedder=embedder)
     assert analyzer.people(images, faces) == [1, 0, 1, 0, None]
     assert FaceAnalyzer(lambda image: ()).people(images, faces) == [0, 0, 0, 0, None]
-    with pytest.raises(InputError, match="recogniser"):
+    with pytest.raises(InputError, match="embedder"):
         FaceAnalyzer(lambda image: ()).embeddings(images[0], faces[0])
 
 

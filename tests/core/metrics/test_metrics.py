@@ -12,10 +12,10 @@ from magicapture.errors import InputError
 from magicapture.metrics import (
     bootstrap,
     both,
+    leakages,
     leave_one_out,
     likeness,
     share,
-    spills,
     without_faces,
 )
 
@@ -76,13 +76,13 @@ def test_both_is_harmonic_and_lost_where_one_is() -> None:
     torch.testing.assert_close(found, torch.tensor([2 / 3, 0.0, 1.0, 0.0, 0.0]))
 
 
-def test_spill_by_mass_and_by_peak() -> None:
+def test_leakage_by_mass_and_by_peak() -> None:
     inside = torch.zeros(2, 1, 8, 8)
     inside[:, :, :, :4] = 1  # the left half
     uniform = torch.full((4, 4), 0.1)
     peaked = torch.zeros(4, 4)
     peaked[0, 0], peaked[0, 3] = 0.6, 0.2
-    found = spills(torch.stack([uniform, peaked]), inside)
+    found = leakages(torch.stack([uniform, peaked]), inside)
     torch.testing.assert_close(found.mass, torch.tensor([0.5, 0.25]))
     torch.testing.assert_close(found.peak, torch.tensor([1.0, 1 / 3]))
 

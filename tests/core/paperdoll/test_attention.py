@@ -1,12 +1,12 @@
-"""Spill of an adapter's tokens, beside a computation by hand."""
+"""Leakage of an adapter's tokens, beside a computation by hand."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from magicapture.adapter import Adapter
-from magicapture.paperdoll.attention import token_spills
+from magicapture.adapters.adapter import Adapter
+from magicapture.paperdoll.attention import token_leakage
 from magicapture.paperdoll.recipe import doll_recipe
 from magicapture.tokens import Concept
 
@@ -25,8 +25,8 @@ def test_each_token_is_measured_outside_its_own_region(backbone, adapter):
     images = torch.rand(2, 3, 128, 128)
     left = torch.zeros(2, 1, 128, 128)
     left[..., :32] = 1  # a quarter of the picture is face
-    found = token_spills(backbone, adapter, images, left)
-    turned = token_spills(backbone, adapter, images, 1 - left)
+    found = token_leakage(backbone, adapter, images, left)
+    turned = token_leakage(backbone, adapter, images, 1 - left)
     # Mass outside one region and outside its complement are the whole.
     assert found.subject + turned.subject == pytest.approx(1, abs=1e-5)
     assert found.style + turned.style == pytest.approx(1, abs=1e-5)
@@ -37,11 +37,11 @@ def test_each_token_is_measured_outside_its_own_region(backbone, adapter):
 
 def test_pictures_do_not_see_one_another(backbone, adapter):
     images, faces = torch.rand(2, 3, 128, 128), torch.rand(2, 1, 128, 128).round()
-    found = token_spills(backbone, adapter, images[:1].repeat(2, 1, 1, 1), faces)
-    first = token_spills(
+    found = token_leakage(backbone, adapter, images[:1].repeat(2, 1, 1, 1), faces)
+    first = token_leakage(
         backbone, adapter, images[:1].repeat(2, 1, 1, 1), faces[:1].repeat(2, 1, 1, 1)
     )
-    second = token_spills(
+    second = token_leakage(
         backbone, adapter, images[:1].repeat(2, 1, 1, 1), faces[1:].repeat(2, 1, 1, 1)
     )
     assert found.subject == pytest.approx((first.subject + second.subject) / 2, abs=2e-3)

@@ -15,7 +15,7 @@ from magicapture.errors import StorageError
 from magicapture.faces.analyzer import FaceAnalyzer
 from magicapture.paperdoll.faces import doll_analyzer
 from magicapture.paperdoll.pairs import Pair, make_pair, pictures, references
-from magicapture.paperdoll.weights import loss_recogniser
+from magicapture.paperdoll.weights import loss_embedder
 from magicapture.person import Person, measure_identity
 
 
@@ -63,13 +63,13 @@ def test_the_doctor_finds_the_intruder(analyzer, pair) -> None:
     other = make_pair(1_000_001, 1_000_050, photos=2, poses=2)
     images = references(pair.source + other.source[:1]).images
     filled, found = with_faces(ReferenceSet(images), analyzer)
-    report = check(filled, found, "subject", resolution=128, recogniser=analyzer.recogniser)
+    report = check(filled, found, "subject", resolution=128, embedder=analyzer.embedder)
     assert ["another person" in photo.text for photo in report.photos] == [False] * 6 + [True]
 
 
-def test_identity_by_another_recogniser_than_the_loss(analyzer, pair) -> None:
+def test_identity_by_another_embedder_than_the_loss(analyzer, pair) -> None:
     person = Person.in_photos(pictures(pair.source), analyzer)
-    truth = measure_identity(pictures(pair.unseen[:4]), person, analyzer, loss_recogniser())
+    truth = measure_identity(pictures(pair.unseen[:4]), person, analyzer, loss_embedder())
     others = measure_identity(pictures(pair.others_in_style[:8]), person, analyzer)
     assert truth.share > 0.85 and others.share < 0.4
     assert truth.of_the_loss is False

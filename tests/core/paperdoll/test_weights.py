@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from magicapture.errors import StorageError
-from magicapture.paperdoll.weights import READERS, load_reader, loss_recogniser, model_folder
+from magicapture.paperdoll.weights import READERS, load_reader, loss_embedder, model_folder
 
 
 def write(folder: Path, name: str, seed: int = 0) -> torch.nn.Module:
@@ -31,10 +31,10 @@ def test_a_reader_is_the_network_that_was_written(name: str, tmp_path: Path) -> 
         assert torch.equal(read.state_dict()[key], value), key
 
 
-def test_the_loss_recogniser_passes_gradients_to_the_faces(tmp_path: Path) -> None:
+def test_the_loss_embedder_passes_gradients_to_the_faces(tmp_path: Path) -> None:
     written = write(tmp_path, "identity_loss")
     faces = torch.rand(2, 3, 112, 112, requires_grad=True)
-    vectors = loss_recogniser(tmp_path)(faces)
+    vectors = loss_embedder(tmp_path)(faces)
     torch.testing.assert_close(vectors, written(faces))
     vectors.square().sum().backward()
     assert faces.grad is not None and faces.grad.abs().sum() > 0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from magicapture.errors import InputError
 from magicapture.faces.align import ARCFACE_TEMPLATE, FFHQ_TEMPLATE, similarity, warp
-from magicapture.faces.embed import load_recogniser
+from magicapture.faces.embed import load_face_embedder
 from magicapture.person import Person
 from magicapture.refine.guard import guard
 from magicapture.refine.paste import cut_out, drawn_mask, put_back
@@ -22,7 +22,7 @@ PERSON = Person(torch.tensor([[1.0, 0.0], [1.0, 0.0]]))  # two photos, alike by 
 
 
 def red_and_green(faces: Tensor) -> Tensor:
-    """A recogniser that sees how red and how green a face is."""
+    """A face embedder that sees how red and how green a face is."""
     return faces[:, :2].mean(dim=(2, 3))
 
 
@@ -90,23 +90,23 @@ def test_one_photo_of_the_person_will_do() -> None:
 def test_what_cannot_be_judged_is_refused(change, match) -> None:
     given = {"before": RED, "after": GREEN, "person": PERSON, "tolerance": 0.03, **change}
     with pytest.raises(InputError, match=match):
-        guard(landmarks=POINTS, recogniser=red_and_green, **given)
+        guard(landmarks=POINTS, embedder=red_and_green, **given)
 
 
 def test_a_real_face_turned_into_anothers_is_brought_back(shared_assets, photo) -> None:
     """A restorer that pastes a mirrored, darker face in the photo's place costs likeness."""
-    recogniser = load_recogniser(shared_assets / "face" / "foamliu_MobileFaceNet.onnx", "imagenet")
+    embedder = load_face_embedder(shared_assets / "face" / "foamliu_MobileFaceNet.onnx", "imagenet")
     image, face = photo
     head, matrix = cut_out(image, face.landmarks)
     stranger = head.roll(30, dims=2) ** 2
     patch = put_back(stranger, drawn_mask(head, FFHQ_TEMPLATE[None]), matrix, image.shape[-2:])
     after = patch.onto(image)
     aligned = warp(image[None], similarity(face.landmarks[None]), antialias=True)
-    person = Person(recogniser(torch.cat([aligned, aligned.flip(-1)])))
-    blend, report = guard(image, after, face.landmarks, recogniser, person)
+    person = Person(embedder(torch.cat([aligned, aligned.flip(-1)])))
+    blend, report = guard(image, after, face.landmarks, embedder, person)
     assert report.after < report.before - 0.1 and 0 < report.strength < 1
     kept = warp(blend[None], similarity(face.landmarks[None]), antialias=True)
-    measured = float(person.likeness(recogniser(kept)))
+    measured = float(person.likeness(embedder(kept)))
     assert measured == pytest.approx(report.kept, abs=1e-3)
     assert report.before - measured <= 0.03 * report.own + 1e-3
     unchanged = (after == image).all(dim=0)

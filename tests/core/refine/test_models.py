@@ -142,7 +142,7 @@ def test_range_and_fidelity_of_codeformer_from_a_file(tmp_path) -> None:
 
 
 def test_what_does_not_restore_faces_is_refused(compact) -> None:
-    with pytest.raises(UnsupportedModelError, match="Super-Resolve"):
+    with pytest.raises(UnsupportedModelError, match="Upscale Portrait"):
         FaceRestorer(compact())
 
 

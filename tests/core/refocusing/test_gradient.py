@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from magicapture.attention import LayerMaps
-from magicapture.losses import refocusing, spill
+from magicapture.losses import leakage, refocusing
 from magicapture.refocusing import Focus, Refocuser, RefocusGuidance, descend, region_loss
 
 ROWS = ((Focus("ada", "subject", (2, 3), (4,)), Focus("ink", "style", (6,))),)
@@ -48,7 +48,7 @@ def test_the_loss_is_the_mean_over_tokens_and_layers(measure) -> None:
     regions[..., 2:6, :4] = 1
     found = region_loss(layers, ROWS, regions, measure)
     expected = [
-        spill(layer.values[i][None], inside, "none")
+        leakage(layer.values[i][None], inside, "none")
         if measure == "share"
         else refocusing(layer.values[i][None], inside, measure)
         for layer in layers

@@ -1,4 +1,4 @@
-"""The picture grid of the tokens' attention, and its spill figures."""
+"""The picture grid of the tokens' attention, and its leakage figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from magicapture.attention import LayerMaps
-from magicapture.refocusing import Focus, grid, mean_spills, region_strip, sights
+from magicapture.refocusing import Focus, grid, mean_leakage, region_strip, sights
 
 TOKENS = (Focus("ada", "subject", (2,)), Focus("ink", "style", (5,)))
 
@@ -28,7 +28,7 @@ def seen():
 
 
 def test_sights_are_means_over_the_layers_of_a_size(seen) -> None:
-    found = {(s.token, s.factor): (s.values.tolist(), round(s.spill, 6)) for s in seen}
+    found = {(s.token, s.factor): (s.values.tolist(), round(s.leakage, 6)) for s in seen}
     assert found[("ada", 4)] == (
         [[pytest.approx(0.2), pytest.approx(0.1)]] * 2,
         pytest.approx(1 / 3),
@@ -37,12 +37,12 @@ def test_sights_are_means_over_the_layers_of_a_size(seen) -> None:
     assert found[("ada", 2)][1] == found[("ink", 2)][1] == 0.5
 
 
-def test_mean_spill_of_each_token(seen) -> None:
-    assert mean_spills(seen) == pytest.approx({"ada": (1 / 3 + 0.5) / 2, "ink": 0.25})
+def test_mean_leakage_of_each_token(seen) -> None:
+    assert mean_leakage(seen) == pytest.approx({"ada": (1 / 3 + 0.5) / 2, "ink": 0.25})
     unknown = sights(
         [LayerMaps("c", 2, ((0, "ada"), (0, "ink")), torch.ones(2, 4, 4))], 0, TOKENS, None, 0.0
     )
-    assert mean_spills(unknown) == {} and unknown[0].spill is None
+    assert mean_leakage(unknown) == {} and unknown[0].leakage is None
 
 
 def test_the_grid_has_a_cell_for_each_step_and_one_for_the_image(seen) -> None:

@@ -38,7 +38,7 @@ def pictures(count: int, seed: int) -> tuple[torch.Tensor, ...]:
     return tuple(nn.functional.interpolate(noise, (SIDE, SIDE), mode="bicubic").clamp(0, 1))
 
 
-class TinyRecogniser(nn.Module):
+class TinyEmbedder(nn.Module):
     """A small convolutional face embedder, frozen."""
 
     def __init__(self) -> None:
@@ -86,8 +86,8 @@ def recipe() -> Recipe:
 
 
 @pytest.fixture
-def recogniser() -> TinyRecogniser:
-    return TinyRecogniser()
+def embedder() -> TinyEmbedder:
+    return TinyEmbedder()
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from magicapture.config import RefocusSettings, Weights
 from magicapture.training import Stepped, Trainer
 
 
-def first_attention_loss(job, backbone, recogniser) -> float | None:
+def first_attention_loss(job, backbone, embedder) -> float | None:
     """The unweighted L_attn of the first step, summed over its rows."""
     events = []
-    with Trainer(job, backbone, recogniser=recogniser, listener=events.append) as trainer:
+    with Trainer(job, backbone, embedder=embedder, listener=events.append) as trainer:
         trainer.run()
     return next(e for e in events if isinstance(e, Stepped)).losses.get("attention")
 
 
-def test_the_loss_is_the_sum_over_the_tasks_asked_for(make_job, make_backbone, recogniser, recipe):
+def test_the_loss_is_the_sum_over_the_tasks_asked_for(make_job, make_backbone, embedder, recipe):
     phase = replace(
         recipe.phases[1], steps=1, weights=Weights(source=1, style=1, composed=1, attention=1)
     )
@@ -26,7 +26,7 @@ def test_the_loss_is_the_sum_over_the_tasks_asked_for(make_job, make_backbone, r
     def loss(*tasks: str) -> float | None:
         refocus = RefocusSettings(factors=(1, 2), tasks=tasks)
         return first_attention_loss(
-            make_job(phases=(phase,), refocus=refocus), make_backbone(), recogniser
+            make_job(phases=(phase,), refocus=refocus), make_backbone(), embedder
         )
 
     alone = [loss("source"), loss("style"), loss("composed")]

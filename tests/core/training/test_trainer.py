@@ -78,7 +78,7 @@ def train(job, backbone, **settings):
         return trainer.run(), events
 
 
-def test_phase_one_moves_the_tokens_alone_and_phase_two_both(make_job, backbone, recogniser):
+def test_phase_one_moves_the_tokens_alone_and_phase_two_both(make_job, backbone, embedder):
     before = snapshot(backbone)
     seen = {}
 
@@ -86,7 +86,7 @@ def test_phase_one_moves_the_tokens_alone_and_phase_two_both(make_job, backbone,
         if isinstance(event, Stepped) and event.step in (3, 7):
             seen[event.step] = trainer.adapter()
 
-    with Trainer(make_job(), backbone, recogniser=recogniser, listener=listen) as trainer:
+    with Trainer(make_job(), backbone, embedder=embedder, listener=listen) as trainer:
         start = trainer.adapter()
         trainer.run()
     assert not start.lora and not seen[3].lora
@@ -99,7 +99,7 @@ def test_phase_one_moves_the_tokens_alone_and_phase_two_both(make_job, backbone,
 
 
 @pytest.mark.parametrize("at", [0, 2, 5])
-def test_everything_is_restored_when_the_caller_stops_the_run(make_job, backbone, recogniser, at):
+def test_everything_is_restored_when_the_caller_stops_the_run(make_job, backbone, embedder, at):
     before = snapshot(backbone)
 
     def stop(event):
@@ -109,26 +109,26 @@ def test_everything_is_restored_when_the_caller_stops_the_run(make_job, backbone
 
     with (
         pytest.raises(Stop),
-        Trainer(make_job(), backbone, recogniser=recogniser, listener=stop) as trainer,
+        Trainer(make_job(), backbone, embedder=embedder, listener=stop) as trainer,
     ):
         trainer.run()
     assert_unchanged(backbone, before)
     assert not any(m._forward_hooks for part in backbone.modules.values() for m in part.modules())
 
 
-def test_the_same_seed_gives_the_same_adapter(make_job, make_backbone, recogniser):
-    one, _ = train(make_job(), make_backbone(), recogniser=recogniser)
-    two, _ = train(make_job(), make_backbone(), recogniser=recogniser)
-    other, _ = train(make_job(seed=1), make_backbone(), recogniser=recogniser)
+def test_the_same_seed_gives_the_same_adapter(make_job, make_backbone, embedder):
+    one, _ = train(make_job(), make_backbone(), embedder=embedder)
+    two, _ = train(make_job(), make_backbone(), embedder=embedder)
+    other, _ = train(make_job(seed=1), make_backbone(), embedder=embedder)
     assert_same_adapter(one, two)
     assert not torch.equal(one.tokens["ada-1"]["clip_l"], other.tokens["ada-1"]["clip_l"])
 
 
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_a_run_cut_and_resumed_equals_the_uninterrupted_one(
-    make_job, make_backbone, recogniser, tmp_path: Path, at: int
+    make_job, make_backbone, embedder, tmp_path: Path, at: int
 ):
-    whole, _ = train(make_job(), make_backbone(), recogniser=recogniser)
+    whole, _ = train(make_job(), make_backbone(), embedder=embedder)
 
     def stop(event):
         if isinstance(event, Stepped) and event.step == at:
@@ -137,13 +137,11 @@ def test_a_run_cut_and_resumed_equals_the_uninterrupted_one(
     with (
         pytest.raises(Stop),
         Trainer(
-            make_job(), make_backbone(), recogniser=recogniser, listener=stop, state_folder=tmp_path
+            make_job(), make_backbone(), embedder=embedder, listener=stop, state_folder=tmp_path
         ) as trainer,
     ):
         trainer.run()
-    resumed, events = train(
-        make_job(), make_backbone(), recogniser=recogniser, state_folder=tmp_path
-    )
+    resumed, events = train(make_job(), make_backbone(), embedder=embedder, state_folder=tmp_path)
     assert Resumed(at, 7) in events
     assert [e.step for e in events if isinstance(e, Stepped)] == list(range(at + 1, 8))
     assert_same_adapter(whole, resumed)
@@ -179,9 +177,9 @@ def test_without_bitsandbytes_eight_bit_adam_says_what_to_do(make_job, backbone,
 
 
 def test_a_run_stopped_within_a_step_resumes_exactly(
-    make_job, make_backbone, recogniser, tmp_path: Path
+    make_job, make_backbone, embedder, tmp_path: Path
 ):
-    whole, _ = train(make_job(), make_backbone(), recogniser=recogniser)
+    whole, _ = train(make_job(), make_backbone(), embedder=embedder)
     backbone, passes = make_backbone(), 0
 
     def fail(*_):
@@ -193,19 +191,19 @@ def test_a_run_stopped_within_a_step_resumes_exactly(
     handle = backbone.unet.register_forward_pre_hook(fail)
     with (
         pytest.raises(KeyboardInterrupt),
-        Trainer(make_job(), backbone, recogniser=recogniser, state_folder=tmp_path) as trainer,
+        Trainer(make_job(), backbone, embedder=embedder, state_folder=tmp_path) as trainer,
     ):
         trainer.run()
     handle.remove()
-    resumed, events = train(make_job(), backbone, recogniser=recogniser, state_folder=tmp_path)
+    resumed, events = train(make_job(), backbone, embedder=embedder, state_folder=tmp_path)
     assert Resumed(4, 7) in events
     assert_same_adapter(whole, resumed)
 
 
 def test_a_finished_run_answers_at_once_and_another_job_starts_over(
-    make_job, make_backbone, recogniser, tmp_path: Path
+    make_job, make_backbone, embedder, tmp_path: Path
 ):
-    settings = {"recogniser": recogniser, "state_folder": tmp_path}
+    settings = {"embedder": embedder, "state_folder": tmp_path}
     one, _ = train(make_job(), make_backbone(), **settings)
     again, events = train(make_job(), make_backbone(), **settings)
     assert not any(isinstance(e, Stepped) for e in events)
@@ -217,15 +215,15 @@ def test_a_finished_run_answers_at_once_and_another_job_starts_over(
     ):
         _, events = train(job, make_backbone(), **settings, **extra)
         assert not any(isinstance(e, Resumed) for e in events)
-    _, events = train(make_job(), make_backbone(), state_folder=tmp_path)  # no recogniser
+    _, events = train(make_job(), make_backbone(), state_folder=tmp_path)  # no face embedder
     assert not any(isinstance(e, Resumed) for e in events)
 
 
-def test_previews_do_not_disturb_the_run(make_job, make_backbone, recogniser):
-    plain, _ = train(make_job(), make_backbone(), recogniser=recogniser)
+def test_previews_do_not_disturb_the_run(make_job, make_backbone, embedder):
+    plain, _ = train(make_job(), make_backbone(), embedder=embedder)
     events = []
     settings = SamplingSettings(steps=2, width=128, height=128)
-    with Trainer(make_job(), make_backbone(), recogniser=recogniser, listener=events.append) as t:
+    with Trainer(make_job(), make_backbone(), embedder=embedder, listener=events.append) as t:
         shown = t.run(preview_every=3, preview=settings)
     previews = [e for e in events if isinstance(e, Previewed)]
     assert [e.step for e in previews] == [3, 6, 7]
@@ -233,16 +231,16 @@ def test_previews_do_not_disturb_the_run(make_job, make_backbone, recogniser):
     assert "<ada-1>" in previews[0].prompt and "<oil-1>" in previews[0].prompt
     assert_same_adapter(plain, shown)
     for preview in previews:
-        assert preview.spills.keys() == {"ada-1", "oil-1"}
+        assert preview.leakages.keys() == {"ada-1", "oil-1"}
         assert {sight.token for sight in preview.sights} == {"ada-1", "oil-1"}
         # The subject's region is the portraits' face, the style's the rest: they share the picture.
         ada, oil = (next(s for s in preview.sights if s.token == n) for n in ("ada-1", "oil-1"))
         assert torch.equal(ada.region, 1 - oil.region)
         assert 0 < ada.region.mean() < 0.5
-    assert previews[0].spills != previews[1].spills
+    assert previews[0].leakages != previews[1].leakages
 
 
-def test_the_last_preview_shows_what_was_learned(make_job, make_backbone, recogniser, tmp_path):
+def test_the_last_preview_shows_what_was_learned(make_job, make_backbone, embedder, tmp_path):
     """At the end, and again where the run is found finished: as the adapter draws it."""
     settings = SamplingSettings(steps=2, width=128, height=128)
     backbone, last = make_backbone(), []
@@ -251,7 +249,7 @@ def test_the_last_preview_shows_what_was_learned(make_job, make_backbone, recogn
         with Trainer(
             make_job(),
             backbone,
-            recogniser=recogniser,
+            embedder=embedder,
             state_folder=tmp_path,
             listener=events.append,
         ) as trainer:
@@ -267,27 +265,27 @@ def test_the_last_preview_shows_what_was_learned(make_job, make_backbone, recogn
     assert (drawn - bare).abs().max() > 1e-3
 
 
-def test_without_masks_a_preview_has_no_spill(make_job, make_backbone):
+def test_without_masks_a_preview_has_no_leakage(make_job, make_backbone):
     job = make_job(masked=False, phases=make_job().recipe.phases[:1])
     job = replace(job, reference=replace(job.reference, masks=(None,) * 4))
     with Trainer(job, make_backbone()) as trainer:
         preview = trainer.preview(SamplingSettings(steps=2, width=128, height=128))
     assert preview.sights
-    assert preview.spills == {}
+    assert preview.leakages == {}
 
 
 @pytest.mark.parametrize("changes", [{"batching": "in_turn"}, {"checkpointing": True}])
-def test_less_memory_gives_the_same_result(make_job, make_backbone, recogniser, changes):
-    plain, _ = train(make_job(), make_backbone(), recogniser=recogniser)
-    small, _ = train(make_job(**changes), make_backbone(), recogniser=recogniser)
+def test_less_memory_gives_the_same_result(make_job, make_backbone, embedder, changes):
+    plain, _ = train(make_job(), make_backbone(), embedder=embedder)
+    small, _ = train(make_job(**changes), make_backbone(), embedder=embedder)
     # Adam turns rounding of a near-zero gradient into a step of up to the learning rate, so the
     # losses, not the weights, are held to a tight bound.
     assert_same_adapter(plain, small, rtol=1e-2, atol=2e-3)
 
 
-def test_every_loss_is_reported_and_falls(make_job, backbone, recogniser, recipe):
+def test_every_loss_is_reported_and_falls(make_job, backbone, embedder, recipe):
     phases = (replace(recipe.phases[1], steps=40, schedule="constant"),)
-    _, events = train(make_job(phases=phases), backbone, recogniser=recogniser)
+    _, events = train(make_job(phases=phases), backbone, embedder=embedder)
     steps = [e for e in events if isinstance(e, Stepped)]
     assert {n for e in steps for n in e.losses} == {
         "source",
@@ -303,7 +301,7 @@ def test_every_loss_is_reported_and_falls(make_job, backbone, recogniser, recipe
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
-def test_every_recipe_runs_in_the_same_loop(name, make_job, backbone, recogniser):
+def test_every_recipe_runs_in_the_same_loop(name, make_job, backbone, embedder):
     recipe = with_steps(named_recipe(name), 4)
     tiny = make_job().recipe
     job = make_job(
@@ -316,7 +314,7 @@ def test_every_recipe_runs_in_the_same_loop(name, make_job, backbone, recogniser
             "prior": replace(recipe.prior, images=min(2, recipe.prior.images), steps=2),
         }
     )
-    adapter, events = train(job, backbone, recogniser=recogniser)
+    adapter, events = train(job, backbone, embedder=embedder)
     assert sum(isinstance(e, Stepped) for e in events) == 4
     trained = {key.split(".")[0] for key in adapter.lora}
     assert ("unet" in trained) == recipe.trains("unet")
@@ -334,21 +332,21 @@ def test_a_recipe_without_a_rate_for_tokens_leaves_them(make_job, backbone):
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_trains_fp32_masters(make_job, backbone, recogniser, precision):
+def test_half_precision_trains_fp32_masters(make_job, backbone, embedder, precision):
     before = snapshot(backbone)
-    adapter, _ = train(make_job(precision=precision), backbone, recogniser=recogniser)
+    adapter, _ = train(make_job(precision=precision), backbone, embedder=embedder)
     assert all(t.dtype == torch.float32 for t in lora_tensors(adapter).values())
     assert all(t.isfinite().all() for t in lora_tensors(adapter).values())
     assert_unchanged(backbone, before)
 
 
-def test_without_a_recogniser_the_run_says_so_and_goes_on(make_job, backbone):
+def test_without_an_embedder_the_run_says_so_and_goes_on(make_job, backbone):
     adapter, events = train(make_job(), backbone)
-    assert any("recogniser" in e.text for e in events if isinstance(e, Warned))
+    assert any("face recognition model" in e.text for e in events if isinstance(e, Warned))
     assert adapter.lora
 
 
-def test_nan_stops_the_run_before_it_spreads(make_job, backbone, recogniser, tmp_path: Path):
+def test_nan_stops_the_run_before_it_spreads(make_job, backbone, embedder, tmp_path: Path):
     passes = 0
 
     def poison(module, inputs, output):
@@ -360,7 +358,7 @@ def test_nan_stops_the_run_before_it_spreads(make_job, backbone, recogniser, tmp
     handle = backbone.unet.register_forward_hook(poison)
     with (
         pytest.raises(NumericalError, match="step 4"),
-        Trainer(make_job(), backbone, recogniser=recogniser, state_folder=tmp_path) as trainer,
+        Trainer(make_job(), backbone, embedder=embedder, state_folder=tmp_path) as trainer,
     ):
         trainer.run()
     handle.remove()
@@ -386,9 +384,9 @@ def test_a_gradient_that_is_nan_stops_the_run_before_it_spreads(make_job, backbo
 
 
 def test_memory_that_runs_out_is_explained_and_the_run_goes_on(
-    make_job, make_backbone, recogniser, tmp_path: Path
+    make_job, make_backbone, embedder, tmp_path: Path
 ):
-    whole, _ = train(make_job(), make_backbone(), recogniser=recogniser)
+    whole, _ = train(make_job(), make_backbone(), embedder=embedder)
     backbone, passes = make_backbone(), 0
 
     def run_out(*_):
@@ -400,13 +398,13 @@ def test_memory_that_runs_out_is_explained_and_the_run_goes_on(
     handle = backbone.unet.register_forward_pre_hook(run_out)
     with (
         pytest.raises(OutOfMemoryError, match=r"in_turn.*20 GiB"),
-        Trainer(make_job(), backbone, recogniser=recogniser, state_folder=tmp_path) as trainer,
+        Trainer(make_job(), backbone, embedder=embedder, state_folder=tmp_path) as trainer,
     ):
         trainer.run()
     handle.remove()
     small = make_job(batching="in_turn", checkpointing=True)
     assert small.fingerprint() == make_job().fingerprint() != make_job(flip=True).fingerprint()
-    resumed, events = train(make_job(), backbone, recogniser=recogniser, state_folder=tmp_path)
+    resumed, events = train(make_job(), backbone, embedder=embedder, state_folder=tmp_path)
     assert Resumed(4, 7) in events
     assert_same_adapter(whole, resumed)
 

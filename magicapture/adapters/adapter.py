@@ -1,0 +1,88 @@
+"""What a training run leaves behind: LoRA weights, token vectors, and how they came to be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from ..config import Recipe
+from ..errors import InputError
+from ..lora import LoraWeights
+from ..tokens import Concept, TokenVectors
+
+ENCODERS: Mapping[str, tuple[str, ...]] = {
+    "sd1": ("clip_l",),
+    "sd2": ("clip_l",),
+    "sdxl": ("clip_l", "clip_g"),
+}
+"""The text encoders of each family, by the key their embeddings have in files."""
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """A learned person and style, for any base model of its family.
+
+    lora: weights by "unet.<name>" or "<encoder>.<name>", where <encoder> is one of
+    `ENCODERS[family]` and <name> is the module's name in diffusers ("text_model." included).
+    tokens: for each token and encoder the vectors (n,width).
+    family: "sd1", "sd2" or "sdxl". recipe: None where the file did not tell.
+    info: facts about the run as plain text ("steps", "seed", "face embedder": the identity loss's),
+    kept in files.
+    """
+
+    lora: Mapping[str, LoraWeights]
+    tokens: Mapping[str, Mapping[str, Tensor]]
+    family: str
+    recipe: Recipe | None = None
+    concepts: tuple[Concept, ...] = ()
+    info: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.family not in ENCODERS:
+            raise InputError(
+                f"The adapter's family is {self.family!r}; expected one of {', '.join(ENCODERS)}."
+            )
+        known = ("unet", *ENCODERS[self.family])
+        strange = [key for key in self.lora if key.partition(".")[0] not in known]
+        if strange:
+            raise InputError(
+                f"The adapter has LoRA weights for {strange[0]!r}; {self.family} has the parts "
+                f"{', '.join(known)}."
+            )
+        for name, vectors in self.tokens.items():
+            if set(vectors) != set(ENCODERS[self.family]):
+                raise InputError(
+                    f"The token {name!r} has vectors for {', '.join(vectors) or 'no encoder'}; "
+                    f"{self.family} needs {' and '.join(ENCODERS[self.family])}."
+                )
+
+    def part(self, part: str) -> dict[str, LoraWeights]:
+        """The LoRA of "unet" or of one text encoder, by diffusers' module names."""
+        start = f"{part}."
+        return {
+            key.removeprefix(start): weights
+            for key, weights in self.lora.items()
+            if key.startswith(start)
+        }
+
+    def state_for(self, part: str, names: Mapping[str, str]) -> dict[str, LoraWeights]:
+        """The LoRA of one part by a model's own module names, ready for `lora.applied`.
+
+        names: own name -> diffusers' name, as `Backbone.canonical_names` gives. Raises
+        InputError when the model lacks a layer.
+        """
+        own = {canonical: name for name, canonical in names.items()}
+        weights = self.part(part)
+        missing = sorted(weights.keys() - own.keys())
+        if missing:
+            raise InputError(
+                f"The adapter was made for {self.family}, and this base model's {part} has no "
+                f"layer {missing[0]} ({len(missing)} are missing); use a base model of its family."
+            )
+        return {own[name]: of for name, of in weights.items()}
+
+    def vectors(self) -> TokenVectors:
+        """The token vectors as prompts are encoded with."""
+        return TokenVectors(self.tokens)

@@ -1,0 +1,223 @@
+"""Loading: other programs' files, and files that are damaged, missing or of another kind."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from magicapture.adapters import detect, load_adapter, save_adapter, save_diffusers, save_peft
+from magicapture.adapters.adapter import Adapter
+from magicapture.errors import InputError, MagiCaptureError, StorageError
+
+KEY = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k"
+
+
+def lora_of_width(width: int, rank: int = 2) -> dict[str, torch.Tensor]:
+    return {
+        f"{KEY}.lora_down.weight": torch.randn(rank, width),
+        f"{KEY}.lora_up.weight": torch.randn(8, rank),
+    }
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+@pytest.mark.parametrize(("width", "family"), [(768, "sd1"), (1024, "sd2"), (2048, "sdxl")])
+def test_a_foreign_lora_tells_its_family_by_the_text_width(
+    tmp_path: Path, width: int, family: str
+) -> None:
+    tensors = lora_of_width(width)
+    save_file(tensors, tmp_path / "foreign.safetensors")
+    adapter = load_adapter(tmp_path / "foreign.safetensors")
+    (weights,) = adapter.lora.values()
+    assert adapter.family == family and adapter.recipe is None and adapter.tokens == {}
+    assert weights.alpha == weights.rank == 2  # no alpha in the file
+    assert torch.equal(weights.down, tensors[f"{KEY}.lora_down.weight"])
+
+
+def test_a_foreign_lora_with_1x1_convolutions_and_half_precision_is_read(tmp_path: Path) -> None:
+    key = "lora_unet_mid_block_attentions_0_proj_in"
+    conv = {
+        f"{key}.lora_down.weight": torch.ones(4, 8, 1, 1).half(),
+        f"{key}.lora_up.weight": torch.ones(8, 4, 1, 1).half(),
+        f"{key}.alpha": torch.tensor(2.0).half(),
+    }
+    save_file({**lora_of_width(768), **conv}, tmp_path / "a.safetensors")
+    weights = load_adapter(tmp_path / "a.safetensors").lora["unet.mid_block.attentions.0.proj_in"]
+    assert weights.down.shape == (4, 8) and weights.up.shape == (8, 4) and weights.alpha == 2.0
+    assert weights.down.dtype == torch.float32
+
+
+def test_a_foreign_lora_takes_the_embeddings_given(tmp_path: Path) -> None:
+    save_file(lora_of_width(768), tmp_path / "foreign.safetensors")
+    torch.save({"<birb>": torch.ones(768)}, tmp_path / "learned_embeds.bin")
+    places = [tmp_path, tmp_path / "learned_embeds.bin"]  # a folder is not searched for any
+    adapter = load_adapter(tmp_path / "foreign.safetensors", places)
+    assert list(adapter.tokens) == ["birb"] and adapter.tokens["birb"]["clip_l"].shape == (1, 768)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({f"{KEY}.dora_scale": torch.ones(8, 1)}, "dora_scale"),
+        ({f"{KEY}.hada_w1_a": torch.ones(8, 1)}, "LoHa"),
+        (
+            {
+                "lora_unet_mid_block_resnets_0_conv1.lora_down.weight": torch.ones(2, 8, 3, 3),
+                "lora_unet_mid_block_resnets_0_conv1.lora_up.weight": torch.ones(8, 2, 1, 1),
+            },
+            "3x3",
+        ),
+        (
+            {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": torch.ones(2, 8)},
+            "proj_in",
+        ),
+        ({f"{KEY}.alpha": torch.ones(3)}, "alpha"),
+    ],
+)
+def test_a_lora_of_another_kind_is_refused(
+    tmp_path: Path, extra: dict[str, torch.Tensor], message: str
+) -> None:
+    save_file({**lora_of_width(768), **extra}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=message):
+        load_adapter(tmp_path / "a.safetensors")
+
+
+def test_a_lora_of_unknown_width_is_refused(tmp_path: Path) -> None:
+    save_file(lora_of_width(99), tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="width 99"):
+        load_adapter(tmp_path / "a.safetensors")
+
+
+def test_a_checkpoint_is_refused_by_its_name(tmp_path: Path) -> None:
+    save_file({"model.diffusion_model.out.2.weight": torch.ones(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match="whole checkpoint"):
+        load_adapter(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_damaged(adapter: Adapter, tmp_path: Path, share: float) -> None:
+    path = save_adapter(adapter, tmp_path, tmp_path, "portrait").lora
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(StorageError, match="empty" if not share else "damaged"):
+        load_adapter(path, [tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error"),
+    [
+        ("a.safetensors", b"hello, this is a text file", StorageError),
+        ("a.pt", b"hello, this is a text file", StorageError),
+        ("a.txt", b"hello", InputError),
+        ("missing.safetensors", None, StorageError),
+    ],
+)
+def test_a_file_that_is_none_is_named(
+    tmp_path: Path, name: str, data: bytes | None, error: type[Exception]
+) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(error, match=name.replace(".", r"\.")):
+        load_adapter(tmp_path / name)
+
+
+def test_a_missing_embedding_is_named(adapter: Adapter, tmp_path: Path) -> None:
+    files = save_adapter(adapter, tmp_path, tmp_path / "embeddings", "portrait")
+    files.embeddings[1].unlink()
+    with pytest.raises(StorageError, match=r"film\.safetensors"):
+        load_adapter(files.lora, [tmp_path / "embeddings"])
+
+
+def test_an_embedding_of_another_run_is_noticed(
+    make_adapter: Callable[..., Adapter], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = save_adapter(make_adapter(), tmp_path, tmp_path, "first").lora
+    with caplog.at_level(logging.WARNING):
+        load_adapter(first, [tmp_path])
+    assert not caplog.records
+    other = make_adapter()
+    save_adapter(replace(other, tokens={"ada": other.tokens["ada"]}), tmp_path, tmp_path, "second")
+    load_adapter(first, [tmp_path])
+    (record,) = caplog.records
+    assert "ada.safetensors is not the embedding" in record.getMessage()
+
+
+def test_the_first_place_that_has_the_token_wins(adapter: Adapter, tmp_path: Path) -> None:
+    files = save_adapter(adapter, tmp_path, tmp_path / "embeddings", "portrait")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    torch.save({"<ada>": torch.zeros(1, 32)}, elsewhere / "ada.pt")
+    tokens = load_adapter(files.lora, [elsewhere, tmp_path / "embeddings"]).tokens
+    assert not tokens["ada"]["clip_l"].any() and tokens["film"]["clip_l"].any()
+
+
+def test_an_embedding_alone_is_an_adapter_of_one_token(adapter: Adapter, tmp_path: Path) -> None:
+    files = save_adapter(adapter, tmp_path, tmp_path / "embeddings", "portrait")
+    alone = load_adapter(files.embeddings[0])
+    assert alone.lora == {} and alone.recipe == adapter.recipe
+    assert [concept.name for concept in alone.concepts] == list(alone.tokens) == ["ada"]
+
+
+def test_a_foreign_embedding_tells_its_family(tmp_path: Path) -> None:
+    path = tmp_path / "birb.safetensors"
+    for tensors, family in (
+        ({"emb_params": torch.ones(1, 768)}, "sd1"),
+        ({"emb_params": torch.ones(1, 1024)}, "sd2"),
+        ({"clip_l": torch.ones(1, 768), "clip_g": torch.ones(1, 1280)}, "sdxl"),
+    ):
+        save_file(tensors, path)
+        adapter = load_adapter(path)
+        assert adapter.family == family and list(adapter.tokens) == ["birb"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"magicapture.format": "2"}, InputError, "format 2"),
+        ({"magicapture.concepts": "[{"}, StorageError, "metadata is damaged"),
+        ({"magicapture.concepts": '[{"name": "a", "colour": 1}]'}, StorageError, "colour"),
+        ({"magicapture.family": "flux"}, InputError, "flux"),
+    ],
+)
+def test_metadata_that_cannot_be_read_is_refused(
+    adapter: Adapter, tmp_path: Path, changes: dict, error: type[MagiCaptureError], message: str
+) -> None:
+    path = save_adapter(adapter, tmp_path, tmp_path, "portrait").lora
+    save_file(load_file(path), path, metadata=metadata_of(path) | changes)
+    with pytest.raises(error, match=message):
+        load_adapter(path, [tmp_path])
+
+
+def test_a_recipe_of_another_version_costs_the_recipe_alone(
+    adapter: Adapter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = save_adapter(adapter, tmp_path, tmp_path, "portrait").lora
+    metadata = metadata_of(path) | {"magicapture.recipe": '{"sorcery": 1}'}
+    save_file(load_file(path), path, metadata=metadata)
+    loaded = load_adapter(path, [tmp_path])
+    assert loaded.recipe is None and loaded.lora.keys() == adapter.lora.keys()
+    assert "sorcery" in caplog.text
+
+
+def test_each_form_is_told_by_its_keys(adapter: Adapter, tmp_path: Path) -> None:
+    files = save_adapter(adapter, tmp_path, tmp_path, "kohya")
+    assert detect(files.lora) == "kohya"
+    assert detect(files.embeddings[0]) == "embedding"
+    assert detect(save_diffusers(adapter, tmp_path / "d", "diffusers").lora) == "diffusers"
+    (folder, _) = save_peft(adapter, tmp_path / "peft")
+    assert detect(folder) == detect(folder.parent) == "peft"
+    with pytest.raises(InputError, match="the folder"):
+        detect(folder / "adapter_model.safetensors")
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.lora_up.weight"
+    save_file({key: torch.ones(1)}, tmp_path / "native.safetensors")
+    assert detect(tmp_path / "native.safetensors") == "comfyui"
