@@ -18,6 +18,9 @@ DIRECTIONS: dict[str, str] = {
     "errors": "",
     "losses": "config",
     "checkpointing": "",
+    "digests": "",
+    "interrupts": "",
+    "memory": "errors",
     "paperdoll": "metrics recipes training losses",
     "plot": "",
     "version": "",
@@ -30,7 +33,7 @@ DIRECTIONS: dict[str, str] = {
     "faces": "config",
     "attention": "config",
     "backbone": "tokens",
-    "backbones": "backbone",
+    "backbones": "backbone digests",
     "data": "faces tokens files",
     "adapters": "tokens lora files version",
     "identity": "faces losses backbone",
@@ -42,7 +45,7 @@ DIRECTIONS: dict[str, str] = {
     "refocusing": "sampling checkpointing plot",
     "doctor": "data metrics",
     "demo": "paperdoll plot backbones",
-    "training": "identity data prompts refocusing",
+    "training": "identity data prompts refocusing digests interrupts memory version",
 }
 # The ends of the house, which may use all of it.
 ENDS = {"__init__", "__main__", "cli"}

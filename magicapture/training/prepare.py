@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from torch import nn
@@ -14,18 +13,17 @@ from ..identity import IdentityLoss, colour_blind, embeddings
 from ..tokens import TokenVectors, initial_vectors
 from .draws import Draws
 from .events import Listener, Prepared, Warned
-from .job import TrainingJob, digest, generator
+from .job import TrainingJob, generator
 from .prior import class_latents
 
 
 @dataclass(frozen=True)
 class Materials:
-    """What every step works with. `fingerprint` names the run: job, base model, face embedder."""
+    """What every step works with."""
 
     vectors: TokenVectors
     draws: Draws
     identity: IdentityLoss | None
-    fingerprint: str
 
 
 def prepare(
@@ -52,14 +50,10 @@ def prepare(
         composed = _encoded(labels, job, backbone, "encoding the pseudo-labels", tell)
     prior = class_latents(backbone, job, tell) if job.recipe.uses("prior") else None
     identity = _identity(job, backbone, embedder, tell) if job.recipe.uses("identity") else None
-    networks: list[object] = [backbone.unet, *backbone.text_encoders.values()]
-    if identity is not None:
-        networks.append(embedder)
     return Materials(
         vectors,
         Draws(job.recipe, job.subject, job.style, (source, reference), prior, composed),
         identity,
-        digest(job.fingerprint(), *(weights_hash(network) for network in networks)),
     )
 
 
@@ -111,13 +105,3 @@ def _identity(
     return IdentityLoss(
         embedder, backbone.decode_fast, backbone.downscale, target, job.recipe.identity
     )
-
-
-def weights_hash(network: object) -> str:
-    """A hash that tells networks apart, from a thin sample of the weights."""
-    result = hashlib.sha256(type(network).__qualname__.encode())
-    parameters = network.named_parameters() if isinstance(network, nn.Module) else ()
-    for name, parameter in sorted(parameters):
-        thin = parameter.detach().flatten()[:: max(1, parameter.numel() // 16)][:16]
-        result.update(f"{name}{tuple(parameter.shape)}{thin.float().tolist()}".encode())
-    return result.hexdigest()

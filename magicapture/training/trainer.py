@@ -19,19 +19,22 @@ from ..adapters import Adapter
 from ..backbone import Backbone
 from ..checkpointing import checkpointed
 from ..config import Phase, Precision
-from ..errors import NumericalError, OutOfMemoryError
+from ..errors import NumericalError
 from ..faces.embed import FaceEmbedder, name_of
+from ..interrupts import uninterrupted
+from ..memory import memory_explained
 from ..prompts import prompt_for
 from ..sampling import SamplingSettings, sample_latents
 from .checks import check_backbone, probe, refocusing_capture
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
+from .fingerprint import run_name
 from .job import TrainingJob, generator
 from .look import look
 from .loras import Loras
 from .objective import Losses, Objective
 from .optim import make_optimizer, set_rates
 from .prepare import prepare
-from .state import check_space, load_state, save_state, state_path
+from .state import EVERY_STEPS, StateKeeper, check_space
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,12 @@ DTYPES: dict[Precision, torch.dtype | None] = {
     "fp16": torch.float16,
 }
 
+_IN_LESS_MEMORY = (
+    "Train in less: batching in_turn and checkpointing on (save_memory in ComfyUI), a lower "
+    "resolution, or a TAESD as the fast decoder; close other programs that use the GPU.",
+    "Train in less: a lower resolution, fewer or smaller photos; close other programs.",
+)
+
 
 class Trainer:
     """A training run as a context: `with Trainer(job, backbone) as trainer: trainer.run()`.
@@ -49,8 +58,8 @@ class Trainer:
     On the way in the job is checked, the models are opened for gradients and the photos encoded;
     on the way out every model is as it was, also after an exception. `listener` is called with
     each event and stops the run by raising. With a `state_folder` the run is saved there, every
-    `save_every` steps and whenever it stops, and a run of just the same job goes on from there
-    unless `fresh`.
+    `save_every` steps, every minute and whenever it stops, and a run of just the same job goes on
+    from there unless `fresh`.
     """
 
     def __init__(
@@ -61,7 +70,7 @@ class Trainer:
         embedder: FaceEmbedder | None = None,
         listener: Listener | None = None,
         state_folder: Path | None = None,
-        save_every: int = 200,
+        save_every: int = EVERY_STEPS,
         fresh: bool = False,
     ) -> None:
         self.job, self.backbone, self.recipe = job, backbone, job.recipe
@@ -71,6 +80,7 @@ class Trainer:
         self.step = 0
         self._shown = 0  # the step of the newest preview
         self.history: list[dict[str, float]] = []
+        self.keeper: StateKeeper | None = None
         self._scope = ExitStack()
         self.loras = Loras(backbone, job.recipe.lora, job.seed)
         self._optimizer: torch.optim.Optimizer | None = None
@@ -82,7 +92,8 @@ class Trainer:
         check_backbone(self.job, self.backbone)
         if self.state_folder:
             check_space(self.state_folder)
-        with ExitStack() as scope, _memory_explained():
+        with ExitStack() as scope, memory_explained(*_IN_LESS_MEMORY):
+            self._name_run()
             scope.enter_context(self.backbone.training(DTYPES[self.recipe.precision]))
             self._prepare()
             self._scope = scope.pop_all()
@@ -90,11 +101,6 @@ class Trainer:
 
     def __exit__(self, *exception: object) -> None:
         self._scope.close()
-
-    @property
-    def state_file(self) -> Path | None:
-        """Where this run's state is kept, if anywhere."""
-        return state_path(self.state_folder, self.fingerprint) if self.state_folder else None
 
     # -- what a caller does with a trainer ----------------------------------------------------
 
@@ -122,9 +128,9 @@ class Trainer:
             if preview_every and self._shown != self.step:
                 self._show(preview)
         except BaseException:
-            self._save_quietly()
+            self._save()
             raise
-        self._save_quietly()  # asked for again, this run answers at once
+        self._save()  # asked for again, this run answers at once
         return self.adapter()
 
     def adapter(self) -> Adapter:
@@ -190,18 +196,33 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self._restore_draws(state["draws"])
 
+    def farewell(self, again: str) -> str:
+        """What to tell a user who stopped the run; `again` says how it goes on from its state."""
+        if self.keeper is None:
+            return f"Stopped after step {self.step} of {self.steps}. It was not to be saved."
+        return self.keeper.farewell(self.step, self.steps, again)
+
     # -- preparation --------------------------------------------------------------------------
+
+    def _name_run(self) -> None:
+        self.fingerprint = run_name(self.job, self.backbone, self.embedder)
+        if self.state_folder:
+            self.keeper = StateKeeper(
+                self.state_folder,
+                self.fingerprint,
+                every_steps=self.save_every,
+                warn=lambda text: self.tell(Warned(text)),
+            )
 
     def _prepare(self) -> None:
         materials = prepare(self.job, self.backbone, self.embedder, self.tell)
         self.vectors, self.draws = materials.vectors, materials.draws
-        self.identity, self.fingerprint = materials.identity, materials.fingerprint
+        self.identity = materials.identity
         self.generator = generator(self.job.seed, "steps")
         fp16 = self.backbone.dtype == torch.float16
         self.scaler = GradScaler(self.backbone.device.type, enabled=fp16)
         probe(self.job, self.backbone, self.vectors)
-        known = self.state_file is not None and not self.fresh
-        if known and (state := load_state(self.state_file, self.fingerprint)):  # type: ignore[arg-type]
+        if self.keeper and not self.fresh and (state := self.keeper.load()):
             self.resume(state)
             self.tell(Resumed(self.step, self.steps))
 
@@ -212,20 +233,17 @@ class Trainer:
     ) -> None:
         if self.step == first:
             self._optimizer_state = None  # that of the phase before, when resumed at its end
-        with self._phase(phase) as objective, _memory_explained():
+        with self._phase(phase) as objective, memory_explained(*_IN_LESS_MEMORY):
             while (at := self.step - first) < phase.steps:
                 started = time.perf_counter()
-                losses, norm = self._step(objective, phase, at)
-                self.step += 1
-                total = losses.pop("total")
-                self.history.append(losses)
+                losses, total, norm = self._step(objective, phase, at)
                 seconds = time.perf_counter() - started
                 event = Stepped(self.step, self.steps, phase.name, losses, total, norm, seconds)
                 self.tell(event)
                 if preview_every and self.step % preview_every == 0:
                     self._show(preview)
-                if self.step % self.save_every == 0:
-                    self._save_quietly()
+                if self.keeper and self.keeper.due(self.step):
+                    self.keeper.save(self.state())
 
     @contextmanager
     def _phase(self, phase: Phase) -> Iterator[Objective]:
@@ -259,19 +277,29 @@ class Trainer:
 
     # -- a step -------------------------------------------------------------------------------
 
-    def _step(self, objective: Objective, phase: Phase, at: int) -> tuple[dict[str, float], float]:
-        """One optimiser step; an interrupted one takes its random draws back."""
-        before = self._draws_state()
+    def _step(
+        self, objective: Objective, phase: Phase, at: int
+    ) -> tuple[dict[str, float], float, float]:
+        """One optimiser step, whole or not at all; the mean losses by name, total and norm."""
+        before, done = self._draws_state(), self.step
         try:
-            return self._optimise(objective, phase, at)
+            losses, norm = self._gradients(objective, phase, at)
+            total = losses.pop("total")
+            with uninterrupted():  # a signal comes before or after: half of Adam is no step
+                self.scaler.step(self._optimizer)  # type: ignore[arg-type]
+                self.scaler.update()
+                self.step += 1
+                self.history.append(losses)
         except BaseException:
-            self._restore_draws(before)
+            if self.step == done:
+                self._restore_draws(before)
             raise
+        return losses, total, norm
 
-    def _optimise(
+    def _gradients(
         self, objective: Objective, phase: Phase, at: int
     ) -> tuple[dict[str, float], float]:
-        """One optimiser step; returns the mean losses by name with "total", and the norm."""
+        """The clipped gradients of a step; the mean losses by name with "total", and the norm."""
         assert self._optimizer is not None
         optimizer, scaler = self._optimizer, self.scaler
         boost = phase.style_boost if at < phase.steps / 2 else 1.0
@@ -294,8 +322,6 @@ class Trainer:
         norm = float(nn.utils.clip_grad_norm_(parameters, phase.max_grad_norm or math.inf))
         if not scaler.is_enabled():  # the scaler skips such a step and lowers its scale
             self._check_finite("gradient's norm", norm, losses)
-        scaler.step(optimizer)
-        scaler.update()
         return losses, norm
 
     def _check_finite(self, what: str, value: float, losses: Mapping[str, float]) -> None:
@@ -310,7 +336,7 @@ class Trainer:
 
     def _show(self, settings: SamplingSettings | None) -> None:
         self._shown = self.step
-        with _memory_explained():
+        with memory_explained(*_IN_LESS_MEMORY):
             seen = self.preview(settings)
         self.tell(seen)
 
@@ -324,27 +350,9 @@ class Trainer:
         self.generator.set_state(state["generator"])
         self.draws.load_state_dict(state)
 
-    def _save_quietly(self) -> None:
-        """Save what there is; a failure here must neither end a run nor hide what ended it."""
-        if self.state_file is None or not self.step:
-            return
-        try:
-            save_state(self.state_file, self.state())
-        except Exception:
-            logger.exception("The run's state could not be saved to %s", self.state_file)
-
-
-@contextmanager
-def _memory_explained() -> Iterator[None]:
-    """Say what to do where PyTorch says that memory ran out."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            "The GPU's memory is not enough. Train in less: batching in_turn and checkpointing on "
-            "(save_memory in ComfyUI), a lower resolution, or a TAESD as the fast decoder; close "
-            f"other programs that use the GPU. What was trained is kept. ({error})"
-        ) from error
+    def _save(self) -> None:
+        if self.keeper and self.step:
+            self.keeper.save(self.state())
 
 
 def _ignore(event: Event) -> None:
