@@ -13,6 +13,7 @@ from ..prompts import PromptKind
 from ..recipes import DEFAULT, RECIPE_NAMES
 from ..refocusing import RefocusGuidance
 from ..sampling import SamplerName, SamplingSettings
+from ..training import EVERY_STEPS
 from .demo import demo
 from .doctor import doctor
 from .identity import identity
@@ -92,6 +93,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="Draw a picture every N steps and at the end.",
     )
+    add("--states", type=Path, metavar="DIR", help="Where stopped runs are kept; OUT-DIR/states.")
+    every = "Save the run every N steps as well as every minute; 0: by time alone."
+    add("--save-every", type=int, default=EVERY_STEPS, metavar="N", help=every)
     add("--fresh", action="store_true", help="Start over, though a stopped run could go on.")
     parser.set_defaults(run=train)
 
