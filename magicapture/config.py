@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from .errors import InputError
+from .loss import Weights as Weights
 
 Role = Literal["subject", "style"]
 Task = Literal["source", "style", "composed", "prior"]
@@ -147,7 +148,7 @@ class IdentitySettings(Checked):
 
     max_timestep: int = setting(
         500,
-        "T': the loss acts where t is at most this. Above, x0 is too blurred to hold a face.",
+        "T': the loss acts where t is below this. Above, x0 is too blurred to hold a face.",
         low=1,
         high=1000,
         release=800,
@@ -247,21 +248,6 @@ class Rates(Checked):
 
 
 @dataclass(frozen=True)
-class Weights(Checked):
-    """Weights of the losses; a loss of weight 0 is not computed."""
-
-    source: float = setting(1.0, "Masked reconstruction of the source, L_s.", low=0)
-    style: float = setting(1.0, "Masked reconstruction of the style, L_r.", low=0)
-    composed: float = setting(0.0, "Composed prompt on the pseudo-label, L_c.", low=0)
-    identity: float = setting(0.0, "Identity, L_id.", low=0, paper=1.0)
-    attention: float = setting(0.0, "Attention Refocusing, L_attn.", low=0, paper=2.5)
-    prior: float = setting(0.0, "Prior preservation on class images.", low=0)
-    token_norm: float = setting(
-        0.0, "Pull of each token vector's norm towards token_norm_target.", low=0
-    )
-
-
-@dataclass(frozen=True)
 class Phase(Checked):
     """One stretch of training: what moves, by which losses, for how long."""
 
@@ -277,8 +263,14 @@ class Phase(Checked):
     max_grad_norm: float | None = setting(
         1.0, "Gradients are scaled down to this norm; empty leaves them.", low=1e-6, release=1.0
     )
-    style_boost: float = setting(
-        1.0, "Factor on the style's weight in the first half of the phase.", low=0, release=2.0
+    boost: float = setting(
+        1.0,
+        "Factor on the weights of the boosted tasks in the first half of the phase.",
+        low=0,
+        release=2.0,
+    )
+    boosted: tuple[Task, ...] = setting(
+        ("style",), "Tasks whose weight is boosted.", release="style and composed"
     )
 
 
@@ -314,10 +306,10 @@ class Recipe(Checked):
         release="none",
     )
     resolution: int = setting(512, "Side of the square training pictures, in pixels.", low=64)
-    draws: int = setting(
+    variants: int = setting(
         16,
         "Augmented variants (crop, flip, colour) kept of each photo, encoded once before step 1; "
-        "0 draws and encodes afresh at every step.",
+        "0 makes and encodes one afresh at every step.",
         low=0,
         high=1000,
         release=1,
@@ -346,7 +338,7 @@ class Recipe(Checked):
         "memory, with the same result; one_task draws a single task a step.",
         release="one_task",
     )
-    accumulation: int = setting(1, "Draws whose gradients make one step.", low=1, paper=4)
+    accumulation: int = setting(1, "Batches whose gradients make one step.", low=1, paper=4)
     precision: Precision = setting(
         "model", "Number format of the frozen model: its own, or fp32, bf16, fp16."
     )
@@ -364,16 +356,16 @@ class Recipe(Checked):
 
     def uses(self, loss: str) -> bool:
         """Whether any phase that runs gives this loss a weight."""
-        return any(getattr(p.weights, loss) > 0 for p in self.phases if p.steps)
-
-    def trains(self, group: str) -> bool:
-        """Whether any phase that runs gives this parameter group a learning rate."""
-        return any(getattr(p.rates, group) > 0 for p in self.phases if p.steps)
+        return any(phase.weights[loss] > 0 for phase in self.phases if phase.steps)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> Any:
     """A config as plain JSON-ready data."""
-    return dataclasses.asdict(config)
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return dict(config)
+    return [to_dict(value) for value in config] if isinstance(config, tuple) else config
 
 
 def from_dict(kind: type[C], data: Mapping[str, Any]) -> C:
@@ -389,6 +381,8 @@ def from_dict(kind: type[C], data: Mapping[str, Any]) -> C:
 
 
 def _value(hint: Any, value: Any) -> Any:
+    if hint is Weights and isinstance(value, Mapping):
+        return Weights(value)
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
         return from_dict(hint, value)  # type: ignore[arg-type]
     if isinstance(value, (list, tuple)):

@@ -11,7 +11,7 @@ from torch import Tensor
 from .config import IdentitySettings
 from .faces.align import FACE_SIZE, invert, similarity, transform, warp
 from .faces.embed import FaceEmbedder
-from .losses import identity
+from .losses.equations import identity
 
 MARGIN = 6
 """Latent cells decoded around the aligned face, on each side.

@@ -68,7 +68,7 @@ def _release() -> Recipe:
                 Weights(source=1, style=1, token_norm=0.01),
                 schedule="linear",
                 max_grad_norm=None,
-                style_boost=2.0,
+                boost=2.0,
             ),
             Phase(
                 "tokens and LoRA",
@@ -77,7 +77,7 @@ def _release() -> Recipe:
                 Weights(source=1, style=1, composed=1, identity=1, attention=2.5),
                 schedule="linear",
                 max_timestep=800,
-                style_boost=2.0,
+                boost=2.0,
             ),
         ),
         lora=LoraSettings(rank=4, targets="all_linear"),
@@ -90,7 +90,7 @@ def _release() -> Recipe:
             straight_through=False,
             mean_target=False,
         ),
-        draws=1,
+        variants=1,
         flip=True,
         batching="one_task",
         precision="fp16",
@@ -217,6 +217,6 @@ def with_weights(recipe: Recipe, **weights: float) -> Recipe:
     """The recipe with these weights in every phase that gives the loss one at all."""
     phases = []
     for phase in recipe.phases:
-        own = {name: value for name, value in weights.items() if getattr(phase.weights, name)}
-        phases.append(replace(phase, weights=replace(phase.weights, **own)))
+        own = {name: value for name, value in weights.items() if phase.weights[name]}
+        phases.append(replace(phase, weights=phase.weights.changed(**own)))
     return replace(recipe, phases=tuple(phases))

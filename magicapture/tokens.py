@@ -59,6 +59,13 @@ class Concept:
         """The token as a prompt writes it."""
         return f"<{self.name}>"
 
+    def region(self, face: Tensor) -> Tensor:
+        """The part of a picture that shows it (P's M_v), from the face's mask in 0..1.
+
+        The face for a subject, everything else for a style.
+        """
+        return face if self.role == "subject" else 1 - face
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -241,7 +241,8 @@ def _picture(
         picture, own = images[photo - 1], None
     elif references is not None:
         _require_photo(photo, len(references), "references")
-        picture, own = references.images[photo - 1], references.face(photo - 1)
+        chosen = references.photos[photo - 1]
+        picture, own = chosen.image, chosen.face_mask
     else:
         raise InputError("There is no picture: connect an image, or a reference set.")
     if mask is not None:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from comfy_api.latest import io, ui
 
 from ..magicapture.config import help_of
+from ..magicapture.data import ReferenceSet
 from ..magicapture.data.faces import with_faces
-from ..magicapture.data.masks import face_to_concept, fit
-from ..magicapture.data.references import ReferenceSet
 from ..magicapture.doctor import check, contact_sheet
 from ..magicapture.errors import InputError
 from ..magicapture.faces.analyzer import FaceAnalyzer
@@ -28,12 +27,12 @@ def _progress(node: type, references: ReferenceSet) -> Callable[[int, int], None
 
 def _face_masks(references: ReferenceSet) -> list:
     """A face mask (1,1,H,W) for each photo, at its size; black where there is none."""
-    masks = []
-    for i, image in enumerate(references.images):
-        face = references.face(i)
-        empty = image.new_zeros(1, *image.shape[-2:])
-        masks.append((empty if face is None else fit(face, tuple(image.shape[-2:])))[None])
-    return masks
+    return [
+        (photo.image.new_zeros(1, *photo.size) if photo.face_mask is None else photo.face_mask)[
+            None
+        ]
+        for photo in references
+    ]
 
 
 class MagiCaptureMakeFaceMasks(io.ComfyNode):
@@ -84,7 +83,7 @@ class MagiCaptureMakeFaceMasks(io.ComfyNode):
             analyzer = FaceAnalyzer(detector, parser, face_model)
             filled, found = with_faces(references, analyzer, settings, _progress(cls, references))
             faces = _face_masks(filled)
-            styles = [face_to_concept(face, "style") for face in faces]
+            styles = [1 - face for face in faces]
             sheet = images_to_socket(contact_sheet(filled, found)[None])
             lines = [f"{name}: {one}" for name, one in zip(filled.names, found, strict=True)]
             report = "\n".join([*lines, *references.warnings])

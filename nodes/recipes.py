@@ -112,7 +112,7 @@ class MagiCaptureTuneRecipe(io.ComfyNode):
                 number(Recipe, "accumulation", high=64),
                 choice(Recipe, "precision", keep=True),
                 choice(Recipe, "optimizer", keep=True),
-                number(Recipe, "draws", high=200),
+                number(Recipe, "variants", high=200),
                 number(Recipe, "jitter", step=0.01),
                 number(Recipe, "zoom", step=0.01),
                 number(Recipe, "min_images", high=100),

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..magicapture.data import ReferenceSet, load_folder
+from ..magicapture.data import Learnable, ReferenceSet, load_folder
 from ..magicapture.data.folder import bounded
 from ..magicapture.errors import InputError
 from ..magicapture.refine.upscale import resize
@@ -71,19 +68,19 @@ class MagiCaptureLoadPhotoSet(io.ComfyNode):
         folder, captions = folder[0], (captions or [""])[0]
         with naming("Load Photo Set"):
             if images is not None:
-                references = ReferenceSet(tuple(map(_bounded, single_images(images))))
+                references = ReferenceSet.of(map(_bounded, single_images(images)))
             elif folder != NO_FOLDER:
-                references = load_folder(input_folder(folder), "subject")
+                references = load_folder(input_folder(folder))
             else:
                 raise InputError("No photos are given: choose a folder or connect images.")
-            changes: dict[str, Any] = {}
             if face_masks is not None:
-                changes["masks"] = tuple(map(_bounded, single_masks(face_masks)))
+                masks = [*map(_bounded, single_masks(face_masks))]
+                references = references.known("face_masks", masks)
             if captions.strip():
                 lines = [line.strip() or None for line in captions.rstrip().split("\n")]
                 lines += [None] * (len(references) - len(lines))
-                changes["captions"] = tuple(lines)
-            return io.NodeOutput(replace(references, **changes))
+                references = references.known("captions", lines)
+            return io.NodeOutput(references)
 
     @classmethod
     def fingerprint_inputs(cls, folder, images=None, face_masks=None, captions=None) -> str:
@@ -145,4 +142,4 @@ class MagiCaptureDefineConcept(io.ComfyNode):
         with naming("Define Concept"):
             start = start_from.strip() or None
             concept = Concept(name.strip(), role, class_word.strip(), vectors, start)
-            return io.NodeOutput((concept, references.with_role(role)))
+            return io.NodeOutput(Learnable(concept, references))

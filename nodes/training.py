@@ -122,28 +122,27 @@ class MagiCaptureTrain(io.ComfyNode):
     ) -> io.NodeOutput:
         monitor = Monitor(node_id(cls))
         with naming("Train MagiCapture"):
-            job = TrainingJob(*subject, *style, recipe or named_recipe(), training_seed)
-            replaced = check_names((job.subject, job.style), model_folders("embeddings"))
+            job = TrainingJob(subject, style, recipe or named_recipe(), training_seed)
+            replaced = check_names(job.concepts, model_folders("embeddings"))
             backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
-            trainer = Trainer(
+            with Trainer.open(
                 job,
                 backbone,
                 embedder=face_model,
                 listener=monitor,
                 state_folder=state_folder(),
                 fresh=not resume,
-            )
-            try:
-                with trainer:
-                    monitor.history = trainer.history
-                    monitor.phases = trainer.phase_ends
+            ) as trainer:
+                monitor.history = trainer.history
+                monitor.phases = trainer.phase_ends
+                try:
                     adapter = trainer.run(preview_every=preview_every)
-            except Cancelled:
-                monitor.say(
-                    f"Stopped after step {trainer.step} of {trainer.steps}. Nothing is lost: "
-                    "queue again with the same inputs to go on."
-                )
-                raise
+                except Cancelled:
+                    monitor.say(
+                        f"Stopped after step {trainer.step} of {trainer.steps}. Nothing is lost: "
+                        "queue again with the same inputs to go on."
+                    )
+                    raise
         curves = images_to_socket(pixels(monitor.curves(trainer.steps)))
         previews = images_to_socket(torch.stack(monitor.previews)) if monitor.previews else curves
         return io.NodeOutput(adapter, curves, previews, monitor.report(adapter, replaced))

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 def photos_in(folder: str | os.PathLike[str]) -> ReferenceSet:
     """The photos of a folder; says which files were left alone. Raises as `load_folder`."""
-    photos = load_folder(folder, "subject")
+    photos = load_folder(folder)
     for warning in photos.warnings:
         logger.warning("%s", warning)
     return photos

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from ..adapters import check_names, save_adapter
-from ..data import load_folder
+from ..data import Learnable, load_folder
 from ..faces.embed import load_face_embedder
 from ..files import safe_name
 from ..tokens import Concept
@@ -26,31 +26,32 @@ def train(arguments: argparse.Namespace) -> None:
     job = _job(arguments)
     embeddings = folder / "embeddings"
     lora = folder / f"{name}.safetensors"
-    for line in check_names((job.subject, job.style), [embeddings], lora):
+    for line in check_names(job.concepts, [embeddings], lora):
         logger.info("%s", line)
     job.check()  # before gigabytes are read
     embedder = None
     if arguments.face_model:
         embedder = load_face_embedder(arguments.face_model, arguments.face_model_input)
     backbone = backbone_from(arguments, job.recipe.precision)
-    with Progress(folder / f"{name}-previews") as progress:
-        trainer = Trainer(
+    with (
+        Progress(folder / f"{name}-previews") as progress,
+        Trainer.open(
             job,
             backbone,
             embedder=embedder,
             listener=progress,
             state_folder=folder / "states",
             fresh=arguments.fresh,
-        )
+        ) as trainer,
+    ):
         try:
-            with trainer:
-                adapter = trainer.run(preview_every=arguments.preview_every)
+            adapter = trainer.run(preview_every=arguments.preview_every)
         except KeyboardInterrupt:
             progress.close()
             if trainer.step:
                 logger.info(
-                    "Stopped after step %d of %d. Nothing is lost: the same command goes on from "
-                    "there; with --fresh it starts over.",
+                    "Stopped after step %d of %d. Nothing is lost: the same command goes on "
+                    "from there; with --fresh it starts over.",
                     trainer.step,
                     trainer.steps,
                 )
@@ -63,10 +64,13 @@ def train(arguments: argparse.Namespace) -> None:
 def _job(arguments: argparse.Namespace) -> TrainingJob:
     word, vectors = arguments.class_word, arguments.vectors
     return TrainingJob(
-        Concept(arguments.subject_name, "subject", word, vectors),
-        load_folder(arguments.source, "subject"),
-        Concept(arguments.style_name, "style", word, vectors),
-        load_folder(arguments.style, "style"),
+        Learnable(
+            Concept(arguments.subject_name, "subject", word, vectors),
+            load_folder(arguments.source),
+        ),
+        Learnable(
+            Concept(arguments.style_name, "style", word, vectors), load_folder(arguments.style)
+        ),
         recipe_from(arguments),
         arguments.seed,
     )

@@ -12,7 +12,6 @@ Anything else is left alone, with a warning.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import re
@@ -24,11 +23,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ..config import Role
 from ..errors import InputError
-from .references import ReferenceSet
-
-logger = logging.getLogger(__name__)
+from .photos import Photo, ReferenceSet
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Endings of picture files, whatever their case."""
@@ -49,7 +45,7 @@ class Picture:
 
 
 def load_folder(
-    path: str | os.PathLike[str], role: Role, *, masks: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str], *, masks: str | os.PathLike[str] | None = None
 ) -> ReferenceSet:
     """Read every photo of a folder, with the masks in it or in the folder `masks`.
 
@@ -82,7 +78,7 @@ def load_folder(
         if mask_file is None and mask is not None:
             cut_outs.append(photo.name)
         caption, points = _read_caption(texts[0]), _read_landmarks(texts[1], picture)
-        loaded.append((picture.image, mask, points, caption))
+        loaded.append(Photo(picture.image, mask, points, caption, photo.name))
     warnings = []
     if left := [f.name for f in {*files, *apart.values()} - used]:
         warnings.append(f"In the folder {folder} these were left alone: {_listed(left)}.")
@@ -90,14 +86,7 @@ def load_folder(
         warnings.append(
             f"{_listed(cut_outs)}: no mask file, so what is not transparent is taken as the face."
         )
-    for text in warnings:
-        logger.warning(text)
-    images, faces, landmarks, captions = zip(*loaded, strict=True)
-    names = tuple(photo.name for photo in photos)
-    of_faces = ReferenceSet(
-        images, faces, landmarks, captions, names, "subject", warnings=tuple(warnings)
-    )
-    return of_faces.with_role(role)
+    return ReferenceSet(tuple(loaded), tuple(warnings))
 
 
 def natural(name: str) -> list[str | int]:

@@ -15,6 +15,7 @@ from ..adapters import Adapter
 from ..backbone import Backbone
 from ..backbones import load_backbone
 from ..config import Recipe
+from ..data import Learnable
 from ..paperdoll.attention import Leakages, token_leakage
 from ..paperdoll.edits import Edit, edits
 from ..paperdoll.judge import Case, Judge, Scores
@@ -86,15 +87,13 @@ def run(
     backbone = load_backbone(model_folder(weights))
     case = judge.case(pair)
     job = TrainingJob(
-        SUBJECT,
-        references(pair.source),
-        STYLE,
-        references(pair.reference).with_role("style"),
+        Learnable(SUBJECT, references(pair.source)),
+        Learnable(STYLE, references(pair.reference)),
         recipe or recipe_for(settings.steps),
         settings.seed,
     )
     clock.done("preparing")
-    with Trainer(job, backbone, embedder=embedder, listener=listener) as trainer:
+    with Trainer.open(job, backbone, embedder=embedder, listener=listener) as trainer:
         untrained = trainer.adapter()
         trained = trainer.run()
     clock.done("training")

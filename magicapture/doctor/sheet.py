@@ -9,9 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..data import Photo, ReferenceSet
 from ..data.faces import FoundFace
-from ..data.masks import fit
-from ..data.references import ReferenceSet
 from .verdicts import SetCheck, Verdict
 
 _COLOURS: dict[Verdict, str] = {"use": "#2e9e4f", "care": "#d99a1c", "leave out": "#c8372d"}
@@ -19,11 +18,11 @@ _PLAIN = "#6b7280"
 _LINES, _LINE, _MARGIN = 4, 17, 8  # lines of text below a photo, their height, space around
 
 
-def overlay(image: Tensor, mask: Tensor | None, landmarks: Tensor | None = None) -> Tensor:
-    """A photo (3,H,W) darkened outside a mask (1,h,w), with its landmarks as dots."""
+def overlay(photo: Photo) -> Tensor:
+    """A photo (3,H,W) darkened outside its face's mask, with its landmarks as dots."""
+    image, inside, landmarks = photo.image, photo.face_mask, photo.landmarks
     shown = image.clone()
-    if mask is not None:
-        inside = fit(mask, (image.shape[-2], image.shape[-1]))
+    if inside is not None:
         tint = torch.tensor([0.25, 0.05, 0.45]).view(3, 1, 1)
         shown = image * inside + (0.35 * image + 0.45 * tint) * (1 - inside)
     if landmarks is not None:
@@ -55,11 +54,11 @@ def contact_sheet(
     height = side + 2 * _MARGIN + _LINES * _LINE + _MARGIN
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     for i in range(count):
-        photo = report.photos[i] if report else None
-        colour = _COLOURS[photo.verdict] if photo else _PLAIN
-        text = photo.text if photo else str(found[i])
-        shown = overlay(references.images[i], references.face(i), references.landmarks[i])
-        tile = _tile(_picture(shown), references.names[i], text, colour, side)
+        verdict = report.photos[i] if report else None
+        colour = _COLOURS[verdict.verdict] if verdict else _PLAIN
+        text = verdict.text if verdict else str(found[i])
+        photo = references.photos[i]
+        tile = _tile(_picture(overlay(photo)), photo.name, text, colour, side)
         sheet.paste(tile, (i % columns * width, i // columns * height))
     return _tensor(sheet)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..attention import LayerMaps
 from ..config import Role
-from ..losses import leakage
+from ..losses.equations import leakage
 from .focus import Focus
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from ..attention import AttentionCapture, captured, cross_attentions, select
 from ..backbone import Backbone
 from ..config import Recipe
 from ..errors import NumericalError, UnsupportedModelError
+from ..losses import needs
 from ..prompts import prompt_for
 from ..tokens import Prompt, TokenVectors, check_new_word
 from .job import TrainingJob, generator
@@ -17,13 +18,13 @@ from .optim import optimizer_class
 
 
 def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
-    """Raise for a model, a token's name or an optimiser that the job cannot do with."""
+    """Raise for a model, a token's name or an optimiser that the job cannot work with."""
     if not cross_attentions(backbone.unet):
         raise UnsupportedModelError(
             "The base model's UNet has no cross-attention to train; MagiCapture runs on Stable "
             "Diffusion 1.x and 2.x."
         )
-    for concept in (job.subject, job.style):
+    for concept in job.concepts:
         check_new_word(concept, backbone.text_encoders, backbone.word_ids)
     optimizer_class(job.recipe.optimizer)  # its package may be missing
 
@@ -34,10 +35,10 @@ def probe(job: TrainingJob, backbone: Backbone, vectors: TokenVectors) -> None:
     side = job.recipe.resolution // backbone.downscale
     shape = (1, backbone.latent_channels, side, side)
     latents = torch.randn(shape, generator=generator(job.seed, "probe")).to(backbone.device)
-    prompt = Prompt(prompt_for((job.subject, job.style), job.recipe.prompts))
+    prompt = Prompt(prompt_for(job.concepts, job.recipe.prompts))
     conditioning = backbone.encode_prompts([prompt], vectors)
     timestep = torch.full((1,), len(backbone.schedule) - 1, device=backbone.device)
-    refocused = job.recipe.uses("attention")
+    refocused = "attention" in needs(job.recipe)
     with refocusing_capture(backbone, job.recipe) if refocused else nullcontext() as capture:
         with capture.recording() if capture else nullcontext():
             output = backbone.predict(latents, timestep, conditioning)

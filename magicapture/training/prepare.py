@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..data import LatentCache, ReferenceSet, with_faces_of
-from ..faces.embed import FaceEmbedder
+from ..data import LatentCache, Learnable, ReferenceSet, with_faces_of
+from ..faces.analyzer import device_of
+from ..faces.embed import FaceEmbedder, name_of
 from ..identity import IdentityLoss, colour_blind, embeddings
+from ..losses import needs
 from ..tokens import TokenVectors, initial_vectors
-from .draws import Draws
+from .batches import Batches
 from .events import Listener, Prepared, Warned
 from .job import TrainingJob, digest, generator
 from .prior import class_latents
@@ -20,66 +25,85 @@ from .prior import class_latents
 
 @dataclass(frozen=True)
 class Materials:
-    """What every step works with. `fingerprint` names the run: job, base model, face embedder."""
+    """What every step works with.
+
+    face_model: the name of the identity loss's face embedder, empty without one. fingerprint names
+    the run: job, base model, face embedder.
+    """
 
     vectors: TokenVectors
-    draws: Draws
+    batches: Batches
     identity: IdentityLoss | None
+    face_model: str
     fingerprint: str
 
 
-def prepare(
+@contextmanager
+def prepared(
     job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder | None, tell: Listener
-) -> Materials:
-    """Make the materials of a run; the models are open for training already."""
-    job = job.with_landmarks()
-    vectors = TokenVectors(
+) -> Iterator[Materials]:
+    """The materials of a run; the models are open for training already.
+
+    The face embedder is on the backbone's device meanwhile.
+    """
+    job, wanted = job.with_landmarks(), needs(job.recipe)
+    if "face model" not in wanted or not _faces_are_known(job, embedder, tell):
+        embedder = None
+    with on_device(embedder, backbone.device):
+        yield Materials(
+            _vectors(job, backbone),
+            _batches(job, backbone, tell),
+            None if embedder is None else _identity(job, backbone, embedder),
+            name_of(embedder),
+            _fingerprint(job, backbone, embedder),
+        )
+
+
+def _vectors(job: TrainingJob, backbone: Backbone) -> TokenVectors:
+    encoders = list(backbone.text_encoders)
+    return TokenVectors(
         {
             concept.name: initial_vectors(
                 concept,
-                list(backbone.text_encoders),
+                encoders,
                 backbone.word_vectors,
                 generator(job.seed, "vectors", concept.name),
             )
-            for concept in (job.subject, job.style)
+            for concept in job.concepts
         }
     ).to(backbone.device)
-    source = _encoded(job.source, job, backbone, "encoding the subject's photos", tell)
-    reference = _encoded(job.reference, job, backbone, "encoding the style's portraits", tell)
-    composed = None
+
+
+def _batches(job: TrainingJob, backbone: Backbone, tell: Listener) -> Batches:
+    """The encoded photos, pseudo-labels and class images."""
+
+    def encoded(photos: ReferenceSet, stage: str) -> LatentCache:
+        return LatentCache(
+            photos,
+            job.recipe,
+            backbone.encode,
+            downscale=backbone.downscale,
+            seed=generator(job.seed, stage).initial_seed(),
+            on_progress=lambda done, total: tell(Prepared(stage, done, total)),
+        )
+
+    source = encoded(job.subject.photos, "encoding the subject's photos")
+    reference = encoded(job.style.photos, "encoding the style's portraits")
+    composed = prior = None
     if job.recipe.pseudo_label == "face_laid_in" and job.recipe.uses("composed"):
-        labels = with_faces_of(job.reference, job.source)
-        composed = _encoded(labels, job, backbone, "encoding the pseudo-labels", tell)
-    prior = class_latents(backbone, job, tell) if job.recipe.uses("prior") else None
-    identity = _identity(job, backbone, embedder, tell) if job.recipe.uses("identity") else None
-    networks: list[object] = [backbone.unet, *backbone.text_encoders.values()]
-    if identity is not None:
-        networks.append(embedder)
-    return Materials(
-        vectors,
-        Draws(job.recipe, job.subject, job.style, (source, reference), prior, composed),
-        identity,
-        digest(job.fingerprint(), *(weights_hash(network) for network in networks)),
-    )
+        labels = with_faces_of(job.style.photos, job.subject.photos)
+        composed = encoded(labels, "encoding the pseudo-labels")
+    if "class images" in needs(job.recipe):
+        prior = class_latents(backbone, job, tell)
+    return Batches(job.recipe, *job.concepts, source, reference, composed, prior)
 
 
-def _encoded(
-    references: ReferenceSet, job: TrainingJob, backbone: Backbone, stage: str, tell: Listener
-) -> LatentCache:
-    return LatentCache(
-        references,
-        job.recipe,
-        backbone.encode,
-        downscale=backbone.downscale,
-        seed=generator(job.seed, stage).initial_seed(),
-        on_progress=lambda done, total: tell(Prepared(stage, done, total)),
-    )
+def _faces_are_known(job: TrainingJob, embedder: FaceEmbedder | None, tell: Listener) -> bool:
+    """Whether the identity loss has what it needs; warns where something is missing."""
 
+    def unknown(learnable: Learnable) -> bool:
+        return all(photo.landmarks is None for photo in learnable.photos)
 
-def _identity(
-    job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder | None, tell: Listener
-) -> IdentityLoss | None:
-    """The identity loss, or None with a warning where something it needs is missing."""
     if embedder is None:
         tell(
             Warned(
@@ -87,30 +111,53 @@ def _identity(
                 "will be weaker. Connect one, or set the identity weight to 0."
             )
         )
-        return None
-    source = job.source
-    known = [
-        (image, mark)
-        for image, mark in zip(source.images, source.landmarks, strict=True)
-        if mark is not None
-    ]
-    if not known or all(mark is None for mark in job.reference.landmarks):
+    elif any(map(unknown, job.learnables)):
         tell(
             Warned(
                 "The faces' places are not known (no masks and no landmarks), so the identity "
                 "loss is off. Give masks of the faces."
             )
         )
-        return None
-    if isinstance(embedder, nn.Module):
-        embedder.to(backbone.device)
-    if job.recipe.identity.colour_blind:
+    else:
+        return True
+    return False
+
+
+def _identity(job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder) -> IdentityLoss:
+    """The identity loss, whose target are the faces in the person's photos."""
+    settings = job.recipe.identity
+    if settings.colour_blind:
         embedder = colour_blind(embedder)
+    known = [
+        (photo.image, photo.landmarks)
+        for photo in job.subject.photos
+        if photo.landmarks is not None
+    ]
     images, landmarks = zip(*known, strict=True)
     target = embeddings(embedder, images, landmarks, backbone.device)
-    return IdentityLoss(
-        embedder, backbone.decode_fast, backbone.downscale, target, job.recipe.identity
-    )
+    return IdentityLoss(embedder, backbone.decode_fast, backbone.downscale, target, settings)
+
+
+@contextmanager
+def on_device(embedder: FaceEmbedder | None, device: torch.device) -> Iterator[None]:
+    """Have a face embedder on a device for a while, and back where it was afterwards."""
+    if not isinstance(embedder, nn.Module):
+        with nullcontext():
+            yield
+        return
+    before = device_of(embedder)
+    embedder.to(device)
+    try:
+        yield
+    finally:
+        embedder.to(before)
+
+
+def _fingerprint(job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder | None) -> str:
+    networks: list[object] = [backbone.unet, *backbone.text_encoders.values()]
+    if embedder is not None:
+        networks.append(embedder)
+    return digest(job.fingerprint(), *(weights_hash(network) for network in networks))
 
 
 def weights_hash(network: object) -> str:

@@ -26,7 +26,7 @@ def class_latents(backbone: Backbone, job: TrainingJob, on_event: Listener) -> T
         on_event(Prepared("making class images", index, prior.images))
         template = recipe.prompts.prior[index % len(recipe.prompts.prior)]
         seed = int(torch.randint(2**31, (), generator=generator(job.seed, "prior", index)))
-        prompt = template.format(noun=job.subject.class_word)
+        prompt = template.format(noun=job.subject.concept.class_word)
         latents.append(sample_latents(backbone, prompt, settings=settings, seed=seed).cpu())
     on_event(Prepared("making class images", prior.images, prior.images))
     return torch.cat(latents)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 
 from ..adapters import Adapter
@@ -20,7 +19,8 @@ from ..backbone import Backbone
 from ..checkpointing import checkpointed
 from ..config import Phase, Precision
 from ..errors import NumericalError, OutOfMemoryError
-from ..faces.embed import FaceEmbedder, name_of
+from ..faces.embed import FaceEmbedder
+from ..losses import needs
 from ..prompts import prompt_for
 from ..sampling import SamplingSettings, sample_latents
 from .checks import check_backbone, probe, refocusing_capture
@@ -28,10 +28,10 @@ from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
 from .job import TrainingJob, generator
 from .look import look
 from .loras import Loras
-from .objective import Losses, Objective
 from .optim import make_optimizer, set_rates
-from .prepare import prepare
+from .prepare import Materials, prepared
 from .state import check_space, load_state, save_state, state_path
+from .step import Objective, optimise
 
 logger = logging.getLogger(__name__)
 
@@ -44,17 +44,38 @@ DTYPES: dict[Precision, torch.dtype | None] = {
 
 
 class Trainer:
-    """A training run as a context: `with Trainer(job, backbone) as trainer: trainer.run()`.
+    """A training run, made ready by `Trainer.open`; `run` trains to the end.
 
-    On the way in the job is checked, the models are opened for gradients and the photos encoded;
-    on the way out every model is as it was, also after an exception. `listener` is called with
-    each event and stops the run by raising. With a `state_folder` the run is saved there, every
-    `save_every` steps and whenever it stops, and a run of just the same job goes on from there
-    unless `fresh`.
+    step: optimiser steps done. history: the losses of each step by name.
     """
 
     def __init__(
         self,
+        job: TrainingJob,
+        backbone: Backbone,
+        materials: Materials,
+        tell: Listener,
+        *,
+        state_file: Path | None = None,
+        save_every: int = 200,
+    ) -> None:
+        self.job, self.backbone, self.recipe = job, backbone, job.recipe
+        self.materials, self.vectors = materials, materials.vectors
+        self.tell, self.state_file, self.save_every = tell, state_file, save_every
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.loras = Loras(backbone, job.recipe.lora, job.seed)
+        self.generator = generator(job.seed, "steps")
+        fp16 = backbone.dtype == torch.float16
+        self.scaler = GradScaler(backbone.device.type, enabled=fp16)
+        self._shown = 0  # the step of the newest preview
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._optimizer_state: dict[str, Any] | None = None
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
         job: TrainingJob,
         backbone: Backbone,
         *,
@@ -63,38 +84,33 @@ class Trainer:
         state_folder: Path | None = None,
         save_every: int = 200,
         fresh: bool = False,
-    ) -> None:
-        self.job, self.backbone, self.recipe = job, backbone, job.recipe
-        self.embedder, self.state_folder, self.save_every = embedder, state_folder, save_every
-        self.fresh = fresh
-        self.tell: Listener = listener or _ignore
-        self.step = 0
-        self._shown = 0  # the step of the newest preview
-        self.history: list[dict[str, float]] = []
-        self._scope = ExitStack()
-        self.loras = Loras(backbone, job.recipe.lora, job.seed)
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._optimizer_state: dict[str, Any] | None = None
+    ) -> Iterator[Trainer]:
+        """A run made ready: `with Trainer.open(job, backbone) as trainer: trainer.run()`.
 
-    def __enter__(self) -> Trainer:
-        for text in self.job.check():
-            self.tell(Warned(text))
-        check_backbone(self.job, self.backbone)
-        if self.state_folder:
-            check_space(self.state_folder)
-        with ExitStack() as scope, _memory_explained():
-            scope.enter_context(self.backbone.training(DTYPES[self.recipe.precision]))
-            self._prepare()
-            self._scope = scope.pop_all()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._scope.close()
-
-    @property
-    def state_file(self) -> Path | None:
-        """Where this run's state is kept, if anywhere."""
-        return state_path(self.state_folder, self.fingerprint) if self.state_folder else None
+        On the way in the job is checked, the models are opened for gradients and the photos
+        encoded; on the way out every model is as it was, also after an exception. `listener` is
+        called with each event and stops the run by raising. With a `state_folder` the run is saved
+        there, every `save_every` steps and whenever it stops, and a run of just the same job goes
+        on from there unless `fresh`. Raises InputError and UnsupportedModelError, before anything
+        is trained, for what would spoil the run.
+        """
+        tell = listener or _ignore
+        for text in job.check():
+            tell(Warned(text))
+        check_backbone(job, backbone)
+        if state_folder:
+            check_space(state_folder)
+        with ExitStack() as scope:
+            with _memory_explained():
+                scope.enter_context(backbone.training(DTYPES[job.recipe.precision]))
+                materials = scope.enter_context(prepared(job, backbone, embedder, tell))
+                probe(job, backbone, materials.vectors)
+            file = state_path(state_folder, materials.fingerprint) if state_folder else None
+            trainer = cls(job, backbone, materials, tell, state_file=file, save_every=save_every)
+            if file and not fresh and (state := load_state(file, materials.fingerprint)):
+                trainer.resume(state)
+                tell(Resumed(trainer.step, trainer.steps))
+            yield trainer
 
     # -- what a caller does with a trainer ----------------------------------------------------
 
@@ -117,8 +133,7 @@ class Trainer:
         try:
             for phase, end in zip(self.recipe.phases, self.phase_ends, strict=True):
                 if self.step < end:
-                    first = end - phase.steps
-                    self._run_phase(phase, first, preview_every, preview)
+                    self._run_phase(phase, end - phase.steps, preview_every, preview)
             if preview_every and self._shown != self.step:
                 self._show(preview)
         except BaseException:
@@ -129,13 +144,13 @@ class Trainer:
 
     def adapter(self) -> Adapter:
         """What has been learned so far."""
-        judge = name_of(self.embedder) if self.identity is not None else ""
+        judge = self.materials.face_model
         return Adapter(
             lora=self.loras.weights(),
             tokens=self.vectors.tensors(),
             family=self.backbone.family,
             recipe=self.recipe,
-            concepts=(self.job.subject, self.job.style),
+            concepts=self.job.concepts,
             info={
                 "steps": str(self.step),
                 "seed": str(self.job.seed),
@@ -152,29 +167,28 @@ class Trainer:
         """
         side = self.recipe.resolution
         settings = settings or SamplingSettings(steps=20, width=side, height=side)
-        concepts = (self.job.subject, self.job.style)
-        prompt = prompt_for(concepts, self.recipe.prompts)
-        draw = generator(self.job.seed, "look")
-        portrait = self.draws.portrait(draw)
+        prompt = prompt_for(self.job.concepts, self.recipe.prompts)
+        chance = generator(self.job.seed, "look")
+        portrait = self.materials.batches.reference.any(chance)
         with self.loras.shown():
             latents = sample_latents(
                 self.backbone, prompt, self.vectors, settings, seed=self.job.seed
             )
-            seen = look(self.backbone, prompt, concepts, self.vectors, portrait, draw)
+            seen = look(self.backbone, prompt, self.job.concepts, self.vectors, portrait, chance)
         images = self.backbone.decode_fast(latents).float().clamp(0, 1)
         return Previewed(self.step, prompt, images, seen)
 
     def state(self) -> dict[str, Any]:
         """Everything that `resume` needs, as plain data and CPU tensors."""
         return {
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.materials.fingerprint,
             "step": self.step,
             "history": self.history,
             "tokens": self.vectors.tensors(),
             "lora": self.loras.state_dict(),
             "optimizer": self._optimizer.state_dict() if self._optimizer else None,
             "scaler": self.scaler.state_dict(),
-            "draws": self._draws_state(),
+            "chance": self._chance(),
         }
 
     def resume(self, state: Mapping[str, Any]) -> None:
@@ -188,22 +202,7 @@ class Trainer:
         self.loras.load_state_dict(state["lora"])
         self._optimizer_state = state["optimizer"]
         self.scaler.load_state_dict(state["scaler"])
-        self._restore_draws(state["draws"])
-
-    # -- preparation --------------------------------------------------------------------------
-
-    def _prepare(self) -> None:
-        materials = prepare(self.job, self.backbone, self.embedder, self.tell)
-        self.vectors, self.draws = materials.vectors, materials.draws
-        self.identity, self.fingerprint = materials.identity, materials.fingerprint
-        self.generator = generator(self.job.seed, "steps")
-        fp16 = self.backbone.dtype == torch.float16
-        self.scaler = GradScaler(self.backbone.device.type, enabled=fp16)
-        probe(self.job, self.backbone, self.vectors)
-        known = self.state_file is not None and not self.fresh
-        if known and (state := load_state(self.state_file, self.fingerprint)):  # type: ignore[arg-type]
-            self.resume(state)
-            self.tell(Resumed(self.step, self.steps))
+        self._take_back(state["chance"])
 
     # -- a phase ------------------------------------------------------------------------------
 
@@ -215,7 +214,7 @@ class Trainer:
         with self._phase(phase) as objective, _memory_explained():
             while (at := self.step - first) < phase.steps:
                 started = time.perf_counter()
-                losses, norm = self._step(objective, phase, at)
+                losses, norm = self._step(objective, at)
                 self.step += 1
                 total = losses.pop("total")
                 self.history.append(losses)
@@ -230,6 +229,7 @@ class Trainer:
     @contextmanager
     def _phase(self, phase: Phase) -> Iterator[Objective]:
         """Everything a phase puts into the models, and takes out again."""
+        wanted = needs(phase)
         with ExitStack() as scope:
             groups = {
                 "tokens": list(self.vectors.parameters()),
@@ -238,7 +238,7 @@ class Trainer:
             if self.recipe.checkpointing:
                 scope.enter_context(checkpointed(self.backbone.checkpointed_modules()))
             capture = None
-            if phase.weights.attention:
+            if "attention" in wanted:
                 capture = scope.enter_context(refocusing_capture(self.backbone, self.recipe))
             self.vectors.requires_grad_(phase.rates.tokens > 0)
             self._optimizer = make_optimizer(self.recipe, phase, groups)
@@ -249,54 +249,30 @@ class Trainer:
                 self.backbone,
                 self.recipe,
                 phase,
-                self.job.subject,
-                self.job.style,
+                *self.job.concepts,
                 self.vectors,
                 capture,
-                self.identity if phase.weights.identity else None,
+                self.materials.identity if "face model" in wanted else None,
             )
         self._optimizer = None
 
-    # -- a step -------------------------------------------------------------------------------
-
-    def _step(self, objective: Objective, phase: Phase, at: int) -> tuple[dict[str, float], float]:
-        """One optimiser step; an interrupted one takes its random draws back."""
-        before = self._draws_state()
-        try:
-            return self._optimise(objective, phase, at)
-        except BaseException:
-            self._restore_draws(before)
-            raise
-
-    def _optimise(
-        self, objective: Objective, phase: Phase, at: int
-    ) -> tuple[dict[str, float], float]:
-        """One optimiser step; returns the mean losses by name with "total", and the norm."""
+    def _step(self, objective: Objective, at: int) -> tuple[dict[str, float], float]:
+        """One optimiser step, `at` of its phase; an interrupted one takes its chance back."""
         assert self._optimizer is not None
-        optimizer, scaler = self._optimizer, self.scaler
-        boost = phase.style_boost if at < phase.steps / 2 else 1.0
-        set_rates(optimizer, phase, at)
-        optimizer.zero_grad(set_to_none=True)
-        parts: list[Losses] = []
-        for _ in range(self.recipe.accumulation):
-            rows = self.draws.rows(phase, self.generator)
-            chunks = [[row] for row in rows] if self.recipe.batching == "in_turn" else [rows]
-            for chunk in chunks:
-                parts.append(objective(chunk, boost))
-                scaler.scale(parts[-1].total / self.recipe.accumulation).backward()
-            if phase.weights.token_norm:
-                parts.append(objective.token_norms())
-                scaler.scale(parts[-1].total / self.recipe.accumulation).backward()
-        losses = _mean_losses(parts, self.recipe.accumulation)
-        self._check_finite("loss", losses["total"], losses)
-        scaler.unscale_(optimizer)
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(parameters, phase.max_grad_norm or math.inf))
-        if not scaler.is_enabled():  # the scaler skips such a step and lowers its scale
-            self._check_finite("gradient's norm", norm, losses)
-        scaler.step(optimizer)
-        scaler.update()
-        return losses, norm
+        phase, before = objective.phase, self._chance()
+        set_rates(self._optimizer, phase, at)
+        try:
+            return optimise(
+                objective,
+                lambda: self.materials.batches.rows(phase, self.generator),
+                self._optimizer,
+                self.scaler,
+                at / phase.steps,
+                self._check_finite,
+            )
+        except BaseException:
+            self._take_back(before)
+            raise
 
     def _check_finite(self, what: str, value: float, losses: Mapping[str, float]) -> None:
         if not math.isfinite(value):
@@ -314,15 +290,17 @@ class Trainer:
             seen = self.preview(settings)
         self.tell(seen)
 
-    def _draws_state(self) -> dict[str, Any]:
+    def _chance(self) -> dict[str, Any]:
+        """Where the run's random numbers stand."""
         return {
             "generator": self.generator.get_state(),
-            **self.draws.state_dict(),
+            **self.materials.batches.state_dict(),
         }
 
-    def _restore_draws(self, state: Mapping[str, Any]) -> None:
+    def _take_back(self, state: Mapping[str, Any]) -> None:
+        """Go back to where the random numbers stood."""
         self.generator.set_state(state["generator"])
-        self.draws.load_state_dict(state)
+        self.materials.batches.load_state_dict(state)
 
     def _save_quietly(self) -> None:
         """Save what there is; a failure here must neither end a run nor hide what ended it."""
@@ -350,13 +328,3 @@ def _memory_explained() -> Iterator[None]:
 def _ignore(event: Event) -> None:
     if isinstance(event, Warned):
         logger.warning(event.text)
-
-
-def _mean_losses(parts: Sequence[Losses], accumulation: int) -> dict[str, float]:
-    """The losses by name and "total", summed over rows and averaged over draws; one transfer."""
-    sums: dict[str, Tensor] = {}
-    for part in parts:
-        for name, value in {**part.by_name, "total": part.total.detach()}.items():
-            sums[name] = sums[name] + value if name in sums else value
-    values = torch.stack(list(sums.values())).tolist()
-    return {name: value / accumulation for name, value in zip(sums, values, strict=True)}

@@ -109,7 +109,7 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_train_then_sample(command: Command, base: Path, embedder: Path, tmp_path: Path) -> None:
-    assert main(command(embedder=embedder, preview_every=2, subject_name="ada-1")) == 0
+    assert main(command(face_model=embedder, preview_every=2, subject_name="ada-1")) == 0
     out = tmp_path / "out"
     assert load_adapter(out / "ada.safetensors", [out / "embeddings"]).info["face_model"] == (
         embedder.name

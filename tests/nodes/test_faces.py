@@ -59,16 +59,15 @@ def test_photos_in_masks_landmarks_and_previews_out(nodes, pack, models, shared_
     filled, faces, styles, preview, report = nodes.MakeFaceMasks.execute(
         references, detector, "face", 0.02, 0.02
     ).args
-    assert all(mask is not None for mask in filled.masks)
-    assert all(points is not None for points in filled.landmarks)
+    assert all(photo.face_mask is not None for photo in filled)
+    assert all(photo.landmarks is not None for photo in filled)
     for face, style in zip(faces, styles, strict=True):
         assert face.shape == (1, 512, 512) and 0.01 < float(face.mean()) < 0.3
         torch.testing.assert_close(face + style, torch.ones_like(face))
     assert preview.ndim == 4 and preview.shape[-1] == 3
     assert report.count("an oval") == 3
-    concept, of_style = nodes.DefineConcept.execute(filled, "style", "oil-1", "person", 1)[0]
-    assert concept.role == "style"
-    torch.testing.assert_close(of_style.masks[0], styles[0])
+    learnable = nodes.DefineConcept.execute(filled, "style", "oil-1", "person", 1)[0]
+    assert learnable.concept.role == "style" and learnable.photos is filled
 
 
 def test_own_masks_stay(nodes, pack, models, shared_assets):
@@ -79,8 +78,8 @@ def test_own_masks_stay(nodes, pack, models, shared_assets):
     filled, *_, report = nodes.MakeFaceMasks.execute(
         loaded(nodes, pack, images, [own]), detector, "face", 0.1, 0.1
     ).args
-    assert torch.equal(filled.masks[0], own) and "your own mask" in report
-    assert filled.landmarks[0] is not None
+    assert torch.equal(filled.photos[0].face_mask, own) and "your own mask" in report
+    assert filled.photos[0].landmarks is not None
 
 
 def test_check_references_finds_the_intruder(nodes, pack, models, shared_assets):

@@ -149,7 +149,7 @@ def test_guard_takes_back_what_costs_too_much(nodes, pack, detector) -> None:
     before = torch.zeros(1, SIDE, SIDE, 3)
     before[..., 0] = 0.8
     after = before.flip(-1) + before.roll(1, -1)  # green and blue
-    references = pack("magicapture.data").ReferenceSet((before[0].movedim(-1, 0),) * 2)
+    references = pack("magicapture.data").ReferenceSet.of((before[0].movedim(-1, 0),) * 2)
     given = references, detector, red_and_green
     result = nodes.GuardIdentity.execute(before, after, *given, 0.03)
     kept, report, strength, figures = result.args
@@ -163,7 +163,7 @@ def test_guard_takes_back_what_costs_too_much(nodes, pack, detector) -> None:
 
 
 def test_guard_passes_pictures_without_a_face_and_of_other_sizes(nodes, pack, detector) -> None:
-    person = pack("magicapture.data").ReferenceSet((photos()[0].movedim(-1, 0),))
+    person = pack("magicapture.data").ReferenceSet.of([photos()[0].movedim(-1, 0)])
     given = person, detector, red_and_green, 0.03
     black = torch.zeros(1, SIDE, SIDE, 3)
     result = nodes.GuardIdentity.execute(black, black + 0.1, *given)

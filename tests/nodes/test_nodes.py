@@ -58,7 +58,7 @@ def recipe(nodes, pack, steps=4, **changes):
     settings = {
         i.id: i.default for i in nodes.TuneRecipe.define_schema().inputs if i.id != "recipe"
     }
-    settings.update(attention_maps="8x8 to 64x64", draws=1, **changes)
+    settings.update(attention_maps="8x8 to 64x64", variants=1, **changes)
     return nodes.TuneRecipe.execute(chosen, **settings)[0]
 
 
@@ -123,7 +123,7 @@ def test_a_list_of_sizes_and_a_batch_and_captions(nodes, pack):
         nodes, pack, images, [face().expand(2, -1, -1), face((96, 80))], "by night\n\n"
     )
     assert [tuple(i.shape) for i in shown.images] == [(3, 64, 64), (3, 64, 64), (3, 96, 80)]
-    assert shown.captions == ("by night", None, None)
+    assert [photo.caption for photo in shown] == ["by night", None, None]
 
 
 def test_a_folder_of_the_input_folder(nodes, pack):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...losses import timestep_weights
+from ...losses.equations import timestep_weights
 from ..captions import SLOTS, read
 from ..networks import TEXT_WIDTH, autoencoder, schedule, text_encoder, unet
 from ..readers import faces_in

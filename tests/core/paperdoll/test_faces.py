@@ -7,9 +7,9 @@ import statistics
 import pytest
 import torch
 import torch.nn.functional as F
+from magicapture.data.references import ReferenceSet
 
 from magicapture.data.faces import with_faces
-from magicapture.data.references import ReferenceSet
 from magicapture.doctor import check
 from magicapture.errors import StorageError
 from magicapture.faces.analyzer import FaceAnalyzer
@@ -31,7 +31,7 @@ def pair() -> Pair:
 
 def test_masks_and_landmarks_are_near_the_true_ones(analyzer, pair) -> None:
     true = references(pair.source + pair.reference)
-    filled, found = with_faces(ReferenceSet(true.images), analyzer)
+    filled, found = with_faces(ReferenceSet.of(true.images), analyzer)
     assert {one.origin for one in found} == {"parsed"}
     shares = []
     for i, image in enumerate(true.images):
@@ -62,7 +62,7 @@ def test_no_face_is_found_in_pieces_of_one(analyzer, pair) -> None:
 def test_the_doctor_finds_the_intruder(analyzer, pair) -> None:
     other = make_pair(1_000_001, 1_000_050, photos=2, poses=2)
     images = references(pair.source + other.source[:1]).images
-    filled, found = with_faces(ReferenceSet(images), analyzer)
+    filled, found = with_faces(ReferenceSet.of(images), analyzer)
     report = check(filled, found, "subject", resolution=128, embedder=analyzer.embedder)
     assert ["another person" in photo.text for photo in report.photos] == [False] * 6 + [True]
 

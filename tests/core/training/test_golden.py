@@ -21,6 +21,7 @@ import torch
 
 from magicapture.backbones import load_backbone
 from magicapture.config import PriorSettings, Recipe
+from magicapture.data import Learnable
 from magicapture.paperdoll import pairs
 from magicapture.paperdoll.recipe import doll_recipe
 from magicapture.paperdoll.weights import loss_embedder, model_folder
@@ -35,7 +36,7 @@ STEPS = 6
 def short(full: Recipe, **changes: Any) -> Recipe:
     """Six steps of a recipe, with few variants and class images."""
     prior = PriorSettings(images=min(2, full.prior.images), steps=2)
-    few = replace(with_steps(full, STEPS), draws=2, prior=prior, precision="model")
+    few = replace(with_steps(full, STEPS), variants=2, prior=prior, precision="model")
     return replace(few, **changes)
 
 
@@ -56,7 +57,7 @@ def outcome(job: TrainingJob, backbone: Any, embedder: Any) -> dict[str, Any]:
         if isinstance(event, Stepped):
             steps.append({**event.losses, "total": event.total, "norm": event.grad_norm})
 
-    with Trainer(job, backbone, embedder=embedder, listener=listen) as trainer:
+    with Trainer.open(job, backbone, embedder=embedder, listener=listen) as trainer:
         adapter = trainer.run()
     tensors = dict(named(adapter))
     return {
@@ -105,10 +106,8 @@ def test_every_recipe_on_a_tiny_stable_diffusion(name, make_job, make_backbone, 
 def test_every_recipe_on_dolls(name):
     pair = pairs.make_pair(1_000_004, 1_000_054, poses=1)
     job = TrainingJob(
-        Concept("ada", "subject"),
-        pairs.references(pair.source),
-        Concept("fable", "style"),
-        pairs.references(pair.reference).with_role("style"),
+        Learnable(Concept("ada", "subject"), pairs.references(pair.source)),
+        Learnable(Concept("fable", "style"), pairs.references(pair.reference)),
         short(doll_recipe(name)),
         seed=3,
     )

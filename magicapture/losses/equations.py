@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .config import Scaling, Weighting
+from ..config import Scaling, Weighting
 
 FLAT = 1e-6
 """A map whose range is below this share of all attention counts as flat: it is rounding noise."""
