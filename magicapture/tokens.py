@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import eq
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -132,9 +133,10 @@ def layout(
             ids.extend(word_ids(piece))
     room = length - 2
     if slots and max(slots) > room:
+        shown = shorten(prompt.text, 80, placeholder=" ...")
         raise InputError(
-            f"The prompt {prompt.text!r} has {len(ids)} tokens, and one of the learned ones comes "
-            f"after the {room} that the text encoder reads; shorten it or move the token forward."
+            f"The prompt {shown!r} has {len(ids)} tokens, and one of the learned ones comes after "
+            f"the {room} that the text encoder reads; shorten it or move the token forward."
         )
     ids = [start, *ids[:room], end]
     return Layout(tuple(ids + [pad] * (length - len(ids))), slots)

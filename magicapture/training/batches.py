@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from ..config import Phase, Recipe, Task
 from ..data import EncodedVariant, LatentCache
 from ..losses import Row, tasks_of
-from ..prompts import fill
+from ..prompts import class_prompt, fill
 from ..tokens import Concept, Prompt
 
 
@@ -22,7 +22,7 @@ class Batches:
 
     source, reference: the encoded photos of the person and of the style. composed: pseudo-labels
     of their own, None where they are the style's portraits. prior: latents (N,C,h,w) of class
-    images, made in turn from the recipe's sentences for them.
+    images, each of `prompts.class_prompt`.
     """
 
     recipe: Recipe
@@ -93,8 +93,9 @@ class Batches:
     def _prior_row(self, phase: Phase, generator: Generator) -> Row:
         assert self.prior is not None
         timestep = _integer(phase.max_timestep, generator)
-        latents = self.prior[_integer(len(self.prior), generator)][None]
-        prompt = self.prompt("prior", None, generator)
+        index = _integer(len(self.prior), generator)
+        latents = self.prior[index][None]
+        prompt = Prompt(class_prompt(self.recipe, self.subject, index))
         everywhere = torch.ones_like(latents[:, :1])
         return Row("prior", prompt, latents, _noise(latents, generator), timestep, everywhere)
 

@@ -77,22 +77,22 @@ def _vectors(job: TrainingJob, backbone: Backbone) -> TokenVectors:
 def _batches(job: TrainingJob, backbone: Backbone, tell: Listener) -> Batches:
     """The encoded photos, pseudo-labels and class images."""
 
-    def encoded(photos: ReferenceSet, stage: str) -> LatentCache:
+    def encoded(photos: ReferenceSet, key: str, stage: str) -> LatentCache:
         return LatentCache(
             photos,
             job.recipe,
             backbone.encode,
             downscale=backbone.downscale,
-            seed=generator(job.seed, stage).initial_seed(),
+            seed=generator(job.seed, "variants", key).initial_seed(),
             on_progress=lambda done, total: tell(Prepared(stage, done, total)),
         )
 
-    source = encoded(job.subject.photos, "encoding the subject's photos")
-    reference = encoded(job.style.photos, "encoding the style's portraits")
+    source = encoded(job.subject.photos, "source", "encoding the subject's photos")
+    reference = encoded(job.style.photos, "style", "encoding the style's portraits")
     composed = prior = None
     if job.recipe.pseudo_label == "face_laid_in" and job.recipe.uses("composed"):
         labels = with_faces_of(job.style.photos, job.subject.photos)
-        composed = encoded(labels, "encoding the pseudo-labels")
+        composed = encoded(labels, "composed", "encoding the pseudo-labels")
     if "class images" in needs(job.recipe):
         prior = class_latents(backbone, job, tell)
     return Batches(job.recipe, *job.concepts, source, reference, composed, prior)
