@@ -116,15 +116,22 @@ class Batches:
         ]
 
     def prompt(self, task: Task, caption: str | None, generator: Generator) -> Prompt:
-        """One of the task's sentences, with the photo's own caption where it has one.
+        """One of the photo's sentences for a task."""
+        sentences = prompts_for(task, caption, self.recipe, self.subject, self.style)
+        return sentences[_integer(len(sentences), generator)]
 
-        A caption of the source that already holds the token is used as it is.
-        """
-        if caption and task == "source" and self.subject.token in caption:
-            return Prompt(caption)
-        templates = getattr(self.recipe.prompts, task)
-        text = fill(templates[_integer(len(templates), generator)], self.subject, self.style)
-        return Prompt(f"{text}, {caption}" if caption else text)
+
+def prompts_for(
+    task: Task, caption: str | None, recipe: Recipe, subject: Concept, style: Concept
+) -> list[Prompt]:
+    """The sentences of a task, with a photo's own caption where it has one.
+
+    A caption of the source that already holds the token is used as it is.
+    """
+    if caption and task == "source" and subject.token in caption:
+        return [Prompt(caption)]
+    texts = (fill(template, subject, style) for template in getattr(recipe.prompts, task))
+    return [Prompt(f"{text}, {caption}" if caption else text) for text in texts]
 
 
 def _integer(high: int, generator: Generator) -> int:

@@ -8,11 +8,13 @@ import torch
 
 from ..attention import AttentionCapture, captured, cross_attentions, select
 from ..backbone import Backbone
-from ..config import Recipe
-from ..errors import NumericalError, UnsupportedModelError
+from ..config import Recipe, Task
+from ..data import Learnable
+from ..errors import InputError, NumericalError, UnsupportedModelError
 from ..losses import needs
 from ..prompts import prompt_for
 from ..tokens import Prompt, TokenVectors, check_new_word
+from .batches import prompts_for
 from .job import TrainingJob, generator
 from .optim import optimizer_class
 
@@ -27,6 +29,25 @@ def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
     for concept in job.concepts:
         check_new_word(concept, backbone.text_encoders, backbone.word_ids)
     optimizer_class(job.recipe.optimizer)  # its package may be missing
+
+
+@torch.no_grad()
+def check_prompts(job: TrainingJob, backbone: Backbone, vectors: TokenVectors) -> None:
+    """Encode every sentence that the run may draw; raises InputError for one that is too long."""
+    tasks: tuple[tuple[Task, Learnable], ...] = (
+        ("source", job.subject),
+        ("style", job.style),
+        ("composed", job.style),
+    )
+    for task, learnable in tasks:
+        for photo in {photo.caption: photo for photo in learnable.photos}.values():
+            try:
+                prompts = prompts_for(task, photo.caption, job.recipe, *job.concepts)
+                backbone.encode_prompts(prompts, vectors)
+            except InputError as error:
+                raise InputError(
+                    f"{photo.name}: {error}" if photo.caption else str(error)
+                ) from error
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from ..identity import IdentityLoss, colour_blind, embeddings
 from ..losses import needs
 from ..tokens import TokenVectors, initial_vectors
 from .batches import Batches
+from .checks import check_prompts, probe
 from .events import Listener, Prepared, Warned
 from .job import TrainingJob, digest, generator
 from .prior import class_latents
@@ -44,14 +45,18 @@ def prepared(
 ) -> Iterator[Materials]:
     """The materials of a run; the models are open for training already.
 
-    The face embedder is on the backbone's device meanwhile.
+    What cannot work is found before the photos are encoded. The face embedder is on the
+    backbone's device meanwhile.
     """
     job, wanted = job.with_landmarks(), needs(job.recipe)
     if "face model" not in wanted or not _faces_are_known(job, embedder, tell):
         embedder = None
+    vectors = _vectors(job, backbone)
+    check_prompts(job, backbone, vectors)
+    probe(job, backbone, vectors)
     with on_device(embedder, backbone.device):
         yield Materials(
-            _vectors(job, backbone),
+            vectors,
             _batches(job, backbone, tell),
             None if embedder is None else _identity(job, backbone, embedder),
             name_of(embedder),

@@ -23,7 +23,7 @@ from ..faces.embed import FaceEmbedder
 from ..losses import needs
 from ..prompts import prompt_for
 from ..sampling import SamplingSettings, sample_latents
-from .checks import check_backbone, probe, refocusing_capture
+from .checks import check_backbone, refocusing_capture
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
 from .job import TrainingJob, generator
 from .look import look
@@ -104,7 +104,6 @@ class Trainer:
             with _memory_explained():
                 scope.enter_context(backbone.training(DTYPES[job.recipe.precision]))
                 materials = scope.enter_context(prepared(job, backbone, embedder, tell))
-                probe(job, backbone, materials.vectors)
             file = state_path(state_folder, materials.fingerprint) if state_folder else None
             trainer = cls(job, backbone, materials, tell, state_file=file, save_every=save_every)
             if file and not fresh and (state := load_state(file, materials.fingerprint)):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from magicapture.config import Phase, PriorSettings, Rates, Weights
+from magicapture.errors import InputError
 from magicapture.prompts import class_prompt
 from magicapture.training import Prepared, Trainer
 from magicapture.training.job import generator
@@ -49,3 +51,19 @@ def test_random_numbers_do_not_depend_on_what_the_progress_bar_says(make_job, ba
             assert cache.seed == generator(job.seed, "variants", key).initial_seed()
     stages = {event.stage for event in told if isinstance(event, Prepared)}
     assert len(stages) == 3 and not stages & caches.keys()
+
+
+def test_a_caption_that_pushes_the_token_out_is_found_before_anything_is_encoded(
+    make_job, backbone
+):
+    job, told = make_job(), []
+    caption = "a very tall tree " * 30 + "and <ada-1>"
+    photos = job.subject.photos.known("captions", (None, caption, None, None))
+    job = replace(job, subject=replace(job.subject, photos=photos))
+    with (
+        pytest.raises(InputError, match=r"image 2: The prompt 'a very .* \.\.\.' has") as caught,
+        Trainer.open(job, backbone, listener=told.append),
+    ):
+        pass
+    assert len(str(caught.value)) < 400
+    assert not any(isinstance(event, Prepared) for event in told)
