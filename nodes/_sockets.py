@@ -15,7 +15,7 @@ AdapterSocket = io.Custom("MAGICAPTURE_ADAPTER")
 """An `Adapter`: LoRA, token vectors, and how they were trained."""
 
 FaceModelSocket = io.Custom("MAGICAPTURE_FACE_MODEL")
-"""A differentiable face `Face recognition model`."""
+"""A differentiable `FaceEmbedder`."""
 
 DetectorSocket = io.Custom("MAGICAPTURE_DETECTOR")
 """A face `Detector`."""

@@ -12,7 +12,7 @@ from ..magicapture.faces.models import Role
 from ..magicapture.faces.parse import load_parser
 from ..magicapture.paperdoll.faces import doll_analyzer
 from ._comfy.files import AUTO, SECOND, face_file, face_files, face_places
-from ._common import naming
+from ._node import Node, schema
 from ._sockets import DetectorSocket, FaceModelSocket, ParserSocket
 
 
@@ -22,13 +22,13 @@ def file_input(role: Role, tooltip: str, *found: str) -> io.Combo.Input:
     return io.Combo.Input("file", options=options, default=AUTO, tooltip=tooltip)
 
 
-class MagiCaptureLoadFaceDetector(io.ComfyNode):
+class MagiCaptureLoadFaceDetector(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureLoadFaceDetector",
-            display_name="Load Face Detector",
-            category="MagiCapture/faces",
+        return schema(
+            "Load Face Detector",
+            "faces",
+            aliases="face detection, scrfd, retinaface, yunet, insightface, landmarks",
             description="Finds faces and their landmarks: SCRFD (insightface), RetinaFace "
             "(facexlib) or YuNet (OpenCV). Runs on the CPU.",
             inputs=[
@@ -43,17 +43,16 @@ class MagiCaptureLoadFaceDetector(io.ComfyNode):
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        with naming("Load Face Detector"):
-            return io.NodeOutput(load_detector(face_file("detector", file)))
+        return io.NodeOutput(load_detector(face_file("detector", file)))
 
 
-class MagiCaptureLoadFaceParser(io.ComfyNode):
+class MagiCaptureLoadFaceParser(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureLoadFaceParser",
-            display_name="Load Face Parser",
-            category="MagiCapture/faces",
+        return schema(
+            "Load Face Parser",
+            "faces",
+            aliases="face segmentation, face parsing, bisenet, parsenet, facexlib",
             description="Tells skin, eyes, hair and so on apart, pixel by pixel: BiSeNet or "
             "ParseNet (facexlib). Runs on the CPU.",
             inputs=[
@@ -66,17 +65,17 @@ class MagiCaptureLoadFaceParser(io.ComfyNode):
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        with naming("Load Face Parser"):
-            return io.NodeOutput(load_parser(face_file("parser", file)))
+        return io.NodeOutput(load_parser(face_file("parser", file)))
 
 
-class MagiCaptureLoadFaceRecognitionModel(io.ComfyNode):
+class MagiCaptureLoadFaceRecognitionModel(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureLoadFaceRecognitionModel",
-            display_name="Load Face Recognition Model",
-            category="MagiCapture/faces",
+        return schema(
+            "Load Face Recognition Model",
+            "faces",
+            aliases="face embedder, face embedding, arcface, insightface, buffalo_l, "
+            "antelopev2, identity loss",
             description="A face embedder for the identity loss and for telling people apart, "
             "112x112: ONNX, TorchScript or facexlib's ArcFace. Mind the licence of the weights.",
             inputs=[
@@ -99,17 +98,16 @@ class MagiCaptureLoadFaceRecognitionModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, file, normalisation) -> io.NodeOutput:
-        with naming("Load Face Recognition Model"):
-            return io.NodeOutput(load_face_embedder(face_file("embedder", file), normalisation))
+        return io.NodeOutput(load_face_embedder(face_file("embedder", file), normalisation))
 
 
-class MagiCaptureLoadPaperdollFaceModels(io.ComfyNode):
+class MagiCaptureLoadPaperdollFaceModels(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureLoadPaperdollFaceModels",
-            display_name="Load Paperdoll Face Models",
-            category="MagiCapture/demo",
+        return schema(
+            "Load Paperdoll Face Models",
+            "demo",
+            aliases="demo, example, face detector, face parser, face embedder",
             description="Detector, parser and face recognition model of drawn faces, which come "
             "with the pack: masks, checks and figures for the demo with no download.",
             inputs=[],
@@ -125,18 +123,18 @@ class MagiCaptureLoadPaperdollFaceModels(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        with naming("Load Paperdoll Face Models"), torch.inference_mode(False):
+        with torch.inference_mode(False):
             faces = doll_analyzer()
             return io.NodeOutput(faces.detector, faces.parser, faces.embedder)
 
 
-class MagiCaptureCheckModels(io.ComfyNode):
+class MagiCaptureCheckModels(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureCheckModels",
-            display_name="Check MagiCapture Models",
-            category="MagiCapture/faces",
+        return schema(
+            "Check MagiCapture Models",
+            "faces",
+            aliases="missing models, download, insightface, facexlib, doctor, licence",
             description="Which models of faces are found, which are missing, where those are "
             "published and under which licence. Nothing is downloaded.",
             inputs=[],

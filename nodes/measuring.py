@@ -9,17 +9,18 @@ from comfy_api.latest import io, ui
 from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.person import Person, measure_identity
 from ._comfy import images_from_socket
-from ._common import naming
+from ._node import Node, schema
 from ._sockets import AdapterSocket, DetectorSocket, FaceModelSocket, References
 
 
-class MagiCaptureMeasureIdentity(io.ComfyNode):
+class MagiCaptureMeasureIdentity(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureMeasureIdentity",
-            display_name="Measure Identity",
-            category="MagiCapture/faces",
+        return schema(
+            "Measure Identity",
+            "faces",
+            aliases="likeness, face similarity, identity score, face distance, compare faces, "
+            "arcface score",
             description="How much of the person pictures show: 1 is as alike as another photo of "
             "them, 0 is a stranger.",
             inputs=[
@@ -59,12 +60,11 @@ class MagiCaptureMeasureIdentity(io.ComfyNode):
     def execute(
         cls, images, person, detector, face_model, loss_face_model=None, adapter=None
     ) -> io.NodeOutput:
-        with naming("Measure Identity"):
-            analyzer = FaceAnalyzer(detector, embedder=face_model)
-            known = Person.in_photos(person.images, analyzer)
-            pictures = images_from_socket(images)
-            loss = loss_face_model or (adapter.info.get("face_model") if adapter else None)
-            report = measure_identity(pictures, known, analyzer, loss)
-            text = str(report)
-            figures = json.dumps(report.as_dict())
-            return io.NodeOutput(report.share, text, figures, ui=ui.PreviewText(text))
+        analyzer = FaceAnalyzer(detector, embedder=face_model)
+        known = Person.in_photos(person.images, analyzer)
+        pictures = images_from_socket(images)
+        loss = loss_face_model or (adapter.info.get("face_model") if adapter else None)
+        report = measure_identity(pictures, known, analyzer, loss)
+        text = str(report)
+        figures = json.dumps(report.as_dict())
+        return io.NodeOutput(report.share, text, figures, ui=ui.PreviewText(text))

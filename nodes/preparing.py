@@ -15,8 +15,8 @@ from ..magicapture.errors import InputError
 from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.faces.masks import MaskSettings
 from ._comfy import Progress, images_to_socket, masks_to_socket, node_id
-from ._common import naming
 from ._inputs import plain
+from ._node import Node, schema
 from ._sockets import DetectorSocket, FaceModelSocket, ParserSocket, References
 
 
@@ -36,13 +36,13 @@ def _face_masks(references: ReferenceSet) -> list:
     return masks
 
 
-class MagiCaptureMakeFaceMasks(io.ComfyNode):
+class MagiCaptureMakeFaceMasks(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureMakeFaceMasks",
-            display_name="Make Face Masks",
-            category="MagiCapture/faces",
+        return schema(
+            "Make Face Masks",
+            "faces",
+            aliases="face mask, face segmentation, head mask, hair mask, crop face",
             description="Finds the face in every photo and fills in its mask and landmarks. Masks "
             "of your own are kept.",
             inputs=[
@@ -79,32 +79,31 @@ class MagiCaptureMakeFaceMasks(io.ComfyNode):
     def execute(
         cls, references, detector, parts, grow, feather, parser=None, face_model=None
     ) -> io.NodeOutput:
-        with naming("Make Face Masks"):
-            settings = MaskSettings(parts, grow, feather)
-            analyzer = FaceAnalyzer(detector, parser, face_model)
-            filled, found = with_faces(references, analyzer, settings, _progress(cls, references))
-            faces = _face_masks(filled)
-            styles = [face_to_concept(face, "style") for face in faces]
-            sheet = images_to_socket(contact_sheet(filled, found)[None])
-            lines = [f"{name}: {one}" for name, one in zip(filled.names, found, strict=True)]
-            report = "\n".join([*lines, *references.warnings])
-            return io.NodeOutput(
-                filled,
-                [masks_to_socket(mask) for mask in faces],
-                [masks_to_socket(mask) for mask in styles],
-                sheet,
-                report,
-                ui=ui.PreviewImage(sheet, cls=cls),
-            )
+        settings = MaskSettings(parts, grow, feather)
+        analyzer = FaceAnalyzer(detector, parser, face_model)
+        filled, found = with_faces(references, analyzer, settings, _progress(cls, references))
+        faces = _face_masks(filled)
+        styles = [face_to_concept(face, "style") for face in faces]
+        sheet = images_to_socket(contact_sheet(filled, found)[None])
+        lines = [f"{name}: {one}" for name, one in zip(filled.names, found, strict=True)]
+        report = "\n".join([*lines, *references.warnings])
+        return io.NodeOutput(
+            filled,
+            [masks_to_socket(mask) for mask in faces],
+            [masks_to_socket(mask) for mask in styles],
+            sheet,
+            report,
+            ui=ui.PreviewImage(sheet, cls=cls),
+        )
 
 
-class MagiCaptureCheckPhotos(io.ComfyNode):
+class MagiCaptureCheckPhotos(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureCheckPhotos",
-            display_name="Check Photos",
-            category="MagiCapture/faces",
+        return schema(
+            "Check Photos",
+            "faces",
+            aliases="photo quality, blur detection, dataset check, same person, contact sheet",
             description="Before training: is each photo sharp, large and well lit enough, does it "
             "show the same person as the others, do they vary enough?",
             inputs=[
@@ -152,20 +151,19 @@ class MagiCaptureCheckPhotos(io.ComfyNode):
     def execute(
         cls, references, detector, role, resolution, drop, face_model=None, parser=None
     ) -> io.NodeOutput:
-        with naming("Check Photos"):
-            known = face_model if role == "subject" else None
-            analyzer = FaceAnalyzer(detector, parser, known)
-            progress = _progress(cls, references)
-            filled, found = with_faces(references, analyzer, on_progress=progress)
-            result = check(filled, found, role, resolution=resolution, embedder=known)
-            sheet = images_to_socket(contact_sheet(filled, found, result)[None])
-            kept = [i for i, p in enumerate(result.photos) if p.verdict != "leave out"]
-            if drop and not kept:
-                raise InputError(f"No photo is left: every one is to be left out.\n{result}")
-            return io.NodeOutput(
-                references.only(kept) if drop else references,
-                sheet,
-                str(result),
-                result.to_json(),
-                ui=ui.PreviewImage(sheet, cls=cls),
-            )
+        known = face_model if role == "subject" else None
+        analyzer = FaceAnalyzer(detector, parser, known)
+        progress = _progress(cls, references)
+        filled, found = with_faces(references, analyzer, on_progress=progress)
+        result = check(filled, found, role, resolution=resolution, embedder=known)
+        sheet = images_to_socket(contact_sheet(filled, found, result)[None])
+        kept = [i for i, p in enumerate(result.photos) if p.verdict != "leave out"]
+        if drop and not kept:
+            raise InputError(f"No photo is left: every one is to be left out.\n{result}")
+        return io.NodeOutput(
+            references.only(kept) if drop else references,
+            sheet,
+            str(result),
+            result.to_json(),
+            ui=ui.PreviewImage(sheet, cls=cls),
+        )

@@ -35,7 +35,8 @@ from ._comfy import (
     show_text,
 )
 from ._comfy.files import state_folder
-from ._common import naming, pixels, side_by_side
+from ._common import pixels, side_by_side
+from ._node import Node, schema
 from ._sockets import AdapterSocket, ConceptSocket, FaceModelSocket, RecipeSocket
 
 if TYPE_CHECKING:
@@ -45,13 +46,14 @@ REDRAW = 2.0
 """Seconds between two pictures of the loss curve."""
 
 
-class MagiCaptureTrain(io.ComfyNode):
+class MagiCaptureTrain(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureTrain",
-            display_name="Train MagiCapture",
-            category="MagiCapture/training",
+        return schema(
+            "Train MagiCapture",
+            "training",
+            aliases="train lora, dreambooth, textual inversion, fine-tune, personalization, "
+            "portrait, likeness, few-shot",
             description="Learn the subject's face and the style as two tokens and a small LoRA. "
             "Cancel keeps what is done; the same queue again goes on from there.",
             inputs=[
@@ -121,29 +123,28 @@ class MagiCaptureTrain(io.ComfyNode):
         fast_decoder=None,
     ) -> io.NodeOutput:
         monitor = Monitor(node_id(cls))
-        with naming("Train MagiCapture"):
-            job = TrainingJob(*subject, *style, recipe or named_recipe(), training_seed)
-            replaced = check_names((job.subject, job.style), model_folders("embeddings"))
-            backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
-            trainer = Trainer(
-                job,
-                backbone,
-                embedder=face_model,
-                listener=monitor,
-                state_folder=state_folder(),
-                fresh=not resume,
+        job = TrainingJob(*subject, *style, recipe or named_recipe(), training_seed)
+        replaced = check_names((job.subject, job.style), model_folders("embeddings"))
+        backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
+        trainer = Trainer(
+            job,
+            backbone,
+            embedder=face_model,
+            listener=monitor,
+            state_folder=state_folder(),
+            fresh=not resume,
+        )
+        try:
+            with trainer:
+                monitor.history = trainer.history
+                monitor.phases = trainer.phase_ends
+                adapter = trainer.run(preview_every=preview_every)
+        except Cancelled:
+            monitor.say(
+                f"Stopped after step {trainer.step} of {trainer.steps}. Nothing is lost: "
+                "queue again with the same inputs to go on."
             )
-            try:
-                with trainer:
-                    monitor.history = trainer.history
-                    monitor.phases = trainer.phase_ends
-                    adapter = trainer.run(preview_every=preview_every)
-            except Cancelled:
-                monitor.say(
-                    f"Stopped after step {trainer.step} of {trainer.steps}. Nothing is lost: "
-                    "queue again with the same inputs to go on."
-                )
-                raise
+            raise
         curves = images_to_socket(pixels(monitor.curves(trainer.steps)))
         previews = images_to_socket(torch.stack(monitor.previews)) if monitor.previews else curves
         return io.NodeOutput(adapter, curves, previews, monitor.report(adapter, replaced))
