@@ -11,6 +11,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "magicapture"
 NODES = ROOT / "nodes"
+PRETRAIN = ROOT / "pretrain"  # trains the paperdoll weights; not installed
 
 # Each part of the core, and the parts it builds on. It may also use what those build on, and its
 # own submodules. A new module gets a line here, and CONTRIBUTING.md says how to choose it.
@@ -166,6 +167,18 @@ def test_own_code_is_imported_relatively() -> None:
         for folder in (CORE, NODES)
         for i in _imports(folder)
         if i.top in {"magicapture", "tests", "benchmarks"}
+    ]
+    assert not wrong, wrong
+
+
+def test_pretraining_uses_the_dolls_and_nothing_uses_it() -> None:
+    used = {i.module.split(".")[1] for i in _imports(PRETRAIN) if i.top == "magicapture"}
+    assert used <= _allowed("paperdoll")
+    wrong = [
+        str(i)
+        for folder in (CORE, NODES, ROOT / "benchmarks")
+        for i in _imports(folder)
+        if "pretrain" in (i.top, *i.target[:1])
     ]
     assert not wrong, wrong
 
