@@ -14,7 +14,7 @@ from ..magicapture.errors import InputError
 from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.person import Person
 from ..magicapture.refine.grain import MatchSettings, match_picture
-from ..magicapture.refine.guard import TOLERANCE, GuardReport, guard
+from ..magicapture.refine.guard import TOLERANCE, GuardReport, guard_identity
 from ..magicapture.refine.paste import cut_out
 from ..magicapture.refine.upscale import resize
 from ._comfy import (
@@ -86,7 +86,7 @@ class MagiCaptureGuardIdentity(Node):
                 reports.append(None)
             else:
                 points = face.landmarks
-                blend, report = guard(first, last, points, face_model, known, tolerance)
+                blend, report = guard_identity(first, last, points, face_model, known, tolerance)
                 kept.append(blend)
                 reports.append(report)
                 rows.append([cut_out(image, points)[0][0] for image in (first, last, blend)])

@@ -10,7 +10,7 @@ from ..magicapture.config import help_of
 from ..magicapture.data.faces import with_faces
 from ..magicapture.data.masks import face_to_concept, fit
 from ..magicapture.data.references import ReferenceSet
-from ..magicapture.doctor import check, contact_sheet
+from ..magicapture.doctor import contact_sheet, judge_photos
 from ..magicapture.errors import InputError
 from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.faces.masks import MaskSettings
@@ -155,7 +155,7 @@ class MagiCaptureCheckPhotos(Node):
         analyzer = FaceAnalyzer(detector, parser, known)
         progress = _progress(cls, references)
         filled, found = with_faces(references, analyzer, on_progress=progress)
-        result = check(filled, found, role, resolution=resolution, embedder=known)
+        result = judge_photos(filled, found, role, resolution=resolution, embedder=known)
         sheet = images_to_socket(contact_sheet(filled, found, result)[None])
         kept = [i for i, p in enumerate(result.photos) if p.verdict != "leave out"]
         if drop and not kept:

@@ -211,7 +211,7 @@ def test_nodes_use_the_core_and_what_nodes_share() -> None:
     assert not wrong, wrong
 
 
-def test_comfyui_is_met_in_one_file() -> None:
+def test_comfyui_is_met_in_one_folder() -> None:
     inner = COMFYUI - {"comfy_api"}
     wrong = [
         f"{i}: {i.module}"

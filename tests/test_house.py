@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,16 @@ def test_public_names_exist_and_are_sorted() -> None:
     assert list(names) == sorted(set(names))
     missing = [name for name in names if not hasattr(magicapture, name)]
     assert not missing
+
+
+def test_importing_the_package_imports_no_large_library() -> None:
+    """Beside torch it takes half a second; each of these would take as long again, or longer."""
+    large = {"cv2", "diffusers", "matplotlib", "onnx2torch", "torchvision", "transformers"}
+    code = f"import sys, magicapture; print(*{large} & set(sys.modules))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not ran.stdout.split(), ran.stdout
 
 
 def _node_ids() -> dict[str, str]:

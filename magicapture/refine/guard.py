@@ -60,7 +60,7 @@ class GuardReport:
 
 
 @torch.no_grad()
-def guard(
+def guard_identity(
     before: Tensor,
     after: Tensor,
     landmarks: Tensor,

@@ -89,7 +89,7 @@ def test_check_references_finds_the_intruder(nodes, pack, models, shared_assets)
     images = photos(shared_assets, *PERSON, "styles/Gentleman.jpg")
     references = loaded(nodes, pack, images)
     kept, sheet, report, data = nodes.CheckPhotos.execute(
-        references, detector, "subject", 512, True, embedder=embedder
+        references, detector, "subject", 512, True, face_model=embedder
     ).args
     verdicts = [photo["verdict"] for photo in json.loads(data)["photos"]]
     assert verdicts == ["use", "use", "use", "leave out"]
