@@ -35,7 +35,7 @@ class MagiCaptureLoadFaceDetector(Node):
                 file_input(
                     "detector",
                     "A file in models/insightface or models/facexlib. Check MagiCapture Models "
-                    "says what there is and where to get it.",
+                    "lists what is there and where to get the rest.",
                 )
             ],
             outputs=[DetectorSocket.Output(display_name="detector")],
@@ -53,8 +53,8 @@ class MagiCaptureLoadFaceParser(Node):
             "Load Face Parser",
             "faces",
             aliases="face segmentation, face parsing, bisenet, parsenet, facexlib",
-            description="Tells skin, eyes, hair and so on apart, pixel by pixel: BiSeNet or "
-            "ParseNet (facexlib). Runs on the CPU.",
+            description="Labels skin, eyes, hair and so on, pixel by pixel: BiSeNet or ParseNet "
+            "(facexlib). Runs on the CPU.",
             inputs=[
                 file_input(
                     "parser", "A file in models/facexlib: parsing_bisenet.pth or parsing_parsenet."
@@ -76,20 +76,20 @@ class MagiCaptureLoadFaceRecognitionModel(Node):
             "faces",
             aliases="face embedder, face embedding, arcface, insightface, buffalo_l, "
             "antelopev2, identity loss",
-            description="A face embedder for the identity loss and for telling people apart, "
-            "112x112: ONNX, TorchScript or facexlib's ArcFace. Mind the licence of the weights.",
+            description="A face embedder for the identity loss and for likeness, 112x112: ONNX, "
+            "TorchScript or facexlib's ArcFace. Mind the licence of the weights.",
             inputs=[
                 file_input(
                     "face_model",
                     "For insightface packs: w600k_r50.onnx (buffalo_l) or glintr100.onnx "
-                    "(antelopev2). second best found: for figures, when the best is the loss's.",
+                    "(antelopev2). second best found: to measure, when training uses the best.",
                     SECOND,
                 ),
                 io.Combo.Input(
                     "normalisation",
                     options=["arcface", "imagenet"],
                     default="arcface",
-                    tooltip="How the network wants its pixels; arcface for insightface's own and "
+                    tooltip="How pixels are scaled for the network; arcface for insightface's and "
                     "facexlib's.",
                 ),
             ],
@@ -109,14 +109,14 @@ class MagiCaptureLoadPaperdollFaceModels(Node):
             "demo",
             aliases="demo, example, face detector, face parser, face embedder",
             description="Detector, parser and face recognition model of drawn faces, which come "
-            "with the pack: masks, checks and figures for the demo with no download.",
+            "with the pack: masks, checks and likeness for the demo with no download.",
             inputs=[],
             outputs=[
                 DetectorSocket.Output(display_name="detector"),
                 ParserSocket.Output(display_name="parser"),
                 FaceModelSocket.Output(
                     display_name="face_model",
-                    tooltip="Another one than Load Paperdoll Demo's, which is for training.",
+                    tooltip="To measure with; Load Paperdoll Demo has the one for training.",
                 ),
             ],
         )
@@ -135,8 +135,8 @@ class MagiCaptureCheckModels(Node):
             "Check MagiCapture Models",
             "faces",
             aliases="missing models, download, insightface, facexlib, doctor, licence",
-            description="Which models of faces are found, which are missing, where those are "
-            "published and under which licence. Nothing is downloaded.",
+            description="Lists the face models found and missing, with publisher and licence. "
+            "Nothing is downloaded.",
             inputs=[],
             outputs=[io.String.Output(display_name="report")],
             is_output_node=True,

@@ -81,8 +81,8 @@ class MagiCaptureUpscalePortrait(Node):
                     min=0.0,
                     max=16.0,
                     step=0.25,
-                    tooltip="How much larger; 0: by the model's own scale. The model runs as often "
-                    "as needed, and what is too large is scaled down.",
+                    tooltip="Scale; 0 is the model's own. The model runs as often as needed, and "
+                    "the result is scaled down to fit.",
                 ),
                 io.Int.Input(
                     "long_side",
@@ -90,8 +90,7 @@ class MagiCaptureUpscalePortrait(Node):
                     min=0,
                     max=16384,
                     step=8,
-                    tooltip="The longer side of the result in pixels, instead of the factor; 0: "
-                    "by the factor.",
+                    tooltip="Longer side of the result in pixels, instead of the factor (0 = off).",
                 ),
                 io.Int.Input(
                     "tile",
@@ -99,8 +98,8 @@ class MagiCaptureUpscalePortrait(Node):
                     min=128,
                     max=4096,
                     step=64,
-                    tooltip="The largest part, in pixels, that the model sees at once. Halved by "
-                    "itself when the memory is full.",
+                    tooltip="Side of a tile in pixels; smaller needs less memory. Halved when "
+                    "memory runs out.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="images")],

@@ -1,4 +1,4 @@
-"""Nodes that look after a finished picture: keep the person, hide the paste."""
+"""Nodes for a finished picture: keep the likeness, hide the paste."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class MagiCaptureGuardIdentity(Node):
             "Guard Identity",
             "finishing",
             aliases="likeness, face similarity, keep likeness, identity preservation, blend",
-            description="Measures what finishing cost the person's likeness and, where it is more "
-            "than allowed, takes the finishing back to the strongest that keeps it.",
+            description="Measures how much likeness finishing cost; above the tolerance, blends "
+            "the finished picture with the one before until the likeness is kept.",
             inputs=[
                 # The finished ones first: they pass when the node is bypassed.
                 io.Image.Input("after", tooltip="The finished pictures."),
@@ -48,8 +48,8 @@ class MagiCaptureGuardIdentity(Node):
                 DetectorSocket.Input("detector", tooltip="Finds the faces."),
                 FaceModelSocket.Input(
                     "face_model",
-                    tooltip="Tells how alike faces are. Take another one than in training, which "
-                    "was learned to please.",
+                    tooltip="Tells how alike faces are. Use a different face model than in "
+                    "training; its own scores are inflated.",
                 ),
                 io.Float.Input(
                     "tolerance",
@@ -57,18 +57,19 @@ class MagiCaptureGuardIdentity(Node):
                     min=0.0,
                     max=1.0,
                     step=0.005,
-                    tooltip="The likeness that finishing may cost, as a share of how alike the "
-                    "person's own photos are. Up to 0.02 is what moving a picture by two pixels "
-                    "costs; 1 only measures.",
+                    tooltip="How much likeness finishing may cost, as a share of how alike the "
+                    "person's own photos are. Moving a picture by two pixels costs up to 0.02; 1 "
+                    "only measures.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="images"),
                 io.String.Output(display_name="report"),
                 io.Float.Output(
-                    display_name="strength", tooltip="The least strength of the pictures."
+                    display_name="strength",
+                    tooltip="How much finishing was kept; the least of the pictures.",
                 ),
-                io.String.Output(display_name="figures", tooltip="The report as JSON."),
+                io.String.Output(display_name="data", tooltip="The report as JSON."),
             ],
             hidden=[io.Hidden.unique_id],
         )

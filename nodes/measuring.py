@@ -1,4 +1,4 @@
-"""The node that says how much of a person pictures show."""
+"""The node that measures how much pictures look like a person."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MagiCaptureMeasureIdentity(Node):
             "faces",
             aliases="likeness, face similarity, identity score, face distance, compare faces, "
             "arcface score",
-            description="How much of the person pictures show: 1 is as alike as another photo of "
+            description="How much pictures look like the person: 1 is as alike as another photo of "
             "them, 0 is a stranger.",
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to measure."),
@@ -29,29 +29,30 @@ class MagiCaptureMeasureIdentity(Node):
                 DetectorSocket.Input("detector", tooltip="Finds the faces."),
                 FaceModelSocket.Input(
                     "face_model",
-                    tooltip="Tells how alike faces are. Take another one than in training, which "
-                    "was learned to please: 'second best found' in Load Face Recognition Model.",
+                    tooltip="Tells how alike faces are. Use a different face model than in "
+                    "training, whose scores are inflated: 'second best found' in Load Face "
+                    "Recognition Model.",
                 ),
                 FaceModelSocket.Input(
                     "loss_face_model",
                     optional=True,
-                    tooltip="The one of the training, so that the report can say whether it "
-                    "judges itself.",
+                    tooltip="The training's face model, so that the report can warn where both are "
+                    "the same.",
                 ),
                 AdapterSocket.Input(
                     "adapter",
                     optional=True,
-                    tooltip="What the pictures were made with; it remembers the name of its "
-                    "training's face recognition model. Instead of loss_face_model.",
+                    tooltip="Instead of loss_face_model: the adapter that made the pictures, which "
+                    "stores the name of its training's face model.",
                 ),
             ],
             outputs=[
                 io.Float.Output(
                     display_name="identity",
-                    tooltip="The pictures' mean likeness as a share of the person's own.",
+                    tooltip="Mean likeness of the pictures; 1 is another photo of the person.",
                 ),
                 io.String.Output(display_name="report"),
-                io.String.Output(display_name="figures", tooltip="The report as JSON."),
+                io.String.Output(display_name="data", tooltip="The report as JSON."),
             ],
             is_output_node=True,
         )
@@ -66,5 +67,5 @@ class MagiCaptureMeasureIdentity(Node):
         loss = loss_face_model or (adapter.info.get("face_model") if adapter else None)
         report = measure_identity(pictures, known, analyzer, loss)
         text = str(report)
-        figures = json.dumps(report.as_dict())
-        return io.NodeOutput(report.share, text, figures, ui=ui.PreviewText(text))
+        data = json.dumps(report.as_dict())
+        return io.NodeOutput(report.share, text, data, ui=ui.PreviewText(text))

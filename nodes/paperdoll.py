@@ -22,17 +22,15 @@ class MagiCaptureLoadPaperdollDemo(Node):
             "Load Paperdoll Demo",
             "demo",
             aliases="demo, example, tiny model, test model",
-            description="A Stable Diffusion of 10 million weights that knows drawn faces alone and "
-            "comes with the pack: the whole method within minutes, also on a CPU, with no "
-            "download. Pictures of 128x128.",
+            description="A small Stable Diffusion (10 million weights, 128x128) trained on drawn "
+            "faces, which comes with the pack: runs the whole method in minutes on a CPU.",
             inputs=[
                 io.Int.Input(
                     "steps",
                     default=0,
                     min=0,
                     max=10_000,
-                    tooltip="Training steps of the recipe, which is our default one at this "
-                    "model's size; 0: its own.",
+                    tooltip="Training steps; 0: the recipe's own.",
                 ),
             ],
             outputs=[

@@ -1,4 +1,4 @@
-"""Nodes that make photos ready: masks and landmarks, and a look at whether they will do."""
+"""Nodes that prepare photos: face masks, landmarks, and a quality check."""
 
 from __future__ import annotations
 
@@ -121,12 +121,12 @@ class MagiCaptureCheckPhotos(Node):
                     min=64,
                     max=2048,
                     step=8,
-                    tooltip="The training's; a face's size is told at it.",
+                    tooltip="The training's resolution, at which the face's size is judged.",
                 ),
                 io.Boolean.Input(
                     "drop",
                     default=False,
-                    tooltip="Take the photos whose verdict is 'leave out' out of the set.",
+                    tooltip="Remove the photos whose verdict is 'leave out'.",
                 ),
                 FaceModelSocket.Input(
                     "face_model",
@@ -134,7 +134,7 @@ class MagiCaptureCheckPhotos(Node):
                     tooltip="Needed to find another person in the set.",
                 ),
                 ParserSocket.Input(
-                    "parser", optional=True, tooltip="Needed to tell covered faces."
+                    "parser", optional=True, tooltip="Needed to find covered faces."
                 ),
             ],
             outputs=[

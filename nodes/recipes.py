@@ -38,11 +38,15 @@ class MagiCaptureChooseRecipe(Node):
             "training",
             aliases="training settings, dreambooth, textual inversion, custom diffusion, "
             "preset, hyperparameters",
-            description="How to train. The defaults are ours; paper and release are the authors', "
-            "and textual-inversion, dreambooth and custom-diffusion the usual methods, for "
-            "comparison.",
+            description="The settings of a training: ours, the authors', or another method's.",
             inputs=[
-                io.Combo.Input("name", options=list(RECIPE_NAMES), default=DEFAULT),
+                io.Combo.Input(
+                    "name",
+                    options=list(RECIPE_NAMES),
+                    default=DEFAULT,
+                    tooltip="magicapture: ours. paper, release: the authors'. The rest: other "
+                    "methods, for comparison.",
+                ),
                 io.Int.Input(
                     "steps",
                     default=0,

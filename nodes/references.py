@@ -99,15 +99,14 @@ class MagiCaptureDefineConcept(Node):
             "Define Concept",
             "references",
             aliases="trigger word, instance token, class word, textual inversion, subject, style",
-            description="Give what the photos show a token: the person (subject) or the look "
-            "(style).",
+            description="Name a token for the person (subject) or the look (style) in the photos.",
             inputs=[
                 References.Input("references", tooltip="The photos to learn it from."),
                 io.Combo.Input(
                     "role",
                     options=["subject", "style"],
                     default="subject",
-                    tooltip="subject learns the face inside the masks; style learns all that lies "
+                    tooltip="subject learns the face inside the masks; style learns everything "
                     "outside them.",
                 ),
                 io.String.Input(

@@ -63,7 +63,7 @@ class MagiCaptureTrain(Node):
                 ConceptSocket.Input("subject", tooltip="The person: a concept of role subject."),
                 ConceptSocket.Input("style", tooltip="The look: a concept of role style."),
                 RecipeSocket.Input(
-                    "recipe", optional=True, tooltip="Ours, if nothing is connected."
+                    "recipe", optional=True, tooltip="Without one: the recipe magicapture."
                 ),
                 FaceModelSocket.Input(
                     "face_model",
@@ -82,20 +82,20 @@ class MagiCaptureTrain(Node):
                     default=0,
                     min=0,
                     max=2**32 - 1,
-                    tooltip="The same seed and inputs give the same result, and find a cancelled "
-                    "run again.",
+                    tooltip="The same seed and inputs give the same result, and continue a "
+                    "cancelled run.",
                 ),
                 io.Int.Input(
                     "preview_every",
                     default=100,
                     min=0,
                     max=10_000,
-                    tooltip="Draw the composed prompt every so many steps, and at the end; 0: not.",
+                    tooltip="Preview interval in steps, plus one at the end (0 = off).",
                 ),
                 io.Boolean.Input(
                     "resume",
                     default=True,
-                    tooltip="Go on where a cancelled run of just these inputs stopped.",
+                    tooltip="Continue a cancelled run of the same inputs.",
                 ),
             ],
             outputs=[

@@ -17,7 +17,7 @@ from .optim import optimizer_class
 
 
 def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
-    """Raise for a model, a token's name or an optimiser that the job cannot do with."""
+    """Raise for a model, a token's name or an optimiser that the job cannot work with."""
     if not cross_attentions(backbone.unet):
         raise UnsupportedModelError(
             "The base model's UNet has no cross-attention to train; MagiCapture runs on Stable "

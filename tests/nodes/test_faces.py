@@ -163,8 +163,8 @@ def test_identity_of_dolls_with_networks_of_the_pack(nodes, pack):
     detector, parser, embedder = nodes.LoadPaperdollFaceModels.execute().args
     loss = pack("magicapture.paperdoll.weights").loss_embedder()
     measure = nodes.MeasureIdentity.execute
-    share, report, figures = measure(truth, person, detector, embedder, loss).args
-    assert share > 0.85 and json.loads(figures)["of_the_loss"] is False
+    share, report, data = measure(truth, person, detector, embedder, loss).args
+    assert share > 0.85 and json.loads(data)["of_the_loss"] is False
     assert "another than the identity loss used" in report
     strangers, report, _ = measure(styles, person, detector, embedder, embedder).args
     assert strangers < 0.5 and "WARNING" in report

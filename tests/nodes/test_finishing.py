@@ -152,10 +152,10 @@ def test_guard_takes_back_what_costs_too_much(nodes, pack, detector) -> None:
     references = pack("magicapture.data").ReferenceSet((before[0].movedim(-1, 0),) * 2)
     given = references, detector, red_and_green
     result = nodes.GuardIdentity.execute(after, before, *given, 0.03)
-    kept, report, strength, figures = result.args
+    kept, report, strength, data = result.args
     assert 0.1 < strength < 0.3 and f"{strength:.2f}" in report
     torch.testing.assert_close(kept, torch.lerp(before, after, strength))
-    (numbers,) = json.loads(figures)
+    (numbers,) = json.loads(data)
     assert numbers["before"] - numbers["kept"] <= 0.03 + 1e-5 < numbers["before"] - numbers["after"]
     assert shown(result)
     whole = nodes.GuardIdentity.execute(after, before, *given, 1.0)
