@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import ComfyExtension
 
+from ._node import Node
 from .adapters import MagiCaptureApplyAdapter, MagiCaptureLoadAdapter, MagiCaptureSaveAdapter
 from .faces import (
     MagiCaptureCheckModels,
@@ -36,7 +37,7 @@ from .sampling import (
 )
 from .training import MagiCaptureTrain
 
-NODES: list[type[io.ComfyNode]] = [
+NODES: list[type[Node]] = [
     MagiCaptureLoadPhotoSet,
     MagiCaptureDefineConcept,
     MagiCaptureCheckModels,
@@ -73,5 +74,5 @@ NODES: list[type[io.ComfyNode]] = [
 class MagiCaptureExtension(ComfyExtension):
     """MagiCapture's nodes."""
 
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+    async def get_node_list(self) -> list[type[Node]]:
         return NODES

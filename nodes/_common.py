@@ -1,29 +1,18 @@
-"""What several nodes share: errors that name the node, lists of pictures, pictures to show."""
+"""What several nodes share: lists of pictures, pictures to show."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..magicapture.errors import MagiCaptureError
 from ._comfy import images_from_socket, masks_from_socket
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-@contextmanager
-def naming(node: str) -> Iterator[None]:
-    """Put the node's name before the text of our own errors."""
-    try:
-        yield
-    except MagiCaptureError as error:
-        raise type(error)(f"{node}: {error}") from error
 
 
 def single_images(batches: Sequence[Tensor]) -> tuple[Tensor, ...]:

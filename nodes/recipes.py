@@ -23,25 +23,30 @@ from ..magicapture.recipes import (
     with_steps,
     with_weights,
 )
-from ._common import naming
 from ._inputs import choice, given, number
+from ._node import Node, schema
 from ._sockets import RecipeSocket
 
 FACTORS = {"16x16 and 32x32": (2, 4), "16x16": (4,), "8x8 to 64x64": (1, 2, 4, 8)}
 
 
-class MagiCaptureChooseRecipe(io.ComfyNode):
+class MagiCaptureChooseRecipe(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureChooseRecipe",
-            display_name="Choose Recipe",
-            category="MagiCapture/training",
-            description="How to train. The defaults are ours; paper and release are the authors', "
-            "and textual-inversion, dreambooth and custom-diffusion the usual methods, for "
-            "comparison.",
+        return schema(
+            "Choose Recipe",
+            "training",
+            aliases="training settings, dreambooth, textual inversion, custom diffusion, "
+            "preset, hyperparameters",
+            description="The settings of a training: ours, the authors', or another method's.",
             inputs=[
-                io.Combo.Input("name", options=list(RECIPE_NAMES), default=DEFAULT),
+                io.Combo.Input(
+                    "name",
+                    options=list(RECIPE_NAMES),
+                    default=DEFAULT,
+                    tooltip="magicapture: ours. paper, release: the authors'. The rest: other "
+                    "methods, for comparison.",
+                ),
                 io.Int.Input(
                     "steps",
                     default=0,
@@ -71,24 +76,24 @@ class MagiCaptureChooseRecipe(io.ComfyNode):
 
     @classmethod
     def execute(cls, name, steps, rank, resolution, rate_factor, save_memory) -> io.NodeOutput:
-        with naming("Choose Recipe"):
-            chosen = with_rates(recipe(name), rate_factor)
-            if steps:
-                chosen = with_steps(chosen, steps)
-            if resolution > 0:
-                chosen = replace(chosen, resolution=resolution)
-            if save_memory:
-                chosen = replace(chosen, batching="in_turn", checkpointing=True)
-            return io.NodeOutput(replace(chosen, lora=replace(chosen.lora, **given(rank=rank))))
+        chosen = with_rates(recipe(name), rate_factor)
+        if steps:
+            chosen = with_steps(chosen, steps)
+        if resolution > 0:
+            chosen = replace(chosen, resolution=resolution)
+        if save_memory:
+            chosen = replace(chosen, batching="in_turn", checkpointing=True)
+        return io.NodeOutput(replace(chosen, lora=replace(chosen.lora, **given(rank=rank))))
 
 
-class MagiCaptureTuneRecipe(io.ComfyNode):
+class MagiCaptureTuneRecipe(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureTuneRecipe",
-            display_name="Tune Recipe",
-            category="MagiCapture/training",
+        return schema(
+            "Tune Recipe",
+            "training",
+            aliases="training settings, learning rate, loss weight, lora rank, "
+            "hyperparameters, batch size",
             description='Change single settings of a recipe; -1 and "recipe\'s own" leave them.',
             inputs=[
                 RecipeSocket.Input("recipe"),
@@ -145,31 +150,28 @@ class MagiCaptureTuneRecipe(io.ComfyNode):
         masks,
         **settings,
     ) -> io.NodeOutput:
-        with naming("Tune Recipe"):
-            tuned = replace(recipe, **given(**settings))
-            tuned = with_weights(
-                tuned,
-                **given(
-                    composed=composed_weight, identity=identity_weight, attention=attention_weight
-                ),
-            )
-            factors = FACTORS.get(attention_maps, -1)
-            tuned = replace(
-                tuned,
-                lora=replace(tuned.lora, **given(targets=lora_targets, alpha=alpha)),
-                refocus=replace(tuned.refocus, **given(scaling=attention_scaling, factors=factors)),
-                identity=replace(tuned.identity, **given(max_timestep=identity_max_timestep)),
-            )
-            rates = given(tokens=token_rate, unet=unet_rate, text_encoder=text_encoder_rate)
-            phases = tuple(_with_rates(phase, rates) for phase in tuned.phases)
-            tuned = replace(tuned, phases=phases)
-            if masks == "off":
-                tuned = with_weights(replace(tuned, masked=False), attention=0.0)
-            elif masks == "on":
-                tuned = replace(tuned, masked=True)
-            if not tuned.steps:
-                raise InputError("The recipe has no steps left to train.")
-            return io.NodeOutput(tuned)
+        tuned = replace(recipe, **given(**settings))
+        tuned = with_weights(
+            tuned,
+            **given(composed=composed_weight, identity=identity_weight, attention=attention_weight),
+        )
+        factors = FACTORS.get(attention_maps, -1)
+        tuned = replace(
+            tuned,
+            lora=replace(tuned.lora, **given(targets=lora_targets, alpha=alpha)),
+            refocus=replace(tuned.refocus, **given(scaling=attention_scaling, factors=factors)),
+            identity=replace(tuned.identity, **given(max_timestep=identity_max_timestep)),
+        )
+        rates = given(tokens=token_rate, unet=unet_rate, text_encoder=text_encoder_rate)
+        phases = tuple(_with_rates(phase, rates) for phase in tuned.phases)
+        tuned = replace(tuned, phases=phases)
+        if masks == "off":
+            tuned = with_weights(replace(tuned, masked=False), attention=0.0)
+        elif masks == "on":
+            tuned = replace(tuned, masked=True)
+        if not tuned.steps:
+            raise InputError("The recipe has no steps left to train.")
+        return io.NodeOutput(tuned)
 
 
 def _with_rates(phase, rates):

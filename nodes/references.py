@@ -11,7 +11,8 @@ from ..magicapture.errors import InputError
 from ..magicapture.refine.upscale import resize
 from ..magicapture.tokens import Concept
 from ._comfy.files import input_folder, input_folders, stamp
-from ._common import naming, single_images, single_masks
+from ._common import single_images, single_masks
+from ._node import Node, schema
 from ._sockets import ConceptSocket, References
 
 NO_FOLDER = "(none: use images)"
@@ -22,13 +23,14 @@ def _bounded(image: Tensor) -> Tensor:
     return resize(image[None], bounded(image.shape[-2], image.shape[-1]))[0]
 
 
-class MagiCaptureLoadPhotoSet(io.ComfyNode):
+class MagiCaptureLoadPhotoSet(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureLoadPhotoSet",
-            display_name="Load Photo Set",
-            category="MagiCapture/references",
+        return schema(
+            "Load Photo Set",
+            "references",
+            aliases="load images from folder, image batch, reference images, dataset, "
+            "training images, upload photos",
             description="4 to 6 photos of one person, or 4 to 6 portraits in one style, of any "
             "sizes: a folder, an image batch or an image list.",
             is_input_list=True,
@@ -66,21 +68,20 @@ class MagiCaptureLoadPhotoSet(io.ComfyNode):
     @classmethod
     def execute(cls, folder, images=None, face_masks=None, captions=None) -> io.NodeOutput:
         folder, captions = folder[0], (captions or [""])[0]
-        with naming("Load Photo Set"):
-            if images is not None:
-                references = ReferenceSet.of(map(_bounded, single_images(images)))
-            elif folder != NO_FOLDER:
-                references = load_folder(input_folder(folder))
-            else:
-                raise InputError("No photos are given: choose a folder or connect images.")
-            if face_masks is not None:
-                masks = [*map(_bounded, single_masks(face_masks))]
-                references = references.known("face_masks", masks)
-            if captions.strip():
-                lines = [line.strip() or None for line in captions.rstrip().split("\n")]
-                lines += [None] * (len(references) - len(lines))
-                references = references.known("captions", lines)
-            return io.NodeOutput(references)
+        if images is not None:
+            references = ReferenceSet.of(map(_bounded, single_images(images)))
+        elif folder != NO_FOLDER:
+            references = load_folder(input_folder(folder))
+        else:
+            raise InputError("No photos are given: choose a folder or connect images.")
+        if face_masks is not None:
+            masks = [*map(_bounded, single_masks(face_masks))]
+            references = references.known("face_masks", masks)
+        if captions.strip():
+            lines = [line.strip() or None for line in captions.rstrip().split("\n")]
+            lines += [None] * (len(references) - len(lines))
+            references = references.known("captions", lines)
+        return io.NodeOutput(references)
 
     @classmethod
     def fingerprint_inputs(cls, folder, images=None, face_masks=None, captions=None) -> str:
@@ -88,22 +89,21 @@ class MagiCaptureLoadPhotoSet(io.ComfyNode):
         return "" if folder[0] == NO_FOLDER else stamp(input_folder(folder[0]))
 
 
-class MagiCaptureDefineConcept(io.ComfyNode):
+class MagiCaptureDefineConcept(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureDefineConcept",
-            display_name="Define Concept",
-            category="MagiCapture/references",
-            description="Give what the photos show a token: the person (subject) or the look "
-            "(style).",
+        return schema(
+            "Define Concept",
+            "references",
+            aliases="trigger word, instance token, class word, textual inversion, subject, style",
+            description="Name a token for the person (subject) or the look (style) in the photos.",
             inputs=[
                 References.Input("references", tooltip="The photos to learn it from."),
                 io.Combo.Input(
                     "role",
                     options=["subject", "style"],
                     default="subject",
-                    tooltip="subject learns the face inside the masks; style learns all that lies "
+                    tooltip="subject learns the face inside the masks; style learns everything "
                     "outside them.",
                 ),
                 io.String.Input(
@@ -139,7 +139,6 @@ class MagiCaptureDefineConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, references, role, name, class_word, vectors, start_from="") -> io.NodeOutput:
-        with naming("Define Concept"):
-            start = start_from.strip() or None
-            concept = Concept(name.strip(), role, class_word.strip(), vectors, start)
-            return io.NodeOutput(Learnable(concept, references))
+        start = start_from.strip() or None
+        concept = Concept(name.strip(), role, class_word.strip(), vectors, start)
+        return io.NodeOutput(Learnable(concept, references))

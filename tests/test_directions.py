@@ -11,6 +11,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "magicapture"
 NODES = ROOT / "nodes"
+PRETRAIN = ROOT / "pretrain"  # trains the paperdoll weights; not installed
 
 # Each part of the core, and the parts it builds on. It may also use what those build on, and its
 # own submodules. A new module gets a line here, and CONTRIBUTING.md says how to choose it.
@@ -172,6 +173,18 @@ def test_own_code_is_imported_relatively() -> None:
     assert not wrong, wrong
 
 
+def test_pretraining_uses_the_dolls_and_nothing_uses_it() -> None:
+    used = {i.module.split(".")[1] for i in _imports(PRETRAIN) if i.top == "magicapture"}
+    assert used <= _allowed("paperdoll")
+    wrong = [
+        str(i)
+        for folder in (CORE, NODES, ROOT / "benchmarks")
+        for i in _imports(folder)
+        if "pretrain" in (i.top, *i.target[:1])
+    ]
+    assert not wrong, wrong
+
+
 def test_the_core_never_imports_comfyui() -> None:
     wrong = [f"{i}: {i.module}" for i in _imports(CORE) if i.top in COMFYUI]
     assert not wrong, wrong
@@ -200,7 +213,7 @@ def test_nodes_use_the_core_and_what_nodes_share() -> None:
     assert not wrong, wrong
 
 
-def test_comfyui_is_met_in_one_file() -> None:
+def test_comfyui_is_met_in_one_folder() -> None:
     inner = COMFYUI - {"comfy_api"}
     wrong = [
         f"{i}: {i.module}"

@@ -102,7 +102,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     add("--style", action="store_true", help="Portraits of a style: their people may differ.")
     add("--resolution", type=int, default=512, help=help_of(Recipe, "resolution"))
     add("--sheet", type=Path, metavar="FILE", help="Write a contact sheet (.png) with verdicts.")
-    add("--json", type=Path, metavar="FILE", help="Write the figures as JSON.")
+    add("--json", type=Path, metavar="FILE", help="Write the report as JSON.")
     _add_faces(parser)
     add("--parser", metavar="FILE", help="A face parser; the best one found, if not given.")
     parser.set_defaults(run=doctor)
@@ -120,7 +120,7 @@ def _add_identity(parser: argparse.ArgumentParser) -> None:
         "The LoRA that train wrote, which tells its training's face recognition model by name."
     )
     add("--adapter", type=Path, metavar="FILE", help=adapter_help)
-    add("--json", type=Path, metavar="FILE", help="Write the figures as JSON.")
+    add("--json", type=Path, metavar="FILE", help="Write the report as JSON.")
     _add_faces(parser)
     parser.set_defaults(run=identity)
 
@@ -163,7 +163,8 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
         "--strength",
         type=float,
         default=1.0,
-        help="Strength of the LoRA; 0.9 or 0.8 obeys words that contradict the photos more often.",
+        help="Strength of the LoRA; lower it to 0.8-0.9 if prompt words that contradict the photos "
+        "are ignored.",
     )
     for name in ("bias", "gradient"):
         text = f"Refocusing: {help_of(RefocusGuidance, name)} 0 if not given."

@@ -7,7 +7,7 @@ import logging
 
 from ..config import Role
 from ..data.faces import with_faces
-from ..doctor import check, contact_sheet
+from ..doctor import contact_sheet, judge_photos
 from ..faces.analyzer import FaceAnalyzer
 from ..files import atomic_write
 from .faces import detector_from, embedder_from, parser_from
@@ -23,7 +23,7 @@ def doctor(arguments: argparse.Namespace) -> None:
     analyzer = FaceAnalyzer(detector_from(arguments), parser_from(arguments), embedder)
     filled, found = with_faces(references, analyzer)
     role: Role = "style" if arguments.style else "subject"
-    report = check(filled, found, role, resolution=arguments.resolution, embedder=embedder)
+    report = judge_photos(filled, found, role, resolution=arguments.resolution, embedder=embedder)
     for line in str(report).splitlines():
         logger.info("%s", line)
     if arguments.sheet:

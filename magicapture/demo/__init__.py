@@ -4,6 +4,7 @@ DemoSettings -> run(...) -> Demo -> write(...) -> result.png, curves.png, scores
 """
 
 from .demo import Demo, run
+from .example import DollExample, doll_example
 from .figure import sheet
 from .files import require_writable, write
 from .settings import FAST_STEPS, DemoSettings, held_out_pair, recipe_for
@@ -12,6 +13,8 @@ __all__ = [
     "FAST_STEPS",
     "Demo",
     "DemoSettings",
+    "DollExample",
+    "doll_example",
     "held_out_pair",
     "recipe_for",
     "require_writable",

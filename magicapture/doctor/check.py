@@ -34,7 +34,7 @@ class _Seen:
     embedding: Tensor | None = None
 
 
-def check(
+def judge_photos(
     references: ReferenceSet,
     found: Sequence[FoundFace],
     role: Role,

@@ -16,7 +16,7 @@ VARIABLE = "MAGICAPTURE_MODELS"
 _PURPOSES: dict[Role, str] = {
     "detector": "finds faces; one is needed for masks, checks and restoration",
     "parser": "outlines skin, hair and so on; without one a mask is an oval",
-    "embedder": "tells people apart; needed for the identity loss and figure",
+    "embedder": "tells people apart; needed for the identity loss and to measure likeness",
     "restorer": "redraws faces of finished pictures",
 }
 

@@ -52,7 +52,7 @@ def doll_parser(folder: Path = WEIGHTS) -> FaceParser:
 
 
 def doll_analyzer(folder: Path = WEIGHTS) -> FaceAnalyzer:
-    """Detector, parser, and the face embedder that no training uses, so that figures are honest.
+    """Detector, parser, and the face embedder that no training uses, for scores.
 
     Raises StorageError as `load_reader`.
     """

@@ -25,8 +25,8 @@ READERS: dict[str, Callable[[], nn.Module]] = {
 }
 
 _REBUILD = (
-    "Install MagiCapture again, or build the weights: python -m magicapture.paperdoll.pretrain "
-    "--out build/paperdoll --export FOLDER"
+    "Install MagiCapture again, or build the weights from a clone of the repository: "
+    "python -m pretrain --out build/paperdoll --export FOLDER"
 )
 _Network = TypeVar("_Network", bound=nn.Module)
 

@@ -87,7 +87,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _registry() -> tuple[ArchRegistry, bool]:
-    """Every architecture at hand, and whether the extra ones are; spandrel's own list is kept."""
+    """Every architecture installed, and whether the extra ones are; spandrel's own list is kept."""
     from spandrel import MAIN_REGISTRY
 
     registry = MAIN_REGISTRY.copy()

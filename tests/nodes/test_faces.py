@@ -88,7 +88,7 @@ def test_check_references_finds_the_intruder(nodes, pack, models, shared_assets)
     images = photos(shared_assets, *PERSON, "styles/Gentleman.jpg")
     references = loaded(nodes, pack, images)
     kept, sheet, report, data = nodes.CheckPhotos.execute(
-        references, detector, "subject", 512, True, embedder=embedder
+        references, detector, "subject", 512, True, face_model=embedder
     ).args
     verdicts = [photo["verdict"] for photo in json.loads(data)["photos"]]
     assert verdicts == ["use", "use", "use", "leave out"]
@@ -162,8 +162,8 @@ def test_identity_of_dolls_with_networks_of_the_pack(nodes, pack):
     detector, parser, embedder = nodes.LoadPaperdollFaceModels.execute().args
     loss = pack("magicapture.paperdoll.weights").loss_embedder()
     measure = nodes.MeasureIdentity.execute
-    share, report, figures = measure(truth, person, detector, embedder, loss).args
-    assert share > 0.85 and json.loads(figures)["of_the_loss"] is False
+    share, report, data = measure(truth, person, detector, embedder, loss).args
+    assert share > 0.85 and json.loads(data)["of_the_loss"] is False
     assert "another than the identity loss used" in report
     strangers, report, _ = measure(styles, person, detector, embedder, embedder).args
     assert strangers < 0.5 and "WARNING" in report

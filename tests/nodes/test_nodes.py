@@ -196,11 +196,11 @@ def test_masks_that_do_not_match_in_number(nodes, pack):
     ("given", "message"),
     [
         ({"images": [photos(1)]}, "There is 1 photo .*expected 2 or more"),
-        ({"masks": []}, "mask"),
-        ({"masks": [torch.zeros(3, SIDE, SIDE)]}, "mask"),
-        ({"masks": [torch.ones(3, SIDE, SIDE)]}, "mask"),
+        ({"masks": []}, "no mask of the face"),
+        ({"masks": [torch.zeros(3, SIDE, SIDE)]}, "the mask is empty"),
+        ({"masks": [torch.ones(3, SIDE, SIDE)]}, "the mask is full"),
         ({"masks": [face((64, 96)).expand(3, -1, -1)]}, "64x64"),
-        ({"images": [photos(3, (40, 40))], "masks": [face((40, 40)).expand(3, -1, -1)]}, "40"),
+        ({"images": [photos(3, (40, 40))], "masks": [face((40, 40)).expand(3, -1, -1)]}, "40x40"),
         ({"images": [photos() * torch.nan]}, "NaN"),
     ],
 )

@@ -196,7 +196,7 @@ def trained(pack, nodes, demo):
         train = pack("nodes.training").MagiCaptureTrain.execute
         parts = (demo.model, demo.clip, demo.vae)
         settings = {"training_seed": 1, "preview_every": 2, "resume": False, "recipe": recipe}
-        return train(*parts, **concepts, **settings, embedder=demo.embedder).args
+        return train(*parts, **concepts, **settings, face_model=demo.face_model).args
 
 
 def test_it_trains_with_all_losses(trained):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from magicapture.data import ReferenceSet
 from magicapture.data.faces import with_faces
-from magicapture.doctor import check, contact_sheet
+from magicapture.doctor import contact_sheet, judge_photos
 from magicapture.faces.align import FFHQ_TEMPLATE
 from magicapture.faces.analyzer import FaceAnalyzer
 from magicapture.faces.detect import load_detector
@@ -33,7 +33,7 @@ def noise(seed: int, side: int = 256) -> Tensor:
 
 def verdicts(images: list[Tensor], **kwargs) -> list[tuple[str, str]]:
     references, found = with_faces(ReferenceSet.of(images), FaceAnalyzer(frontal))
-    report = check(references, found, "subject", **kwargs)
+    report = judge_photos(references, found, "subject", **kwargs)
     return [(photo.verdict, "; ".join(photo.reasons)) for photo in report.photos]
 
 
@@ -59,11 +59,11 @@ def test_another_person_by_the_median_cosine() -> None:
     images = [noise(n) for n in range(5)] + [noise(9) * 0.3 + 0.7]
     analyzer = FaceAnalyzer(frontal, embedder=embedder)
     references, found = with_faces(ReferenceSet.of(images), analyzer)
-    report = check(references, found, "subject", embedder=embedder)
+    report = judge_photos(references, found, "subject", embedder=embedder)
     assert [photo.verdict for photo in report.photos] == ["use"] * 5 + ["leave out"]
     assert "another person" in report.photos[5].text
     assert report.identity == pytest.approx(1, abs=0.01)  # of those that are not left out
-    style = check(references, found, "style", embedder=embedder)
+    style = judge_photos(references, found, "style", embedder=embedder)
     assert style.count("leave out") == 0 and style.identity is None
 
 
@@ -87,7 +87,7 @@ def test_masks_of_ones_own_that_mark_no_face_are_told() -> None:
     images = tuple(noise(n) for n in range(4))
     given = ReferenceSet.of(images, face_masks=masks)
     references, found = with_faces(given, FaceAnalyzer(frontal))
-    report = check(references, found, "subject")
+    report = judge_photos(references, found, "subject")
     empty, full, elsewhere, right = report.photos
     assert empty.text.startswith("leave out: your own mask is empty: paint the face")
     assert full.text.startswith("leave out: your own mask is full: paint the face alone")
@@ -112,7 +112,7 @@ def test_the_intruder_among_real_photos_and_no_one_else(shared_assets) -> None:
     references, found = with_faces(
         ReferenceSet.of(images, names=tuple(f.name for f in files)), analyzer
     )
-    report = check(references, found, "subject", embedder=embedder)
+    report = judge_photos(references, found, "subject", embedder=embedder)
     strangers = [p.name for p in report.photos if "person" in p.text]
     assert strangers == ["Men_suit.jpg"] and report.count("leave out") == 1
     assert 0.5 < (report.identity or 0) < 0.65

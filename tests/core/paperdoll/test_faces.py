@@ -7,10 +7,10 @@ import statistics
 import pytest
 import torch
 import torch.nn.functional as F
-from magicapture.data.references import ReferenceSet
 
+from magicapture.data import ReferenceSet
 from magicapture.data.faces import with_faces
-from magicapture.doctor import check
+from magicapture.doctor import judge_photos
 from magicapture.errors import StorageError
 from magicapture.faces.analyzer import FaceAnalyzer
 from magicapture.paperdoll.faces import doll_analyzer
@@ -63,7 +63,7 @@ def test_the_doctor_finds_the_intruder(analyzer, pair) -> None:
     other = make_pair(1_000_001, 1_000_050, photos=2, poses=2)
     images = references(pair.source + other.source[:1]).images
     filled, found = with_faces(ReferenceSet.of(images), analyzer)
-    report = check(filled, found, "subject", resolution=128, embedder=analyzer.embedder)
+    report = judge_photos(filled, found, "subject", resolution=128, embedder=analyzer.embedder)
     assert ["another person" in photo.text for photo in report.photos] == [False] * 6 + [True]
 
 

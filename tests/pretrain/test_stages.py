@@ -10,14 +10,14 @@ import torch
 
 from magicapture.paperdoll import Label
 from magicapture.paperdoll.attributes import ATTRIBUTES
-from magicapture.paperdoll.pretrain import dataset
-from magicapture.paperdoll.pretrain.__main__ import main
-from magicapture.paperdoll.pretrain.card import SOURCES, checksum, checksums, write_card
-from magicapture.paperdoll.pretrain.export import trained_reader
-from magicapture.paperdoll.pretrain.preview import Model
-from magicapture.paperdoll.pretrain.report import draw, obeyed, report
-from magicapture.paperdoll.pretrain.scores import dolls, landmark_error, overlap, psnr, verification
 from magicapture.paperdoll.tokenizer import LENGTH
+from pretrain import dataset
+from pretrain.__main__ import main
+from pretrain.card import SOURCES, checksum, checksums, write_card
+from pretrain.export import trained_reader
+from pretrain.preview import Model
+from pretrain.report import draw, obeyed, report
+from pretrain.scores import dolls, landmark_error, overlap, psnr, verification
 
 STATES = ("vae", "unet", "identity_loss", "identity_score", "finder", "parser", "style", "probe")
 

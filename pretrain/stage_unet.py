@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ...losses.equations import timestep_weights
-from ..captions import SLOTS, read
-from ..networks import TEXT_WIDTH, autoencoder, schedule, text_encoder, unet
-from ..readers import faces_in
-from ..tokenizer import LENGTH, load_tokenizer, write_tokenizer
+from magicapture.losses.equations import timestep_weights
+from magicapture.paperdoll.captions import SLOTS, read
+from magicapture.paperdoll.networks import TEXT_WIDTH, autoencoder, schedule, text_encoder, unet
+from magicapture.paperdoll.readers import faces_in
+from magicapture.paperdoll.tokenizer import LENGTH, load_tokenizer, write_tokenizer
+
 from .dataset import Shards, captions_of
 from .loop import Plan, Trainer, averaged
 

@@ -11,8 +11,8 @@ import torch
 from magicapture.paperdoll import identity_from_seed, pose_from_seed, style_from_seed
 from magicapture.paperdoll.attributes import ATTRIBUTES, UNSEEN, classes
 from magicapture.paperdoll.captions import SLOTS, caption, read
-from magicapture.paperdoll.pretrain.stage_unet import reading_loss
 from magicapture.paperdoll.tokenizer import LENGTH, load_tokenizer, write_tokenizer
+from pretrain.stage_unet import reading_loss
 
 
 @pytest.mark.parametrize("seed", range(0, 60))

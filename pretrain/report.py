@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import (
+from magicapture.paperdoll import (
     Identity,
     Pose,
     Split,
@@ -18,8 +18,9 @@ from .. import (
     pose_from_seed,
     style_from_seed,
 )
-from ..attributes import classes
-from ..captions import caption
+from magicapture.paperdoll.attributes import classes
+from magicapture.paperdoll.captions import caption
+
 from . import scores
 from .export import trained_reader
 from .preview import Model, save_sheet

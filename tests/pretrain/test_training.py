@@ -12,11 +12,6 @@ from torch.nn import functional
 
 from magicapture.paperdoll import identity_from_seed, render, style_from_seed
 from magicapture.paperdoll.align import TEMPLATE, crops, similarity
-from magicapture.paperdoll.pretrain import batch as batch_module
-from magicapture.paperdoll.pretrain import dataset, stage_readers
-from magicapture.paperdoll.pretrain.batch import Batch
-from magicapture.paperdoll.pretrain.loop import Plan, Trainer, averaged
-from magicapture.paperdoll.pretrain.scores import auc
 from magicapture.paperdoll.readers import (
     PARTS,
     ConvEmbedder,
@@ -25,6 +20,11 @@ from magicapture.paperdoll.readers import (
     PatchEmbedder,
     StyleEmbedder,
 )
+from pretrain import batch as batch_module
+from pretrain import dataset, stage_readers
+from pretrain.batch import Batch
+from pretrain.loop import Plan, Trainer, averaged
+from pretrain.scores import auc
 
 PLAN = Plan(steps=12, rate=1e-2, warmup=2)
 

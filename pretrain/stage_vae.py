@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import FACE_LABELS, Label
-from ..networks import autoencoder
+from magicapture.paperdoll import FACE_LABELS, Label
+from magicapture.paperdoll.networks import autoencoder
+
 from .dataset import Shards
 from .loop import Plan, Trainer
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..networks import CHANNELS, autoencoder, schedule
-from ..tokenizer import LENGTH, load_tokenizer
+from magicapture.paperdoll.networks import CHANNELS, autoencoder, schedule
+from magicapture.paperdoll.tokenizer import LENGTH, load_tokenizer
+
 from .loop import averaged
 from .stage_unet import build
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderTiny, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    from ..drawing.colours import Array
+    from magicapture.paperdoll.drawing.colours import Array
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Builds the paperdoll world's weights from nothing: `python -m magicapture.paperdoll.pretrain`.
+"""Builds the paperdoll world's weights from nothing: `python -m pretrain`.
 
 Each stage saves as it goes; started again, it goes on where it stopped.
 """
@@ -46,7 +46,7 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains the stages asked for."""
-    parser = argparse.ArgumentParser(prog="python -m magicapture.paperdoll.pretrain")
+    parser = argparse.ArgumentParser(prog="python -m pretrain")
     parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
     parser.add_argument("--out", type=Path, required=True, help="folder for data and weights")
     parser.add_argument("--data", type=Path, help="folder for rendered dolls (default OUT/data)")

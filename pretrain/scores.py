@@ -11,10 +11,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .. import Doll, Split, identity_from_seed, pose_from_seed, render, style_from_seed
-from ..align import crops
-from ..attributes import ATTRIBUTES, UNSEEN
-from ..readers import PARTS
+from magicapture.paperdoll import (
+    Doll,
+    Split,
+    identity_from_seed,
+    pose_from_seed,
+    render,
+    style_from_seed,
+)
+from magicapture.paperdoll.align import crops
+from magicapture.paperdoll.attributes import ATTRIBUTES, UNSEEN
+from magicapture.paperdoll.readers import PARTS
 
 _FIRST = Split.DEVELOPMENT.seeds.start
 

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..align import crops
-from ..attributes import ATTRIBUTES, UNSEEN, classes
-from ..drawing.traits import (
+from magicapture.paperdoll.align import crops
+from magicapture.paperdoll.attributes import ATTRIBUTES, UNSEEN, classes
+from magicapture.paperdoll.drawing.traits import (
     BEARDS,
     GLASSES,
     MARKS,
@@ -21,7 +21,7 @@ from ..drawing.traits import (
     pose_from_seed,
     style_from_seed,
 )
-from ..readers import (
+from magicapture.paperdoll.readers import (
     ConvEmbedder,
     FaceFinder,
     Parser,
@@ -30,6 +30,7 @@ from ..readers import (
     StyleEmbedder,
     faces_in,
 )
+
 from .batch import Batch
 from .dataset import IDENTITIES, Shards
 from .loop import Plan, Trainer

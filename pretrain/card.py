@@ -19,7 +19,7 @@ Networks of the embedded world, trained by this project from nothing on pictures
 itself: no photograph, no other model and no person took part. They draw and read paper dolls and
 nothing else. Licence: the project's own.
 
-Built by `python -m magicapture.paperdoll.pretrain` from training seeds below 1,000,000; scored on
+Built by `python -m pretrain` from training seeds below 1,000,000; scored on
 development seeds from 1,000,000 up, which no training has seen. Half precision, safetensors.
 """
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import (
+from magicapture.paperdoll import (
     SIZE,
     Split,
     identity_from_seed,
@@ -23,7 +23,7 @@ from .. import (
     require_split,
     style_from_seed,
 )
-from ..captions import caption
+from magicapture.paperdoll.captions import caption
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T", bound=np.generic)

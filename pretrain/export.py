@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..networks import schedule
-from ..tokenizer import write_tokenizer
+from magicapture.paperdoll.networks import schedule
+from magicapture.paperdoll.tokenizer import write_tokenizer
+
 from .loop import averaged, write_tensors
 from .preview import Model
 from .stage_readers import EMBEDDERS, MODELS, STEPS
