@@ -10,6 +10,7 @@ from ..magicapture.faces.embed import load_face_embedder
 from ..magicapture.faces.find import inventory
 from ..magicapture.faces.models import Role
 from ..magicapture.faces.parse import load_parser
+from ..magicapture.faces.registry import homes, titles
 from ..magicapture.paperdoll.faces import doll_analyzer
 from ._comfy.files import AUTO, SECOND, face_file, face_files, face_places
 from ._common import naming
@@ -29,13 +30,12 @@ class MagiCaptureLoadFaceDetector(io.ComfyNode):
             node_id="MagiCaptureLoadFaceDetector",
             display_name="Load Face Detector",
             category="MagiCapture/faces",
-            description="Finds faces and their landmarks: SCRFD (insightface), RetinaFace "
-            "(facexlib) or YuNet (OpenCV). Runs on the CPU.",
+            description=f"Finds faces and their landmarks: {titles('detector')}. Runs on the CPU.",
             inputs=[
                 file_input(
                     "detector",
-                    "A file in models/insightface or models/facexlib. Check MagiCapture Models "
-                    "says what there is and where to get it.",
+                    f"A file in {homes('detector')}, say. Check MagiCapture Models tells what "
+                    "there is and where to get it.",
                 )
             ],
             outputs=[DetectorSocket.Output(display_name="detector")],
@@ -54,11 +54,13 @@ class MagiCaptureLoadFaceParser(io.ComfyNode):
             node_id="MagiCaptureLoadFaceParser",
             display_name="Load Face Parser",
             category="MagiCapture/faces",
-            description="Tells skin, eyes, hair and so on apart, pixel by pixel: BiSeNet or "
-            "ParseNet (facexlib). Runs on the CPU.",
+            description="Tells skin, eyes, hair and so on apart, pixel by pixel: "
+            f"{titles('parser')}. Runs on the CPU.",
             inputs=[
                 file_input(
-                    "parser", "A file in models/facexlib: parsing_bisenet.pth or parsing_parsenet."
+                    "parser",
+                    f"A file in {homes('parser')}, say. Check MagiCapture Models tells what there "
+                    "is and where to get it.",
                 )
             ],
             outputs=[ParserSocket.Output(display_name="parser")],
@@ -77,11 +79,11 @@ class MagiCaptureLoadFaceRecognitionModel(io.ComfyNode):
             node_id="MagiCaptureLoadFaceRecognitionModel",
             display_name="Load Face Recognition Model",
             category="MagiCapture/faces",
-            description="A face embedder for the identity loss and for telling people apart, "
-            "112x112: ONNX, TorchScript or facexlib's ArcFace. Mind the licence of the weights.",
+            description="A network that tells people apart, for the identity loss and the "
+            f"figures: {titles('embedder')}. Mind the licence of the weights.",
             inputs=[
                 file_input(
-                    "face_model",
+                    "embedder",
                     "For insightface packs: w600k_r50.onnx (buffalo_l) or glintr100.onnx "
                     "(antelopev2). second best found: for figures, when the best is the loss's.",
                     SECOND,

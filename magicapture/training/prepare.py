@@ -9,8 +9,9 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..data import LatentCache, ReferenceSet, with_faces_of
+from ..faces.analyzer import embed_faces
 from ..faces.embed import FaceEmbedder
-from ..identity import IdentityLoss, colour_blind, embeddings
+from ..identity import IdentityLoss, colour_blind
 from ..tokens import TokenVectors, initial_vectors
 from .draws import Draws
 from .events import Listener, Prepared, Warned
@@ -107,7 +108,7 @@ def _identity(
     if job.recipe.identity.colour_blind:
         embedder = colour_blind(embedder)
     images, landmarks = zip(*known, strict=True)
-    target = embeddings(embedder, images, landmarks, backbone.device)
+    target = embed_faces(embedder, images, landmarks, backbone.device)
     return IdentityLoss(
         embedder, backbone.decode_fast, backbone.downscale, target, job.recipe.identity
     )
