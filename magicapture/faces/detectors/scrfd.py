@@ -21,7 +21,11 @@ def _load(content: Content) -> SquareDetector:
     import onnxruntime
     from insightface.model_zoo import scrfd
 
-    session = onnxruntime.InferenceSession(str(content.path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # some files state output shapes that hold at 640 alone
+    session = onnxruntime.InferenceSession(
+        str(content.path), options, providers=["CPUExecutionProvider"]
+    )
     # By the session alone, as every release takes it; given the file as well, later ones would
     # build a session of their own for every size.
     network: Any = scrfd.SCRFD(session=session)
