@@ -10,6 +10,7 @@ from ..magicapture.faces.embed import load_face_embedder
 from ..magicapture.faces.find import inventory
 from ..magicapture.faces.models import Role
 from ..magicapture.faces.parse import load_parser
+from ..magicapture.faces.registry import homes, titles
 from ..magicapture.paperdoll.faces import doll_analyzer
 from ._comfy.files import AUTO, SECOND, face_file, face_files, face_places
 from ._node import Node, schema
@@ -29,13 +30,12 @@ class MagiCaptureLoadFaceDetector(Node):
             "Load Face Detector",
             "faces",
             aliases="face detection, scrfd, retinaface, yunet, insightface, landmarks",
-            description="Finds faces and their landmarks: SCRFD (insightface), RetinaFace "
-            "(facexlib) or YuNet (OpenCV). Runs on the CPU.",
+            description=f"Finds faces and their landmarks: {titles('detector')}. Runs on the CPU.",
             inputs=[
                 file_input(
                     "detector",
-                    "A file in models/insightface or models/facexlib. Check MagiCapture Models "
-                    "lists what is there and where to get the rest.",
+                    f"A file in {homes('detector')}, say. Check MagiCapture Models lists what "
+                    "there is and where to get the rest.",
                 )
             ],
             outputs=[DetectorSocket.Output(display_name="detector")],
@@ -53,11 +53,13 @@ class MagiCaptureLoadFaceParser(Node):
             "Load Face Parser",
             "faces",
             aliases="face segmentation, face parsing, bisenet, parsenet, facexlib",
-            description="Labels skin, eyes, hair and so on, pixel by pixel: BiSeNet or ParseNet "
-            "(facexlib). Runs on the CPU.",
+            description="Labels skin, eyes, hair and so on, pixel by pixel: "
+            f"{titles('parser')}. Runs on the CPU.",
             inputs=[
                 file_input(
-                    "parser", "A file in models/facexlib: parsing_bisenet.pth or parsing_parsenet."
+                    "parser",
+                    f"A file in {homes('parser')}, say. Check MagiCapture Models tells what there "
+                    "is and where to get it.",
                 )
             ],
             outputs=[ParserSocket.Output(display_name="parser")],
@@ -76,11 +78,11 @@ class MagiCaptureLoadFaceRecognitionModel(Node):
             "faces",
             aliases="face embedder, face embedding, arcface, insightface, buffalo_l, "
             "antelopev2, identity loss",
-            description="A face embedder for the identity loss and for likeness, 112x112: ONNX, "
-            "TorchScript or facexlib's ArcFace. Mind the licence of the weights.",
+            description="A face embedder for the identity loss and for likeness, 112x112: "
+            f"{titles('embedder')}. Mind the licence of the weights.",
             inputs=[
                 file_input(
-                    "face_model",
+                    "embedder",
                     "For insightface packs: w600k_r50.onnx (buffalo_l) or glintr100.onnx "
                     "(antelopev2). second best found: to measure, when training uses the best.",
                     SECOND,

@@ -10,8 +10,9 @@ from ..errors import MagiCaptureError
 from ..faces.detect import load_detector
 from ..faces.embed import FaceEmbeddingNetwork, load_face_embedder
 from ..faces.find import best, places
-from ..faces.models import Role
-from ..faces.parse import FaceParser, load_parser
+from ..faces.labelling import FaceParser
+from ..faces.models import TITLES, Role
+from ..faces.parse import load_parser
 from ..faces.protocols import Detector
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,6 @@ def _optional(role: Role, named: str | None, arguments: argparse.Namespace) -> P
     try:
         return best(role, places(arguments.models))
     except MagiCaptureError as error:
-        logger.info("No face %s: what it would tell is left out.", role)
+        logger.info("No %s: what it would tell is left out.", TITLES[role])
         logger.debug("%s", error)
         return None

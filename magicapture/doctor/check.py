@@ -88,7 +88,7 @@ def _figures(
     figures = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
     embedding = None
     if embedder is not None:
-        embedding = embed_faces(embedder, image, [face])[0]
+        embedding = embed_faces(embedder, [image], [face.landmarks])[0].cpu()
     return figures, _Seen(thumbnail, measure.face_print(grey), embedding)
 
 

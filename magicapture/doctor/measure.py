@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..faces.align import ARCFACE_TEMPLATE, FACE_SIZE, similarity, warp
+from ..faces.align import ARCFACE_TEMPLATE, FACE_SIZE, MIRRORED, similarity, warp
 from ..faces.protocols import Part
 
 _NOSE_AHEAD, _MOUTH_AHEAD = 15.0, 3.0
@@ -59,7 +59,7 @@ def angles(landmarks: Tensor) -> Angles:
 
 def _average_face() -> Tensor:
     """Eyes, nose and mouth corners (5,3) of an average face about their mean: x, y, ahead."""
-    mirrored = ARCFACE_TEMPLATE[[1, 0, 2, 4, 3]] * torch.tensor([-1.0, 1.0])
+    mirrored = ARCFACE_TEMPLATE[MIRRORED] * torch.tensor([-1.0, 1.0])
     mirrored[:, 0] += 2 * ARCFACE_TEMPLATE[:, 0].mean()
     flat = (ARCFACE_TEMPLATE + mirrored) / 2
     ahead = torch.tensor([0.0, 0.0, _NOSE_AHEAD, _MOUTH_AHEAD, _MOUTH_AHEAD])

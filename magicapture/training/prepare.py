@@ -12,9 +12,9 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..data import LatentCache, Learnable, ReferenceSet, with_faces_of
-from ..faces.analyzer import device_of
+from ..faces.analyzer import device_of, embed_faces
 from ..faces.embed import FaceEmbedder, name_of
-from ..identity import IdentityLoss, colour_blind, embeddings
+from ..identity import IdentityLoss, colour_blind
 from ..losses import needs
 from ..tokens import TokenVectors, initial_vectors
 from .batches import Batches
@@ -139,7 +139,7 @@ def _identity(job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder) -> I
         if photo.landmarks is not None
     ]
     images, landmarks = zip(*known, strict=True)
-    target = embeddings(embedder, images, landmarks, backbone.device)
+    target = embed_faces(embedder, images, landmarks, backbone.device)
     return IdentityLoss(embedder, backbone.decode_fast, backbone.downscale, target, settings)
 
 

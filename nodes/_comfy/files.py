@@ -9,7 +9,8 @@ import folder_paths
 
 from ...magicapture.errors import InputError
 from ...magicapture.faces.find import Places, best, files, missing
-from ...magicapture.faces.models import FOLDERS, Role
+from ...magicapture.faces.models import Role
+from ...magicapture.faces.registry import folders
 from .host import find_file, model_folders, output_folder
 
 AUTO = "best found"
@@ -72,7 +73,7 @@ def face_file(role: Role, name: str) -> Path:
 
 def face_places() -> Places:
     """The folders that models of faces may lie in."""
-    return {kind: model_folders(kind) for kind in FOLDERS}
+    return {kind: model_folders(kind) for kind in folders()}
 
 
 def stamp(path: Path) -> str:

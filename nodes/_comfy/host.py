@@ -20,10 +20,10 @@ _PREVIEW_SIDE = 768  # pixels; larger previews are scaled down
 def model_folders(kind: str) -> list[Path]:
     """The folders of a kind of model ("loras", "insightface"); new files go into the first.
 
-    A kind that neither ComfyUI nor the user's extra_model_paths.yaml knows becomes models/<kind>.
+    models/<kind> is always among them: ComfyUI forgets it for a kind of ours that the user's
+    extra_model_paths.yaml names.
     """
-    if kind not in folder_paths.folder_names_and_paths:
-        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
+    folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
     return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 
 @pytest.fixture(autouse=True)
@@ -102,12 +103,42 @@ def test_a_missing_model_says_what_to_get(nodes, pack):
         with pytest.raises(error, match="Nothing is downloaded") as caught:
             node.execute(auto)
         assert "release" in str(caught.value) and "licence" in str(caught.value)
+    with pytest.raises(error, match="There is no face recognition model"):
+        nodes.LoadFaceRecognitionModel.execute(auto, "arcface")
 
 
 def test_check_models_lists_found_and_missing(nodes, models):
     report = nodes.CheckModels.execute()[0]
     assert "found    face_detection_yunet_2023mar.onnx" in report
     assert "missing  parsing_bisenet.pth" in report
+
+
+def test_models_are_found_by_links_beside_others_folders_and_in_comfyuis_own(
+    nodes, pack, models, tmp_path, monkeypatch
+):
+    """An extra folder and ComfyUI's models/detection, whose MediaPipe files are none of ours."""
+    import folder_paths
+
+    known = {k: (list(v[0]), v[1]) for k, v in folder_paths.folder_names_and_paths.items()}
+    known.pop("facexlib", None)
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
+    (tmp_path / "extra").mkdir()
+    folder_paths.add_model_folder_path("facexlib", str(tmp_path / "extra"))
+    (tmp_path / "far").mkdir()
+    shutil.copyfile(models / "yunet.onnx", tmp_path / "far" / "far_yunet.onnx")
+    (tmp_path / "extra" / "linked").symlink_to(tmp_path / "far")
+    own = Path(folder_paths.models_dir) / "detection"
+    own.mkdir(exist_ok=True)
+    try:
+        shutil.copyfile(models / "yunet.onnx", own / "own_yunet.onnx")
+        save_file({"detector.weight": torch.zeros(1)}, own / "mediapipe.safetensors")
+        listed = nodes.LoadFaceDetector.define_schema().inputs[0].options
+        assert {"yunet.onnx", "linked/far_yunet.onnx", "own_yunet.onnx"} <= set(listed)
+        assert "mediapipe.safetensors" not in listed
+        assert nodes.LoadFaceDetector.execute("linked/far_yunet.onnx")[0] is not None
+        assert len(nodes.LoadFaceRecognitionModel.define_schema().inputs[0].options) > 2
+    finally:
+        shutil.rmtree(own)
 
 
 def test_odd_pictures_by_the_sockets(nodes, pack, models, shared_assets):

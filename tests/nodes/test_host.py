@@ -33,7 +33,9 @@ def test_extra_model_paths_of_the_user_stay(pack, no_insightface, tmp_path):
     config = tmp_path / "extra_model_paths.yaml"
     config.write_text(f"mine:\n  base_path: {tmp_path}\n  insightface: faces\n  loras: own_loras\n")
     load_extra_path_config(str(config))
-    assert pack.comfy.model_folders("insightface") == [tmp_path / "faces"]
+    own = Path(no_insightface.models_dir) / "insightface"  # which ComfyUI itself would forget
+    assert pack.comfy.model_folders("insightface") == [tmp_path / "faces", own]
+    assert pack.comfy.model_folders("insightface") == [tmp_path / "faces", own]
     assert tmp_path / "own_loras" in pack.comfy.model_folders("loras")
     assert len(pack.comfy.model_folders("loras")) > 1
     (tmp_path / "faces").mkdir()

@@ -34,11 +34,11 @@ def test_masks_and_landmarks_are_near_the_true_ones(analyzer, pair) -> None:
     filled, found = with_faces(ReferenceSet.of(true.images), analyzer)
     assert {one.origin for one in found} == {"parsed"}
     shares = []
-    for i, image in enumerate(true.images):
-        ours, theirs = filled.face(i) > 0.5, true.face(i) > 0.5
+    for got, photo, one in zip(filled, true, found, strict=True):
+        ours, theirs = got.face_mask > 0.5, photo.face_mask > 0.5
         shares.append(float((ours & theirs).sum() / (ours | theirs).sum()))
-        off = (filled.landmarks[i] - true.landmarks[i]).norm(dim=1)
-        assert float(off.max()) < 0.1 * found[i].face.width and image.shape == (3, 128, 128)
+        off = (got.landmarks - photo.landmarks).norm(dim=1)
+        assert float(off.max()) < 0.1 * one.face.width and got.size == (128, 128)
     assert statistics.mean(shares) > 0.75 and min(shares) > 0.5
 
 
