@@ -98,10 +98,10 @@ def may_hold_code(path: str | Path) -> bool:
     """Whether a file is TorchScript by its content, whatever its ending: loading it runs code."""
     try:
         with zipfile.ZipFile(path) as archive:
-            names = [f"/{name}" for name in archive.namelist()]
+            inside = [name.split("/")[1:] for name in archive.namelist()]
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile):
         return False
-    return any("/code/" in name or name.endswith("/constants.pkl") for name in names)
+    return any(path[:1] in (["code"], ["constants.pkl"]) for path in inside)
 
 
 def difference(expected: nn.Module | Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
@@ -164,8 +164,8 @@ def _from_pickle(path: Path, mapped: bool) -> Any:
     # "from None": torch's own words tell the reader how to run the code all the same.
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path} holds more than weights, perhaps code, or is damaged; nothing in it was run. "
-            "Take a .safetensors file, or download it again."
+            f"{path} holds more than weights and could run code when opened, or is damaged; nothing "
+            "in it was run. Take a .safetensors file, or download it again."
         ) from None
     except Exception:  # the unpickler raises almost anything on damaged bytes
         _refuse_damaged(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any, get_args
 
 import torch
@@ -82,12 +81,12 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mapp
     index = read_json(folder / "model_index.json")
     for part, kind in _FOREIGN_PARTS.items():
         if index.get(part) not in (None, [None, None]):
-            refuse(f"{kind} ({short(index.get('_class_name'))})")
+            refuse(f"{kind} ({_short(index.get('_class_name'))})")
     unet, vae, text = (read_json(folder / part / "config.json") for part in MODELS)
     if text.get("model_type") not in ("clip_text_model", "clip"):
-        refuse(f"one with a text encoder of the kind {short(text.get('model_type'))}")
+        refuse(f"one with a text encoder of the kind {_short(text.get('model_type'))}")
     if vae.get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
-        refuse(f"one with a VAE of the kind {short(vae.get('_class_name'))}")
+        refuse(f"one with a VAE of the kind {_short(vae.get('_class_name'))}")
     with understood(folder):
         family_of(unet, vae, [text["hidden_size"]])  # refused before gigabytes are read
     scheduler = read_json(folder / _SCHEDULER)
@@ -105,6 +104,11 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mapp
     }, scheduler
 
 
+def _short(value: object) -> str:
+    """For a message: a damaged file may hold a value of any length."""
+    return str(value)[:60]
+
+
 def _schedule(
     config: Mapping[str, Any], prediction_type: PredictionType | None, source: Path
 ) -> NoiseSchedule:
@@ -114,7 +118,7 @@ def _schedule(
     keys = ("num_train_timesteps", "trained_betas", "rescale_betas_zero_snr", *BETAS)
     predicts = prediction_type or config.get("prediction_type", "epsilon")
     if predicts not in get_args(PredictionType):
-        refuse(f"one that predicts {short(predicts)}")
+        refuse(f"one that predicts {predicts!r:.60}")
     with understood(source):
         if not 1 < config.get("num_train_timesteps", 1000) <= _MOST_STEPS:
             raise ValueError("num_train_timesteps")

@@ -54,8 +54,8 @@ def load_script(path: Path) -> nn.Module:
 def _may_hang(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
-            code = (archive.read(entry) for entry in archive.infolist() if "code/" in entry.filename)
-            return any(_MAY_HANG.search(text) for text in code)
+            code = (entry for entry in archive.infolist() if entry.filename.endswith(".py"))
+            return any(_MAY_HANG.search(archive.read(entry)) for entry in code)
     except Exception:  # zipfile raises almost anything on damaged bytes
         return False  # and so will torch
 

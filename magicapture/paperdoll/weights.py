@@ -63,6 +63,6 @@ def _filled(network: _Network, file: Path) -> _Network:
     except (InputError, StorageError) as error:
         raise StorageError(f"{error} {_REBUILD}.") from error
     if wrong := difference(network, weights):
-        raise StorageError(f"{file} is of another network: it {wrong}. {_REBUILD}.")
+        raise StorageError(f"{file} holds another network's weights: it {wrong}. {_REBUILD}.")
     network.load_state_dict(weights)
     return network.eval().requires_grad_(False)
