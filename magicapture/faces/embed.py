@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, MagiCaptureError, StorageError
+from ..weight_files import may_hold_code
 from .align import FACE_SIZE
 from .content import Content, first_line, onnx_inputs, read_onnx
 from .models import FACEXLIB, INSIGHTFACE, ONNX, RESEARCH, WEIGHTS, ModelFile, ModelKind
+from .script import SCRIPTS, load_script
 from .trial import try_embedder, within_limit
 from .weights import filled, read_weights
 
@@ -136,8 +137,10 @@ def load_face_embedder(
     """A face embedder from an ONNX file, TorchScript, or the weights of facexlib's ArcFace ir_se50.
 
     normalisation: a `Normalisation`, "arcface" (InsightFace's models) or "imagenet". The network
-    is tried with 112x112 faces before it is returned. Raises StorageError for a file that is
-    missing or damaged, InputError for one that does not embed 112x112 faces differentiably.
+    is tried with 112x112 faces before it is returned. TorchScript (.pt, .pts, .torchscript) runs
+    the code in it: give only a file that you trust. Raises StorageError for a file that is missing
+    or damaged, InputError for one that does not embed 112x112 faces differentiably, or is
+    TorchScript under another ending.
     """
     path = Path(path)
     if isinstance(normalisation, str):
@@ -166,11 +169,9 @@ def _reader(path: Path) -> Callable[[Path], nn.Module]:
             f"{path.name} cannot be read as a face recognition model; expected a file ending in "
             f"{', '.join(ENDINGS)}."
         )
-    # A TorchScript file is a zip with code in it; bare weights may have the same ending.
-    if not zipfile.is_zipfile(path):
-        return _from_script if ending in (".pts", ".torchscript") else _from_weights
-    with zipfile.ZipFile(path) as archive:
-        return _from_script if any("/code/" in n for n in archive.namelist()) else _from_weights
+    if ending in SCRIPTS and (may_hold_code(path) or ending != ".pt"):
+        return load_script
+    return _from_weights  # which refuses TorchScript under an ending that promises weights
 
 
 def _from_weights(path: Path) -> nn.Module:
@@ -234,13 +235,3 @@ def _fits(shape: list[int | None]) -> bool:
     return len(shape) == 4 and all(
         size in (None, want) for size, want in zip(shape[1:], wanted, strict=True)
     )
-
-
-def _from_script(path: Path) -> nn.Module:
-    try:
-        return torch.jit.load(str(path), map_location="cpu")
-    except Exception as error:  # RuntimeError or an unpickling error, by kind of damage
-        raise StorageError(
-            f"{path.name} is damaged or not TorchScript ({error}); save the network with "
-            "torch.jit.trace or torch.jit.script, or give an ONNX file."
-        ) from error

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError, MagiCaptureError, StorageError
+from ..weight_files import may_hold_code
 from .content import Content
 from .models import TITLES, ModelFile, Role
 from .registry import endings, folders, kinds, known, lacking, model_files, packages
@@ -80,10 +81,11 @@ def locate(model: ModelFile, where: Places) -> list[Path]:
 def best(role: Role, where: Places, *, other_than: Path | None = None) -> Path:
     """The best known file for a role; raises StorageError that says what to get.
 
-    other_than: a file of another network is taken where there is one.
+    other_than: a file of another network is taken where there is one. TorchScript is passed over,
+    whatever its name: it runs code, so the user has to name it.
     """
     found = files(role, where)
-    by_name = [path for path in found.values() if _known_file(path)]
+    by_name = [p for p in found.values() if _known_file(p) and not may_hold_code(p)]
     if not by_name:
         raise missing(role, where, ", ".join(found))
     taken = _known_file(other_than) if other_than else None

@@ -110,5 +110,5 @@ def test_files_that_are_no_parser(tmp_path) -> None:
     with pytest.raises(StorageError, match=r"conv_out\.conv_out\.weight holds numbers"):
         load_parser(tmp_path / "nan.pth")
     torch.save({"code": print}, tmp_path / "code.pth")
-    with pytest.raises(StorageError, match="damaged"):
+    with pytest.raises(InputError, match="could run code"):
         load_parser(tmp_path / "code.pth")
