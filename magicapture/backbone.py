@@ -149,6 +149,12 @@ class Backbone(Protocol):
     def checkpointed_modules(self) -> Iterator[nn.Module]:
         """The blocks of the UNet whose activations gradient checkpointing recomputes."""
 
+    def fingerprint(self) -> str:
+        """A hash of all in the model that can change a training's result, outside of `training`.
+
+        It does not depend on where the weights lie, nor on what was computed with them before.
+        """
+
     def training(self, dtype: torch.dtype | None) -> AbstractContextManager[None]:
         """A scope in which gradients flow through the frozen models, computing in `dtype`.
 

@@ -1,5 +1,9 @@
 """The errors MagiCapture raises, so that a caller can tell the user's mistakes from bugs."""
 
+from __future__ import annotations
+
+import torch
+
 
 class MagiCaptureError(Exception):
     """Base of every error raised on purpose; says what was expected, what came, what to do."""
@@ -22,4 +26,8 @@ class StorageError(MagiCaptureError, OSError):
 
 
 class OutOfMemoryError(MagiCaptureError, MemoryError):
-    """The GPU's memory does not hold what the settings ask for."""
+    """The computer's memory does not hold what the settings ask for."""
+
+
+class GpuOutOfMemoryError(OutOfMemoryError, torch.cuda.OutOfMemoryError):
+    """The GPU's memory does not; PyTorch's kind as well, at which ComfyUI unloads its models."""

@@ -139,10 +139,7 @@ class MagiCaptureTrain(Node):
             try:
                 adapter = trainer.run(preview_every=preview_every)
             except Cancelled:
-                monitor.say(
-                    f"Stopped after step {trainer.step} of {trainer.steps}. Nothing is lost: "
-                    "queue again with the same inputs to go on."
-                )
+                monitor.say(trainer.farewell("queue again with the same inputs to go on."))
                 raise
         curves = images_to_socket(pixels(monitor.curves(trainer.steps)))
         previews = images_to_socket(torch.stack(monitor.previews)) if monitor.previews else curves

@@ -21,6 +21,9 @@ DIRECTIONS: dict[str, str] = {
     "loss": "registry",
     "losses": "attention backbone",
     "checkpointing": "",
+    "digests": "",
+    "interrupts": "",
+    "memory": "errors",
     "paperdoll": "metrics recipes training losses",
     "plot": "losses",
     "version": "",
@@ -34,7 +37,7 @@ DIRECTIONS: dict[str, str] = {
     "faces": "config weight_files",
     "attention": "config",
     "backbone": "tokens",
-    "backbones": "backbone weight_files",
+    "backbones": "backbone weight_files digests",
     "data": "faces tokens files losses",
     "adapters": "tokens lora files version weight_files",
     "identity": "faces losses backbone",
@@ -46,7 +49,7 @@ DIRECTIONS: dict[str, str] = {
     "refocusing": "sampling checkpointing plot",
     "doctor": "data metrics",
     "demo": "paperdoll plot backbones",
-    "training": "identity data prompts refocusing",
+    "training": "identity data prompts refocusing digests interrupts memory version",
 }
 # The ends of the house, which may use all of it.
 ENDS = {"__init__", "__main__", "cli"}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Conditioning, Family, NoiseSchedule
+from ..digests import digest, tokenizer_digest
 from ..errors import InputError
 from ..tokens import Layout, Prompt, TokenVectors, layout, splice
 from .support import family_of
@@ -149,6 +150,11 @@ class DiffusersBackbone:
         for module in self._unet.modules():
             if isinstance(module, (BasicTransformerBlock, ResnetBlock2D)):
                 yield module
+
+    def fingerprint(self) -> str:
+        """A hash of all in the model that can change a training's result, outside of `training`."""
+        words = {key: tokenizer_digest(one) for key, one in self.tokenizers.items()}
+        return digest("diffusers", self.modules, self.schedule, words)
 
     @contextmanager
     def training(self, dtype: torch.dtype | None) -> Iterator[None]:

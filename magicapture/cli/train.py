@@ -49,12 +49,8 @@ def train(arguments: argparse.Namespace) -> None:
         except KeyboardInterrupt:
             progress.close()
             if trainer.step:
-                logger.info(
-                    "Stopped after step %d of %d. Nothing is lost: the same command goes on "
-                    "from there; with --fresh it starts over.",
-                    trainer.step,
-                    trainer.steps,
-                )
+                again = "the same command goes on from there; with --fresh it starts over."
+                logger.info("%s", trainer.farewell(again))
             raise
     files = save_adapter(adapter, folder, embeddings, name)
     for file in (files.lora, *files.embeddings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,23 +19,18 @@ from ..tokens import TokenVectors, initial_vectors
 from .batches import Batches
 from .checks import check_prompts, probe
 from .events import Listener, Prepared, Warned
-from .job import TrainingJob, digest, generator
+from .job import TrainingJob, generator
 from .prior import class_latents
 
 
 @dataclass(frozen=True)
 class Materials:
-    """What every step works with.
-
-    face_model: the name of the identity loss's face embedder, empty without one. fingerprint names
-    the run: job, base model, face embedder.
-    """
+    """What every step works with; face_model: the name of the identity loss's embedder, or ""."""
 
     vectors: TokenVectors
     batches: Batches
     identity: IdentityLoss | None
     face_model: str
-    fingerprint: str
 
 
 @contextmanager
@@ -60,7 +54,6 @@ def prepared(
             _batches(job, backbone, tell),
             None if embedder is None else _identity(job, backbone, embedder),
             name_of(embedder),
-            _fingerprint(job, backbone, embedder),
         )
 
 
@@ -156,20 +149,3 @@ def on_device(embedder: FaceEmbedder | None, device: torch.device) -> Iterator[N
         yield
     finally:
         embedder.to(before)
-
-
-def _fingerprint(job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder | None) -> str:
-    networks: list[object] = [backbone.unet, *backbone.text_encoders.values()]
-    if embedder is not None:
-        networks.append(embedder)
-    return digest(job.fingerprint(), *(weights_hash(network) for network in networks))
-
-
-def weights_hash(network: object) -> str:
-    """A hash that tells networks apart, from a thin sample of the weights."""
-    result = hashlib.sha256(type(network).__qualname__.encode())
-    parameters = network.named_parameters() if isinstance(network, nn.Module) else ()
-    for name, parameter in sorted(parameters):
-        thin = parameter.detach().flatten()[:: max(1, parameter.numel() // 16)][:16]
-        result.update(f"{name}{tuple(parameter.shape)}{thin.float().tolist()}".encode())
-    return result.hexdigest()

@@ -1,4 +1,4 @@
-"""One step of the training: rows -> batch -> predict -> losses, and the optimiser's move.
+"""One step of the training: rows -> batch -> predict -> losses -> gradients.
 
 Every loss is a sum over rows, so a batch of all tasks and one task after another have the same
 gradient.
@@ -110,7 +110,7 @@ class Objective:
         )
 
 
-def optimise(
+def gradients(
     objective: Objective,
     next_rows: Callable[[], list[Row]],
     optimizer: torch.optim.Optimizer,
@@ -118,7 +118,7 @@ def optimise(
     progress: float,
     check: Callable[[str, float, dict[str, float]], None],
 ) -> tuple[dict[str, float], float]:
-    """One optimiser step; returns the mean losses by name with "total", and the gradient's norm.
+    """The clipped gradients of a step; the mean losses by name with "total", and their norm.
 
     next_rows: the rows of one batch; `recipe.accumulation` batches make the step. progress: the
     share of the phase done. check: raises for a loss or a norm that is not finite; nothing is
@@ -141,8 +141,6 @@ def optimise(
     norm = float(nn.utils.clip_grad_norm_(parameters, objective.phase.max_grad_norm or math.inf))
     if not scaler.is_enabled():  # the scaler skips such a step and lowers its scale
         check("gradient's norm", norm, losses)
-    scaler.step(optimizer)
-    scaler.update()
     return losses, norm
 
 

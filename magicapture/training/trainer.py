@@ -18,20 +18,23 @@ from ..adapters import Adapter
 from ..backbone import Backbone
 from ..checkpointing import checkpointed
 from ..config import Phase, Precision
-from ..errors import NumericalError, OutOfMemoryError
+from ..errors import NumericalError
 from ..faces.embed import FaceEmbedder
+from ..interrupts import uninterrupted
 from ..losses import needs
+from ..memory import memory_explained
 from ..prompts import prompt_for
 from ..sampling import SamplingSettings, sample_latents
 from .checks import check_backbone, refocusing_capture
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
+from .fingerprint import run_name
 from .job import TrainingJob, generator
 from .look import look
 from .loras import Loras
 from .optim import make_optimizer, set_rates
 from .prepare import Materials, prepared
-from .state import check_space, load_state, save_state, state_path
-from .step import Objective, optimise
+from .state import EVERY_STEPS, StateKeeper, check_space
+from .step import Objective, gradients
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +45,18 @@ DTYPES: dict[Precision, torch.dtype | None] = {
     "fp16": torch.float16,
 }
 
+_IN_LESS_MEMORY = (
+    "Train in less: batching in_turn and checkpointing on (save_memory in ComfyUI), a lower "
+    "resolution, or a TAESD as the fast decoder; close other programs that use the GPU.",
+    "Train in less: a lower resolution, fewer or smaller photos; close other programs.",
+)
+
 
 class Trainer:
     """A training run, made ready by `Trainer.open`; `run` trains to the end.
 
-    step: optimiser steps done. history: the losses of each step by name.
+    step: optimiser steps done. history: the losses of each step by name. keeper: of its state, if
+    it has a folder for it.
     """
 
     def __init__(
@@ -56,12 +66,11 @@ class Trainer:
         materials: Materials,
         tell: Listener,
         *,
-        state_file: Path | None = None,
-        save_every: int = 200,
+        keeper: StateKeeper | None = None,
     ) -> None:
         self.job, self.backbone, self.recipe = job, backbone, job.recipe
         self.materials, self.vectors = materials, materials.vectors
-        self.tell, self.state_file, self.save_every = tell, state_file, save_every
+        self.tell, self.keeper = tell, keeper
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.loras = Loras(backbone, job.recipe.lora, job.seed)
@@ -82,7 +91,7 @@ class Trainer:
         embedder: FaceEmbedder | None = None,
         listener: Listener | None = None,
         state_folder: Path | None = None,
-        save_every: int = 200,
+        save_every: int = EVERY_STEPS,
         fresh: bool = False,
     ) -> Iterator[Trainer]:
         """A run made ready: `with Trainer.open(job, backbone) as trainer: trainer.run()`.
@@ -90,9 +99,9 @@ class Trainer:
         On the way in the job is checked, the models are opened for gradients and the photos
         encoded; on the way out every model is as it was, also after an exception. `listener` is
         called with each event and stops the run by raising. With a `state_folder` the run is saved
-        there, every `save_every` steps and whenever it stops, and a run of just the same job goes
-        on from there unless `fresh`. Raises InputError and UnsupportedModelError, before anything
-        is trained, for what would spoil the run.
+        there, every `save_every` steps, every minute and whenever it stops, and a run of just the
+        same job goes on from there unless `fresh`. Raises InputError and UnsupportedModelError,
+        before anything is trained, for what would spoil the run.
         """
         tell = listener or _ignore
         for text in job.check():
@@ -101,12 +110,20 @@ class Trainer:
         if state_folder:
             check_space(state_folder)
         with ExitStack() as scope:
-            with _memory_explained():
+            with memory_explained(*_IN_LESS_MEMORY):
+                keeper = None
+                if state_folder:
+                    name = run_name(job, backbone, embedder)
+                    keeper = StateKeeper(
+                        state_folder,
+                        name,
+                        every_steps=save_every,
+                        warn=lambda text: tell(Warned(text)),
+                    )
                 scope.enter_context(backbone.training(DTYPES[job.recipe.precision]))
                 materials = scope.enter_context(prepared(job, backbone, embedder, tell))
-            file = state_path(state_folder, materials.fingerprint) if state_folder else None
-            trainer = cls(job, backbone, materials, tell, state_file=file, save_every=save_every)
-            if file and not fresh and (state := load_state(file, materials.fingerprint)):
+            trainer = cls(job, backbone, materials, tell, keeper=keeper)
+            if keeper and not fresh and (state := keeper.load()):
                 trainer.resume(state)
                 tell(Resumed(trainer.step, trainer.steps))
             yield trainer
@@ -136,9 +153,9 @@ class Trainer:
             if preview_every and self._shown != self.step:
                 self._show(preview)
         except BaseException:
-            self._save_quietly()
+            self._save()
             raise
-        self._save_quietly()  # asked for again, this run answers at once
+        self._save()  # asked for again, this run answers at once
         return self.adapter()
 
     def adapter(self) -> Adapter:
@@ -180,7 +197,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything that `resume` needs, as plain data and CPU tensors."""
         return {
-            "fingerprint": self.materials.fingerprint,
+            "fingerprint": self.keeper.run if self.keeper else "",
             "step": self.step,
             "history": self.history,
             "tokens": self.vectors.tensors(),
@@ -203,6 +220,12 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self._take_back(state["chance"])
 
+    def farewell(self, again: str) -> str:
+        """What to tell a user who stopped the run; `again` says how it goes on from its state."""
+        if self.keeper is None:
+            return f"Stopped after step {self.step} of {self.steps}. It was not to be saved."
+        return self.keeper.farewell(self.step, self.steps, again)
+
     # -- a phase ------------------------------------------------------------------------------
 
     def _run_phase(
@@ -210,20 +233,17 @@ class Trainer:
     ) -> None:
         if self.step == first:
             self._optimizer_state = None  # that of the phase before, when resumed at its end
-        with self._phase(phase) as objective, _memory_explained():
+        with self._phase(phase) as objective, memory_explained(*_IN_LESS_MEMORY):
             while (at := self.step - first) < phase.steps:
                 started = time.perf_counter()
-                losses, norm = self._step(objective, at)
-                self.step += 1
-                total = losses.pop("total")
-                self.history.append(losses)
+                losses, total, norm = self._step(objective, at)
                 seconds = time.perf_counter() - started
                 event = Stepped(self.step, self.steps, phase.name, losses, total, norm, seconds)
                 self.tell(event)
                 if preview_every and self.step % preview_every == 0:
                     self._show(preview)
-                if self.step % self.save_every == 0:
-                    self._save_quietly()
+                if self.keeper and self.keeper.due(self.step):
+                    self.keeper.save(self.state())
 
     @contextmanager
     def _phase(self, phase: Phase) -> Iterator[Objective]:
@@ -255,13 +275,16 @@ class Trainer:
             )
         self._optimizer = None
 
-    def _step(self, objective: Objective, at: int) -> tuple[dict[str, float], float]:
-        """One optimiser step, `at` of its phase; an interrupted one takes its chance back."""
+    def _step(self, objective: Objective, at: int) -> tuple[dict[str, float], float, float]:
+        """One optimiser step, `at` of its phase, whole or not at all.
+
+        Returns the mean losses by name, the weighted total and the gradient's norm.
+        """
         assert self._optimizer is not None
-        phase, before = objective.phase, self._chance()
+        phase, before, done = objective.phase, self._chance(), self.step
         set_rates(self._optimizer, phase, at)
         try:
-            return optimise(
+            losses, norm = gradients(
                 objective,
                 lambda: self.materials.batches.rows(phase, self.generator),
                 self._optimizer,
@@ -269,9 +292,17 @@ class Trainer:
                 at / phase.steps,
                 self._check_finite,
             )
+            total = losses.pop("total")
+            with uninterrupted():  # a signal comes before or after: half of Adam is no step
+                self.scaler.step(self._optimizer)
+                self.scaler.update()
+                self.step += 1
+                self.history.append(losses)
         except BaseException:
-            self._take_back(before)
+            if self.step == done:
+                self._take_back(before)
             raise
+        return losses, total, norm
 
     def _check_finite(self, what: str, value: float, losses: Mapping[str, float]) -> None:
         if not math.isfinite(value):
@@ -285,7 +316,7 @@ class Trainer:
 
     def _show(self, settings: SamplingSettings | None) -> None:
         self._shown = self.step
-        with _memory_explained():
+        with memory_explained(*_IN_LESS_MEMORY):
             seen = self.preview(settings)
         self.tell(seen)
 
@@ -301,27 +332,9 @@ class Trainer:
         self.generator.set_state(state["generator"])
         self.materials.batches.load_state_dict(state)
 
-    def _save_quietly(self) -> None:
-        """Save what there is; a failure here must neither end a run nor hide what ended it."""
-        if self.state_file is None or not self.step:
-            return
-        try:
-            save_state(self.state_file, self.state())
-        except Exception:
-            logger.exception("The run's state could not be saved to %s", self.state_file)
-
-
-@contextmanager
-def _memory_explained() -> Iterator[None]:
-    """Say what to do where PyTorch says that memory ran out."""
-    try:
-        yield
-    except torch.cuda.OutOfMemoryError as error:
-        raise OutOfMemoryError(
-            "The GPU's memory is not enough. Train in less: batching in_turn and checkpointing on "
-            "(save_memory in ComfyUI), a lower resolution, or a TAESD as the fast decoder; close "
-            f"other programs that use the GPU. What was trained is kept. ({error})"
-        ) from error
+    def _save(self) -> None:
+        if self.keeper and self.step:
+            self.keeper.save(self.state())
 
 
 def _ignore(event: Event) -> None:

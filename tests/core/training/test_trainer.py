@@ -166,7 +166,7 @@ def test_eight_bit_adam_trains_and_resumes(make_job, make_backbone, tmp_path: Pa
         Trainer.open(job, make_backbone(), listener=stop, state_folder=tmp_path) as trainer,
     ):
         trainer.run()
-    state = torch.load(next(tmp_path.glob("*.state")), weights_only=True)
+    state = trainer.keeper.load()
     assert torch.uint8 in {tensor.dtype for tensor in tensors(state["optimizer"]["state"])}
     resumed, _ = train(job, make_backbone(), state_folder=tmp_path)
     assert_same_adapter(whole, resumed)
@@ -368,7 +368,7 @@ def test_nan_stops_the_run_before_it_spreads(make_job, backbone, embedder, tmp_p
     ):
         trainer.run()
     handle.remove()
-    kept = torch.load(next(tmp_path.glob("*.state")), weights_only=True)
+    kept = trainer.keeper.load()
     assert kept["step"] == 3
     assert all(v.isfinite().all() for of in kept["tokens"].values() for v in of.values())
 

@@ -1,0 +1,54 @@
+"""Memory that ran out, in words that say what to do."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+from .errors import GpuOutOfMemoryError, MagiCaptureError, OutOfMemoryError
+
+_GPU_WORDS = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "HIP out of memory",
+    "MPS backend out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+_CPU_WORDS = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")
+
+
+def ran_out(error: BaseException) -> Literal["GPU", "CPU"] | None:
+    """Whose memory an error says is not enough, if it says so; each library has its own kind."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "GPU"
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return "CPU"
+    if isinstance(error, RuntimeError):
+        if any(words in str(error) for words in _GPU_WORDS):
+            return "GPU"
+        if any(words in str(error) for words in _CPU_WORDS):
+            return "CPU"
+    return None
+
+
+@contextmanager
+def memory_explained(gpu: str, cpu: str) -> Iterator[None]:
+    """Raise our OutOfMemoryError where memory runs out; `gpu` and `cpu` say what to do then."""
+    try:
+        yield
+    except MagiCaptureError:
+        raise
+    except Exception as error:
+        whose = ran_out(error)
+        if whose is None:
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if whose == "GPU":
+            text = f"The GPU's memory is not enough. {gpu} ({reason})"
+            raise GpuOutOfMemoryError(text) from error
+        raise OutOfMemoryError(f"The computer's memory is not enough. {cpu} ({reason})") from error
