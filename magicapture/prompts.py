@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from . import sentences
 from .config import PromptTemplates, Role, Task
 from .errors import InputError
 from .tokens import Concept
@@ -16,7 +17,8 @@ _TASKS: dict[str, Task] = {"composed": "composed", "subject": "source", "style":
 
 def fill(template: str, subject: Concept, style: Concept) -> str:
     """Put the tokens and the class word into a template's {subject}, {style} and {noun}."""
-    return template.format(subject=subject.token, style=style.token, noun=subject.class_word)
+    values = {"subject": subject.token, "style": style.token, "noun": subject.class_word}
+    return sentences.fill(template, **values)
 
 
 def prompt_for(
