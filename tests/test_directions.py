@@ -44,7 +44,7 @@ DIRECTIONS: dict[str, str] = {
     "refocusing": "sampling checkpointing plot",
     "doctor": "data metrics",
     "demo": "paperdoll plot backbones",
-    "training": "identity data prompts refocusing",
+    "training": "identity data prompts recipes refocusing",
 }
 # The ends of the house, which may use all of it.
 ENDS = {"__init__", "__main__", "cli"}

@@ -12,6 +12,7 @@ from ..config import Recipe, to_dict
 from ..data import ReferenceSet, check_references, fingerprint
 from ..errors import InputError
 from ..faces.align import landmarks_from_mask
+from ..recipes import check
 from ..tokens import Concept
 
 
@@ -42,9 +43,8 @@ class TrainingJob:
                     f"The token {concept.name!r} was made as a {concept.role} and is used as a "
                     f"{role}; connect a {role} there."
                 )
-        if not self.recipe.steps:
-            raise InputError(f"The recipe {self.recipe.name!r} has no steps to train.")
         return [
+            *check(self.recipe),
             *check_references(self.source, self.subject, self.recipe),
             *check_references(self.reference, self.style, self.recipe),
         ]
