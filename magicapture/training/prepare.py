@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from ..backbone import Backbone
+from ..config import Recipe
 from ..data import LatentCache, ReferenceSet, with_faces_of
 from ..faces.embed import FaceEmbedder
 from ..identity import IdentityLoss, colour_blind, embeddings
-from ..tokens import TokenVectors, initial_vectors
+from ..tokens import Concept, TokenVectors, initial_vectors
 from .draws import Draws
 from .events import Listener, Prepared, Warned
 from .job import TrainingJob, digest, generator
@@ -36,7 +37,7 @@ def prepare(
     vectors = TokenVectors(
         {
             concept.name: initial_vectors(
-                concept,
+                _with_start(concept, job.recipe),
                 list(backbone.text_encoders),
                 backbone.word_vectors,
                 generator(job.seed, "vectors", concept.name),
@@ -61,6 +62,13 @@ def prepare(
         identity,
         digest(job.fingerprint(), *(weights_hash(network) for network in networks)),
     )
+
+
+def _with_start(concept: Concept, recipe: Recipe) -> Concept:
+    """The concept with what its vectors start from: its own word for it, or the recipe's."""
+    if concept.role == "subject" and concept.init is None and recipe.subject_init == "random":
+        return replace(concept, init="random")
+    return concept
 
 
 def _encoded(
