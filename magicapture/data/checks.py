@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import torch
@@ -14,8 +13,6 @@ from ..tokens import Concept
 from .masks import fit, is_empty, is_full
 from .references import ReferenceSet, tensor_digest
 
-logger = logging.getLogger(__name__)
-
 MIN_SIDE = 64
 """Shortest side of a usable photo, in pixels."""
 
@@ -25,7 +22,7 @@ _UNMASKED = "turn masks off (masked: off, attention weight: 0)"
 
 
 def check_references(references: ReferenceSet, concept: Concept, recipe: Recipe) -> tuple[str, ...]:
-    """Return what the user should know, logged as well, those from loading first.
+    """Return what the user should know, those from loading first.
 
     Raises InputError that lists every photo which cannot be used, what was expected, what came
     and what to do.
@@ -49,10 +46,11 @@ def check_references(references: ReferenceSet, concept: Concept, recipe: Recipe)
     if problems:
         lines = [f"- {', '.join(names)}: {text}" for text, names in problems.items()]
         raise InputError("\n".join([f"The photos for {concept.token} cannot be used:", *lines]))
-    found = (*_size_warnings(references, recipe), *_duplicates(references))
-    for text in found:
-        logger.warning(text)
-    return (*references.warnings, *found)
+    return (
+        *references.warnings,
+        *_size_warnings(references, recipe),
+        *_duplicates(references),
+    )
 
 
 def _problems(references: ReferenceSet, index: int, needs_masks: bool) -> Iterator[str]:

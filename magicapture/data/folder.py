@@ -12,7 +12,6 @@ Anything else is left alone, with a warning.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import re
@@ -27,8 +26,6 @@ from torch import Tensor
 from ..config import Role
 from ..errors import InputError
 from .references import ReferenceSet
-
-logger = logging.getLogger(__name__)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 """Endings of picture files, whatever their case."""
@@ -90,8 +87,6 @@ def load_folder(
         warnings.append(
             f"{_listed(cut_outs)}: no mask file, so what is not transparent is taken as the face."
         )
-    for text in warnings:
-        logger.warning(text)
     images, faces, landmarks, captions = zip(*loaded, strict=True)
     names = tuple(photo.name for photo in photos)
     of_faces = ReferenceSet(

@@ -125,7 +125,7 @@ def test_a_tiny_photo_is_refused_and_a_small_one_warned_about(reference_set):
     assert len(warnings) == 1 and "image 1: the picture is 96x80" in warnings[0]
 
 
-def test_duplicates_are_warned_about_and_logged(reference_set, caplog):
+def test_duplicates_are_warned_about(reference_set, caplog):
     references = reference_set()
     images = (references.images[0], references.images[1], references.images[0].clone())
     references = replace(references, images=images, masks=(), warnings=("from loading",))
@@ -133,7 +133,7 @@ def test_duplicates_are_warned_about_and_logged(reference_set, caplog):
         warnings = check_references(references, ADA, UNMASKED)
     assert warnings[0] == "from loading"
     assert "image 3: it is the same picture as image 1" in warnings[1] and len(warnings) == 2
-    assert caplog.messages == [warnings[1]]
+    assert not caplog.messages, "who gets the warnings says them"
 
 
 @pytest.mark.parametrize("point", [(96.0, 10.0), (10.0, 80.0), (-1.0, 5.0), (float("nan"), 5.0)])

@@ -232,7 +232,7 @@ def test_what_is_no_photo_is_left_alone_and_listed(tmp_path, caplog):
     (warning,) = references.warnings
     listed = "b.heic, lost.mask.png, model.safetensors, nobody.png, notes.txt, older"
     assert warning.endswith(f"left alone: {listed}.")
-    assert caplog.messages == [warning]
+    assert not caplog.messages, "who gets the warnings says them"
 
 
 def test_a_folder_that_is_none(tmp_path):
