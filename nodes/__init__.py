@@ -26,7 +26,7 @@ from .magicface import (
 from .measuring import MagiCaptureMeasureIdentity
 from .paperdoll import MagiCaptureDrawPaperdollPhotos, MagiCaptureLoadPaperdollDemo
 from .preparing import MagiCaptureCheckPhotos, MagiCaptureMakeFaceMasks
-from .recipes import MagiCaptureChooseRecipe, MagiCaptureTuneRecipe
+from .recipes import MagiCaptureChooseRecipe, MagiCaptureLoadRecipe, MagiCaptureTuneRecipe
 from .references import MagiCaptureDefineConcept, MagiCaptureLoadPhotoSet
 from .sampling import (
     MagiCaptureEncodePrompt,
@@ -47,6 +47,7 @@ NODES: list[type[io.ComfyNode]] = [
     MagiCaptureCheckPhotos,
     MagiCaptureMeasureIdentity,
     MagiCaptureChooseRecipe,
+    MagiCaptureLoadRecipe,
     MagiCaptureTuneRecipe,
     MagiCaptureTrain,
     MagiCaptureSaveAdapter,
