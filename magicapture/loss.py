@@ -5,15 +5,13 @@ The losses themselves are in `losses/`, one file each.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from .errors import InputError
 from .registry import Registry
+from .settings import below, checked, object_of, refuse, refuse_unknown
 
 Need = Literal["attention", "face masks", "face model", "class images"]
 
@@ -63,15 +61,12 @@ class Weights(Mapping[str, float]):
     """
 
     def __init__(self, given: Mapping[str, float] | None = None, /, **weights: float) -> None:
-        own = {**(given or {}), **weights}
-        for name, weight in own.items():
-            LOSSES[name]
-            number = isinstance(weight, int | float) and not isinstance(weight, bool)
-            if not (number and math.isfinite(weight) and weight >= 0):
-                raise InputError(
-                    f"weights.{name}: expected a number of 0 or more, got {json.dumps(weight)}"
-                )
-        self._given = own
+        self._given = _checked_weights({**(given or {}), **weights}, "weights")
+
+    @classmethod
+    def read(cls, value: Any, path: str) -> Weights:
+        """The weights of a JSON object at `path` in its file; raises as the class itself."""
+        return cls(_checked_weights(object_of(value, path), path))
 
     def changed(self, **weights: float) -> Weights:
         """The same weights but for these."""
@@ -101,3 +96,13 @@ class Weights(Mapping[str, float]):
         return (
             f"Weights({', '.join(f'{name}={weight:g}' for name, weight in self.items() if weight)})"
         )
+
+
+def _checked_weights(weights: Mapping[str, Any], path: str) -> dict[str, float]:
+    """Weights by name, as numbers of 0 or more; raises InputError that names what is none."""
+    refuse_unknown(weights, LOSSES, path)
+    numbers = {name: checked(float, weight, below(path, name)) for name, weight in weights.items()}
+    for name, number in numbers.items():
+        if number < 0:
+            refuse(below(path, name), "a number of 0 or more", number)
+    return numbers

@@ -20,6 +20,9 @@ from torch import Tensor, nn
 from .config import Role
 from .errors import InputError
 
+LONGEST_PROMPT = 5000
+"""Most characters of a prompt; more would only cost time, since no text encoder reads so far."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TOKEN = re.compile(r"<([A-Za-z0-9][A-Za-z0-9_-]*)>")
 
@@ -70,9 +73,16 @@ class Concept:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text in which `<name>` stands for a token's vectors."""
+    """A text in which `<name>` stands for a token's vectors; at most LONGEST_PROMPT characters."""
 
     text: str
+
+    def __post_init__(self) -> None:
+        if len(self.text) > LONGEST_PROMPT:
+            raise InputError(
+                f"The prompt {self.text[:60]!r}... has {len(self.text)} characters; expected at "
+                f"most {LONGEST_PROMPT}, and a text encoder reads about 300. Shorten it."
+            )
 
     def pieces(self, names: Iterable[str]) -> list[tuple[str, bool]]:
         """Split into (text, False) and (name, True) parts; an unknown `<name>` stays text."""

@@ -27,7 +27,7 @@ from .magicface import (
 from .measuring import MagiCaptureMeasureIdentity
 from .paperdoll import MagiCaptureDrawPaperdollPhotos, MagiCaptureLoadPaperdollDemo
 from .preparing import MagiCaptureCheckPhotos, MagiCaptureMakeFaceMasks
-from .recipes import MagiCaptureChooseRecipe, MagiCaptureTuneRecipe
+from .recipes import MagiCaptureChooseRecipe, MagiCaptureLoadRecipe, MagiCaptureTuneRecipe
 from .references import MagiCaptureDefineConcept, MagiCaptureLoadPhotoSet
 from .sampling import (
     MagiCaptureEncodePrompt,
@@ -48,6 +48,7 @@ NODES: list[type[Node]] = [
     MagiCaptureCheckPhotos,
     MagiCaptureMeasureIdentity,
     MagiCaptureChooseRecipe,
+    MagiCaptureLoadRecipe,
     MagiCaptureTuneRecipe,
     MagiCaptureTrain,
     MagiCaptureSaveAdapter,

@@ -18,7 +18,7 @@ PRETRAIN = ROOT / "pretrain"  # trains the paperdoll weights; not installed
 DIRECTIONS: dict[str, str] = {
     "errors": "",
     "registry": "errors",
-    "loss": "registry",
+    "loss": "registry settings",
     "losses": "attention backbone",
     "checkpointing": "",
     "digests": "",
@@ -28,9 +28,11 @@ DIRECTIONS: dict[str, str] = {
     "plot": "losses",
     "version": "",
     "weight_files": "errors",
-    "config": "loss",
+    "sentences": "errors",
+    "settings": "errors",
+    "config": "loss sentences",
     "files": "errors",
-    "recipes": "config",
+    "recipes": "losses",
     "tokens": "config",
     "prompts": "tokens",
     "lora": "config",
@@ -49,7 +51,7 @@ DIRECTIONS: dict[str, str] = {
     "refocusing": "sampling checkpointing plot",
     "doctor": "data metrics",
     "demo": "paperdoll plot backbones",
-    "training": "identity data prompts refocusing digests interrupts memory version",
+    "training": "identity data prompts recipes refocusing digests interrupts memory version",
 }
 # The ends of the house, which may use all of it.
 ENDS = {"__init__", "__main__", "cli"}

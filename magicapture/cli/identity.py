@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,17 +14,22 @@ from ..data.folder import read_picture
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import load_face_embedder
 from ..faces.find import best, places
-from ..files import atomic_write
 from ..person import Person, measure_identity
 from ..weight_files import read_metadata
 from .faces import detector_from
 from .images import photos_in
+from .options import require_text
+from .outputs import check_json, write_json
 
 logger = logging.getLogger(__name__)
+
+_COMMAND = "magicapture identity"
 
 
 def identity(arguments: argparse.Namespace) -> None:
     """Measure how much of a person pictures show, as a share of what their photos share."""
+    require_text("FOLDER", arguments.folder)
+    check_json(arguments.json, _COMMAND)
     photos = photos_in(arguments.folder).images
     pictures = _pictures(arguments.pictures)
     loss = _loss(arguments)
@@ -43,8 +47,7 @@ def identity(arguments: argparse.Namespace) -> None:
     for line in str(report).splitlines():
         logger.info("%s", line)
     if arguments.json:
-        text = json.dumps(report.as_dict(), indent=2) + "\n"
-        atomic_write(arguments.json, lambda file: file.write_text(text, "utf-8"))
+        write_json(arguments.json, report.as_dict(), _COMMAND)
         logger.info("Wrote %s", arguments.json)
 
 

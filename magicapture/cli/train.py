@@ -8,11 +8,13 @@ from pathlib import Path
 
 from ..adapters import check_names, save_adapter
 from ..data import Learnable, load_folder
-from ..faces.embed import load_face_embedder
+from ..faces.embed import FaceEmbedder, load_face_embedder
 from ..files import safe_name
 from ..tokens import Concept
 from ..training import Trainer, TrainingJob
+from .faces import faces_found
 from .model import backbone_from
+from .options import MAX_SEED, require_range, require_text
 from .progress import Progress
 from .recipe import recipe_from
 
@@ -21,17 +23,21 @@ logger = logging.getLogger(__name__)
 
 def train(arguments: argparse.Namespace) -> None:
     """Train on two folders of photos and write a LoRA and an embedding for each token."""
+    require_text("--source", arguments.source)
+    require_text("--style", arguments.style)
+    require_range("--seed", arguments.seed, 0, MAX_SEED)
+    require_range("--preview-every", arguments.preview_every, 0)
     folder: Path = arguments.out_dir
     name = safe_name(arguments.out, "output name")
-    job = _job(arguments)
+    embedder = None
+    if arguments.face_model:
+        embedder = load_face_embedder(arguments.face_model, arguments.face_model_input)
+    job = _job(arguments, embedder)
     embeddings = folder / "embeddings"
     lora = folder / f"{name}.safetensors"
     for line in check_names(job.concepts, [embeddings], lora):
         logger.info("%s", line)
     job.check()  # before gigabytes are read
-    embedder = None
-    if arguments.face_model:
-        embedder = load_face_embedder(arguments.face_model, arguments.face_model_input)
     backbone = backbone_from(arguments, job.recipe.precision)
     with (
         Progress(folder / f"{name}-previews") as progress,
@@ -57,16 +63,13 @@ def train(arguments: argparse.Namespace) -> None:
         logger.info("Wrote %s", file)
 
 
-def _job(arguments: argparse.Namespace) -> TrainingJob:
+def _job(arguments: argparse.Namespace, embedder: FaceEmbedder | None) -> TrainingJob:
     word, vectors = arguments.class_word, arguments.vectors
+    recipe = recipe_from(arguments)
+    subject = Concept(arguments.subject_name, "subject", word, vectors)
+    style = Concept(arguments.style_name, "style", word, vectors)
+    photos, portraits = load_folder(arguments.source), load_folder(arguments.style)
+    photos, portraits = faces_found(photos, portraits, arguments, embedder)
     return TrainingJob(
-        Learnable(
-            Concept(arguments.subject_name, "subject", word, vectors),
-            load_folder(arguments.source),
-        ),
-        Learnable(
-            Concept(arguments.style_name, "style", word, vectors), load_folder(arguments.style)
-        ),
-        recipe_from(arguments),
-        arguments.seed,
+        Learnable(subject, photos), Learnable(style, portraits), recipe, arguments.seed
     )

@@ -14,6 +14,7 @@ from ..data.checks import check_apart
 from ..data.masks import is_empty
 from ..errors import InputError
 from ..faces.align import landmarks_from_mask
+from ..recipes import check
 from ..tokens import Concept
 
 
@@ -50,11 +51,10 @@ class TrainingJob:
                     f"The token {concept.name!r} was made as a {concept.role} and is used as a "
                     f"{role}; connect a {role} there."
                 )
-        if not self.recipe.steps:
-            raise InputError(f"The recipe {self.recipe.name!r} has no steps to train.")
         for learnable, other in ((self.subject, style), (self.style, subject)):
             _check_captions(learnable, other)
         return [
+            *check(self.recipe),
             *check_photos(self.subject, self.recipe),
             *check_photos(self.style, self.recipe),
             *check_apart(self.subject, self.style),

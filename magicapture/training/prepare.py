@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from ..backbone import Backbone
+from ..config import Recipe
 from ..data import LatentCache, Learnable, ReferenceSet, with_faces_of
 from ..faces.analyzer import device_of, embed_faces
 from ..faces.embed import FaceEmbedder, name_of
 from ..identity import IdentityLoss, colour_blind
 from ..losses import needs
-from ..tokens import TokenVectors, initial_vectors
+from ..tokens import Concept, TokenVectors, initial_vectors
 from .batches import Batches
 from .checks import check_prompts, probe
 from .events import Listener, Prepared, Warned
@@ -62,7 +63,7 @@ def _vectors(job: TrainingJob, backbone: Backbone) -> TokenVectors:
     return TokenVectors(
         {
             concept.name: initial_vectors(
-                concept,
+                _with_start(concept, job.recipe),
                 encoders,
                 backbone.word_vectors,
                 generator(job.seed, "vectors", concept.name),
@@ -94,6 +95,13 @@ def _batches(job: TrainingJob, backbone: Backbone, tell: Listener) -> Batches:
     if "class images" in needs(job.recipe):
         prior = class_latents(backbone, job, tell)
     return Batches(job.recipe, *job.concepts, source, reference, composed, prior)
+
+
+def _with_start(concept: Concept, recipe: Recipe) -> Concept:
+    """The concept with what its vectors start from: its own word for it, or the recipe's."""
+    if concept.role == "subject" and concept.init is None and recipe.subject_init == "random":
+        return replace(concept, init="random")
+    return concept
 
 
 def _faces_are_known(job: TrainingJob, embedder: FaceEmbedder | None, tell: Listener) -> bool:

@@ -16,6 +16,9 @@ from .host import find_file, model_folders, output_folder
 AUTO = "best found"
 """Stands for the best known file there is, in a drop-down of model files."""
 
+RECIPES = "magicapture/recipes"
+"""The folder of the user's recipe files, below ComfyUI's models folder."""
+
 SECOND = "second best found"
 """Stands for the best known file of another network than AUTO's, or for that one if it is alone."""
 
@@ -49,6 +52,22 @@ def lora_path(name: str) -> Path:
     found = find_file("loras", name)
     if found is None:
         raise InputError(f"There is no LoRA {name!r} in the loras folder; it may have been moved.")
+    return found
+
+
+def recipe_names() -> list[str]:
+    """The recipe files of the user, by name relative to their folder."""
+    model_folders(RECIPES)
+    return [n for n in folder_paths.get_filename_list(RECIPES) if n.lower().endswith(".json")]
+
+
+def recipe_path(name: str) -> Path:
+    """The recipe file of this name; raises InputError where there is none."""
+    found = find_file(RECIPES, name) if name in recipe_names() else None
+    if found is None:
+        raise InputError(
+            f"There is no recipe {name!r} in models/{RECIPES}; it may have been moved."
+        )
     return found
 
 
