@@ -69,7 +69,7 @@ def write_photos(folder: Path, count: int, seed: int, masks: bool = True) -> Pat
 @pytest.fixture
 def embedder(tmp_path: Path) -> Path:
     """A tiny face embedder in TorchScript."""
-    network = nn.Sequential(nn.Conv2d(3, 4, 9, 8), nn.Tanh(), nn.Flatten(), nn.Linear(676, 8))
+    network = nn.Sequential(nn.Conv2d(3, 4, 9, 8), nn.Tanh(), nn.Flatten(), nn.Linear(676, 16))
     path = tmp_path / "face recognition model.pt"
     torch.jit.trace(network.eval(), torch.rand(2, 3, 112, 112)).save(path)
     return path

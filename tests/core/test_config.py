@@ -44,7 +44,7 @@ REFUSED = {
         "phases[0].steps: expected a whole number, got 2.5",
     ),
     "a float for an int": ({"variants": 16.0}, "variants: expected a whole number, got 16.0"),
-    "draws and a half": ({"variants": 1.5}, "variants: expected a whole number, got 1.5"),
+    "variants and a half": ({"variants": 1.5}, "variants: expected a whole number, got 1.5"),
     "null": ({"variants": None}, "variants: expected a whole number, got null"),
     "true for an int": ({"lora": {"rank": True}}, "lora.rank: expected a whole number, got true"),
     "true for a float": ({"jitter": True}, "jitter: expected a number, got true"),
@@ -250,7 +250,7 @@ def test_a_class_may_read_itself():
         ('{"a":' * 100_000, "nests too deep"),
         ("{", "This is no JSON"),
         (b"\xff\xff\xff", "This is no JSON"),
-        ('{"variants": 1, "variants": 2}', "'draws' stands twice"),
+        ('{"variants": 1, "variants": 2}', "'variants' stands twice"),
         ("1" * 5000, "This is no JSON"),
     ],
 )
