@@ -345,7 +345,9 @@ class Recipe(Checked):
         False, "Recompute activations in the backward pass: slower, less memory."
     )
     optimizer: OptimizerName = setting("adamw", "AdamW, or its 8-bit form from bitsandbytes.")
-    weight_decay: float = setting(0.01, "AdamW's weight decay, for the LoRA.", low=0, high=10)
+    weight_decay: float = setting(
+        0.01, "AdamW's weight decay, for the LoRA.", low=0, high=10, release=0.001
+    )
     subject_init: SubjectInit = setting(
         "class word",
         "What the subject's token starts from, where the concept does not say: its class word, or "

@@ -73,7 +73,9 @@ def test_its_curve_has_its_colour(shrink):
 
 def test_afterwards_it_is_gone():
     assert "shrink" not in LOSSES
-    with pytest.raises(InputError, match="shrink: there is no such setting; there are source, style"):
+    with pytest.raises(
+        InputError, match="shrink: there is no such setting; there are source, style"
+    ):
         Weights(shrink=1)
 
 
@@ -84,5 +86,7 @@ def test_a_name_that_is_taken():
 
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1", True, None])
 def test_weights_that_are_none(value):
-    with pytest.raises(InputError, match=r"weights.identity: expected a (finite )?number( of 0 or more)?, got"):
+    with pytest.raises(
+        InputError, match=r"weights.identity: expected a (finite )?number( of 0 or more)?, got"
+    ):
         Weights(identity=value)
