@@ -80,7 +80,7 @@ class MagiCaptureLoadFaceRecognitionModel(Node):
             "TorchScript or facexlib's ArcFace. Mind the licence of the weights.",
             inputs=[
                 file_input(
-                    "face_model",
+                    "embedder",
                     "For insightface packs: w600k_r50.onnx (buffalo_l) or glintr100.onnx "
                     "(antelopev2). second best found: to measure, when training uses the best.",
                     SECOND,
