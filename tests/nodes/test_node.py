@@ -42,6 +42,29 @@ def test_words_that_are_searched_for_find_a_node(nodes, pack) -> None:
     assert {"face swap", "face mask", "upscale", "face restore", "load images from folder"} <= said
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "file"),
+    [
+        ("LoadFaceDetector", "facexlib", "face_detection_yunet_2023mar.onnx"),
+        ("LoadFaceParser", "facexlib", "parsing_bisenet.pth"),
+        ("LoadFaceRecognitionModel", "insightface", "w600k_r50.onnx"),
+        ("LoadFaceRestorer", "facerestore_models", "GFPGANv1.4.pth"),
+    ],
+)
+def test_loaders_list_the_files_of_their_kind(nodes, pack, name, kind, file) -> None:
+    path = pack.comfy.model_folders(kind)[0] / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    try:
+        listed = {
+            loader: nodes[f"MagiCapture{loader}"].GET_SCHEMA().inputs[0].options
+            for loader in ("LoadFaceDetector", "LoadFaceParser", name)
+        }
+    finally:
+        path.unlink()
+    assert [loader for loader, options in listed.items() if file in options] == [name]
+
+
 def as_run(node: Any) -> Any:
     """A node's function as ComfyUI's executor gets it: of a locked copy of the class."""
     from comfy_api.internal import make_locked_method_func
