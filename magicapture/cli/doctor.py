@@ -6,20 +6,19 @@ import argparse
 import logging
 
 from ..config import Role
-from ..data import load_folder
 from ..data.faces import with_faces
 from ..doctor import check, contact_sheet
 from ..faces.analyzer import FaceAnalyzer
 from ..files import atomic_write
 from .faces import detector_from, embedder_from, parser_from
-from .images import save_image
+from .images import photos_in, save_image
 
 logger = logging.getLogger(__name__)
 
 
 def doctor(arguments: argparse.Namespace) -> None:
     """Check photos before training: faces, sharpness, light, and whether it is one person."""
-    references = load_folder(arguments.folder, "subject")
+    references = photos_in(arguments.folder)
     embedder = None if arguments.style else embedder_from(arguments)
     analyzer = FaceAnalyzer(detector_from(arguments), parser_from(arguments), embedder)
     filled, found = with_faces(references, analyzer)

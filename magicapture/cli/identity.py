@@ -12,21 +12,20 @@ from torch import Tensor
 
 from ..adapters.metadata import restore
 from ..adapters.reading import read_file
-from ..data import load_folder
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import load_face_embedder
 from ..faces.find import best, places
 from ..files import atomic_write
-from ..images import read_picture
 from ..person import Person, measure_identity
 from .faces import detector_from
+from .images import photos_in, picture_in
 
 logger = logging.getLogger(__name__)
 
 
 def identity(arguments: argparse.Namespace) -> None:
     """Measure how much of a person pictures show, as a share of what their photos share."""
-    photos = load_folder(arguments.folder, "subject").images
+    photos = photos_in(arguments.folder).images
     pictures = _pictures(arguments.pictures)
     loss = _loss(arguments)
     file = arguments.face_model or best(
@@ -62,11 +61,5 @@ def _pictures(paths: Sequence[Path]) -> list[Tensor]:
     """The pictures of files and folders, in the order given."""
     images: list[Tensor] = []
     for path in paths:
-        if path.is_dir():
-            images += load_folder(path, "subject").images
-            continue
-        picture = read_picture(path)
-        if picture.warning:
-            logger.warning("%s: %s", path, picture.warning)
-        images.append(picture.image)
+        images += photos_in(path).images if path.is_dir() else [picture_in(path)]
     return images

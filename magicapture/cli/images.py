@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 
 from torch import Tensor
 
+from ..data import ReferenceSet, load_folder
 from ..files import atomic_write
-from ..images import to_pil
+from ..images import read_picture, to_pil
+
+logger = logging.getLogger(__name__)
+
+
+def photos_in(folder: str | os.PathLike[str]) -> ReferenceSet:
+    """The photos of a folder; says which files were left alone. Raises as `load_folder`."""
+    photos = load_folder(folder, "subject")
+    for warning in photos.warnings:
+        logger.warning("%s", warning)
+    return photos
+
+
+def picture_in(file: Path) -> Tensor:
+    """The picture (3,H,W) of a file; says what is wrong with it. Raises as `read_picture`."""
+    picture = read_picture(file)
+    if picture.warning:
+        logger.warning("%s: %s", file, picture.warning)
+    return picture.image
 
 
 def save_image(image: Tensor, path: Path, prompt: str, seed: int | None = None) -> None:
