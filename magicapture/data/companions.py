@@ -19,6 +19,9 @@ from ..errors import InputError
 from ..files import printable
 from ..images.reading import ENDINGS, NEEDS, formats
 
+MOST_PHOTOS = 200
+"""A folder with more photos is refused before the first is read: it is the wrong folder."""
+
 _MASK = re.compile(r"(.+?)[-_. ]+(?:face[-_. ]?)?mask(?:label)?", re.IGNORECASE)
 _MASK_BEFORE = re.compile(r"(?:face[-_. ]?)?mask[-_. ]+(.+)", re.IGNORECASE)
 _NEVER_A_PHOTO = re.compile(r".+-condlabel", re.IGNORECASE)  # OneTrainer's conditioning image
@@ -41,12 +44,17 @@ class Found:
 def found_in(path: str | os.PathLike[str], masks: str | os.PathLike[str] | None = None) -> Found:
     """Look through a folder of photos, and through the folder `masks` if it is given.
 
-    Raises InputError for a folder that is missing, may not be read or has no photo, for a picture
-    that is a broken link, and for a file that two photos would share.
+    Raises InputError for a folder that is missing, may not be read, or has no photo or more than
+    MOST_PHOTOS, for a picture that is a broken link, and for a file that two photos would share.
     """
     folder, files = _listed(path, "photos")
     inner = [f for f in files if f.name.lower() in _MASK_FOLDERS and f.is_dir()]
     mask_folders = dict(_listed(f, "masks") for f in (inner if masks is None else [masks]))
+    if folder.resolve() in {one.resolve() for one in mask_folders}:
+        raise InputError(
+            f"The folder of masks {printable(folder)} is that of the photos; leave it out for the "
+            "masks that lie beside them."
+        )
     in_mask_folder = [f for of in mask_folders.values() for f in of if _is_picture(f)]
 
     pictures = [f for f in files if _is_picture(f)]
@@ -54,6 +62,11 @@ def found_in(path: str | os.PathLike[str], masks: str | os.PathLike[str] | None 
     photos = [f for f in pictures if told[f] is None and not _NEVER_A_PHOTO.fullmatch(f.stem)]
     if not photos:
         raise InputError(_no_photo(folder, files))
+    if len(photos) > MOST_PHOTOS:
+        raise InputError(
+            f"The folder {printable(folder)} has {len(photos):,} photos; at most {MOST_PHOTOS} are "
+            "read, and 4 to 6 make a concept. Put those that you mean into a folder of their own."
+        )
     beside = _by_photo(((name, f) for f, name in told.items() if name is not None), photos)
     apart = _by_photo(((_photo_of_mask(f, photos) or f.stem, f) for f in in_mask_folder), photos)
     found = Found(

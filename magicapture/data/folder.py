@@ -37,9 +37,6 @@ from .references import ReferenceSet
 
 logger = logging.getLogger(__name__)
 
-MOST_PHOTOS = 200
-"""A folder with more photos is refused before the first is read: it is the wrong folder."""
-
 LONGEST_CAPTION = 2000
 """Captions with more characters are refused; a text encoder reads some 75 words."""
 
@@ -64,16 +61,11 @@ def load_folder(
 ) -> ReferenceSet:
     """Read every photo of a folder, with the masks in it or in the folder `masks`.
 
-    Raises InputError for a folder that is missing, may not be read, has no photo or more than
-    MOST_PHOTOS, for a file that cannot be read, and for one that two photos would share. Files
-    left alone are listed in the set's warnings.
+    Raises InputError for a folder that is missing, may not be read, or has no photo or thousands,
+    for a file that cannot be read, and for one that two photos would share. Files left alone are
+    listed in the set's warnings.
     """
     found = found_in(path, masks)
-    if (count := len(found.photos)) > MOST_PHOTOS:
-        raise InputError(
-            f"The folder {printable(found.folder)} has {count:,} photos; at most {MOST_PHOTOS} are "
-            "read, and 4 to 6 make a concept. Put those that you mean into a folder of their own."
-        )
     photos = [_read(photo, found) for photo in found.photos]
     warnings = [*found.warnings, *(text for photo in photos for text in photo.warnings)]
     for text in warnings:

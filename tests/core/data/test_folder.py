@@ -13,7 +13,8 @@ from PIL import Image
 import magicapture
 from magicapture.config import Recipe
 from magicapture.data import check_references, load_folder
-from magicapture.data.folder import LONGEST_CAPTION, MOST_PHOTOS, looks_inverted
+from magicapture.data.companions import MOST_PHOTOS
+from magicapture.data.folder import LONGEST_CAPTION, looks_inverted
 from magicapture.errors import InputError
 from magicapture.images import reading
 from magicapture.tokens import Concept
@@ -346,8 +347,11 @@ def test_a_folder_that_is_none(tmp_path):
     with pytest.raises(InputError, match="missing does not exist"):
         load_folder(tmp_path / "missing", "subject")
     save(tmp_path / "a.png")
+    (tmp_path / "masks").mkdir()
     with pytest.raises(InputError, match=r"a.png is a file; give the folder"):
         load_folder(tmp_path / "a.png", "subject")
+    with pytest.raises(InputError, match=r"folder of masks .* is that of the photos; leave it out"):
+        load_folder(tmp_path, "subject", masks=tmp_path / "masks" / "..")
     with pytest.raises(InputError, match=r"folder of masks .*masks-2 does not exist"):
         load_folder(tmp_path, "subject", masks=tmp_path / "masks-2")
 
