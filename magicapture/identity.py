@@ -11,6 +11,7 @@ from torch import Tensor
 from .config import IdentitySettings
 from .faces.align import FACE_SIZE, invert, similarity, transform, warp
 from .faces.embed import FaceEmbedder
+from .images import luma
 from .losses.equations import identity
 
 MARGIN = 6
@@ -27,8 +28,7 @@ def colour_blind(embedder: FaceEmbedder) -> FaceEmbedder:
     """The face embedder as it sees faces without their colours: in Rec. 601 luma."""
 
     def grey(faces: Tensor) -> Tensor:
-        luma = (faces * faces.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, True)
-        return embedder(luma.expand_as(faces))
+        return embedder(luma(faces).expand_as(faces))
 
     return grey
 

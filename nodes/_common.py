@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from ..magicapture.images import from_pil
 from ._comfy import images_from_socket, masks_from_socket
 
 if TYPE_CHECKING:
@@ -38,5 +37,4 @@ def side_by_side(left: Image, right: Image) -> Image:
 
 def pixels(image: Image) -> Tensor:
     """A Pillow picture as an image (1,3,H,W) in 0..1."""
-    array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(array).movedim(-1, 0)[None]
+    return from_pil(image.convert("RGB"))[None]

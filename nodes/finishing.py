@@ -8,9 +8,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..magicapture.images import resize
 from ..magicapture.refine.models import FaceRestorer
 from ..magicapture.refine.restore import RestoreSettings, restore_faces
-from ..magicapture.refine.upscale import Tiling, resize, sized, super_resolve
+from ..magicapture.refine.upscale import Tiling, sized, super_resolve
 from ._comfy import (
     Progress,
     images_from_socket,

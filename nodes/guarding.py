@@ -12,11 +12,11 @@ from ..magicapture.config import help_of
 from ..magicapture.data.masks import ASPECT_TOLERANCE
 from ..magicapture.errors import InputError
 from ..magicapture.faces.analyzer import FaceAnalyzer
+from ..magicapture.images import resize
 from ..magicapture.person import Person
 from ..magicapture.refine.grain import MatchSettings, match_picture
 from ..magicapture.refine.guard import TOLERANCE, GuardReport, guard_identity
 from ..magicapture.refine.paste import cut_out
-from ..magicapture.refine.upscale import resize
 from ._comfy import (
     Progress,
     images_from_socket,

@@ -6,9 +6,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture.data import Learnable, ReferenceSet, load_folder
-from ..magicapture.data.folder import bounded
 from ..magicapture.errors import InputError
-from ..magicapture.refine.upscale import resize
+from ..magicapture.images import bounded, resize
 from ..magicapture.tokens import Concept
 from ._comfy.files import input_folder, input_folders, stamp
 from ._common import single_images, single_masks
@@ -20,7 +19,7 @@ NO_FOLDER = "(none: use images)"
 
 def _bounded(image: Tensor) -> Tensor:
     """A photo or mask (C,H,W), no larger than those of a folder."""
-    return resize(image[None], bounded(image.shape[-2], image.shape[-1]))[0]
+    return resize(image, bounded(image.shape[-2], image.shape[-1]))
 
 
 class MagiCaptureLoadPhotoSet(Node):

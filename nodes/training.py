@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture.adapters import Adapter, check_names
+from ..magicapture.images import to_pil
 from ..magicapture.plot import loss_curves
 from ..magicapture.recipes import recipe as named_recipe
 from ..magicapture.refocusing import Sight, grid
@@ -31,7 +32,6 @@ from ._comfy import (
     images_to_socket,
     model_folders,
     node_id,
-    picture,
     show_text,
 )
 from ._comfy.files import state_folder
@@ -213,7 +213,7 @@ class Monitor:
         """The loss curves; beside them the newest preview, and where the tokens look."""
         shown = self.curves(steps)
         if self.previews:
-            shown = side_by_side(shown, picture(self.previews[-1]))
+            shown = side_by_side(shown, to_pil(self.previews[-1]))
         if self.sights:
             shown = side_by_side(shown, grid(self.sights))
         return shown

@@ -10,14 +10,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ..adapters.metadata import restore
-from ..data.folder import read_picture
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import load_face_embedder
 from ..faces.find import best, places
 from ..person import Person, measure_identity
 from ..weight_files import read_metadata
 from .faces import detector_from
-from .images import photos_in
+from .images import photos_in, picture_in
 from .options import require_text
 from .outputs import check_json, write_json
 
@@ -65,5 +64,5 @@ def _pictures(paths: Sequence[Path]) -> list[Tensor]:
     """The pictures of files and folders, in the order given."""
     images: list[Tensor] = []
     for path in paths:
-        images += photos_in(path).images if path.is_dir() else [read_picture(path).image]
+        images += photos_in(path).images if path.is_dir() else [picture_in(path)]
     return images

@@ -12,9 +12,10 @@ from .. import sampling
 from ..adapters import Adapter, load_adapter
 from ..backbone import Backbone
 from ..config import PromptTemplates
-from ..data.folder import read_mask, read_picture
+from ..data.folder import read_mask
 from ..demo import require_writable
 from ..errors import InputError
+from ..images import read_picture
 from ..prompts import PromptKind, prompt_for
 from ..refocusing import PromptRefocuser, RefocusGuidance, foci
 from ..sampling import SamplingSettings

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from ..config import Recipe
+from ..images import adjust_brightness, adjust_contrast, resize
 from .photos import Photo
 
 FACE_KEPT = 0.9
@@ -66,7 +65,7 @@ def variant(photo: Photo, recipe: Recipe, generator: Generator) -> Variant:
     both = image if face is None else torch.cat([image, face.to(image)])
     cut = both[:, rows.start : rows.end, columns.start : columns.end]
     side = recipe.resolution
-    pixels = F.resize(cut, [side, side], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+    pixels = resize(cut, (side, side)).clamp(0, 1)
     points = None
     if landmarks is not None:
         origin = landmarks.new_tensor([columns.start, rows.start])
@@ -83,8 +82,8 @@ def _lit(image: Tensor, jitter: float, brightness: float, contrast: float) -> Te
     """Brightness and contrast times a factor in 1 - jitter..1 + jitter, from numbers in 0..1."""
     if not jitter:
         return image
-    image = F.adjust_brightness(image, 1 + jitter * (2 * brightness - 1))
-    return F.adjust_contrast(image, 1 + jitter * (2 * contrast - 1))
+    image = adjust_brightness(image, 1 + jitter * (2 * brightness - 1))
+    return adjust_contrast(image, 1 + jitter * (2 * contrast - 1))
 
 
 def _crop(

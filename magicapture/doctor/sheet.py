@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data import Photo, ReferenceSet
 from ..data.faces import FoundFace
+from ..images import from_pil, to_pil
 from .verdicts import SetCheck, Verdict
 
 _COLOURS: dict[Verdict, str] = {"use": "#2e9e4f", "care": "#d99a1c", "leave out": "#c8372d"}
@@ -26,13 +27,13 @@ def overlay(photo: Photo) -> Tensor:
         tint = torch.tensor([0.25, 0.05, 0.45]).view(3, 1, 1)
         shown = image * inside + (0.35 * image + 0.45 * tint) * (1 - inside)
     if landmarks is not None:
-        picture = _picture(shown)
+        picture = to_pil(shown)
         draw = ImageDraw.Draw(picture)
         radius = max(2.0, 0.06 * float((landmarks[1] - landmarks[0]).norm()))
         for x, y in landmarks.tolist():
             box = (x - radius, y - radius, x + radius, y + radius)
             draw.ellipse(box, fill="#38e8ff", outline="black")
-        shown = _tensor(picture)
+        shown = from_pil(picture)
     return shown
 
 
@@ -58,9 +59,9 @@ def contact_sheet(
         colour = _COLOURS[verdict.verdict] if verdict else _PLAIN
         text = verdict.text if verdict else str(found[i])
         photo = references.photos[i]
-        tile = _tile(_picture(overlay(photo)), photo.name, text, colour, side)
+        tile = _tile(to_pil(overlay(photo)), photo.name, text, colour, side)
         sheet.paste(tile, (i % columns * width, i // columns * height))
-    return _tensor(sheet)
+    return from_pil(sheet)
 
 
 def _tile(photo: Image.Image, name: str, text: str, colour: str, side: int) -> Image.Image:
@@ -81,13 +82,3 @@ def _tile(photo: Image.Image, name: str, text: str, colour: str, side: int) -> I
     for n, line in enumerate(lines, 1):
         draw.text((_MARGIN, y + n * _LINE), line, colour, font)
     return tile
-
-
-def _picture(image: Tensor) -> Image.Image:
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().contiguous()
-    return Image.fromarray(pixels.numpy())
-
-
-def _tensor(picture: Image.Image) -> Tensor:
-    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return values.view(picture.height, picture.width, 3).permute(2, 0, 1).float() / 255

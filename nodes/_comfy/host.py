@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from pathlib import Path
 from typing import Any
@@ -56,12 +57,15 @@ def node_id(node: Any) -> str | None:
 
 
 def show_text(text: str, node: str | None) -> None:
-    """Show a text under the node; nothing happens outside the executor."""
+    """Show a plain text under the node; nothing happens outside the executor.
+
+    The frontend takes it for HTML, and the older ones run what script a photo's name may hold.
+    """
     from server import PromptServer
 
     server = getattr(PromptServer, "instance", None)
     if server is not None and node is not None:
-        server.send_progress_text(text, node)
+        server.send_progress_text(html.escape(text, quote=False), node)
 
 
 class Progress:

@@ -1,13 +1,21 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import magicapture
 from magicapture.config import Recipe
-from magicapture.data import Learnable, check_photos, folder, load_folder
+from magicapture.data import Learnable, check_photos, load_folder
+from magicapture.data.companions import MOST_PHOTOS
+from magicapture.data.folder import LONGEST_CAPTION, looks_inverted
 from magicapture.errors import InputError
+from magicapture.images import reading
 from magicapture.tokens import Concept
 
 
@@ -170,7 +178,7 @@ def test_kinds_of_mask_files(tmp_path, one, kind):
 
 
 def test_huge_photos_are_scaled_down_with_mask_and_landmarks(tmp_path, one, monkeypatch):
-    monkeypatch.setattr(folder, "MAX_SHORT_SIDE", 100)
+    monkeypatch.setattr(reading, "MAX_SHORT_SIDE", 100)
     face = np.zeros((300, 450), np.uint8)
     face[90:180, 150:300] = 255
     save(tmp_path / "a.png", gradient(300, 450))
@@ -187,17 +195,45 @@ def test_huge_photos_are_scaled_down_with_mask_and_landmarks(tmp_path, one, monk
     torch.testing.assert_close(references.photos[0].landmarks, torch.tensor(expected))
 
 
-def test_a_mask_of_another_size_is_brought_to_the_photos(tmp_path):
-    for i, name in enumerate(["a", "b"]):
-        save(tmp_path / f"{name}.png", np.roll(gradient(), i))
+def test_a_mask_gets_the_size_of_its_photo(tmp_path, one):
+    save(tmp_path / "a.png")
     face = np.zeros((160, 200), np.uint8)
     face[40:100, 60:120] = 255
+    expected = torch.from_numpy(face[::2, ::2]).float()[None] / 255
+    for mask in (face, face[::2, ::2], face[::4, ::4]):
+        save(tmp_path / "a.mask.png", np.ascontiguousarray(mask))
+        loaded = one().photos[0].face_mask
+        assert loaded.shape == (1, 80, 100)
+        assert (loaded - expected).abs().mean() < 0.01
+    save(tmp_path / "a.mask.png", face[:, :100])
+    with pytest.raises(InputError, match=r"a\.mask\.png: the mask is 100x160 pixels and the pict"):
+        one()
+
+
+def test_an_inverted_mask_is_told(tmp_path, one):
+    face = np.zeros((80, 100), np.uint8)
+    face[20:60, 30:60] = 255
+    save(tmp_path / "a.png")
     save(tmp_path / "a.mask.png", face)
-    save(tmp_path / "b.mask.png", face[::2, ::2])
-    references = load_folder(tmp_path)
-    first, second = (photo.face_mask for photo in references)
-    assert first.shape == second.shape == (1, 80, 100)
-    assert float((first - second).abs().mean()) < 0.01
+    assert one().warnings == ()
+    save(tmp_path / "a.mask.png", 255 - face)
+    (warning,) = one().warnings
+    assert warning.startswith("a.png: the mask marks all four corners")
+    # Where landmarks say where the face is, there is no need to guess.
+    points = [[40, 30], [50, 30], [45, 36], [41, 44], [49, 44]]
+    (tmp_path / "a.landmarks.json").write_text(json.dumps(points))
+    assert one().warnings == ()
+
+
+def test_what_looks_inverted():
+    full = torch.ones(1, 64, 64)
+    assert not looks_inverted(full) and not looks_inverted(0 * full)
+    close_up = full.clone()  # a face that fills the picture, hair in two corners
+    close_up[:, :12, :12] = close_up[:, :12, -12:] = 0
+    assert not looks_inverted(close_up) and not looks_inverted(1 - close_up)
+    cut_off = full.clone()  # an inverted one whose face ends at the picture's lower edge
+    cut_off[:, 20:, 20:44] = 0
+    assert looks_inverted(cut_off) and not looks_inverted(1 - cut_off)
 
 
 def test_captions_and_natural_order(tmp_path):
@@ -224,22 +260,98 @@ def test_what_is_no_photo_is_left_alone_and_listed(tmp_path):
     save(tmp_path / "a.jpg")
     save(tmp_path / "lost.mask.png")
     save(tmp_path / "masks" / "nobody.png")
-    for name in ["notes.txt", "b.heic", ".hidden", "model.safetensors"]:
+    for name in ["notes.txt", "b.gif", ".hidden", "model.safetensors"]:
         (tmp_path / name).write_text("x")
     (tmp_path / "older").mkdir()
+    (tmp_path / "c.png").mkdir()
     references = load_folder(tmp_path)
     assert references.names == ("a.jpg",)
-    (warning,) = references.warnings
-    listed = "b.heic, lost.mask.png, model.safetensors, nobody.png, notes.txt, older"
-    assert warning.endswith(f"left alone: {listed}.")
+    left, lost = references.warnings
+    listed = "b.gif, c.png (a folder), lost.mask.png, model.safetensors, nobody.png, notes.txt"
+    assert left.endswith(f"left alone: {listed}, older (a folder).")
+    assert lost.startswith("lost.mask.png: a mask by the name, but there is no photo for it")
+
+
+@pytest.mark.skipif("HEIF" in reading.formats(), reason="pillow-heif is installed")
+def test_heic_without_its_package_is_told(tmp_path):
+    save(tmp_path / "a.jpg")
+    (tmp_path / "IMG_1.HEIC").write_text("x")
+    left, needed = load_folder(tmp_path).warnings
+    assert left.endswith("left alone: IMG_1.HEIC.")
+    assert needed.startswith("IMG_1.HEIC: reading it needs the package pillow-heif")
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(InputError, match=r"no photo; .*found IMG_1.HEIC.*needs the package"):
+        load_folder(tmp_path)
+
+
+def test_a_folder_of_thousands_is_refused_before_the_first_is_read(tmp_path):
+    for number in range(MOST_PHOTOS + 1):
+        (tmp_path / f"{number}.jpg").write_bytes(b"")  # reading one would be another error
+    with pytest.raises(InputError, match=r"has 201 photos; at most 200 are read, and 4 to 6"):
+        load_folder(tmp_path)
+
+
+def test_a_broken_link_is_named(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(InputError, match=r"b\.png is a link to .*gone\.png, which is not there"):
+        load_folder(tmp_path)
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "b.png").symlink_to("b.png")
+    with pytest.raises(InputError, match=r"b\.png is a link to b\.png, which is not there"):
+        load_folder(tmp_path)
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    assert len(load_folder(tmp_path)) == 2
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\n.png"))
+    (name,) = load_folder(tmp_path).names
+    assert name == "caf\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}.png"
+    json.dumps(name).encode()
+
+
+def test_folders_and_files_that_may_not_be_read(tmp_path):
+    """As a user without rights, also where the tests run as root."""
+    photos, locked = tmp_path / "photos", tmp_path / "locked"
+    for folder in (photos, locked):
+        save(folder / "a.png")
+    (photos / "a.png").chmod(0)
+    locked.chmod(0)
+    tmp_path.chmod(0o755)
+    script = (
+        "import os, sys\n"
+        "from magicapture.data import load_folder\n"
+        "from magicapture.errors import InputError\n"
+        "if os.geteuid() == 0: os.setuid(65534)\n"
+        "for folder in sys.argv[1:]:\n"
+        "    try: load_folder(folder)\n"
+        "    except InputError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", script, "photos", "locked"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(magicapture.__file__).parents[1])}
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+        )
+    finally:
+        locked.chmod(0o700)
+    first, second = result.stdout.splitlines()
+    assert "a.png cannot be read (Permission denied); check that it is there and may" in first
+    assert "The folder of photos locked cannot be read (Permission denied); check" in second
 
 
 def test_a_folder_that_is_none(tmp_path):
     with pytest.raises(InputError, match="missing does not exist"):
         load_folder(tmp_path / "missing")
     save(tmp_path / "a.png")
+    (tmp_path / "masks").mkdir()
     with pytest.raises(InputError, match=r"a.png is a file; give the folder"):
         load_folder(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"folder of masks .* is that of the photos; leave it out"):
+        load_folder(tmp_path, masks=tmp_path / "masks" / "..")
     with pytest.raises(InputError, match=r"folder of masks .*masks-2 does not exist"):
         load_folder(tmp_path, masks=tmp_path / "masks-2")
 
@@ -248,8 +360,8 @@ def test_a_folder_without_photos(tmp_path):
     with pytest.raises(InputError, match=r"has no photo; expected .*\.png.*it is empty"):
         load_folder(tmp_path)
     (tmp_path / "a.txt").write_text("x")
-    (tmp_path / "IMG_1.HEIC").write_text("x")
-    with pytest.raises(InputError, match=r"has no photo; .*found a.txt, IMG_1.HEIC"):
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(InputError, match=r"has no photo; .*found a.txt, b.png \(a folder\)"):
         load_folder(tmp_path)
 
 
@@ -272,7 +384,33 @@ def test_a_caption_that_is_no_text(tmp_path):
         load_folder(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[[1, 2]]", '"x"', "[[1,2],[1],[1],[1],[1]]", "NaN"])
+def test_a_caption_is_short(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("word " * (LONGEST_CAPTION // 5))
+    assert len(load_folder(tmp_path).photos[0].caption) < LONGEST_CAPTION
+    (tmp_path / "a.txt").write_text("word " * 1000)
+    with pytest.raises(InputError, match=r"a.txt has 4,999 characters .*at most 2,000") as error:
+        load_folder(tmp_path)
+    assert len(str(error.value)) < 400
+    (tmp_path / "a.txt").write_text("word " * 2_000_000)
+    with pytest.raises(InputError, match=r"a.txt has 10,000,000 bytes; expected a short") as error:
+        load_folder(tmp_path)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[[1, 2]]",
+        '"x"',
+        "[[1,2],[1],[1],[1],[1]]",
+        "NaN",
+        "[" * 50_000,
+        f"[[{10**400}, 1]]",
+    ],
+)
 def test_landmarks_that_are_none(tmp_path, text):
     save(tmp_path / "a.png")
     (tmp_path / "a.landmarks.json").write_text(text)
