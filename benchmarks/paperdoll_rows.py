@@ -129,7 +129,7 @@ def _first_half(recipe: Recipe) -> Recipe:
     """The last phase cut in two, the second without refocusing (its rates begin anew)."""
     last = recipe.phases[-1]
     first = replace(last, steps=last.steps // 2)
-    rest = replace(last, steps=last.steps - first.steps, weights=replace(last.weights, attention=0))
+    rest = replace(last, steps=last.steps - first.steps, weights=last.weights.changed(attention=0))
     return replace(recipe, phases=(*recipe.phases[:-1], first, rest))
 
 

@@ -30,6 +30,7 @@ from magicapture import (
     save_adapter,
 )
 from magicapture.config import to_dict
+from magicapture.data import Learnable
 from magicapture.demo.drawing import SAMPLING, prompt_of
 from magicapture.magicface import MagicFaceSettings, ReferenceGuide
 from magicapture.paperdoll import Split, identity_from_seed
@@ -77,7 +78,7 @@ class Plan:
         if row.recipe is None or not self.quick:
             return row.recipe
         prior = replace(row.recipe.prior, images=min(2, row.recipe.prior.images))
-        return with_steps(replace(row.recipe, prior=prior, draws=2), 12)
+        return with_steps(replace(row.recipe, prior=prior, variants=2), 12)
 
     def version(self, row: Row) -> str:
         """A hash of all that decides a row's figures; a line of another version is not reused."""
@@ -150,9 +151,13 @@ class Bench:
         """Train the row; without a recipe, the adapter of no step. Kept for later rows."""
         subject, style = row.concepts()
         recipe = self.plan.recipe_of(row) or doll_recipe()
-        source, reference = references(pair.source), references(pair.reference).with_role("style")
-        job = TrainingJob(subject, source, style, reference, recipe, seed=1000 * row.seed + index)
-        with Trainer(job, self.backbone, embedder=self.embedder) as trainer:
+        job = TrainingJob(
+            Learnable(subject, references(pair.source)),
+            Learnable(style, references(pair.reference)),
+            recipe,
+            seed=1000 * row.seed + index,
+        )
+        with Trainer.open(job, self.backbone, embedder=self.embedder) as trainer:
             adapter = trainer.run() if row.recipe else trainer.adapter()
         if row.recipe:
             save_adapter(adapter, place, place, "adapter")

@@ -38,7 +38,7 @@ from torch.nn import functional as F
 
 from magicapture.backbones import DiffusersBackbone
 from magicapture.config import LoraSettings, Phase, Rates, Recipe, Weights
-from magicapture.data import ReferenceSet
+from magicapture.data import Learnable, ReferenceSet
 from magicapture.tokens import Concept
 from magicapture.training import Event, Stepped, Trainer, TrainingJob
 
@@ -54,11 +54,13 @@ def job(size: Size, recipe: Recipe) -> TrainingJob:
     side = size.resolution
     axis = torch.linspace(-1, 1, side)
     face = ((axis[None] / 0.4) ** 2 + (axis[:, None] / 0.52) ** 2 <= 1).float()[None]
+
+    def photos(seed: int) -> ReferenceSet:
+        return ReferenceSet.of(pictures(2, side, seed), face_masks=(face,) * 2)
+
     return TrainingJob(
-        Concept("person-1", "subject"),
-        ReferenceSet(pictures(2, side, 1), (face,) * 2),
-        Concept("style-1", "style"),
-        ReferenceSet(pictures(2, side, 2), (face,) * 2).with_role("style"),
+        Learnable(Concept("person-1", "subject"), photos(1)),
+        Learnable(Concept("style-1", "style"), photos(2)),
         recipe,
     )
 
@@ -71,7 +73,7 @@ def recipe(
     rates = Rates(unet=1e-4, tokens=1e-4 if tokens else 0.0)
     phase = Phase("both", 1, rates, weights, max_timestep=500)
     lora = LoraSettings(rank=16, targets=changes.pop("targets", "cross"))
-    return Recipe("row", (phase,), lora, masked=masked, draws=1, **changes)
+    return Recipe("row", (phase,), lora, masked=masked, variants=1, **changes)
 
 
 ALL = tuple(LOSSES)
@@ -117,7 +119,7 @@ def run_ours(
     try:
         torch.manual_seed(0)
         embedder = FaceEmbedder(size.embedder_width)
-        with Trainer(job(size, chosen), backbone, embedder=embedder, listener=listen) as run:
+        with Trainer.open(job(size, chosen), backbone, embedder=embedder, listener=listen) as run:
             run.run()
     finally:
         backbone.decoder = small

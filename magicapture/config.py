@@ -6,12 +6,41 @@ here alone. P is the paper (arXiv 2309.06895), C the authors' release.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
-from .errors import InputError
+from .loss import Weights
+from .sentences import check_sentence
+from .settings import Checked, from_dict, help_of, setting, to_dict
+
+__all__ = [
+    "Batching",
+    "Checked",
+    "IdentitySettings",
+    "LoraSettings",
+    "LoraTargets",
+    "OptimizerName",
+    "Phase",
+    "Precision",
+    "PriorSettings",
+    "PromptTemplates",
+    "PseudoLabel",
+    "RateSchedule",
+    "Rates",
+    "Recipe",
+    "RefocusSettings",
+    "Role",
+    "Scaling",
+    "SubjectInit",
+    "Task",
+    "Weighting",
+    "Weights",
+    "from_dict",
+    "help_of",
+    "setting",
+    "to_dict",
+]
 
 Role = Literal["subject", "style"]
 Task = Literal["source", "style", "composed", "prior"]
@@ -23,62 +52,14 @@ Batching = Literal["together", "in_turn", "one_task"]
 Precision = Literal["model", "fp32", "bf16", "fp16"]
 RateSchedule = Literal["constant", "linear", "cosine"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
-
-C = TypeVar("C")
-
-
-def setting(
-    default: Any,
-    help: str,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    paper: Any = None,
-    release: Any = None,
-) -> Any:
-    """A dataclass field with its help text, its range, and the values of paper and release."""
-    metadata = {"help": help, "low": low, "high": high, "paper": paper, "release": release}
-    return field(default=default, metadata=metadata)
+SubjectInit = Literal["class word", "random"]
 
 
-def help_of(config: type, name: str) -> str:
-    """The help text of one setting, with the paper's and the release's values where known."""
-    metadata = config.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
-    known = [
-        f"{who}: {metadata[key]}"
-        for who, key in (("paper", "paper"), ("release", "release"))
-        if metadata.get(key) is not None
-    ]
-    if not known:
-        return str(metadata["help"])
-    values = "; ".join(known)
-    return f"{metadata['help']} ({values[0].upper()}{values[1:]}.)"
-
-
-class Checked:
-    """Checks every field against its type's choices and its range when an object is made."""
-
-    def __post_init__(self) -> None:
-        hints = get_type_hints(type(self))
-        for f in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, f.name)
-            choices = [c for c in get_args(hints[f.name]) if isinstance(c, str)]
-            if choices and value not in choices:
-                raise InputError(
-                    f"{type(self).__name__}.{f.name} is {value!r}; expected one of "
-                    f"{', '.join(choices)}."
-                )
-            low, high = f.metadata.get("low"), f.metadata.get("high")
-            if value is None or (low is None and high is None):
-                continue
-            for number in value if isinstance(value, tuple) else (value,):
-                too_low = low is not None and not number >= low
-                too_high = high is not None and not number <= high
-                if too_low or too_high:
-                    expected = f"at least {low}" if high is None else f"{low} to {high}"
-                    raise InputError(
-                        f"{type(self).__name__}.{f.name} is {value}; expected {expected}."
-                    )
+def _sentence(
+    *, holds: tuple[str, ...] = (), lacks: tuple[str, ...] = ()
+) -> Callable[[str, str], None]:
+    """The check of a task's sentences: the tokens they must have, and must not have."""
+    return lambda sentence, path: check_sentence(sentence, path, holds, lacks)
 
 
 @dataclass(frozen=True)
@@ -87,7 +68,10 @@ class LoraSettings(Checked):
 
     rank: int = setting(16, "Rank of the LoRA.", low=1, high=512, release=4)
     alpha: float | None = setting(
-        None, "Scale of the LoRA is alpha / rank; empty makes alpha equal to the rank.", low=0.01
+        None,
+        "Scale of the LoRA is alpha / rank; empty makes alpha equal to the rank.",
+        low=0.01,
+        high=10_000,
     )
     targets: LoraTargets = setting(
         "cross",
@@ -147,7 +131,7 @@ class IdentitySettings(Checked):
 
     max_timestep: int = setting(
         500,
-        "T': the loss acts where t is at most this. Above, x0 is too blurred to hold a face.",
+        "T': the loss acts where t is below this. Above, x0 is too blurred to hold a face.",
         low=1,
         high=1000,
         release=800,
@@ -209,7 +193,8 @@ class PromptTemplates(Checked):
             "a cropped photo of {subject} {noun}",
             "a photo of the {subject} {noun}",
         ),
-        "Sentences for the person's photos.",
+        "Sentences for the person's photos; each holds {subject}.",
+        check=_sentence(holds=("subject",), lacks=("style",)),
         paper="a photo of [V1] person",
     )
     style: tuple[str, ...] = setting(
@@ -220,7 +205,8 @@ class PromptTemplates(Checked):
             "a cropped photo of a {noun} in the {style} style",
             "a photo of the {noun} in the {style} style",
         ),
-        "Sentences for the style's portraits.",
+        "Sentences for the style's portraits; each holds {style}.",
+        check=_sentence(holds=("style",), lacks=("subject",)),
         paper="a photo of a person in the [V2] style",
     )
     composed: tuple[str, ...] = setting(
@@ -231,34 +217,24 @@ class PromptTemplates(Checked):
             "a cropped photo of {subject} {noun} in the {style} style",
             "a photo of the {subject} {noun} in the {style} style",
         ),
-        "Sentences for the person in the style.",
+        "Sentences for the person in the style; each holds {subject} and {style}.",
+        check=_sentence(holds=("subject", "style")),
         paper="a photo of a [V1] person in the [V2] style",
     )
-    prior: tuple[str, ...] = setting(("a photo of a {noun}",), "Sentences for class images.")
+    prior: tuple[str, ...] = setting(
+        ("a photo of a {noun}",),
+        "Sentences for class images; none holds a token.",
+        check=_sentence(lacks=("subject", "style")),
+    )
 
 
 @dataclass(frozen=True)
 class Rates(Checked):
-    """Learning rates; what has none is not trained."""
+    """Learning rates; 0 leaves the group as it is."""
 
     tokens: float = setting(0.0, "Learning rate of the token vectors.", low=0, high=1)
     unet: float = setting(0.0, "Learning rate of the UNet's LoRA.", low=0, high=1)
     text_encoder: float = setting(0.0, "Learning rate of the text encoder's LoRA.", low=0, high=1)
-
-
-@dataclass(frozen=True)
-class Weights(Checked):
-    """Weights of the losses; a loss of weight 0 is not computed."""
-
-    source: float = setting(1.0, "Masked reconstruction of the source, L_s.", low=0)
-    style: float = setting(1.0, "Masked reconstruction of the style, L_r.", low=0)
-    composed: float = setting(0.0, "Composed prompt on the pseudo-label, L_c.", low=0)
-    identity: float = setting(0.0, "Identity, L_id.", low=0, paper=1.0)
-    attention: float = setting(0.0, "Attention Refocusing, L_attn.", low=0, paper=2.5)
-    prior: float = setting(0.0, "Prior preservation on class images.", low=0)
-    token_norm: float = setting(
-        0.0, "Pull of each token vector's norm towards token_norm_target.", low=0
-    )
 
 
 @dataclass(frozen=True)
@@ -270,15 +246,23 @@ class Phase(Checked):
     rates: Rates = setting(Rates(tokens=5e-4), "Learning rates, by what they move.")
     weights: Weights = setting(Weights(), "Weights of the losses.")
     schedule: RateSchedule = setting("constant", "Course of the learning rates.", release="linear")
-    warmup: int = setting(0, "Steps over which the learning rates rise from 0.", low=0)
+    warmup: int = setting(
+        0, "Steps over which the learning rates rise from 0.", low=0, high=100_000
+    )
     max_timestep: int = setting(
         1000, "Timesteps are drawn below this.", low=1, high=1000, release="800 in phase 2"
     )
     max_grad_norm: float | None = setting(
         1.0, "Gradients are scaled down to this norm; empty leaves them.", low=1e-6, release=1.0
     )
-    style_boost: float = setting(
-        1.0, "Factor on the style's weight in the first half of the phase.", low=0, release=2.0
+    boost: float = setting(
+        1.0,
+        "Factor on the weights of the boosted tasks in the first half of the phase.",
+        low=0,
+        release=2.0,
+    )
+    boosted: tuple[Task, ...] = setting(
+        ("style",), "Tasks whose weight is boosted.", release="style and composed"
     )
 
 
@@ -286,7 +270,7 @@ class Phase(Checked):
 class Recipe(Checked):
     """Everything a run needs beside the photos, the concepts and the base model."""
 
-    name: str = setting("magicapture", "Name of the recipe.")
+    name: str = setting("unnamed", "Name of the recipe.")
     phases: tuple[Phase, ...] = setting((), "The phases, in order.")
     lora: LoraSettings = setting(LoraSettings(), "The LoRA.")
     refocus: RefocusSettings = setting(RefocusSettings(), "Attention Refocusing.")
@@ -313,11 +297,16 @@ class Recipe(Checked):
         paper="none",
         release="none",
     )
-    resolution: int = setting(512, "Side of the square training pictures, in pixels.", low=64)
-    draws: int = setting(
+    resolution: int = setting(
+        512,
+        "Side of the square training pictures, in pixels.",
+        low=64,
+        high=2048,
+    )
+    variants: int = setting(
         16,
         "Augmented variants (crop, flip, colour) kept of each photo, encoded once before step 1; "
-        "0 draws and encodes afresh at every step.",
+        "0 makes and encodes one afresh at every step.",
         low=0,
         high=1000,
         release=1,
@@ -346,7 +335,9 @@ class Recipe(Checked):
         "memory, with the same result; one_task draws a single task a step.",
         release="one_task",
     )
-    accumulation: int = setting(1, "Draws whose gradients make one step.", low=1, paper=4)
+    accumulation: int = setting(
+        1, "Batches whose gradients make one step.", low=1, high=1000, paper=4
+    )
     precision: Precision = setting(
         "model", "Number format of the frozen model: its own, or fp32, bf16, fp16."
     )
@@ -354,7 +345,14 @@ class Recipe(Checked):
         False, "Recompute activations in the backward pass: slower, less memory."
     )
     optimizer: OptimizerName = setting("adamw", "AdamW, or its 8-bit form from bitsandbytes.")
-    weight_decay: float = setting(0.01, "AdamW's weight decay, for the LoRA.", low=0)
+    weight_decay: float = setting(
+        0.01, "AdamW's weight decay, for the LoRA.", low=0, high=10, release=0.001
+    )
+    subject_init: SubjectInit = setting(
+        "class word",
+        "What the subject's token starts from, where the concept does not say: its class word, or "
+        "random numbers, for methods that leave the token as it is.",
+    )
     min_images: int = setting(2, "Fewest photos a concept may have.", low=1, paper="4 to 6")
 
     @property
@@ -364,34 +362,4 @@ class Recipe(Checked):
 
     def uses(self, loss: str) -> bool:
         """Whether any phase that runs gives this loss a weight."""
-        return any(getattr(p.weights, loss) > 0 for p in self.phases if p.steps)
-
-    def trains(self, group: str) -> bool:
-        """Whether any phase that runs gives this parameter group a learning rate."""
-        return any(getattr(p.rates, group) > 0 for p in self.phases if p.steps)
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain JSON-ready data."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(kind: type[C], data: Mapping[str, Any]) -> C:
-    """Rebuild a config from `to_dict`'s data; raises InputError for a field it does not know."""
-    hints = get_type_hints(kind)
-    unknown = set(data) - {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown:
-        raise InputError(
-            f"{kind.__name__} has no setting {', '.join(sorted(unknown))}; it was written by "
-            "another version of MagiCapture."
-        )
-    return kind(**{name: _value(hints[name], value) for name, value in data.items()})
-
-
-def _value(hint: Any, value: Any) -> Any:
-    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_dict(hint, value)  # type: ignore[arg-type]
-    if isinstance(value, (list, tuple)):
-        item = (get_args(hint) or (None,))[0]
-        return tuple(_value(item, v) for v in value)
-    return value
+        return any(phase.weights[loss] > 0 for phase in self.phases if phase.steps)

@@ -128,3 +128,8 @@ def require_space(folder: str | os.PathLike[str], needed: int) -> None:
             f"The disk of {os.fspath(folder)} has {free / 2**20:.0f} MiB free; this needs "
             f"{needed / 2**20:.0f} MiB. Free some space or choose another folder."
         )
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A path as messages show it: what is no text, or breaks the line, becomes a question mark."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in os.fspath(path))

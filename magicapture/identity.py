@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,8 @@ from torch import Tensor
 from .config import IdentitySettings
 from .faces.align import FACE_SIZE, invert, similarity, transform, warp
 from .faces.embed import FaceEmbedder
-from .losses import identity
+from .images import luma
+from .losses.equations import identity
 
 MARGIN = 6
 """Latent cells decoded around the aligned face, on each side.
@@ -23,38 +24,11 @@ norms take in the whole latent, so a crop never equals it exactly.
 """
 
 
-def embeddings(
-    embedder: FaceEmbedder,
-    images: Iterable[Tensor],
-    landmarks: Iterable[Tensor],
-    device: torch.device | str | None = None,
-) -> Tensor:
-    """The unit embeddings (N,D) of the faces in images (3,H,W) of any sizes, in 0..1.
-
-    landmarks: (5,2) in pixels, one set an image. device: where the face embedder is; None
-    leaves the images where they are.
-    """
-    faces = [
-        warp(image[None].to(device), similarity(points[None]), antialias=True)
-        for image, points in zip(images, landmarks, strict=True)
-    ]
-    with torch.no_grad():
-        return F.normalize(torch.cat([embedder(face) for face in faces]).float(), dim=-1)
-
-
-def mean_embedding(
-    embedder: FaceEmbedder, images: Iterable[Tensor], landmarks: Iterable[Tensor]
-) -> Tensor:
-    """The unit mean (D,) of the faces' unit embeddings: a person, whatever the photo."""
-    return F.normalize(embeddings(embedder, images, landmarks).mean(dim=0), dim=-1)
-
-
 def colour_blind(embedder: FaceEmbedder) -> FaceEmbedder:
     """The face embedder as it sees faces without their colours: in Rec. 601 luma."""
 
     def grey(faces: Tensor) -> Tensor:
-        luma = (faces * faces.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, True)
-        return embedder(luma.expand_as(faces))
+        return embedder(luma(faces).expand_as(faces))
 
     return grey
 
@@ -62,7 +36,7 @@ def colour_blind(embedder: FaceEmbedder) -> FaceEmbedder:
 class IdentityLoss:
     """1 - cos(R(B(D(z0))), R(B(I_s))), with only the face's part of the latent decoded.
 
-    face embedder: R, frozen, on the latents' device.
+    embedder: R, frozen, on the latents' device.
     decode: D, latents to images, differentiable and unclamped; a small decoder keeps it cheap.
     downscale: image pixels to a latent cell.
     target: the source's embeddings (N,D), or one (D,). `settings.mean_target` compares with

@@ -1,7 +1,7 @@
-"""A person as a face embedder knows them, and how much of the person pictures show.
+"""How much pictures look like a person: face embeddings compared with those of their photos.
 
-A figure from the face embedder of the identity loss says how well that one was pleased, so it is
-taken from another where there are two.
+Measure with another face model than the identity loss used; otherwise the score shows how well
+training fooled it.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _UNLIKE = 0.05  # below it photos show no one person, and nothing can be measure
 
 @dataclass(frozen=True, eq=False)
 class Person:
-    """One person by the embeddings (N,D) of their photos, all of one face embedder.
+    """A person: the embeddings (N,D) of their photos, all by one face embedder.
 
-    Raises InputError for another shape, or photos that do not resemble each other.
+    Raises InputError for another shape, or photos that do not look like one person.
     """
 
     embeddings: Tensor
@@ -42,8 +42,8 @@ class Person:
             )
         if self.own <= _UNLIKE:
             raise InputError(
-                f"The person's photos are alike by a cosine of {self.own:.2f} only, so nothing can "
-                "be measured against them. Check that all show one person."
+                f"The person's photos have a mean cosine of only {self.own:.2f} to each other, too "
+                "little to measure against. Check that all show one person."
             )
 
     @classmethod
@@ -68,9 +68,9 @@ class Person:
 
     @cached_property
     def own(self) -> float:
-        """The mean likeness of each photo to the others: what a picture of them can hope for.
+        """Leave-one-out similarity of the photos: the ceiling for a generated picture.
 
-        1 where there is one photo, so that shares of it are plain cosines.
+        1 for a single photo, so that shares of it are plain cosines.
         """
         return float(among(self.embeddings).mean()) if len(self.embeddings) > 1 else 1.0
 
@@ -93,13 +93,12 @@ class Person:
 
 @dataclass(frozen=True)
 class IdentityReport:
-    """How much of a person pictures show, in the eyes of one face embedder.
+    """How much pictures look like a person, by one face embedder.
 
     pictures: the mean cosine of each picture's face to the person's photos; None where no face is
         found, which counts as 0 in `share`.
-    own, own_spread, photos: the photos' leave-one-out figure, its standard deviation, how many.
-    face embedder: its name. of_the_loss: whether the identity loss used the same one; None where
-        that was not said.
+    own, own_spread, photos: the photos' leave-one-out similarity, its standard deviation, how many.
+    embedder: its name. of_the_loss: whether the identity loss used the same one; None: unknown.
     """
 
     pictures: tuple[float | None, ...]
@@ -111,7 +110,7 @@ class IdentityReport:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Each picture's likeness as a share of the person's own figure."""
+        """Each picture's likeness divided by the photos' own."""
         return tuple((value or 0.0) / self.own for value in self.pictures)
 
     @property
@@ -125,7 +124,7 @@ class IdentityReport:
         return statistics.stdev(self.shares) if len(self.pictures) > 1 else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures as JSON-ready data."""
+        """The report as JSON-ready data."""
         return {**asdict(self), "shares": self.shares, "share": self.share, "spread": self.spread}
 
     def __str__(self) -> str:
@@ -149,9 +148,9 @@ class IdentityReport:
 
 _OF_THE_LOSS = {
     False: ", another than the identity loss used.",
-    None: ". Whether the identity loss used it was not said.",
-    True: ". WARNING: the identity loss used the same one. Pictures made to please it look more "
-    "alike to it than they are; take another face recognition model.",
+    None: ". Unknown whether the identity loss used it.",
+    True: ". WARNING: the identity loss used it too, so the score is inflated; measure with "
+    "another face recognition model.",
 }
 
 
@@ -161,10 +160,10 @@ def measure_identity(
     analyzer: FaceAnalyzer,
     loss: FaceEmbedder | str | None = None,
 ) -> IdentityReport:
-    """How much of a person images (3,H,W) show; the analyzer must be the one that knew the person.
+    """How much images (3,H,W) look like a person; give the analyzer that the person was made with.
 
-    loss: the face embedder of the identity loss, or its name as adapters keep it, so that the
-    report says whether it judges itself.
+    loss: the face embedder of the identity loss, or its name from the adapter, so that the report
+    can warn where it is the analyzer's own.
     Raises InputError without images or without the analyzer's face embedder.
     """
     if not len(images):
@@ -193,7 +192,7 @@ def _is_that_of(loss: FaceEmbedder | str | None, embedder: FaceEmbedder | None) 
 
 
 def same(one: FaceEmbedder | None, other: FaceEmbedder | None) -> bool:
-    """Whether two face embedders see the same, however each was loaded."""
+    """Whether two face embedders give the same embeddings, however each was loaded."""
     if one is None or other is None or one is other:
         return one is other
     noise = torch.rand(2, 3, FACE_SIZE, FACE_SIZE, generator=torch.Generator().manual_seed(0))

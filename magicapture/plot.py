@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from .losses import LOSSES
+
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-COLOURS = {
-    "source": "#3b7dd8",
-    "style": "#d8843b",
-    "composed": "#3ba55d",
-    "identity": "#c93c5b",
-    "attention": "#8457c4",
-    "prior": "#7a7a7a",
-    "token_norm": "#b0a030",
-}
 
 
 def loss_curves(
@@ -40,13 +32,15 @@ def loss_curves(
 
     figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
-    for name, colour in COLOURS.items():
+    for name, loss in LOSSES.items():
         points = [(i + 1, losses[name]) for i, losses in enumerate(history) if name in losses]
         if not points:
             continue
         at, values = (np.array(column, dtype=float) for column in zip(*points, strict=True))
         smooth = smoothed(values)
-        axes.plot(at, smooth / max(abs(smooth[0]), 1e-8), color=colour, label=name, linewidth=1.6)
+        axes.plot(
+            at, smooth / max(abs(smooth[0]), 1e-8), color=loss.colour, label=name, linewidth=1.6
+        )
     for end in phases:
         axes.axvline(end, color="#bbbbbb", linewidth=1, linestyle=":")
     axes.set_xlim(0, max(1, steps))

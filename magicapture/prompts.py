@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from .config import PromptTemplates, Role, Task
+from . import sentences
+from .config import PromptTemplates, Recipe, Role, Task
 from .errors import InputError
 from .tokens import Concept
 
@@ -16,7 +17,14 @@ _TASKS: dict[str, Task] = {"composed": "composed", "subject": "source", "style":
 
 def fill(template: str, subject: Concept, style: Concept) -> str:
     """Put the tokens and the class word into a template's {subject}, {style} and {noun}."""
-    return template.format(subject=subject.token, style=style.token, noun=subject.class_word)
+    values = {"subject": subject.token, "style": style.token, "noun": subject.class_word}
+    return sentences.fill(template, **values)
+
+
+def class_prompt(recipe: Recipe, subject: Concept, index: int) -> str:
+    """The sentence that the class image of this index is made from, and trained with."""
+    templates = recipe.prompts.prior
+    return sentences.fill(templates[index % len(templates)], noun=subject.class_word)
 
 
 def prompt_for(

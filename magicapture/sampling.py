@@ -47,8 +47,8 @@ class SamplingSettings(Checked):
         release=7.0,
     )
     negative: str = setting("", "What the picture should not show.")
-    width: int = setting(512, "Width in pixels, a multiple of 8.", low=64, high=4096)
-    height: int = setting(512, "Height in pixels, a multiple of 8.", low=64, high=4096)
+    width: int = setting(512, "Width in pixels, a multiple of 8.", low=64, high=4096, multiple=8)
+    height: int = setting(512, "Height in pixels, a multiple of 8.", low=64, high=4096, multiple=8)
 
 
 DEFAULT = SamplingSettings()

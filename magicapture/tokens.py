@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import eq
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from torch import Tensor, nn
 
 from .config import Role
 from .errors import InputError
+
+LONGEST_PROMPT = 5000
+"""Most characters of a prompt; more would only cost time, since no text encoder reads so far."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TOKEN = re.compile(r"<([A-Za-z0-9][A-Za-z0-9_-]*)>")
@@ -59,12 +63,26 @@ class Concept:
         """The token as a prompt writes it."""
         return f"<{self.name}>"
 
+    def region(self, face: Tensor) -> Tensor:
+        """The part of a picture that shows it (P's M_v), from the face's mask in 0..1.
+
+        The face for a subject, everything else for a style.
+        """
+        return face if self.role == "subject" else 1 - face
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text in which `<name>` stands for a token's vectors."""
+    """A text in which `<name>` stands for a token's vectors; at most LONGEST_PROMPT characters."""
 
     text: str
+
+    def __post_init__(self) -> None:
+        if len(self.text) > LONGEST_PROMPT:
+            raise InputError(
+                f"The prompt {self.text[:60]!r}... has {len(self.text)} characters; expected at "
+                f"most {LONGEST_PROMPT}, and a text encoder reads about 300. Shorten it."
+            )
 
     def pieces(self, names: Iterable[str]) -> list[tuple[str, bool]]:
         """Split into (text, False) and (name, True) parts; an unknown `<name>` stays text."""
@@ -125,9 +143,10 @@ def layout(
             ids.extend(word_ids(piece))
     room = length - 2
     if slots and max(slots) > room:
+        shown = shorten(prompt.text, 80, placeholder=" ...")
         raise InputError(
-            f"The prompt {prompt.text!r} has {len(ids)} tokens, and one of the learned ones comes "
-            f"after the {room} that the text encoder reads; shorten it or move the token forward."
+            f"The prompt {shown!r} has {len(ids)} tokens, and one of the learned ones comes after "
+            f"the {room} that the text encoder reads; shorten it or move the token forward."
         )
     ids = [start, *ids[:room], end]
     return Layout(tuple(ids + [pad] * (length - len(ids))), slots)

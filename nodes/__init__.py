@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import ComfyExtension
 
+from ._node import Node
 from .adapters import MagiCaptureApplyAdapter, MagiCaptureLoadAdapter, MagiCaptureSaveAdapter
 from .faces import (
     MagiCaptureCheckModels,
@@ -26,7 +27,7 @@ from .magicface import (
 from .measuring import MagiCaptureMeasureIdentity
 from .paperdoll import MagiCaptureDrawPaperdollPhotos, MagiCaptureLoadPaperdollDemo
 from .preparing import MagiCaptureCheckPhotos, MagiCaptureMakeFaceMasks
-from .recipes import MagiCaptureChooseRecipe, MagiCaptureTuneRecipe
+from .recipes import MagiCaptureChooseRecipe, MagiCaptureLoadRecipe, MagiCaptureTuneRecipe
 from .references import MagiCaptureDefineConcept, MagiCaptureLoadPhotoSet
 from .sampling import (
     MagiCaptureEncodePrompt,
@@ -36,7 +37,7 @@ from .sampling import (
 )
 from .training import MagiCaptureTrain
 
-NODES: list[type[io.ComfyNode]] = [
+NODES: list[type[Node]] = [
     MagiCaptureLoadPhotoSet,
     MagiCaptureDefineConcept,
     MagiCaptureCheckModels,
@@ -47,6 +48,7 @@ NODES: list[type[io.ComfyNode]] = [
     MagiCaptureCheckPhotos,
     MagiCaptureMeasureIdentity,
     MagiCaptureChooseRecipe,
+    MagiCaptureLoadRecipe,
     MagiCaptureTuneRecipe,
     MagiCaptureTrain,
     MagiCaptureSaveAdapter,
@@ -73,5 +75,5 @@ NODES: list[type[io.ComfyNode]] = [
 class MagiCaptureExtension(ComfyExtension):
     """MagiCapture's nodes."""
 
-    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+    async def get_node_list(self) -> list[type[Node]]:
         return NODES

@@ -1,29 +1,17 @@
-"""What several nodes share: errors that name the node, lists of pictures, pictures to show."""
+"""What several nodes share: lists of pictures, pictures to show."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from ..magicapture.errors import MagiCaptureError
+from ..magicapture.images import from_pil
 from ._comfy import images_from_socket, masks_from_socket
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-@contextmanager
-def naming(node: str) -> Iterator[None]:
-    """Put the node's name before the text of our own errors."""
-    try:
-        yield
-    except MagiCaptureError as error:
-        raise type(error)(f"{node}: {error}") from error
 
 
 def single_images(batches: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -49,5 +37,4 @@ def side_by_side(left: Image, right: Image) -> Image:
 
 def pixels(image: Image) -> Tensor:
     """A Pillow picture as an image (1,3,H,W) in 0..1."""
-    array = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-    return torch.from_numpy(array).movedim(-1, 0)[None]
+    return from_pil(image.convert("RGB"))[None]

@@ -1,4 +1,4 @@
-"""What the finishing nodes share: their category, pictures beside each other."""
+"""What the finishing nodes share: pictures beside each other."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from comfy_api.latest import ui
 from torch import Tensor
 
 from ._comfy import images_to_socket
-
-CATEGORY = "MagiCapture/finishing"
 
 SHOWN = 8
 """Rows of a preview at most."""

@@ -7,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 from comfy_api.latest import io
 
 from ..magicapture.config import help_of
+from ..magicapture.losses import Loss
 
 KEEP = "recipe's own"
 
@@ -41,6 +42,22 @@ def number(
         step=cast(step),
         tooltip=tooltip,
         **extra,
+    )
+
+
+def weight(loss: Loss) -> io.Float.Input:
+    """The weight of a loss; -1, the default, keeps the recipe's own."""
+    known = {"paper": loss.paper, "release": loss.release}
+    values = "; ".join(f"{who}: {value:g}" for who, value in known.items() if value is not None)
+    told = f" ({values[0].upper()}{values[1:]}.)" if values else ""
+    return io.Float.Input(
+        f"{loss.name}_weight",
+        default=-1.0,
+        min=-1.0,
+        max=10_000.0,
+        step=0.001,
+        round=False,
+        tooltip=f"Weight. {loss.help}{told} -1 keeps the recipe's own.",
     )
 
 

@@ -3,10 +3,10 @@
 from comfy_api.latest import io
 
 References = io.Custom("MAGICAPTURE_REFERENCES")
-"""A `ReferenceSet` whose masks mark the face."""
+"""A `ReferenceSet`."""
 
 ConceptSocket = io.Custom("MAGICAPTURE_CONCEPT")
-"""A (`Concept`, `ReferenceSet`) pair."""
+"""A `Learnable`: a concept with the photos it is learned from."""
 
 RecipeSocket = io.Custom("MAGICAPTURE_RECIPE")
 """A `Recipe`."""
@@ -15,7 +15,7 @@ AdapterSocket = io.Custom("MAGICAPTURE_ADAPTER")
 """An `Adapter`: LoRA, token vectors, and how they were trained."""
 
 FaceModelSocket = io.Custom("MAGICAPTURE_FACE_MODEL")
-"""A differentiable face `Face recognition model`."""
+"""A differentiable `FaceEmbedder`."""
 
 DetectorSocket = io.Custom("MAGICAPTURE_DETECTOR")
 """A face `Detector`."""

@@ -7,17 +7,17 @@ from comfy_api.latest import io
 from ..magicapture.adapters import load_adapter, save_adapter, to_kohya
 from ._comfy import apply_adapter, model_folders
 from ._comfy.files import lora_names, lora_path, stamp
-from ._common import naming
+from ._node import Node, schema
 from ._sockets import AdapterSocket
 
 
-class MagiCaptureSaveAdapter(io.ComfyNode):
+class MagiCaptureSaveAdapter(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureSaveAdapter",
-            display_name="Save Adapter",
-            category="MagiCapture/adapters",
+        return schema(
+            "Save Adapter",
+            "adapters",
+            aliases="save lora, save embedding, export lora",
             description="Write the LoRA to the loras folder and each token to the embeddings "
             "folder, where stock nodes find them. Earlier ones of the same name are kept as "
             "backups.",
@@ -39,21 +39,20 @@ class MagiCaptureSaveAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter, name) -> io.NodeOutput:
-        with naming("Save Adapter"):
-            files = save_adapter(
-                adapter, model_folders("loras")[0], model_folders("embeddings")[0], name
-            )
+        files = save_adapter(
+            adapter, model_folders("loras")[0], model_folders("embeddings")[0], name
+        )
         lines = [f"LoRA: {files.lora.name}", *(f"embedding:{e.stem}" for e in files.embeddings)]
         return io.NodeOutput(adapter, files.lora.name, ui={"text": ["\n".join(lines)]})
 
 
-class MagiCaptureLoadAdapter(io.ComfyNode):
+class MagiCaptureLoadAdapter(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureLoadAdapter",
-            display_name="Load Adapter",
-            category="MagiCapture/adapters",
+        return schema(
+            "Load Adapter",
+            "adapters",
+            aliases="load lora, load embedding, textual inversion",
             description="Read a LoRA that Save Adapter wrote, with its tokens.",
             inputs=[
                 io.Combo.Input(
@@ -67,8 +66,7 @@ class MagiCaptureLoadAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora_name) -> io.NodeOutput:
-        with naming("Load Adapter"):
-            return io.NodeOutput(load_adapter(lora_path(lora_name), model_folders("embeddings")))
+        return io.NodeOutput(load_adapter(lora_path(lora_name), model_folders("embeddings")))
 
     @classmethod
     def fingerprint_inputs(cls, lora_name) -> str:
@@ -76,13 +74,13 @@ class MagiCaptureLoadAdapter(io.ComfyNode):
         return stamp(lora_path(lora_name))
 
 
-class MagiCaptureApplyAdapter(io.ComfyNode):
+class MagiCaptureApplyAdapter(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureApplyAdapter",
-            display_name="Apply Adapter",
-            category="MagiCapture/adapters",
+        return schema(
+            "Apply Adapter",
+            "adapters",
+            aliases="apply lora, lora loader, embedding, likeness",
             description="Put the LoRA and the tokens into MODEL and CLIP, straight from training "
             "or from Load Adapter. Prompts name the tokens as embedding:NAME.",
             inputs=[
@@ -107,8 +105,5 @@ class MagiCaptureApplyAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, adapter, strength) -> io.NodeOutput:
-        with naming("Apply Adapter"):
-            lora = to_kohya(adapter)
-            return io.NodeOutput(
-                *apply_adapter(model, clip, lora, adapter.tokens, strength, strength)
-            )
+        lora = to_kohya(adapter)
+        return io.NodeOutput(*apply_adapter(model, clip, lora, adapter.tokens, strength, strength))

@@ -10,9 +10,10 @@ from ..magicapture.faces.embed import load_face_embedder
 from ..magicapture.faces.find import inventory
 from ..magicapture.faces.models import Role
 from ..magicapture.faces.parse import load_parser
+from ..magicapture.faces.registry import homes, titles
 from ..magicapture.paperdoll.faces import doll_analyzer
 from ._comfy.files import AUTO, SECOND, face_file, face_files, face_places
-from ._common import naming
+from ._node import Node, schema
 from ._sockets import DetectorSocket, FaceModelSocket, ParserSocket
 
 
@@ -22,20 +23,19 @@ def file_input(role: Role, tooltip: str, *found: str) -> io.Combo.Input:
     return io.Combo.Input("file", options=options, default=AUTO, tooltip=tooltip)
 
 
-class MagiCaptureLoadFaceDetector(io.ComfyNode):
+class MagiCaptureLoadFaceDetector(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureLoadFaceDetector",
-            display_name="Load Face Detector",
-            category="MagiCapture/faces",
-            description="Finds faces and their landmarks: SCRFD (insightface), RetinaFace "
-            "(facexlib) or YuNet (OpenCV). Runs on the CPU.",
+        return schema(
+            "Load Face Detector",
+            "faces",
+            aliases="face detection, scrfd, retinaface, yunet, insightface, landmarks",
+            description=f"Finds faces and their landmarks: {titles('detector')}. Runs on the CPU.",
             inputs=[
                 file_input(
                     "detector",
-                    "A file in models/insightface or models/facexlib. Check MagiCapture Models "
-                    "says what there is and where to get it.",
+                    f"A file in {homes('detector')}, say. Check MagiCapture Models lists what "
+                    "there is and where to get the rest.",
                 )
             ],
             outputs=[DetectorSocket.Output(display_name="detector")],
@@ -43,22 +43,23 @@ class MagiCaptureLoadFaceDetector(io.ComfyNode):
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        with naming("Load Face Detector"):
-            return io.NodeOutput(load_detector(face_file("detector", file)))
+        return io.NodeOutput(load_detector(face_file("detector", file)))
 
 
-class MagiCaptureLoadFaceParser(io.ComfyNode):
+class MagiCaptureLoadFaceParser(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureLoadFaceParser",
-            display_name="Load Face Parser",
-            category="MagiCapture/faces",
-            description="Tells skin, eyes, hair and so on apart, pixel by pixel: BiSeNet or "
-            "ParseNet (facexlib). Runs on the CPU.",
+        return schema(
+            "Load Face Parser",
+            "faces",
+            aliases="face segmentation, face parsing, bisenet, parsenet, facexlib",
+            description="Labels skin, eyes, hair and so on, pixel by pixel: "
+            f"{titles('parser')}. Runs on the CPU.",
             inputs=[
                 file_input(
-                    "parser", "A file in models/facexlib: parsing_bisenet.pth or parsing_parsenet."
+                    "parser",
+                    f"A file in {homes('parser')}, say. Check MagiCapture Models tells what there "
+                    "is and where to get it.",
                 )
             ],
             outputs=[ParserSocket.Output(display_name="parser")],
@@ -66,31 +67,31 @@ class MagiCaptureLoadFaceParser(io.ComfyNode):
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        with naming("Load Face Parser"):
-            return io.NodeOutput(load_parser(face_file("parser", file)))
+        return io.NodeOutput(load_parser(face_file("parser", file)))
 
 
-class MagiCaptureLoadFaceRecognitionModel(io.ComfyNode):
+class MagiCaptureLoadFaceRecognitionModel(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureLoadFaceRecognitionModel",
-            display_name="Load Face Recognition Model",
-            category="MagiCapture/faces",
-            description="A face embedder for the identity loss and for telling people apart, "
-            "112x112: ONNX, TorchScript or facexlib's ArcFace. Mind the licence of the weights.",
+        return schema(
+            "Load Face Recognition Model",
+            "faces",
+            aliases="face embedder, face embedding, arcface, insightface, buffalo_l, "
+            "antelopev2, identity loss",
+            description="A face embedder for the identity loss and for likeness, 112x112: "
+            f"{titles('embedder')}. Mind the licence of the weights.",
             inputs=[
                 file_input(
-                    "face_model",
+                    "embedder",
                     "For insightface packs: w600k_r50.onnx (buffalo_l) or glintr100.onnx "
-                    "(antelopev2). second best found: for figures, when the best is the loss's.",
+                    "(antelopev2). second best found: to measure, when training uses the best.",
                     SECOND,
                 ),
                 io.Combo.Input(
                     "normalisation",
                     options=["arcface", "imagenet"],
                     default="arcface",
-                    tooltip="How the network wants its pixels; arcface for insightface's own and "
+                    tooltip="How pixels are scaled for the network; arcface for insightface's and "
                     "facexlib's.",
                 ),
             ],
@@ -99,46 +100,45 @@ class MagiCaptureLoadFaceRecognitionModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, file, normalisation) -> io.NodeOutput:
-        with naming("Load Face Recognition Model"):
-            return io.NodeOutput(load_face_embedder(face_file("embedder", file), normalisation))
+        return io.NodeOutput(load_face_embedder(face_file("embedder", file), normalisation))
 
 
-class MagiCaptureLoadPaperdollFaceModels(io.ComfyNode):
+class MagiCaptureLoadPaperdollFaceModels(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureLoadPaperdollFaceModels",
-            display_name="Load Paperdoll Face Models",
-            category="MagiCapture/demo",
+        return schema(
+            "Load Paperdoll Face Models",
+            "demo",
+            aliases="demo, example, face detector, face parser, face embedder",
             description="Detector, parser and face recognition model of drawn faces, which come "
-            "with the pack: masks, checks and figures for the demo with no download.",
+            "with the pack: masks, checks and likeness for the demo with no download.",
             inputs=[],
             outputs=[
                 DetectorSocket.Output(display_name="detector"),
                 ParserSocket.Output(display_name="parser"),
                 FaceModelSocket.Output(
                     display_name="face_model",
-                    tooltip="Another one than Load Paperdoll Demo's, which is for training.",
+                    tooltip="To measure with; Load Paperdoll Demo has the one for training.",
                 ),
             ],
         )
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        with naming("Load Paperdoll Face Models"), torch.inference_mode(False):
+        with torch.inference_mode(False):
             faces = doll_analyzer()
             return io.NodeOutput(faces.detector, faces.parser, faces.embedder)
 
 
-class MagiCaptureCheckModels(io.ComfyNode):
+class MagiCaptureCheckModels(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureCheckModels",
-            display_name="Check MagiCapture Models",
-            category="MagiCapture/faces",
-            description="Which models of faces are found, which are missing, where those are "
-            "published and under which licence. Nothing is downloaded.",
+        return schema(
+            "Check MagiCapture Models",
+            "faces",
+            aliases="missing models, download, insightface, facexlib, doctor, licence",
+            description="Lists the face models found and missing, with publisher and licence. "
+            "Nothing is downloaded.",
             inputs=[],
             outputs=[io.String.Output(display_name="report")],
             is_output_node=True,

@@ -8,9 +8,10 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..magicapture.images import resize
 from ..magicapture.refine.models import FaceRestorer
 from ..magicapture.refine.restore import RestoreSettings, restore_faces
-from ..magicapture.refine.upscale import Tiling, resize, sized, super_resolve
+from ..magicapture.refine.upscale import Tiling, sized, super_resolve
 from ._comfy import (
     Progress,
     images_from_socket,
@@ -21,9 +22,9 @@ from ._comfy import (
 )
 from ._comfy.files import AUTO, face_file, face_files
 from ._comfy.finishing import load_restorer, on_device
-from ._common import naming
-from ._finishing import CATEGORY, preview
+from ._finishing import preview
 from ._inputs import plain
+from ._node import Node, schema
 from ._sockets import DetectorSocket, ParserSocket
 
 _CLOSE_UP = 384  # side in pixels of what a preview shows of a large picture
@@ -36,13 +37,13 @@ def _close_up(image: Tensor) -> Tensor:
     return image[:, top : top + height, left : left + width]
 
 
-class MagiCaptureLoadFaceRestorer(io.ComfyNode):
+class MagiCaptureLoadFaceRestorer(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureLoadFaceRestorer",
-            display_name="Load Face Restorer",
-            category=CATEGORY,
+        return schema(
+            "Load Face Restorer",
+            "finishing",
+            aliases="gfpgan, codeformer, restoreformer, face restore model",
             description="GFPGAN 1.2 to 1.4, RestoreFormer or CodeFormer from "
             "models/facerestore_models. One in models/upscale_models loads with Load Upscale "
             "Model as well.",
@@ -60,17 +61,16 @@ class MagiCaptureLoadFaceRestorer(io.ComfyNode):
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        with naming("Load Face Restorer"):
-            return io.NodeOutput(load_restorer(face_file("restorer", file)))
+        return io.NodeOutput(load_restorer(face_file("restorer", file)))
 
 
-class MagiCaptureUpscalePortrait(io.ComfyNode):
+class MagiCaptureUpscalePortrait(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureUpscalePortrait",
-            display_name="Upscale Portrait",
-            category=CATEGORY,
+        return schema(
+            "Upscale Portrait",
+            "finishing",
+            aliases="upscale, super resolution, enlarge, esrgan, tiled upscale, hires",
             description="Enlarges pictures with Real-ESRGAN or any other upscale model, to the "
             "size you want, by tiles without seams.",
             inputs=[
@@ -82,8 +82,8 @@ class MagiCaptureUpscalePortrait(io.ComfyNode):
                     min=0.0,
                     max=16.0,
                     step=0.25,
-                    tooltip="How much larger; 0: by the model's own scale. The model runs as often "
-                    "as needed, and what is too large is scaled down.",
+                    tooltip="Scale; 0 is the model's own. The model runs as often as needed, and "
+                    "the result is scaled down to fit.",
                 ),
                 io.Int.Input(
                     "long_side",
@@ -91,8 +91,7 @@ class MagiCaptureUpscalePortrait(io.ComfyNode):
                     min=0,
                     max=16384,
                     step=8,
-                    tooltip="The longer side of the result in pixels, instead of the factor; 0: "
-                    "by the factor.",
+                    tooltip="Longer side of the result in pixels, instead of the factor (0 = off).",
                 ),
                 io.Int.Input(
                     "tile",
@@ -100,8 +99,8 @@ class MagiCaptureUpscalePortrait(io.ComfyNode):
                     min=128,
                     max=4096,
                     step=64,
-                    tooltip="The largest part, in pixels, that the model sees at once. Halved by "
-                    "itself when the memory is full.",
+                    tooltip="Side of a tile in pixels; smaller needs less memory. Halved when "
+                    "memory runs out.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="images")],
@@ -110,7 +109,7 @@ class MagiCaptureUpscalePortrait(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, images, factor, long_side, tile) -> io.NodeOutput:
-        with naming("Upscale Portrait"), on_device(model, tile):
+        with on_device(model, tile):
             batch = images_from_socket(images)
             wanted = {"long_side": long_side} if long_side else {"factor": factor}
             own = tuple(batch.shape[-2:])
@@ -127,13 +126,13 @@ def _on(bar: Progress) -> Callable[[int, int], None]:
     return lambda done, total: bar.update(1000 * done // total)
 
 
-class MagiCaptureRestoreFaces(io.ComfyNode):
+class MagiCaptureRestoreFaces(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureRestoreFaces",
-            display_name="Restore Faces",
-            category=CATEGORY,
+        return schema(
+            "Restore Faces",
+            "finishing",
+            aliases="face restore, gfpgan, codeformer, face fix, face detailer, face enhance",
             description="Redraws the faces of pictures with GFPGAN, RestoreFormer or CodeFormer "
             "and blends them in. Nothing else is touched.",
             inputs=[
@@ -178,7 +177,7 @@ class MagiCaptureRestoreFaces(io.ComfyNode):
     def execute(
         cls, restorer, images, detector, strength, faces, fidelity, feather, parser=None
     ) -> io.NodeOutput:
-        with naming("Restore Faces"), on_device(restorer):
+        with on_device(restorer):
             network = FaceRestorer(restorer, fidelity)
             settings = RestoreSettings(strength, feather)
             batch = images_from_socket(images)

@@ -1,4 +1,4 @@
-"""Nodes that look after a finished picture: keep the person, hide the paste."""
+"""Nodes for a finished picture: keep the likeness, hide the paste."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..magicapture.config import help_of
 from ..magicapture.data.masks import ASPECT_TOLERANCE
 from ..magicapture.errors import InputError
 from ..magicapture.faces.analyzer import FaceAnalyzer
+from ..magicapture.images import resize
 from ..magicapture.person import Person
 from ..magicapture.refine.grain import MatchSettings, match_picture
-from ..magicapture.refine.guard import TOLERANCE, GuardReport, guard
+from ..magicapture.refine.guard import TOLERANCE, GuardReport, guard_identity
 from ..magicapture.refine.paste import cut_out
-from ..magicapture.refine.upscale import resize
 from ._comfy import (
     Progress,
     images_from_socket,
@@ -25,30 +25,31 @@ from ._comfy import (
     node_id,
     show_text,
 )
-from ._common import naming
-from ._finishing import CATEGORY, preview
+from ._finishing import preview
 from ._inputs import plain
+from ._node import Node, schema
 from ._sockets import DetectorSocket, FaceModelSocket, References
 
 
-class MagiCaptureGuardIdentity(io.ComfyNode):
+class MagiCaptureGuardIdentity(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureGuardIdentity",
-            display_name="Guard Identity",
-            category=CATEGORY,
-            description="Measures what finishing cost the person's likeness and, where it is more "
-            "than allowed, takes the finishing back to the strongest that keeps it.",
+        return schema(
+            "Guard Identity",
+            "finishing",
+            aliases="likeness, face similarity, keep likeness, identity preservation, blend",
+            description="Measures how much likeness finishing cost; above the tolerance, blends "
+            "the finished picture with the one before until the likeness is kept.",
             inputs=[
-                io.Image.Input("before", tooltip="The pictures before finishing, of any size."),
-                io.Image.Input("after", tooltip="The same pictures, finished."),
+                # The finished ones first: they pass when the node is bypassed.
+                io.Image.Input("after", tooltip="The finished pictures."),
+                io.Image.Input("before", tooltip="The same pictures before, of any size."),
                 References.Input("person", tooltip="Photos of the person."),
                 DetectorSocket.Input("detector", tooltip="Finds the faces."),
                 FaceModelSocket.Input(
                     "face_model",
-                    tooltip="Tells how alike faces are. Take another one than in training, which "
-                    "was learned to please.",
+                    tooltip="Tells how alike faces are. Use a different face model than in "
+                    "training; its own scores are inflated.",
                 ),
                 io.Float.Input(
                     "tolerance",
@@ -56,50 +57,50 @@ class MagiCaptureGuardIdentity(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.005,
-                    tooltip="The likeness that finishing may cost, as a share of how alike the "
-                    "person's own photos are. Up to 0.02 is what moving a picture by two pixels "
-                    "costs; 1 only measures.",
+                    tooltip="How much likeness finishing may cost, as a share of how alike the "
+                    "person's own photos are. Moving a picture by two pixels costs up to 0.02; 1 "
+                    "only measures.",
                 ),
             ],
             outputs=[
                 io.Image.Output(display_name="images"),
                 io.String.Output(display_name="report"),
                 io.Float.Output(
-                    display_name="strength", tooltip="The least strength of the pictures."
+                    display_name="strength",
+                    tooltip="How much finishing was kept; the least of the pictures.",
                 ),
-                io.String.Output(display_name="figures", tooltip="The report as JSON."),
+                io.String.Output(display_name="data", tooltip="The report as JSON."),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, before, after, person, detector, face_model, tolerance) -> io.NodeOutput:
-        with naming("Guard Identity"):
-            analyzer = FaceAnalyzer(detector, embedder=face_model)
-            known = Person.in_photos(person.images, analyzer)
-            firsts, lasts = _paired(images_from_socket(before), images_from_socket(after))
-            bar, kept, reports, rows = Progress(len(lasts), node_id(cls)), [], [], []
-            for done, (first, last) in enumerate(zip(firsts, lasts, strict=True), start=1):
-                face = known.find(first, analyzer)
-                if face is None:
-                    kept.append(last)
-                    reports.append(None)
-                else:
-                    points = face.landmarks
-                    blend, report = guard(first, last, points, face_model, known, tolerance)
-                    kept.append(blend)
-                    reports.append(report)
-                    rows.append([cut_out(image, points)[0][0] for image in (first, last, blend)])
-                bar.update(done)
-            text = "\n".join(_told(i, report) for i, report in enumerate(reports, 1))
-            show_text(text, node_id(cls))
-            return io.NodeOutput(
-                images_to_socket(torch.stack(kept)),
-                text,
-                min((r.strength for r in reports if r), default=1.0),
-                json.dumps([r.as_dict() if r else None for r in reports]),
-                ui=preview(rows),
-            )
+    def execute(cls, after, before, person, detector, face_model, tolerance) -> io.NodeOutput:
+        analyzer = FaceAnalyzer(detector, embedder=face_model)
+        known = Person.in_photos(person.images, analyzer)
+        firsts, lasts = _paired(images_from_socket(before), images_from_socket(after))
+        bar, kept, reports, rows = Progress(len(lasts), node_id(cls)), [], [], []
+        for done, (first, last) in enumerate(zip(firsts, lasts, strict=True), start=1):
+            face = known.find(first, analyzer)
+            if face is None:
+                kept.append(last)
+                reports.append(None)
+            else:
+                points = face.landmarks
+                blend, report = guard_identity(first, last, points, face_model, known, tolerance)
+                kept.append(blend)
+                reports.append(report)
+                rows.append([cut_out(image, points)[0][0] for image in (first, last, blend)])
+            bar.update(done)
+        text = "\n".join(_told(i, report) for i, report in enumerate(reports, 1))
+        show_text(text, node_id(cls))
+        return io.NodeOutput(
+            images_to_socket(torch.stack(kept)),
+            text,
+            min((r.strength for r in reports if r), default=1.0),
+            json.dumps([r.as_dict() if r else None for r in reports]),
+            ui=preview(rows),
+        )
 
 
 def _paired(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
@@ -123,19 +124,24 @@ def _told(number: int, report: GuardReport | None) -> str:
     return f"Picture {number}: {said}"
 
 
-class MagiCaptureMatchGrainAndColour(io.ComfyNode):
+class MagiCaptureMatchGrainAndColour(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureMatchGrainAndColour",
-            display_name="Match Grain and Colour",
-            category=CATEGORY,
+        return schema(
+            "Match Grain and Colour",
+            "finishing",
+            aliases="film grain, color match, colour match, noise, blend paste",
             description="Gives a restored part the colour it had and the grain of its "
             "surroundings, so that the paste does not show.",
             inputs=[
                 io.Image.Input("images", tooltip="The pictures with the restored part."),
                 io.Image.Input("originals", tooltip="The same pictures before, of any size."),
-                io.Mask.Input("mask", tooltip="Where they were restored: Restore Faces' mask."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where they were restored: Restore Faces' mask. Without one nothing is "
+                    "changed.",
+                ),
                 plain(MatchSettings, "colour", step=0.05),
                 plain(MatchSettings, "grain", step=0.05),
                 io.Int.Input(
@@ -150,18 +156,19 @@ class MagiCaptureMatchGrainAndColour(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, images, originals, mask, colour, grain, grain_seed) -> io.NodeOutput:
-        with naming("Match Grain and Colour"):
-            settings = MatchSettings(colour, grain, grain_seed)
-            before, batch = _paired(images_from_socket(originals), images_from_socket(images))
-            masks = masks_from_socket(mask)
-            if len(masks) not in (1, len(batch)):
-                raise InputError(
-                    f"There are {len(masks)} masks for {len(batch)} pictures; give one for all, or "
-                    "one for each, as Restore Faces does."
-                )
-            masks = masks.expand(len(batch), -1, -1, -1)
-            result = torch.stack(
-                [match_picture(*one, settings) for one in zip(batch, before, masks, strict=True)]
+    def execute(cls, images, originals, colour, grain, grain_seed, mask=None) -> io.NodeOutput:
+        if mask is None:  # Restore Faces is bypassed
+            return io.NodeOutput(images)
+        settings = MatchSettings(colour, grain, grain_seed)
+        before, batch = _paired(images_from_socket(originals), images_from_socket(images))
+        masks = masks_from_socket(mask)
+        if len(masks) not in (1, len(batch)):
+            raise InputError(
+                f"There are {len(masks)} masks for {len(batch)} pictures; give one for all, or "
+                "one for each, as Restore Faces does."
             )
-            return io.NodeOutput(images_to_socket(result))
+        masks = masks.expand(len(batch), -1, -1, -1)
+        result = torch.stack(
+            [match_picture(*one, settings) for one in zip(batch, before, masks, strict=True)]
+        )
+        return io.NodeOutput(images_to_socket(result))

@@ -25,18 +25,20 @@ from ._comfy import (
     node_id,
 )
 from ._comfy.magicface import apply_references, look, prepare
-from ._common import naming
 from ._inputs import plain
+from ._node import Node, schema
 from ._sockets import MagicFaceSocket, References
 
 
-class MagiCaptureAddMagicFaceReference(io.ComfyNode):
+class MagiCaptureAddMagicFaceReference(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureAddMagicFaceReference",
-            display_name="Add MagicFace Reference",
-            category="MagiCapture/magicface",
+        return schema(
+            "Add MagicFace Reference",
+            "magicface",
+            aliases="reference image, style reference, reference only, face reference, "
+            "training-free",
+            is_experimental=True,
             description="One concept to draw without training: a picture of it, where it is in "
             "the picture, and its words in the prompt. Chain several for several concepts.",
             inputs=[
@@ -107,27 +109,28 @@ class MagiCaptureAddMagicFaceReference(io.ComfyNode):
         references=None,
         previous=(),
     ) -> io.NodeOutput:
-        with naming("Add MagicFace Reference"):
-            picture, own_mask = _picture(image, mask, references, photo)
-            if own_mask is not None and part == "outside mask":
-                own_mask = 1 - own_mask
-            if own_mask is not None and not bool((own_mask >= 0.5).any()):
-                raise InputError(
-                    "The mask marks nothing. Draw it white on the concept, or set 'part' to the "
-                    "other side."
-                )
-            named = tuple(word.strip() for word in words.split(",") if word.strip())
-            reference = Reference(picture, own_mask, named, description, weight)
-            return io.NodeOutput((*(previous or ()), reference))
+        picture, own_mask = _picture(image, mask, references, photo)
+        if own_mask is not None and part == "outside mask":
+            own_mask = 1 - own_mask
+        if own_mask is not None and not bool((own_mask >= 0.5).any()):
+            raise InputError(
+                "The mask marks nothing. Draw it white on the concept, or set 'part' to the "
+                "other side."
+            )
+        named = tuple(word.strip() for word in words.split(",") if word.strip())
+        reference = Reference(picture, own_mask, named, description, weight)
+        return io.NodeOutput((*(previous or ()), reference))
 
 
-class MagiCaptureApplyMagicFace(io.ComfyNode):
+class MagiCaptureApplyMagicFace(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureApplyMagicFace",
-            display_name="Apply MagicFace",
-            category="MagiCapture/magicface",
+        return schema(
+            "Apply MagicFace",
+            "magicface",
+            aliases="style transfer, reference only, face swap, training-free, "
+            "personalization, portrait, likeness",
+            is_experimental=True,
             description="Draw the references' concepts into the prompt's picture, without "
             "training: a patch of MODEL for any sampler. Works together with a trained adapter, "
             "LoRAs and ControlNets.",
@@ -174,21 +177,21 @@ class MagiCaptureApplyMagicFace(io.ComfyNode):
     def execute(
         cls, model, clip, vae, magicface, prompt, reference_size, **settings
     ) -> io.NodeOutput:
-        with naming("Apply MagicFace"):
-            prepared = prepare(model, clip, vae, magicface, prompt, reference_size)
-            patched = apply_references(model, prepared, MagicFaceSettings(**settings), node_id(cls))
-            layers = decoder_layers(model.model.diffusion_model)
-            report = _report(magicface, prepared.columns, layers)
-            return io.NodeOutput(patched, prepared.positive.conditioning, report)
+        prepared = prepare(model, clip, vae, magicface, prompt, reference_size)
+        patched = apply_references(model, prepared, MagicFaceSettings(**settings), node_id(cls))
+        layers = decoder_layers(model.model.diffusion_model)
+        report = _report(magicface, prepared.columns, layers)
+        return io.NodeOutput(patched, prepared.positive.conditioning, report)
 
 
-class MagiCapturePreviewMagicFaceRegions(io.ComfyNode):
+class MagiCapturePreviewMagicFaceRegions(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCapturePreviewMagicFaceRegions",
-            display_name="Preview MagicFace Regions",
-            category="MagiCapture/magicface",
+        return schema(
+            "Preview MagicFace Regions",
+            "magicface",
+            aliases="segmentation, attention map, regions, self-attention",
+            is_experimental=True,
             description="Where the model draws each concept, in colour over the finished "
             "pictures: the regions that the references' details go to.",
             inputs=[
@@ -217,18 +220,17 @@ class MagiCapturePreviewMagicFaceRegions(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, negative, latent, image, share) -> io.NodeOutput:
-        with naming("Preview MagicFace Regions"):
-            names, seen = look(model, positive, negative, latent["samples"], share)
-            images = images_from_socket(image)
-            shown = outlined(images[: len(seen.regions)], seen)
-            masks = region_masks(seen, (images.shape[-2], images.shape[-1]))
-            lines = [
-                f"picture {row + 1}, {name}: "
-                + (f"{100 * float(area):.0f} % of the picture" if area else "no region")
-                for row, of in enumerate(areas(seen))
-                for name, area in zip(names, of, strict=True)
-            ]
-            return io.NodeOutput(images_to_socket(shown), masks_to_socket(masks), "\n".join(lines))
+        names, seen = look(model, positive, negative, latent["samples"], share)
+        images = images_from_socket(image)
+        shown = outlined(images[: len(seen.regions)], seen)
+        masks = region_masks(seen, (images.shape[-2], images.shape[-1]))
+        lines = [
+            f"picture {row + 1}, {name}: "
+            + (f"{100 * float(area):.0f} % of the picture" if area else "no region")
+            for row, of in enumerate(areas(seen))
+            for name, area in zip(names, of, strict=True)
+        ]
+        return io.NodeOutput(images_to_socket(shown), masks_to_socket(masks), "\n".join(lines))
 
 
 def _picture(
@@ -241,7 +243,8 @@ def _picture(
         picture, own = images[photo - 1], None
     elif references is not None:
         _require_photo(photo, len(references), "references")
-        picture, own = references.images[photo - 1], references.face(photo - 1)
+        chosen = references.photos[photo - 1]
+        picture, own = chosen.image, chosen.face_mask
     else:
         raise InputError("There is no picture: connect an image, or a reference set.")
     if mask is not None:

@@ -1,4 +1,4 @@
-"""The node that says how much of a person pictures show."""
+"""The node that measures how much pictures look like a person."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from comfy_api.latest import io, ui
 from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.person import Person, measure_identity
 from ._comfy import images_from_socket
-from ._common import naming
+from ._node import Node, schema
 from ._sockets import AdapterSocket, DetectorSocket, FaceModelSocket, References
 
 
-class MagiCaptureMeasureIdentity(io.ComfyNode):
+class MagiCaptureMeasureIdentity(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureMeasureIdentity",
-            display_name="Measure Identity",
-            category="MagiCapture/faces",
-            description="How much of the person pictures show: 1 is as alike as another photo of "
+        return schema(
+            "Measure Identity",
+            "faces",
+            aliases="likeness, face similarity, identity score, face distance, compare faces, "
+            "arcface score",
+            description="How much pictures look like the person: 1 is as alike as another photo of "
             "them, 0 is a stranger.",
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to measure."),
@@ -28,29 +29,30 @@ class MagiCaptureMeasureIdentity(io.ComfyNode):
                 DetectorSocket.Input("detector", tooltip="Finds the faces."),
                 FaceModelSocket.Input(
                     "face_model",
-                    tooltip="Tells how alike faces are. Take another one than in training, which "
-                    "was learned to please: 'second best found' in Load Face Recognition Model.",
+                    tooltip="Tells how alike faces are. Use a different face model than in "
+                    "training, whose scores are inflated: 'second best found' in Load Face "
+                    "Recognition Model.",
                 ),
                 FaceModelSocket.Input(
                     "loss_face_model",
                     optional=True,
-                    tooltip="The one of the training, so that the report can say whether it "
-                    "judges itself.",
+                    tooltip="The training's face model, so that the report can warn where both are "
+                    "the same.",
                 ),
                 AdapterSocket.Input(
                     "adapter",
                     optional=True,
-                    tooltip="What the pictures were made with; it remembers the name of its "
-                    "training's face recognition model. Instead of loss_face_model.",
+                    tooltip="Instead of loss_face_model: the adapter that made the pictures, which "
+                    "stores the name of its training's face model.",
                 ),
             ],
             outputs=[
                 io.Float.Output(
                     display_name="identity",
-                    tooltip="The pictures' mean likeness as a share of the person's own.",
+                    tooltip="Mean likeness of the pictures; 1 is another photo of the person.",
                 ),
                 io.String.Output(display_name="report"),
-                io.String.Output(display_name="figures", tooltip="The report as JSON."),
+                io.String.Output(display_name="data", tooltip="The report as JSON."),
             ],
             is_output_node=True,
         )
@@ -59,12 +61,11 @@ class MagiCaptureMeasureIdentity(io.ComfyNode):
     def execute(
         cls, images, person, detector, face_model, loss_face_model=None, adapter=None
     ) -> io.NodeOutput:
-        with naming("Measure Identity"):
-            analyzer = FaceAnalyzer(detector, embedder=face_model)
-            known = Person.in_photos(person.images, analyzer)
-            pictures = images_from_socket(images)
-            loss = loss_face_model or (adapter.info.get("face_model") if adapter else None)
-            report = measure_identity(pictures, known, analyzer, loss)
-            text = str(report)
-            figures = json.dumps(report.as_dict())
-            return io.NodeOutput(report.share, text, figures, ui=ui.PreviewText(text))
+        analyzer = FaceAnalyzer(detector, embedder=face_model)
+        known = Person.in_photos(person.images, analyzer)
+        pictures = images_from_socket(images)
+        loss = loss_face_model or (adapter.info.get("face_model") if adapter else None)
+        report = measure_identity(pictures, known, analyzer, loss)
+        text = str(report)
+        data = json.dumps(report.as_dict())
+        return io.NodeOutput(report.share, text, data, ui=ui.PreviewText(text))

@@ -11,28 +11,26 @@ from ..magicapture.paperdoll.pairs import PHOTOS, masks, pictures, references
 from ..magicapture.paperdoll.weights import WEIGHTS, loss_embedder
 from ._comfy import images_to_socket, masks_to_socket
 from ._comfy.paperdoll import load_paperdoll
-from ._common import naming
+from ._node import Node, schema
 from ._sockets import FaceModelSocket, RecipeSocket, References
 
 
-class MagiCaptureLoadPaperdollDemo(io.ComfyNode):
+class MagiCaptureLoadPaperdollDemo(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureLoadPaperdollDemo",
-            display_name="Load Paperdoll Demo",
-            category="MagiCapture/demo",
-            description="A Stable Diffusion of 10 million weights that knows drawn faces alone and "
-            "comes with the pack: the whole method within minutes, also on a CPU, with no "
-            "download. Pictures of 128x128.",
+        return schema(
+            "Load Paperdoll Demo",
+            "demo",
+            aliases="demo, example, tiny model, test model",
+            description="A small Stable Diffusion (10 million weights, 128x128) trained on drawn "
+            "faces, which comes with the pack: runs the whole method in minutes on a CPU.",
             inputs=[
                 io.Int.Input(
                     "steps",
                     default=0,
                     min=0,
                     max=10_000,
-                    tooltip="Training steps of the recipe, which is our default one at this "
-                    "model's size; 0: its own.",
+                    tooltip="Training steps; 0: the recipe's own.",
                 ),
             ],
             outputs=[
@@ -46,20 +44,19 @@ class MagiCaptureLoadPaperdollDemo(io.ComfyNode):
 
     @classmethod
     def execute(cls, steps) -> io.NodeOutput:
-        with naming("Load Paperdoll Demo"):
-            parts = load_paperdoll(WEIGHTS)
-            with torch.inference_mode(False):
-                face_model = loss_embedder(WEIGHTS)
-            return io.NodeOutput(*parts, face_model, recipe_for(steps or None))
+        parts = load_paperdoll(WEIGHTS)
+        with torch.inference_mode(False):
+            face_model = loss_embedder(WEIGHTS)
+        return io.NodeOutput(*parts, face_model, recipe_for(steps or None))
 
 
-class MagiCaptureDrawPaperdollPhotos(io.ComfyNode):
+class MagiCaptureDrawPaperdollPhotos(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureDrawPaperdollPhotos",
-            display_name="Draw Paperdoll Photos",
-            category="MagiCapture/demo",
+        return schema(
+            "Draw Paperdoll Photos",
+            "demo",
+            aliases="demo, example, sample photos, test images",
             description="Pictures of a drawn person and of a style, with exact masks and "
             "landmarks, and the true pictures of the person in the style, which training never "
             "sees.",
@@ -99,7 +96,7 @@ class MagiCaptureDrawPaperdollPhotos(io.ComfyNode):
 
     @classmethod
     def execute(cls, identity, look, count) -> io.NodeOutput:
-        with naming("Draw Paperdoll Photos"), torch.inference_mode(False):
+        with torch.inference_mode(False):
             pair = held_out_pair(identity, look, photos=count)
             shown = (pair.source, pair.reference)
             return io.NodeOutput(

@@ -1,4 +1,4 @@
-"""Nodes that make photos ready: masks and landmarks, and a look at whether they will do."""
+"""Nodes that prepare photos: face masks, landmarks, and a quality check."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from collections.abc import Callable
 from comfy_api.latest import io, ui
 
 from ..magicapture.config import help_of
+from ..magicapture.data import ReferenceSet
 from ..magicapture.data.faces import with_faces
-from ..magicapture.data.masks import face_to_concept, fit
-from ..magicapture.data.references import ReferenceSet
-from ..magicapture.doctor import check, contact_sheet
+from ..magicapture.doctor import contact_sheet, judge_photos
 from ..magicapture.errors import InputError
 from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.faces.masks import MaskSettings
 from ._comfy import Progress, images_to_socket, masks_to_socket, node_id
-from ._common import naming
 from ._inputs import plain
+from ._node import Node, schema
 from ._sockets import DetectorSocket, FaceModelSocket, ParserSocket, References
 
 
@@ -28,21 +27,21 @@ def _progress(node: type, references: ReferenceSet) -> Callable[[int, int], None
 
 def _face_masks(references: ReferenceSet) -> list:
     """A face mask (1,1,H,W) for each photo, at its size; black where there is none."""
-    masks = []
-    for i, image in enumerate(references.images):
-        face = references.face(i)
-        empty = image.new_zeros(1, *image.shape[-2:])
-        masks.append((empty if face is None else fit(face, tuple(image.shape[-2:])))[None])
-    return masks
+    return [
+        (photo.image.new_zeros(1, *photo.size) if photo.face_mask is None else photo.face_mask)[
+            None
+        ]
+        for photo in references
+    ]
 
 
-class MagiCaptureMakeFaceMasks(io.ComfyNode):
+class MagiCaptureMakeFaceMasks(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureMakeFaceMasks",
-            display_name="Make Face Masks",
-            category="MagiCapture/faces",
+        return schema(
+            "Make Face Masks",
+            "faces",
+            aliases="face mask, face segmentation, head mask, hair mask, crop face",
             description="Finds the face in every photo and fills in its mask and landmarks. Masks "
             "of your own are kept.",
             inputs=[
@@ -79,32 +78,31 @@ class MagiCaptureMakeFaceMasks(io.ComfyNode):
     def execute(
         cls, references, detector, parts, grow, feather, parser=None, face_model=None
     ) -> io.NodeOutput:
-        with naming("Make Face Masks"):
-            settings = MaskSettings(parts, grow, feather)
-            analyzer = FaceAnalyzer(detector, parser, face_model)
-            filled, found = with_faces(references, analyzer, settings, _progress(cls, references))
-            faces = _face_masks(filled)
-            styles = [face_to_concept(face, "style") for face in faces]
-            sheet = images_to_socket(contact_sheet(filled, found)[None])
-            lines = [f"{name}: {one}" for name, one in zip(filled.names, found, strict=True)]
-            report = "\n".join([*lines, *references.warnings])
-            return io.NodeOutput(
-                filled,
-                [masks_to_socket(mask) for mask in faces],
-                [masks_to_socket(mask) for mask in styles],
-                sheet,
-                report,
-                ui=ui.PreviewImage(sheet, cls=cls),
-            )
+        settings = MaskSettings(parts, grow, feather)
+        analyzer = FaceAnalyzer(detector, parser, face_model)
+        filled, found = with_faces(references, analyzer, settings, _progress(cls, references))
+        faces = _face_masks(filled)
+        styles = [1 - face for face in faces]
+        sheet = images_to_socket(contact_sheet(filled, found)[None])
+        lines = [f"{name}: {one}" for name, one in zip(filled.names, found, strict=True)]
+        report = "\n".join([*lines, *references.warnings])
+        return io.NodeOutput(
+            filled,
+            [masks_to_socket(mask) for mask in faces],
+            [masks_to_socket(mask) for mask in styles],
+            sheet,
+            report,
+            ui=ui.PreviewImage(sheet, cls=cls),
+        )
 
 
-class MagiCaptureCheckPhotos(io.ComfyNode):
+class MagiCaptureCheckPhotos(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureCheckPhotos",
-            display_name="Check Photos",
-            category="MagiCapture/faces",
+        return schema(
+            "Check Photos",
+            "faces",
+            aliases="photo quality, blur detection, dataset check, same person, contact sheet",
             description="Before training: is each photo sharp, large and well lit enough, does it "
             "show the same person as the others, do they vary enough?",
             inputs=[
@@ -122,12 +120,12 @@ class MagiCaptureCheckPhotos(io.ComfyNode):
                     min=64,
                     max=2048,
                     step=8,
-                    tooltip="The training's; a face's size is told at it.",
+                    tooltip="The training's resolution, at which the face's size is judged.",
                 ),
                 io.Boolean.Input(
                     "drop",
                     default=False,
-                    tooltip="Take the photos whose verdict is 'leave out' out of the set.",
+                    tooltip="Remove the photos whose verdict is 'leave out'.",
                 ),
                 FaceModelSocket.Input(
                     "face_model",
@@ -135,7 +133,7 @@ class MagiCaptureCheckPhotos(io.ComfyNode):
                     tooltip="Needed to find another person in the set.",
                 ),
                 ParserSocket.Input(
-                    "parser", optional=True, tooltip="Needed to tell covered faces."
+                    "parser", optional=True, tooltip="Needed to find covered faces."
                 ),
             ],
             outputs=[
@@ -152,20 +150,19 @@ class MagiCaptureCheckPhotos(io.ComfyNode):
     def execute(
         cls, references, detector, role, resolution, drop, face_model=None, parser=None
     ) -> io.NodeOutput:
-        with naming("Check Photos"):
-            known = face_model if role == "subject" else None
-            analyzer = FaceAnalyzer(detector, parser, known)
-            progress = _progress(cls, references)
-            filled, found = with_faces(references, analyzer, on_progress=progress)
-            result = check(filled, found, role, resolution=resolution, embedder=known)
-            sheet = images_to_socket(contact_sheet(filled, found, result)[None])
-            kept = [i for i, p in enumerate(result.photos) if p.verdict != "leave out"]
-            if drop and not kept:
-                raise InputError(f"No photo is left: every one is to be left out.\n{result}")
-            return io.NodeOutput(
-                references.only(kept) if drop else references,
-                sheet,
-                str(result),
-                result.to_json(),
-                ui=ui.PreviewImage(sheet, cls=cls),
-            )
+        known = face_model if role == "subject" else None
+        analyzer = FaceAnalyzer(detector, parser, known)
+        progress = _progress(cls, references)
+        filled, found = with_faces(references, analyzer, on_progress=progress)
+        result = judge_photos(filled, found, role, resolution=resolution, embedder=known)
+        sheet = images_to_socket(contact_sheet(filled, found, result)[None])
+        kept = [i for i, p in enumerate(result.photos) if p.verdict != "leave out"]
+        if drop and not kept:
+            raise InputError(f"No photo is left: every one is to be left out.\n{result}")
+        return io.NodeOutput(
+            references.only(kept) if drop else references,
+            sheet,
+            str(result),
+            result.to_json(),
+            ui=ui.PreviewImage(sheet, cls=cls),
+        )

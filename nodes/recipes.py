@@ -1,4 +1,4 @@
-"""Nodes that choose and tune a recipe."""
+"""Nodes that choose, load and tune a recipe."""
 
 from __future__ import annotations
 
@@ -12,36 +12,51 @@ from ..magicapture.config import (
     Rates,
     Recipe,
     RefocusSettings,
-    Weights,
 )
 from ..magicapture.errors import InputError
+from ..magicapture.losses import LOSSES
 from ..magicapture.recipes import (
     DEFAULT,
     RECIPE_NAMES,
+    changed,
+    check,
+    comment_of,
+    parse_changes,
+    read_recipe,
     recipe,
+    with_rate,
     with_rates,
     with_steps,
     with_weights,
+    without_masks,
 )
-from ._common import naming
-from ._inputs import choice, given, number
+from ._comfy.files import RECIPES, recipe_names, recipe_path, stamp
+from ._inputs import KEEP, choice, given, number, weight
+from ._node import Node, schema
 from ._sockets import RecipeSocket
 
+NO_FILE = f"(none: put .json files into models/{RECIPES})"
 FACTORS = {"16x16 and 32x32": (2, 4), "16x16": (4,), "8x8 to 64x64": (1, 2, 4, 8)}
 
 
-class MagiCaptureChooseRecipe(io.ComfyNode):
+class MagiCaptureChooseRecipe(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureChooseRecipe",
-            display_name="Choose Recipe",
-            category="MagiCapture/training",
+        return schema(
+            "Choose Recipe",
+            "training",
+            aliases="training settings, dreambooth, textual inversion, custom diffusion, preset, "
+            "hyperparameters",
             description="How to train. The defaults are ours; paper and release are the authors', "
             "and textual-inversion, dreambooth and custom-diffusion the usual methods, for "
             "comparison.",
             inputs=[
-                io.Combo.Input("name", options=list(RECIPE_NAMES), default=DEFAULT),
+                io.Combo.Input(
+                    "name",
+                    options=list(RECIPE_NAMES),
+                    default=DEFAULT,
+                    tooltip="\n".join(f"{name}: {comment_of(name)}" for name in RECIPE_NAMES),
+                ),
                 io.Int.Input(
                     "steps",
                     default=0,
@@ -50,7 +65,7 @@ class MagiCaptureChooseRecipe(io.ComfyNode):
                     tooltip="Steps in all; the phases keep their proportion. 0: the recipe's own.",
                 ),
                 number(LoraSettings, "rank"),
-                number(Recipe, "resolution", step=64, high=2048),
+                number(Recipe, "resolution"),  # a step of 64 from -1 would make 512 a 511
                 io.Float.Input(
                     "rate_factor",
                     default=1.0,
@@ -71,35 +86,75 @@ class MagiCaptureChooseRecipe(io.ComfyNode):
 
     @classmethod
     def execute(cls, name, steps, rank, resolution, rate_factor, save_memory) -> io.NodeOutput:
-        with naming("Choose Recipe"):
-            chosen = with_rates(recipe(name), rate_factor)
-            if steps:
-                chosen = with_steps(chosen, steps)
-            if resolution > 0:
-                chosen = replace(chosen, resolution=resolution)
-            if save_memory:
-                chosen = replace(chosen, batching="in_turn", checkpointing=True)
-            return io.NodeOutput(replace(chosen, lora=replace(chosen.lora, **given(rank=rank))))
+        chosen = with_rates(recipe(name), rate_factor)
+        if steps:
+            chosen = with_steps(chosen, steps)
+        if save_memory:
+            chosen = replace(chosen, batching="in_turn", checkpointing=True)
+        changes = given(**{"lora.rank": rank, "resolution": resolution})
+        return io.NodeOutput(changed(chosen, changes))
 
 
-class MagiCaptureTuneRecipe(io.ComfyNode):
+class MagiCaptureLoadRecipe(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureTuneRecipe",
-            display_name="Tune Recipe",
-            category="MagiCapture/training",
-            description='Change single settings of a recipe; -1 and "recipe\'s own" leave them.',
+        return schema(
+            "Load Recipe",
+            "training",
+            aliases="training config, recipe file, json, preset",
+            description="A recipe of your own from a file, with every setting that there is.",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=recipe_names() or [NO_FILE],
+                    tooltip=f"A .json file in models/{RECIPES}. `magicapture recipes NAME` prints "
+                    "one to start from; what a file leaves out takes its default.",
+                ),
+                io.String.Input(
+                    "changes",
+                    multiline=True,
+                    default="",
+                    optional=True,
+                    tooltip="Other values for some settings, one a line: lora.rank=16, "
+                    "phases[1].weights.identity=0.25 or phases[*].schedule=linear. Lines that "
+                    "begin with # are skipped.",
+                ),
+            ],
+            outputs=[RecipeSocket.Output(display_name="recipe")],
+        )
+
+    @classmethod
+    def execute(cls, file, changes="") -> io.NodeOutput:
+        if file == NO_FILE:
+            raise InputError(f"There is no recipe file; put one into models/{RECIPES}.")
+        loaded = read_recipe(recipe_path(file))
+        loaded = changed(loaded, parse_changes(changes.splitlines()))
+        check(loaded)
+        return io.NodeOutput(loaded)
+
+    @classmethod
+    def fingerprint_inputs(cls, file, changes="") -> str:
+        """Look again when the file has changed."""
+        return "" if file == NO_FILE else stamp(recipe_path(file))
+
+
+class MagiCaptureTuneRecipe(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "Tune Recipe",
+            "training",
+            aliases="training settings, learning rate, loss weight, lora rank, hyperparameters, "
+            "batch size",
+            description=f'Change single settings of a recipe; -1 and "{KEEP}" leave them.',
             inputs=[
                 RecipeSocket.Input("recipe"),
-                number(Weights, "composed", id="composed_weight", step=0.05),
-                number(Weights, "identity", id="identity_weight", step=0.05),
-                number(Weights, "attention", id="attention_weight", step=0.001),
+                *(weight(loss) for loss in LOSSES.values()),
                 choice(RefocusSettings, "scaling", id="attention_scaling", keep=True),
                 io.Combo.Input(
                     "attention_maps",
-                    options=["recipe's own", *FACTORS],
-                    default="recipe's own",
+                    options=[KEEP, *FACTORS],
+                    default=KEEP,
                     tooltip="Size of the attention maps to look at, as it is for SD 1.5 at 512 px.",
                 ),
                 number(IdentitySettings, "max_timestep", id="identity_max_timestep", high=1000),
@@ -112,14 +167,14 @@ class MagiCaptureTuneRecipe(io.ComfyNode):
                 number(Recipe, "accumulation", high=64),
                 choice(Recipe, "precision", keep=True),
                 choice(Recipe, "optimizer", keep=True),
-                number(Recipe, "draws", high=200),
+                number(Recipe, "variants", high=200),
                 number(Recipe, "jitter", step=0.01),
                 number(Recipe, "zoom", step=0.01),
                 number(Recipe, "min_images", high=100),
                 io.Combo.Input(
                     "masks",
-                    options=["recipe's own", "on", "off"],
-                    default="recipe's own",
+                    options=[KEEP, "on", "off"],
+                    default=KEEP,
                     tooltip="off trains on whole pictures and needs no masks; attention refocusing "
                     "is then off as well.",
                 ),
@@ -131,9 +186,6 @@ class MagiCaptureTuneRecipe(io.ComfyNode):
     def execute(
         cls,
         recipe,
-        composed_weight,
-        identity_weight,
-        attention_weight,
         attention_scaling,
         attention_maps,
         identity_max_timestep,
@@ -145,38 +197,26 @@ class MagiCaptureTuneRecipe(io.ComfyNode):
         masks,
         **settings,
     ) -> io.NodeOutput:
-        with naming("Tune Recipe"):
-            tuned = replace(recipe, **given(**settings))
-            tuned = with_weights(
-                tuned,
-                **given(
-                    composed=composed_weight, identity=identity_weight, attention=attention_weight
-                ),
-            )
-            factors = FACTORS.get(attention_maps, -1)
-            tuned = replace(
-                tuned,
-                lora=replace(tuned.lora, **given(targets=lora_targets, alpha=alpha)),
-                refocus=replace(tuned.refocus, **given(scaling=attention_scaling, factors=factors)),
-                identity=replace(tuned.identity, **given(max_timestep=identity_max_timestep)),
-            )
-            rates = given(tokens=token_rate, unet=unet_rate, text_encoder=text_encoder_rate)
-            phases = tuple(_with_rates(phase, rates) for phase in tuned.phases)
-            tuned = replace(tuned, phases=phases)
-            if masks == "off":
-                tuned = with_weights(replace(tuned, masked=False), attention=0.0)
-            elif masks == "on":
-                tuned = replace(tuned, masked=True)
-            if not tuned.steps:
-                raise InputError("The recipe has no steps left to train.")
-            return io.NodeOutput(tuned)
-
-
-def _with_rates(phase, rates):
-    """The phase with these rates; a phase of token vectors alone takes no other."""
-    trained = {
-        name: value
-        for name, value in rates.items()
-        if getattr(phase.rates, name) or (name == "text_encoder" and phase.rates.unet)
-    }
-    return replace(phase, rates=replace(phase.rates, **trained))
+        weights = {name: settings.pop(f"{name}_weight", KEEP) for name in LOSSES}
+        changes = {
+            "lora.targets": lora_targets,
+            "lora.alpha": alpha,
+            "refocus.scaling": attention_scaling,
+            "refocus.factors": FACTORS.get(attention_maps, KEEP),
+            "identity.max_timestep": identity_max_timestep,
+            **settings,
+        }
+        tuned = with_weights(changed(recipe, given(**changes)), **given(**weights))
+        # The UNet's before the text encoder's, which goes where the UNet is trained.
+        rates = {"tokens": token_rate, "unet": unet_rate, "text_encoder": text_encoder_rate}
+        for group, rate in given(**rates).items():
+            tuned = with_rate(tuned, group, rate)
+        if masks == "off":
+            if weights["attention"] not in (KEEP, -1, 0):
+                raise InputError(
+                    "attention_weight needs masks, and masks is off; set one of them otherwise."
+                )
+            tuned = without_masks(tuned)
+        elif masks == "on":
+            tuned = replace(tuned, masked=True)
+        return io.NodeOutput(tuned)

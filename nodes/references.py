@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..magicapture.data import ReferenceSet, load_folder
-from ..magicapture.data.folder import bounded
+from ..magicapture.data import Learnable, ReferenceSet, load_folder
 from ..magicapture.errors import InputError
-from ..magicapture.refine.upscale import resize
+from ..magicapture.images import bounded, resize
 from ..magicapture.tokens import Concept
 from ._comfy.files import input_folder, input_folders, stamp
-from ._common import naming, single_images, single_masks
+from ._common import single_images, single_masks
+from ._node import Node, schema
 from ._sockets import ConceptSocket, References
 
 NO_FOLDER = "(none: use images)"
@@ -22,16 +19,17 @@ NO_FOLDER = "(none: use images)"
 
 def _bounded(image: Tensor) -> Tensor:
     """A photo or mask (C,H,W), no larger than those of a folder."""
-    return resize(image[None], bounded(image.shape[-2], image.shape[-1]))[0]
+    return resize(image, bounded(image.shape[-2], image.shape[-1]))
 
 
-class MagiCaptureLoadPhotoSet(io.ComfyNode):
+class MagiCaptureLoadPhotoSet(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureLoadPhotoSet",
-            display_name="Load Photo Set",
-            category="MagiCapture/references",
+        return schema(
+            "Load Photo Set",
+            "references",
+            aliases="load images from folder, image batch, reference images, dataset, "
+            "training images, upload photos",
             description="4 to 6 photos of one person, or 4 to 6 portraits in one style, of any "
             "sizes: a folder, an image batch or an image list.",
             is_input_list=True,
@@ -69,21 +67,20 @@ class MagiCaptureLoadPhotoSet(io.ComfyNode):
     @classmethod
     def execute(cls, folder, images=None, face_masks=None, captions=None) -> io.NodeOutput:
         folder, captions = folder[0], (captions or [""])[0]
-        with naming("Load Photo Set"):
-            if images is not None:
-                references = ReferenceSet(tuple(map(_bounded, single_images(images))))
-            elif folder != NO_FOLDER:
-                references = load_folder(input_folder(folder), "subject")
-            else:
-                raise InputError("No photos are given: choose a folder or connect images.")
-            changes: dict[str, Any] = {}
-            if face_masks is not None:
-                changes["masks"] = tuple(map(_bounded, single_masks(face_masks)))
-            if captions.strip():
-                lines = [line.strip() or None for line in captions.rstrip().split("\n")]
-                lines += [None] * (len(references) - len(lines))
-                changes["captions"] = tuple(lines)
-            return io.NodeOutput(replace(references, **changes))
+        if images is not None:
+            references = ReferenceSet.of(map(_bounded, single_images(images)))
+        elif folder != NO_FOLDER:
+            references = load_folder(input_folder(folder))
+        else:
+            raise InputError("No photos are given: choose a folder or connect images.")
+        if face_masks is not None:
+            masks = [*map(_bounded, single_masks(face_masks))]
+            references = references.known("face_masks", masks)
+        if captions.strip():
+            lines = [line.strip() or None for line in captions.rstrip().split("\n")]
+            lines += [None] * (len(references) - len(lines))
+            references = references.known("captions", lines)
+        return io.NodeOutput(references)
 
     @classmethod
     def fingerprint_inputs(cls, folder, images=None, face_masks=None, captions=None) -> str:
@@ -91,22 +88,21 @@ class MagiCaptureLoadPhotoSet(io.ComfyNode):
         return "" if folder[0] == NO_FOLDER else stamp(input_folder(folder[0]))
 
 
-class MagiCaptureDefineConcept(io.ComfyNode):
+class MagiCaptureDefineConcept(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureDefineConcept",
-            display_name="Define Concept",
-            category="MagiCapture/references",
-            description="Give what the photos show a token: the person (subject) or the look "
-            "(style).",
+        return schema(
+            "Define Concept",
+            "references",
+            aliases="trigger word, instance token, class word, textual inversion, subject, style",
+            description="Name a token for the person (subject) or the look (style) in the photos.",
             inputs=[
                 References.Input("references", tooltip="The photos to learn it from."),
                 io.Combo.Input(
                     "role",
                     options=["subject", "style"],
                     default="subject",
-                    tooltip="subject learns the face inside the masks; style learns all that lies "
+                    tooltip="subject learns the face inside the masks; style learns everything "
                     "outside them.",
                 ),
                 io.String.Input(
@@ -142,7 +138,6 @@ class MagiCaptureDefineConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, references, role, name, class_word, vectors, start_from="") -> io.NodeOutput:
-        with naming("Define Concept"):
-            start = start_from.strip() or None
-            concept = Concept(name.strip(), role, class_word.strip(), vectors, start)
-            return io.NodeOutput((concept, references.with_role(role)))
+        start = start_from.strip() or None
+        concept = Concept(name.strip(), role, class_word.strip(), vectors, start)
+        return io.NodeOutput(Learnable(concept, references))

@@ -18,18 +18,19 @@ from ._comfy import (
     refocus,
     regions_used,
 )
-from ._common import naming, pixels
+from ._common import pixels
 from ._inputs import choice, plain
+from ._node import Node, schema
 from ._sockets import AdapterSocket
 
 
-class MagiCaptureWritePrompt(io.ComfyNode):
+class MagiCaptureWritePrompt(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureWritePrompt",
-            display_name="Write Prompt",
-            category="MagiCapture/sampling",
+        return schema(
+            "Write Prompt",
+            "sampling",
+            aliases="prompt template, trigger word, composed prompt",
             description="Write the prompt in the words of training, tokens included, for any "
             "text encoder node.",
             inputs=[
@@ -59,19 +60,18 @@ class MagiCaptureWritePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter, kind, sentence, extra) -> io.NodeOutput:
-        with naming("Write Prompt"):
-            templates = adapter.recipe.prompts if adapter.recipe else PromptTemplates()
-            text = prompt_for(adapter.concepts, templates, kind, sentence=sentence, extra=extra)
-            return io.NodeOutput(as_embeddings(text, adapter.concepts))
+        templates = adapter.recipe.prompts if adapter.recipe else PromptTemplates()
+        text = prompt_for(adapter.concepts, templates, kind, sentence=sentence, extra=extra)
+        return io.NodeOutput(as_embeddings(text, adapter.concepts))
 
 
-class MagiCaptureEncodePrompt(io.ComfyNode):
+class MagiCaptureEncodePrompt(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureEncodePrompt",
-            display_name="Encode Prompt",
-            category="MagiCapture/sampling",
+        return schema(
+            "Encode Prompt",
+            "sampling",
+            aliases="clip text encode, conditioning, prompt, embedding",
             description="CLIP Text Encode that also remembers where the tokens stand, for Refocus "
             "Attention and Preview Attention.",
             inputs=[
@@ -106,18 +106,18 @@ class MagiCaptureEncodePrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip, text, inside, outside, adapter=None) -> io.NodeOutput:
-        with naming("Encode Prompt"):
-            concepts = () if adapter is None else adapter.concepts
-            return io.NodeOutput(encode_marked(clip, text, concepts, inside, outside))
+        concepts = () if adapter is None else adapter.concepts
+        return io.NodeOutput(encode_marked(clip, text, concepts, inside, outside))
 
 
-class MagiCaptureRefocusAttention(io.ComfyNode):
+class MagiCaptureRefocusAttention(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureRefocusAttention",
-            display_name="Refocus Attention",
-            category="MagiCapture/sampling",
+        return schema(
+            "Refocus Attention",
+            "sampling",
+            aliases="attention control, cross-attention, regional prompt, masked attention, "
+            "attention leakage, style leak",
             description="Hold the tokens of Encode Prompt to their regions while any sampler "
             "draws: the person's to the mask, the style's to the rest.",
             inputs=[
@@ -144,18 +144,17 @@ class MagiCaptureRefocusAttention(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, mask=None, **settings) -> io.NodeOutput:
-        with naming("Refocus Attention"):
-            region = None if mask is None else masks_from_socket(mask)
-            return io.NodeOutput(refocus(model, RefocusGuidance(**settings), region))
+        region = None if mask is None else masks_from_socket(mask)
+        return io.NodeOutput(refocus(model, RefocusGuidance(**settings), region))
 
 
-class MagiCapturePreviewAttention(io.ComfyNode):
+class MagiCapturePreviewAttention(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCapturePreviewAttention",
-            display_name="Preview Attention",
-            category="MagiCapture/sampling",
+        return schema(
+            "Preview Attention",
+            "sampling",
+            aliases="attention map, cross-attention, heatmap, daam, attention leakage",
             description="Show where the tokens look in a finished picture, noised as at some of "
             "the sampling steps, with the share of their attention outside the region.",
             inputs=[
@@ -196,17 +195,16 @@ class MagiCapturePreviewAttention(io.ComfyNode):
     def execute(
         cls, model, positive, latent, steps, look_seed, image=None, mask=None
     ) -> io.NodeOutput:
-        with naming("Preview Attention"):
-            shares = [i / steps for i in range(steps)]
-            region = None if mask is None else masks_from_socket(mask)[:1]
-            seen = look(model, positive, latent, shares, region=region, seed=look_seed)
-            picture = None if image is None else images_from_socket(image)[0]
-            return io.NodeOutput(
-                images_to_socket(pixels(grid(seen, picture))),
-                masks_to_socket(_last_region(seen, picture)),
-                _told(seen),
-                images_to_socket(pixels(_regions(regions_used(model), seen, picture))),
-            )
+        shares = [i / steps for i in range(steps)]
+        region = None if mask is None else masks_from_socket(mask)[:1]
+        seen = look(model, positive, latent, shares, region=region, seed=look_seed)
+        picture = None if image is None else images_from_socket(image)[0]
+        return io.NodeOutput(
+            images_to_socket(pixels(grid(seen, picture))),
+            masks_to_socket(_last_region(seen, picture)),
+            _told(seen),
+            images_to_socket(pixels(_regions(regions_used(model), seen, picture))),
+        )
 
 
 def _last_region(seen, picture) -> torch.Tensor:

@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture.adapters import Adapter, check_names
+from ..magicapture.images import to_pil
 from ..magicapture.plot import loss_curves
 from ..magicapture.recipes import recipe as named_recipe
 from ..magicapture.refocusing import Sight, grid
@@ -31,11 +32,11 @@ from ._comfy import (
     images_to_socket,
     model_folders,
     node_id,
-    picture,
     show_text,
 )
 from ._comfy.files import state_folder
-from ._common import naming, pixels, side_by_side
+from ._common import pixels, side_by_side
+from ._node import Node, schema
 from ._sockets import AdapterSocket, ConceptSocket, FaceModelSocket, RecipeSocket
 
 if TYPE_CHECKING:
@@ -45,13 +46,14 @@ REDRAW = 2.0
 """Seconds between two pictures of the loss curve."""
 
 
-class MagiCaptureTrain(io.ComfyNode):
+class MagiCaptureTrain(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="MagiCaptureTrain",
-            display_name="Train MagiCapture",
-            category="MagiCapture/training",
+        return schema(
+            "Train MagiCapture",
+            "training",
+            aliases="train lora, dreambooth, textual inversion, fine-tune, personalization, "
+            "portrait, likeness, few-shot",
             description="Learn the subject's face and the style as two tokens and a small LoRA. "
             "Cancel keeps what is done; the same queue again goes on from there.",
             inputs=[
@@ -61,7 +63,7 @@ class MagiCaptureTrain(io.ComfyNode):
                 ConceptSocket.Input("subject", tooltip="The person: a concept of role subject."),
                 ConceptSocket.Input("style", tooltip="The look: a concept of role style."),
                 RecipeSocket.Input(
-                    "recipe", optional=True, tooltip="Ours, if nothing is connected."
+                    "recipe", optional=True, tooltip="Without one: the recipe magicapture."
                 ),
                 FaceModelSocket.Input(
                     "face_model",
@@ -80,20 +82,20 @@ class MagiCaptureTrain(io.ComfyNode):
                     default=0,
                     min=0,
                     max=2**32 - 1,
-                    tooltip="The same seed and inputs give the same result, and find a cancelled "
-                    "run again.",
+                    tooltip="The same seed and inputs give the same result, and continue a "
+                    "cancelled run.",
                 ),
                 io.Int.Input(
                     "preview_every",
                     default=100,
                     min=0,
                     max=10_000,
-                    tooltip="Draw the composed prompt every so many steps, and at the end; 0: not.",
+                    tooltip="Preview interval in steps, plus one at the end (0 = off).",
                 ),
                 io.Boolean.Input(
                     "resume",
                     default=True,
-                    tooltip="Go on where a cancelled run of just these inputs stopped.",
+                    tooltip="Continue a cancelled run of the same inputs.",
                 ),
             ],
             outputs=[
@@ -121,28 +123,23 @@ class MagiCaptureTrain(io.ComfyNode):
         fast_decoder=None,
     ) -> io.NodeOutput:
         monitor = Monitor(node_id(cls))
-        with naming("Train MagiCapture"):
-            job = TrainingJob(*subject, *style, recipe or named_recipe(), training_seed)
-            replaced = check_names((job.subject, job.style), model_folders("embeddings"))
-            backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
-            trainer = Trainer(
-                job,
-                backbone,
-                embedder=face_model,
-                listener=monitor,
-                state_folder=state_folder(),
-                fresh=not resume,
-            )
+        job = TrainingJob(subject, style, recipe or named_recipe(), training_seed)
+        replaced = check_names(job.concepts, model_folders("embeddings"))
+        backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
+        with Trainer.open(
+            job,
+            backbone,
+            embedder=face_model,
+            listener=monitor,
+            state_folder=state_folder(),
+            fresh=not resume,
+        ) as trainer:
+            monitor.history = trainer.history
+            monitor.phases = trainer.phase_ends
             try:
-                with trainer:
-                    monitor.history = trainer.history
-                    monitor.phases = trainer.phase_ends
-                    adapter = trainer.run(preview_every=preview_every)
+                adapter = trainer.run(preview_every=preview_every)
             except Cancelled:
-                monitor.say(
-                    f"Stopped after step {trainer.step} of {trainer.steps}. Nothing is lost: "
-                    "queue again with the same inputs to go on."
-                )
+                monitor.say(trainer.farewell("queue again with the same inputs to go on."))
                 raise
         curves = images_to_socket(pixels(monitor.curves(trainer.steps)))
         previews = images_to_socket(torch.stack(monitor.previews)) if monitor.previews else curves
@@ -216,7 +213,7 @@ class Monitor:
         """The loss curves; beside them the newest preview, and where the tokens look."""
         shown = self.curves(steps)
         if self.previews:
-            shown = side_by_side(shown, picture(self.previews[-1]))
+            shown = side_by_side(shown, to_pil(self.previews[-1]))
         if self.sights:
             shown = side_by_side(shown, grid(self.sights))
         return shown

@@ -11,41 +11,48 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ROOT / "magicapture"
 NODES = ROOT / "nodes"
+PRETRAIN = ROOT / "pretrain"  # trains the paperdoll weights; not installed
 
 # Each part of the core, and the parts it builds on. It may also use what those build on, and its
 # own submodules. A new module gets a line here, and CONTRIBUTING.md says how to choose it.
 DIRECTIONS: dict[str, str] = {
     "errors": "",
-    "losses": "config",
+    "registry": "errors",
+    "loss": "registry settings",
+    "losses": "attention backbone",
     "checkpointing": "",
     "digests": "",
     "interrupts": "",
     "memory": "errors",
-    "paperdoll": "metrics recipes training losses",
-    "plot": "",
+    "paperdoll": "metrics recipes training losses images",
+    "plot": "losses",
     "version": "",
-    "config": "errors",
+    "weight_files": "errors",
+    "sentences": "errors",
+    "settings": "errors",
+    "config": "loss sentences",
     "files": "errors",
-    "recipes": "config",
+    "images": "files",
+    "recipes": "losses",
     "tokens": "config",
     "prompts": "tokens",
     "lora": "config",
-    "faces": "config",
+    "faces": "config weight_files images",
     "attention": "config",
     "backbone": "tokens",
-    "backbones": "backbone digests",
-    "data": "faces tokens files",
-    "adapters": "tokens lora files version",
+    "backbones": "backbone weight_files digests",
+    "data": "faces tokens files losses",
+    "adapters": "tokens lora files version weight_files",
     "identity": "faces losses backbone",
     "person": "faces metrics",
     "refine": "person",
-    "metrics": "errors losses",
+    "metrics": "losses",
     "magicface": "attention sampling",
     "sampling": "attention backbone adapters losses",
-    "refocusing": "sampling checkpointing plot",
+    "refocusing": "sampling checkpointing plot images",
     "doctor": "data metrics",
-    "demo": "paperdoll plot backbones",
-    "training": "identity data prompts refocusing digests interrupts memory version",
+    "demo": "paperdoll plot backbones images",
+    "training": "identity data prompts recipes refocusing digests interrupts memory version",
 }
 # The ends of the house, which may use all of it.
 ENDS = {"__init__", "__main__", "cli"}
@@ -60,6 +67,7 @@ OPTIONAL = {
     "onnx",
     "onnx2torch",
     "peft",
+    "pillow_heif",
     "spandrel",
     "spandrel_extra_arches",
     "transformers",
@@ -173,6 +181,18 @@ def test_own_code_is_imported_relatively() -> None:
     assert not wrong, wrong
 
 
+def test_pretraining_uses_the_dolls_and_nothing_uses_it() -> None:
+    used = {i.module.split(".")[1] for i in _imports(PRETRAIN) if i.top == "magicapture"}
+    assert used <= _allowed("paperdoll")
+    wrong = [
+        str(i)
+        for folder in (CORE, NODES, ROOT / "benchmarks")
+        for i in _imports(folder)
+        if "pretrain" in (i.top, *i.target[:1])
+    ]
+    assert not wrong, wrong
+
+
 def test_the_core_never_imports_comfyui() -> None:
     wrong = [f"{i}: {i.module}" for i in _imports(CORE) if i.top in COMFYUI]
     assert not wrong, wrong
@@ -201,7 +221,7 @@ def test_nodes_use_the_core_and_what_nodes_share() -> None:
     assert not wrong, wrong
 
 
-def test_comfyui_is_met_in_one_file() -> None:
+def test_comfyui_is_met_in_one_folder() -> None:
     inner = COMFYUI - {"comfy_api"}
     wrong = [
         f"{i}: {i.module}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +20,45 @@ ROOT = Path(__file__).resolve().parent.parent
 NODES = ROOT / "nodes"
 
 
-def test_public_names_exist_and_are_sorted() -> None:
+def test_public_names_exist_and_stand_once() -> None:
     names = getattr(magicapture, "__all__", [])
-    assert list(names) == sorted(set(names))
+    assert len(names) == len(set(names))  # ruff sorts them
     missing = [name for name in names if not hasattr(magicapture, name)]
     assert not missing
 
 
-def _node_ids() -> dict[str, Path]:
-    """The `node_id` of every Schema in the nodes, and its file."""
+def test_importing_the_package_imports_no_large_library() -> None:
+    """Beside torch it takes half a second; each of these would take as long again, or longer."""
+    large = {"cv2", "diffusers", "matplotlib", "onnx2torch", "torchvision", "transformers"}
+    code = f"import sys, magicapture; print(*{large} & set(sys.modules))"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not ran.stdout.split(), ran.stdout
+
+
+def _node_ids() -> dict[str, str]:
+    """The id that follows from each node's title, and the name of its class."""
     ids = {}
     for file in sorted(NODES.rglob("*.py")):
-        for call in ast.walk(ast.parse(file.read_text("utf-8"))):
-            if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("Schema"):
-                given = {k.arg: k.value for k in call.keywords}
-                ids[ast.literal_eval(given["node_id"])] = file
+        for made in ast.walk(ast.parse(file.read_text("utf-8"))):
+            for call in ast.walk(made) if isinstance(made, ast.ClassDef) else ():
+                if isinstance(call, ast.Call) and ast.unparse(call.func) == "schema":
+                    title = re.sub(r"\(.*\)|MagiCapture", "", ast.literal_eval(call.args[0]))
+                    title = re.sub(r"\b[a-z]", lambda first: first[0].upper(), title)
+                    ids["MagiCapture" + "".join(filter(str.isalnum, title))] = made.name
     return ids
 
 
-def test_every_node_has_an_id_of_letters_and_digits_and_a_help_page() -> None:
-    for node_id, file in _node_ids().items():
-        assert re.fullmatch(r"[A-Za-z0-9]+", node_id), f"{file.name}: {node_id}"
+def test_node_ids_follow_from_their_titles_and_stay_for_ever() -> None:
+    ids = _node_ids()
+    frozen = (ROOT / "tests" / "node_ids.txt").read_text("utf-8").split()
+    assert sorted(ids) == frozen, "ids are never renamed or removed; see CONTRIBUTING.md"
+    assert all(node_id == name for node_id, name in ids.items())
+
+
+def test_every_node_has_a_help_page() -> None:
+    for node_id in _node_ids():
         page = ROOT / "web" / "docs" / f"{node_id}.md"
         assert page.is_file(), f"{node_id} has no help page at {page.relative_to(ROOT)}"
 

@@ -28,7 +28,7 @@ class Adapter:
     `ENCODERS[family]` and <name> is the module's name in diffusers ("text_model." included).
     tokens: for each token and encoder the vectors (n,width).
     family: "sd1", "sd2" or "sdxl". recipe: None where the file did not tell.
-    info: facts about the run as plain text ("steps", "seed", "face embedder": the identity loss's),
+    info: facts about the run as plain text ("steps", "seed", "face_model": the identity loss's),
     kept in files.
     """
 

@@ -1,4 +1,4 @@
-"""The command line: demo, train, sample, doctor and recipes.
+"""The command line: demo, train, sample, doctor, identity and recipes.
 
 Exit codes: 0 done, 1 a bug, 2 something given cannot be used, 130 interrupted (Ctrl-C, SIGTERM).
 """
@@ -59,17 +59,15 @@ def _logging(verbose: bool) -> Iterator[None]:
     root = logging.getLogger(PACKAGE)
     handler = logging.StreamHandler()
     handler.setFormatter(_Lines())
-    level, data = root.level, logging.getLogger(f"{PACKAGE}.data")
+    level = root.level
     root.addHandler(handler)
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
-    data.setLevel(logging.ERROR)  # its warnings come as events as well
     try:
         with logging_redirect_tqdm([root]):
             yield
     finally:
         root.removeHandler(handler)
         root.setLevel(level)
-        data.setLevel(logging.NOTSET)
 
 
 class _Lines(logging.Formatter):

@@ -10,14 +10,15 @@ from ..config import LoraSettings, Recipe, help_of
 from ..demo import FAST_STEPS, DemoSettings
 from ..faces.embed import NORMALISATIONS
 from ..prompts import PromptKind
-from ..recipes import DEFAULT, RECIPE_NAMES
+from ..recipes import DEFAULT, RECIPE_NAMES, recipe
 from ..refocusing import RefocusGuidance
-from ..sampling import SamplerName, SamplingSettings
+from ..sampling import SamplingSettings
 from ..training import EVERY_STEPS
 from .demo import demo
 from .doctor import doctor
 from .identity import identity
 from .model import DTYPES
+from .options import Group, Parser, option, setting_option
 from .recipe import recipes
 from .sample import sample
 from .train import train
@@ -25,155 +26,301 @@ from .train import train
 
 def parser() -> argparse.ArgumentParser:
     """The parser; what it returns holds the command to run as `run`."""
-    root = argparse.ArgumentParser(
+    root = Parser(
         prog="magicapture",
         description="A person's face in a portrait's style, learned from a few photos of each.",
     )
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-    _add_demo(commands.add_parser("demo", help=demo.__doc__))
-    _add_train(commands.add_parser("train", help=train.__doc__))
-    _add_sample(commands.add_parser("sample", help=sample.__doc__))
-    _add_doctor(commands.add_parser("doctor", help=doctor.__doc__))
-    _add_identity(commands.add_parser("identity", help=identity.__doc__))
-    one = commands.add_parser("recipes", help=recipes.__doc__)
-    one.add_argument("name", nargs="?", metavar="NAME", help="The recipe to print.")
-    one.set_defaults(run=recipes)
-    for command in commands.choices.values():
-        command.add_argument("--verbose", action="store_true", help="Show where an error arose.")
+    for command, add in (
+        (demo, _add_demo),
+        (train, _add_train),
+        (sample, _add_sample),
+        (doctor, _add_doctor),
+        (identity, _add_identity),
+        (recipes, _add_recipes),
+    ):
+        help = command.__doc__ or ""
+        one = commands.add_parser(add.__name__.removeprefix("_add_"), help=help, description=help)
+        add(one)
+        one.add_argument("--verbose", action="store_true", help="Show where an error arose.")
+        one.set_defaults(run=command)
     return root
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
     for name in ("identity", "style", "seed"):
-        text = f"{help_of(DemoSettings, name)} {getattr(DemoSettings(), name)} if not given."
-        add(f"--{name}", type=int, help=text)
-    add("--fast", action="store_true", help=f"{FAST_STEPS} steps: a minute, and a rougher result.")
-    add("--out", type=Path, default=Path("magicapture-demo"), metavar="DIR", help="Where to write.")
-    parser.set_defaults(run=demo)
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--base", required=True, help="A Stable Diffusion 1.x or 2.x file, or diffusers folder.")
-    add("--taesd", help="A small decoder (TAESD): a file or folder.")
-    add("--device", help="Such as cuda, cuda:1 or cpu; the GPU where there is one.")
-    add("--precision", choices=list(DTYPES), help="bf16 on a GPU and fp32 elsewhere, if not given.")
-    add("--seed", type=int, default=0)
+        setting_option(parser, DemoSettings, name)
+    parser.add_argument(
+        "--fast", action="store_true", help=f"{FAST_STEPS} steps: a minute, and a rougher result."
+    )
+    option(
+        parser,
+        "--out",
+        Path,
+        "The folder to write result.png, curves.png and scores.json into.",
+        default=Path("magicapture-demo"),
+        metavar="DIR",
+    )
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
-    add = parser.add_argument
-    add("--source", required=True, help="The folder of the person's photos.")
-    add("--style", required=True, help="The folder of portraits in the style.")
-    add("--out", required=True, metavar="NAME", help="Name of the LoRA's file, without ending.")
-    add("--out-dir", type=Path, default=Path(), metavar="DIR", help="Where to write it.")
-    recipe_help = f"One of {', '.join(RECIPE_NAMES)}, or a .json file; {DEFAULT} if not given."
-    add("--recipe", default=DEFAULT, help=recipe_help)
-    add("--subject-name", default="my-person", metavar="NAME", help="The person's token.")
-    add("--style-name", default="my-style", metavar="NAME", help="The style's token.")
-    add("--class-word", default="person", metavar="WORD", help="Such as woman, man, dog.")
-    add("--vectors", type=int, default=1, help="How many vectors each token has.")
-    add("--steps", type=int, help="Steps in all; the phases keep their proportion.")
-    add("--rank", type=int, help=help_of(LoraSettings, "rank"))
-    add("--resolution", type=int, help=help_of(Recipe, "resolution"))
-    add("--save-memory", action="store_true", help="The same result, slower, in less memory.")
-    add("--face-model", metavar="FILE", help="A face recognition model: .onnx, or TorchScript .pt.")
-    add(
-        "--face-model-input",
-        choices=list(NORMALISATIONS),
-        default="arcface",
-        help="What the face recognition model's pixels are scaled to.",
+    photos = parser.add_argument_group("photos and tokens")
+    add = photos.add_argument
+    add("--source", required=True, metavar="DIR", help="The person's photos.")
+    add("--style", required=True, metavar="DIR", help="Portraits in the style.")
+    for flag, help, default, shown in (
+        ("--subject-name", "The person's token.", "my-person", "NAME"),
+        ("--style-name", "The style's token.", "my-style", "NAME"),
+        ("--class-word", "The ordinary noun: woman, man, dog.", "person", "WORD"),
+    ):
+        option(photos, flag, str, help, default=default, metavar=shown)
+    option(photos, "--vectors", int, "Vectors that each token has.", default=1)
+    _add_faces(
+        parser.add_argument_group(
+            "faces", "Where a photo has no mask or landmarks, a detector finds them."
+        ),
+        parser_model=True,
+        face_model="A face recognition model, .onnx or TorchScript .pt, for the identity loss.",
+        face_model_shown="none, and the identity loss is off",
     )
-    add(
+    _add_base(parser)
+    _add_recipe(parser.add_argument_group("recipe"))
+    result = parser.add_argument_group("result")
+    add = result.add_argument
+    add("--out", required=True, metavar="NAME", help="Name of the LoRA's file, without ending.")
+    _add_folder(result, "--out-dir")
+    option(
+        result,
         "--preview-every",
-        type=int,
+        int,
+        "Draw a picture every N steps and at the end; 0 draws none.",
         default=0,
         metavar="N",
-        help="Draw a picture every N steps and at the end.",
     )
-    add("--states", type=Path, metavar="DIR", help="Where stopped runs are kept; OUT-DIR/states.")
-    every = "Save the run every N steps as well as every minute; 0: by time alone."
-    add("--save-every", type=int, default=EVERY_STEPS, metavar="N", help=every)
+    option(
+        result,
+        "--states",
+        Path,
+        "Where stopped runs are kept.",
+        shown="states in the folder of --out-dir",
+        metavar="DIR",
+    )
+    option(
+        result,
+        "--save-every",
+        int,
+        "Save the run every N steps, and every minute; 0: every minute alone.",
+        default=EVERY_STEPS,
+        metavar="N",
+    )
     add("--fresh", action="store_true", help="Start over, though a stopped run could go on.")
-    parser.set_defaults(run=train)
+
+
+def _add_recipe(group: Group) -> None:
+    chosen = recipe()
+    add = group.add_argument
+    option(
+        group,
+        "--recipe",
+        str,
+        f"One of {', '.join(RECIPE_NAMES)}, or a .json file.",
+        default=DEFAULT,
+    )
+    option(
+        group,
+        "--steps",
+        int,
+        "Steps in all; the phases keep their proportion.",
+        shown=f"the recipe's, {chosen.steps} in {DEFAULT}",
+    )
+    for config, name, value in (
+        (LoraSettings, "rank", chosen.lora.rank),
+        (Recipe, "resolution", chosen.resolution),
+    ):
+        setting_option(group, config, name, shown=f"the recipe's, {value} in {DEFAULT}")
+    option(group, "--seed", int, "Seed of the run.", default=0)
+    add("--save-memory", action="store_true", help="The same result, slower, in less memory.")
+    add(
+        "--without-masks",
+        action="store_true",
+        help="Train on whole pictures, without masks of the faces and attention refocusing.",
+    )
+    option(
+        group,
+        "--set",
+        str,
+        "Change any field of the recipe: lora.rank=16, phases[1].weights.identity=0.25, "
+        "phases[*].schedule=linear. May be given again and again; `magicapture recipes NAME` "
+        "shows the fields.",
+        default=[],
+        shown="none",
+        action="append",
+        metavar="PATH=VALUE",
+    )
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    picture = parser.add_argument_group("picture")
+    add = picture.add_argument
+    add("--adapter", required=True, type=Path, metavar="FILE", help="The LoRA that train wrote.")
+    prompts = picture.add_mutually_exclusive_group()
+    option(
+        prompts,
+        "--prompt",
+        str,
+        "A text with the tokens in it, such as <my-person>.",
+        shown="a sentence of the training",
+    )
+    option(
+        prompts,
+        "--prompt-kind",
+        str,
+        "A sentence of the training: the person in the style, or one of them alone.",
+        default="composed",
+        choices=get_args(PromptKind),
+    )
+    for name in ("negative", "width", "height", "steps", "guidance", "sampler"):
+        setting_option(picture, SamplingSettings, name)
+    option(
+        picture,
+        "--strength",
+        float,
+        "Strength of the LoRA; lower it to 0.8 or 0.9 if words of the prompt that contradict the "
+        "photos are ignored.",
+        default=1.0,
+    )
+    option(picture, "--seed", int, "Seed of the first picture.", default=0)
+    option(picture, "--count", int, "How many pictures, each with the next seed.", default=1)
+    _add_folder(picture, "--out")
+    _add_base(parser)
+    refocus = parser.add_argument_group("attention refocusing")
+    for name in ("bias", "gradient"):
+        setting_option(
+            refocus,
+            RefocusGuidance,
+            name,
+            prefix="refocus-",
+            shown="0, off",
+            default=0.0,
+            metavar="STRENGTH",
+        )
+    option(
+        refocus,
+        "--refocus-region",
+        Path,
+        "Where the face belongs, white in a picture.",
+        shown="found from the attention",
+        metavar="FILE",
+    )
 
 
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="The photos.")
     add("--style", action="store_true", help="Portraits of a style: their people may differ.")
-    add("--resolution", type=int, default=512, help=help_of(Recipe, "resolution"))
-    add("--sheet", type=Path, metavar="FILE", help="Write a contact sheet (.png) with verdicts.")
-    add("--json", type=Path, metavar="FILE", help="Write the figures as JSON.")
-    _add_faces(parser)
-    add("--parser", metavar="FILE", help="A face parser; the best one found, if not given.")
-    parser.set_defaults(run=doctor)
+    option(
+        parser,
+        "--resolution",
+        int,
+        help_of(Recipe, "resolution"),
+        default=recipe().resolution,
+    )
+    sheet = "Write a contact sheet (.png) with verdicts."
+    option(parser, "--sheet", Path, sheet, shown="none", metavar="FILE")
+    _add_json(parser)
+    _add_faces(parser.add_argument_group("faces"), parser_model=True)
 
 
 def _add_identity(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="Photos of the person.")
     add("pictures", metavar="PICTURES", nargs="+", type=Path, help="Pictures, and folders of them.")
-    loss_help = (
-        "The face recognition model of the training; another one is taken where one is found."
-    )
-    add("--loss-face-model", metavar="FILE", help=loss_help)
-    adapter_help = (
-        "The LoRA that train wrote, which tells its training's face recognition model by name."
-    )
-    add("--adapter", type=Path, metavar="FILE", help=adapter_help)
-    add("--json", type=Path, metavar="FILE", help="Write the figures as JSON.")
-    _add_faces(parser)
-    parser.set_defaults(run=identity)
-
-
-def _add_faces(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--models", metavar="DIR", help="Where models are; or set MAGICAPTURE_MODELS.")
-    add("--detector", metavar="FILE", help="A face detector; the best one found, if not given.")
-    add(
-        "--face-model",
+    option(
+        parser,
+        "--loss-face-model",
+        str,
+        "The face recognition model of the training, so that another one measures.",
+        shown="as --adapter tells",
         metavar="FILE",
-        help="A face recognition model; the best found, if not given.",
     )
-    add(
+    option(
+        parser,
+        "--adapter",
+        Path,
+        "The LoRA that train wrote, which names its training's face recognition model.",
+        shown="none",
+        metavar="FILE",
+    )
+    _add_json(parser)
+    _add_faces(parser.add_argument_group("faces"))
+
+
+def _add_recipes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="The recipe to print, as JSON.")
+
+
+def _add_base(parser: argparse.ArgumentParser) -> None:
+    base = parser.add_argument_group("base model")
+    base.add_argument(
+        "--base",
+        required=True,
+        metavar="PATH",
+        help="A Stable Diffusion 1.x or 2.x file, or diffusers folder.",
+    )
+    option(
+        base,
+        "--taesd",
+        str,
+        "A small decoder (TAESD): a file or folder.",
+        shown="none, the base model's own",
+        metavar="PATH",
+    )
+    option(
+        base,
+        "--device",
+        str,
+        "Such as cuda, cuda:1 or cpu.",
+        shown="the GPU where there is one",
+    )
+    option(
+        base,
+        "--precision",
+        str,
+        "Number format of the base model.",
+        shown="bf16 on a GPU, fp32 elsewhere",
+        choices=list(DTYPES),
+    )
+
+
+def _add_faces(
+    group: Group,
+    *,
+    parser_model: bool = False,
+    face_model: str = "A face recognition model.",
+    face_model_shown: str = "the best one found",
+) -> None:
+    models = "Where models are, laid out as ComfyUI's models folder or flat."
+    option(group, "--models", str, models, shown="$MAGICAPTURE_MODELS", metavar="DIR")
+    kinds = {"--detector": "A face detector."}
+    if parser_model:
+        kinds["--parser"] = "A face parser, which outlines a face; without one a mask is an oval."
+    for flag, help in kinds.items():
+        option(group, flag, str, help, shown="the best one found", metavar="FILE")
+    option(group, "--face-model", str, face_model, shown=face_model_shown, metavar="FILE")
+    option(
+        group,
         "--face-model-input",
-        choices=list(NORMALISATIONS),
+        str,
+        "What the face recognition model's pixels are scaled to.",
         default="arcface",
-        help="What the face recognition model's pixels are scaled to.",
+        choices=list(NORMALISATIONS),
     )
 
 
-def _add_sample(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser)
-    add = parser.add_argument
-    add("--adapter", required=True, type=Path, metavar="FILE", help="The LoRA that train wrote.")
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", help="A text with the tokens in it, such as <my-person>.")
-    prompt.add_argument(
-        "--prompt-kind",
-        choices=get_args(PromptKind),
-        default="composed",
-        help="A sentence of the training: the person in the style, or one of them alone.",
-    )
-    for name, kind in (("steps", int), ("guidance", float), ("width", int), ("height", int)):
-        add(f"--{name}", type=kind, help=help_of(SamplingSettings, name))
-    add("--negative", help=help_of(SamplingSettings, "negative"))
-    sampler_help = help_of(SamplingSettings, "sampler")
-    add("--sampler", choices=get_args(SamplerName), help=sampler_help)
-    add(
-        "--strength",
-        type=float,
-        default=1.0,
-        help="Strength of the LoRA; 0.9 or 0.8 obeys words that contradict the photos more often.",
-    )
-    for name in ("bias", "gradient"):
-        text = f"Refocusing: {help_of(RefocusGuidance, name)} 0 if not given."
-        add(f"--refocus-{name}", type=float, default=0.0, metavar="STRENGTH", help=text)
-    region_help = "Where the face belongs, white in a picture; found from the attention without it."
-    add("--refocus-region", type=Path, metavar="FILE", help=region_help)
-    add("--count", type=int, default=1, help="How many pictures, each with the next seed.")
-    add("--out", type=Path, default=Path(), metavar="DIR", help="Where to write them.")
-    parser.set_defaults(run=sample)
+def _add_folder(group: Group, flag: str) -> None:
+    where = "the folder you are in"
+    option(group, flag, Path, "Where to write.", default=Path(), shown=where, metavar="DIR")
+
+
+def _add_json(group: Group) -> None:
+    option(group, "--json", Path, "Write the report as JSON.", shown="none", metavar="FILE")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import logging
+from dataclasses import replace
 
-from ..demo import FAST_STEPS, DemoSettings, require_writable, run, write
+from ..demo import FAST_STEPS, DemoSettings, require_own, require_writable, run, write
+from .options import settings_from
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -13,12 +15,10 @@ logger = logging.getLogger(__name__)
 
 def demo(arguments: argparse.Namespace) -> None:
     """Show the whole method on drawn faces, where the truth is known; nothing to download."""
-    chosen = {
-        n: v for n in ("identity", "style", "seed") if (v := getattr(arguments, n)) is not None
-    }
+    settings = settings_from(DemoSettings, arguments, ("identity", "style", "seed"))
     if arguments.fast:
-        chosen["steps"] = FAST_STEPS
-    settings = DemoSettings(**chosen)
+        settings = replace(settings, steps=FAST_STEPS)
+    require_own(arguments.out)
     require_writable(arguments.out)
     with Progress(arguments.out) as progress:
         made = run(settings, progress)

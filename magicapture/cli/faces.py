@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from pathlib import Path
 
-from ..errors import MagiCaptureError
+from ..data import ReferenceSet
+from ..data.faces import with_faces
+from ..errors import StorageError
+from ..faces.analyzer import FaceAnalyzer
 from ..faces.detect import load_detector
-from ..faces.embed import FaceEmbeddingNetwork, load_face_embedder
-from ..faces.find import best, places
-from ..faces.models import Role
-from ..faces.parse import FaceParser, load_parser
+from ..faces.embed import FaceEmbedder, FaceEmbeddingNetwork, load_face_embedder
+from ..faces.find import VARIABLE, best, places
+from ..faces.labelling import FaceParser
+from ..faces.models import TITLES, Role
+from ..faces.parse import load_parser
 from ..faces.protocols import Detector
 
 logger = logging.getLogger(__name__)
@@ -34,13 +39,51 @@ def embedder_from(arguments: argparse.Namespace) -> FaceEmbeddingNetwork | None:
     return None if file is None else load_face_embedder(file, arguments.face_model_input)
 
 
+def faces_found(
+    photos: ReferenceSet,
+    portraits: ReferenceSet,
+    arguments: argparse.Namespace,
+    embedder: FaceEmbedder | None,
+) -> tuple[ReferenceSet, ReferenceSet]:
+    """A person's photos and a style's, with what masks and landmarks they lack found by a detector.
+
+    Without a detector they stay as they are. embedder: tells which of several faces is the
+    person's. Raises InputError for a folder of models that does not exist, StorageError for a
+    model that cannot be read.
+    """
+    lacking = any(
+        photo.face_mask is None or photo.landmarks is None for photo in (*photos, *portraits)
+    )
+    file = (arguments.detector or _best("detector", arguments)) if lacking else None
+    if file is None:
+        return photos, portraits
+    detector, parser = load_detector(file), parser_from(arguments)
+    of_person = FaceAnalyzer(detector, parser, embedder)
+    return _filled(photos, of_person), _filled(portraits, FaceAnalyzer(detector, parser))
+
+
+def _filled(references: ReferenceSet, analyzer: FaceAnalyzer) -> ReferenceSet:
+    filled, found = with_faces(references, analyzer)
+    for name, face in zip(references.names, found, strict=True):
+        logger.info("%s: %s", name, face)
+    return filled
+
+
 def _optional(role: Role, named: str | None, arguments: argparse.Namespace) -> Path | None:
     """The file named, else the best one found; None, with a word about it, where there is none."""
     if named:
         return Path(named)
+    found = _best(role, arguments)
+    if found is None:
+        logger.info("No %s: what it would tell is left out.", TITLES[role])
+    return found
+
+
+def _best(role: Role, arguments: argparse.Namespace) -> Path | None:
+    """The best file found; None without one. Raises InputError for a folder that is not there."""
+    models = arguments.models or os.environ.get(VARIABLE)
     try:
-        return best(role, places(arguments.models))
-    except MagiCaptureError as error:
-        logger.info("No face %s: what it would tell is left out.", role)
+        return best(role, places(models)) if models else None
+    except StorageError as error:
         logger.debug("%s", error)
         return None

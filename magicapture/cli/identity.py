@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,21 +10,25 @@ from pathlib import Path
 from torch import Tensor
 
 from ..adapters.metadata import restore
-from ..adapters.reading import read_file
-from ..data.folder import read_picture
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import load_face_embedder
 from ..faces.find import best, places
-from ..files import atomic_write
 from ..person import Person, measure_identity
+from ..weight_files import read_metadata
 from .faces import detector_from
-from .images import photos_in
+from .images import photos_in, picture_in
+from .options import require_text
+from .outputs import check_json, write_json
 
 logger = logging.getLogger(__name__)
+
+_COMMAND = "magicapture identity"
 
 
 def identity(arguments: argparse.Namespace) -> None:
     """Measure how much of a person pictures show, as a share of what their photos share."""
+    require_text("FOLDER", arguments.folder)
+    check_json(arguments.json, _COMMAND)
     photos = photos_in(arguments.folder).images
     pictures = _pictures(arguments.pictures)
     loss = _loss(arguments)
@@ -43,8 +46,7 @@ def identity(arguments: argparse.Namespace) -> None:
     for line in str(report).splitlines():
         logger.info("%s", line)
     if arguments.json:
-        text = json.dumps(report.as_dict(), indent=2) + "\n"
-        atomic_write(arguments.json, lambda file: file.write_text(text, "utf-8"))
+        write_json(arguments.json, report.as_dict(), _COMMAND)
         logger.info("Wrote %s", arguments.json)
 
 
@@ -53,7 +55,7 @@ def _loss(arguments: argparse.Namespace) -> Path | str | None:
     if arguments.loss_face_model:
         return Path(arguments.loss_face_model)
     if arguments.adapter:
-        facts = restore(read_file(arguments.adapter)[1])
+        facts = restore(read_metadata(arguments.adapter))
         return facts.info.get("face_model") if facts else None
     return None
 
@@ -62,5 +64,5 @@ def _pictures(paths: Sequence[Path]) -> list[Tensor]:
     """The pictures of files and folders, in the order given."""
     images: list[Tensor] = []
     for path in paths:
-        images += photos_in(path).images if path.is_dir() else [read_picture(path).image]
+        images += photos_in(path).images if path.is_dir() else [picture_in(path)]
     return images

@@ -6,34 +6,40 @@ import logging
 import os
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from ..data import ReferenceSet, load_folder
 from ..files import atomic_write
+from ..images import read_picture, to_pil
 
 logger = logging.getLogger(__name__)
 
 
 def photos_in(folder: str | os.PathLike[str]) -> ReferenceSet:
     """The photos of a folder; says which files were left alone. Raises as `load_folder`."""
-    photos = load_folder(folder, "subject")
+    photos = load_folder(folder)
     for warning in photos.warnings:
         logger.warning("%s", warning)
     return photos
 
 
+def picture_in(file: Path) -> Tensor:
+    """The picture (3,H,W) of a file; says what is wrong with it. Raises as `read_picture`."""
+    picture = read_picture(file)
+    if picture.warning:
+        logger.warning("%s: %s", file, picture.warning)
+    return picture.image
+
+
 def save_image(image: Tensor, path: Path, prompt: str, seed: int | None = None) -> None:
     """Write an image (3,H,W) in 0..1 as PNG, its prompt and seed inside."""
-    from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    values = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     info = PngInfo()
     info.add_text("prompt", prompt)
     if seed is not None:
         info.add_text("seed", str(seed))
-    atomic_write(path, lambda temporary: Image.fromarray(values).save(temporary, pnginfo=info))
+    atomic_write(path, lambda temporary: to_pil(image).save(temporary, pnginfo=info))
 
 
 def free_path(folder: Path, stem: str) -> Path:

@@ -36,9 +36,11 @@ def device_from(arguments: argparse.Namespace) -> torch.device:
         torch.empty(1, device=device).sum().item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
+        if isinstance(error, NotImplementedError) or len(reason) > 200:  # lists of every backend
+            reason = "this PyTorch has no such device"
         raise InputError(
-            f"The device {arguments.device!r} cannot be used here ({reason}); use cpu, or cuda on "
-            "a machine with an NVIDIA GPU."
+            f"--device: {arguments.device[:40]!r} cannot be used here ({reason}); use cpu, or cuda "
+            "on a machine with an NVIDIA GPU."
         ) from error
     return device
 

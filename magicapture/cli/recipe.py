@@ -8,10 +8,19 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ..config import Recipe, from_dict, to_dict
-from ..errors import InputError, StorageError
-from ..recipes import RECIPE_NAMES, recipe, with_steps
+from ..config import Recipe
+from ..recipes import (
+    RECIPE_NAMES,
+    changed,
+    commented,
+    parse_changes,
+    read_recipe,
+    recipe,
+    with_steps,
+    without_masks,
+)
 from .model import precision_from
+from .options import naming
 
 
 def recipes(arguments: argparse.Namespace) -> None:
@@ -19,7 +28,7 @@ def recipes(arguments: argparse.Namespace) -> None:
     if arguments.name is None:
         sys.stdout.write("\n".join(RECIPE_NAMES) + "\n")
     else:
-        sys.stdout.write(json.dumps(to_dict(recipe(arguments.name)), indent=2) + "\n")
+        sys.stdout.write(json.dumps(commented(arguments.name), indent=2) + "\n")
 
 
 def recipe_from(arguments: argparse.Namespace) -> Recipe:
@@ -29,25 +38,23 @@ def recipe_from(arguments: argparse.Namespace) -> Recipe:
     """
     chosen = _named_or_read(arguments.recipe)
     if arguments.steps is not None:
-        chosen = with_steps(chosen, arguments.steps)
-    if arguments.rank is not None:
-        chosen = replace(chosen, lora=replace(chosen.lora, rank=arguments.rank))
-    if arguments.resolution is not None:
-        chosen = replace(chosen, resolution=arguments.resolution)
+        with naming("--steps"):
+            chosen = with_steps(chosen, arguments.steps)
+    for name, path in (("rank", "lora.rank"), ("resolution", "resolution")):
+        if (value := getattr(arguments, name)) is not None:
+            with naming(f"--{name}"):
+                chosen = changed(chosen, {path: value})
     if arguments.save_memory:
         chosen = replace(chosen, batching="in_turn", checkpointing=True)
+    if arguments.without_masks:
+        chosen = without_masks(chosen)
+    with naming("--set"):
+        chosen = changed(chosen, parse_changes(arguments.set))
     if arguments.precision or chosen.precision == "model":
         chosen = replace(chosen, precision=precision_from(arguments))
     return chosen
 
 
 def _named_or_read(name: str) -> Recipe:
-    if not name.endswith(".json"):
-        return recipe(name)
-    try:
-        data = json.loads(Path(name).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise StorageError(f"The recipe {name} cannot be read: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{name} holds no recipe; `magicapture recipes NAME` prints one.")
-    return from_dict(Recipe, data)
+    with naming("--recipe"):
+        return read_recipe(Path(name)) if name.lower().endswith(".json") else recipe(name)

@@ -12,35 +12,44 @@ from .. import sampling
 from ..adapters import Adapter, load_adapter
 from ..backbone import Backbone
 from ..config import PromptTemplates
-from ..data.folder import read_mask, read_picture
+from ..data.folder import read_mask
+from ..demo import require_writable
+from ..errors import InputError
+from ..images import read_picture
 from ..prompts import PromptKind, prompt_for
 from ..refocusing import PromptRefocuser, RefocusGuidance, foci
 from ..sampling import SamplingSettings
 from ..tokens import Prompt, TokenVectors
 from .images import free_path, save_image
 from .model import backbone_from, precision_from
+from .options import MAX_SEED, require_range, require_text, settings_from
 
 logger = logging.getLogger(__name__)
 
 
 def sample(arguments: argparse.Namespace) -> None:
     """Draw pictures with a trained adapter."""
-    settings = SamplingSettings(
-        **{
-            name: value
-            for name in ("sampler", "steps", "guidance", "negative", "width", "height")
-            if (value := getattr(arguments, name)) is not None
-        }
-    )
+    require_range("--count", arguments.count, 1)
+    require_range("--seed", arguments.seed, 0, MAX_SEED)
+    require_range("--strength", arguments.strength, -10, 10)
+    require_text("--prompt", arguments.prompt)
+    names = ("sampler", "steps", "guidance", "negative", "width", "height")
+    settings = settings_from(SamplingSettings, arguments, names)
+    refocus = settings_from(RefocusGuidance, arguments, ("bias", "gradient"), "refocus-")
+    if arguments.refocus_region and not refocus.acts:
+        raise InputError(
+            "--refocus-region: it acts through --refocus-bias or --refocus-gradient; give one."
+        )
     file: Path = arguments.adapter
     adapter = load_adapter(file, [file.parent / "embeddings", file.parent])
+    require_writable(arguments.out)  # before minutes are spent
     prompt = arguments.prompt or _trained_prompt(adapter, arguments.prompt_kind)
     backbone = backbone_from(arguments, precision_from(arguments))
     vectors = adapter.vectors().to(backbone.device)
     with sampling.adapted(backbone, adapter, arguments.strength):
         for index in range(arguments.count):
             seed = arguments.seed + index
-            guide = _guide(arguments, backbone, prompt, adapter, vectors)
+            guide = _guide(arguments, refocus, backbone, prompt, adapter, vectors)
             image = sampling.sample(backbone, prompt, vectors, settings, seed=seed, guide=guide)[0]
             path = free_path(arguments.out, file.stem)
             save_image(image, path, prompt, seed)
@@ -49,13 +58,13 @@ def sample(arguments: argparse.Namespace) -> None:
 
 def _guide(
     arguments: argparse.Namespace,
+    settings: RefocusGuidance,
     backbone: Backbone,
     prompt: str,
     adapter: Adapter,
     vectors: TokenVectors,
 ) -> PromptRefocuser | None:
     """Attention Refocusing as asked for, for one drawing; None where both strengths are 0."""
-    settings = RefocusGuidance(bias=arguments.refocus_bias, gradient=arguments.refocus_gradient)
     if not settings.acts:
         return None
     file = arguments.refocus_region

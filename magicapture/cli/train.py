@@ -7,12 +7,14 @@ import logging
 from pathlib import Path
 
 from ..adapters import check_names, save_adapter
-from ..data import load_folder
-from ..faces.embed import load_face_embedder
+from ..data import Learnable, load_folder
+from ..faces.embed import FaceEmbedder, load_face_embedder
 from ..files import safe_name
 from ..tokens import Concept
 from ..training import Trainer, TrainingJob
+from .faces import faces_found
 from .model import backbone_from
+from .options import MAX_SEED, require_range, require_text
 from .progress import Progress
 from .recipe import recipe_from
 
@@ -21,20 +23,26 @@ logger = logging.getLogger(__name__)
 
 def train(arguments: argparse.Namespace) -> None:
     """Train on two folders of photos and write a LoRA and an embedding for each token."""
+    require_text("--source", arguments.source)
+    require_text("--style", arguments.style)
+    require_range("--seed", arguments.seed, 0, MAX_SEED)
+    require_range("--preview-every", arguments.preview_every, 0)
+    require_range("--save-every", arguments.save_every, 0)
     folder: Path = arguments.out_dir
     name = safe_name(arguments.out, "output name")
-    job = _job(arguments)
-    embeddings = folder / "embeddings"
-    lora = folder / f"{name}.safetensors"
-    for line in check_names((job.subject, job.style), [embeddings], lora):
-        logger.info("%s", line)
-    job.check()  # before gigabytes are read
     embedder = None
     if arguments.face_model:
         embedder = load_face_embedder(arguments.face_model, arguments.face_model_input)
+    job = _job(arguments, embedder)
+    embeddings = folder / "embeddings"
+    lora = folder / f"{name}.safetensors"
+    for line in check_names(job.concepts, [embeddings], lora):
+        logger.info("%s", line)
+    job.check()  # before gigabytes are read
     backbone = backbone_from(arguments, job.recipe.precision)
-    with Progress(folder / f"{name}-previews") as progress:
-        trainer = Trainer(
+    with (
+        Progress(folder / f"{name}-previews") as progress,
+        Trainer.open(
             job,
             backbone,
             embedder=embedder,
@@ -42,10 +50,10 @@ def train(arguments: argparse.Namespace) -> None:
             state_folder=arguments.states or folder / "states",
             save_every=arguments.save_every,
             fresh=arguments.fresh,
-        )
+        ) as trainer,
+    ):
         try:
-            with trainer:
-                adapter = trainer.run(preview_every=arguments.preview_every)
+            adapter = trainer.run(preview_every=arguments.preview_every)
         except KeyboardInterrupt:
             progress.close()
             if trainer.step:
@@ -57,13 +65,13 @@ def train(arguments: argparse.Namespace) -> None:
         logger.info("Wrote %s", file)
 
 
-def _job(arguments: argparse.Namespace) -> TrainingJob:
+def _job(arguments: argparse.Namespace, embedder: FaceEmbedder | None) -> TrainingJob:
     word, vectors = arguments.class_word, arguments.vectors
+    recipe = recipe_from(arguments)
+    subject = Concept(arguments.subject_name, "subject", word, vectors)
+    style = Concept(arguments.style_name, "style", word, vectors)
+    photos, portraits = load_folder(arguments.source), load_folder(arguments.style)
+    photos, portraits = faces_found(photos, portraits, arguments, embedder)
     return TrainingJob(
-        Concept(arguments.subject_name, "subject", word, vectors),
-        load_folder(arguments.source, "subject"),
-        Concept(arguments.style_name, "style", word, vectors),
-        load_folder(arguments.style, "style"),
-        recipe_from(arguments),
-        arguments.seed,
+        Learnable(subject, photos), Learnable(style, portraits), recipe, arguments.seed
     )

@@ -1,26 +1,27 @@
-"""Photos in: reference sets, checks, masks, augmentation, latents."""
+"""Photos in: a concept's photos, checks, masks, augmentation, latents."""
 
-from .augment import Draw, draw
-from .cache import CachedDraw, LatentCache
-from .checks import check_references
+from .augment import Variant, variant
+from .cache import EncodedVariant, LatentCache
+from .checks import check_photos
 from .composing import with_faces_of
+from .concepts import Learnable
 from .folder import load_folder
-from .masks import area_share, binarise, face_mask, face_to_concept, to_latent
-from .references import ReferenceSet, fingerprint
+from .masks import area_share, binarise, to_latent
+from .photos import Photo, ReferenceSet, fingerprint
 
 __all__ = [
-    "CachedDraw",
-    "Draw",
+    "EncodedVariant",
     "LatentCache",
+    "Learnable",
+    "Photo",
     "ReferenceSet",
+    "Variant",
     "area_share",
     "binarise",
-    "check_references",
-    "draw",
-    "face_mask",
-    "face_to_concept",
+    "check_photos",
     "fingerprint",
     "load_folder",
     "to_latent",
+    "variant",
     "with_faces_of",
 ]

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from ..config import Recipe
-from .masks import fit
+from ..images import adjust_brightness, adjust_contrast, resize
+from .photos import Photo
 
 FACE_KEPT = 0.9
 """Least share of the face's mask that a crop keeps."""
@@ -20,11 +19,14 @@ _MIRROR = [1, 0, 2, 4, 3]  # landmarks are named by their side of the picture
 
 
 @dataclass(frozen=True)
-class Draw:
-    """One variant: image (3,S,S) and mask (1,S,S) in 0..1, landmarks (5,2) in pixels or None."""
+class Variant:
+    """One variant of a photo, S pixels a side.
+
+    image (3,S,S) in 0..1; face_mask (1,S,S) in 0..1 or None; landmarks (5,2) in pixels or None.
+    """
 
     image: Tensor
-    mask: Tensor
+    face_mask: Tensor | None
     landmarks: Tensor | None
 
 
@@ -46,35 +48,24 @@ def generator_for(seed: int, picture: int, variant: int) -> Generator:
     return Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
-def draw(
-    image: Tensor,
-    mask: Tensor | None,
-    landmarks: Tensor | None,
-    recipe: Recipe,
-    generator: Generator,
-    *,
-    face: Tensor | None = None,
-) -> Draw:
-    """Draw a variant of a photo (3,H,W), its concept's mask (1,h,w) and landmarks (5,2).
+def variant(photo: Photo, recipe: Recipe, generator: Generator) -> Variant:
+    """A random variant of a photo, its face's mask and landmarks.
 
     A square whose side is the photo's short side, or down to 1 - recipe.zoom of it, is cut out
     and brought to recipe.resolution S; then mirrored and changed in light at random. The cut
-    keeps FACE_KEPT of `face` (1,h,w) (by default: of `mask`) and all landmarks, unless the face is
-    larger than the square. Without zoom it is the central square, moved no further than the face
-    needs. Without a mask, the variant's is all ones.
+    keeps FACE_KEPT of the face and all landmarks, unless the face is larger than the square.
+    Without zoom it is the central square, moved no further than the face needs.
     """
-    size = (image.shape[-2], image.shape[-1])
-    inside = None if mask is None else fit(mask, size)
-    face = inside if face is None else fit(face, size)
+    image, face, landmarks = photo.image, photo.face_mask, photo.landmarks
     # A fixed count of numbers, so that no setting changes the others' draws.
     zoom, x, y, flip, brightness, contrast = torch.rand(6, generator=generator).tolist()
 
-    rows, columns = _crop(size, face, landmarks, recipe.zoom, (zoom, y, x))
+    rows, columns = _crop(photo.size, face, landmarks, recipe.zoom, (zoom, y, x))
     # One resize for both, so that the mask's edge stays on the image's.
-    both = image if inside is None else torch.cat([image, inside.to(image)])
+    both = image if face is None else torch.cat([image, face.to(image)])
     cut = both[:, rows.start : rows.end, columns.start : columns.end]
     side = recipe.resolution
-    pixels = F.resize(cut, [side, side], InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
+    pixels = resize(cut, (side, side)).clamp(0, 1)
     points = None
     if landmarks is not None:
         origin = landmarks.new_tensor([columns.start, rows.start])
@@ -83,16 +74,16 @@ def draw(
         pixels = pixels.flip(-1)
         if points is not None:
             points = torch.stack([side - 1 - points[_MIRROR, 0], points[_MIRROR, 1]], dim=1)
-    shown = torch.ones_like(pixels[:1]) if inside is None else pixels[3:]
-    return Draw(_lit(pixels[:3], recipe.jitter, brightness, contrast), shown, points)
+    lit = _lit(pixels[:3], recipe.jitter, brightness, contrast)
+    return Variant(lit, None if face is None else pixels[3:], points)
 
 
 def _lit(image: Tensor, jitter: float, brightness: float, contrast: float) -> Tensor:
     """Brightness and contrast times a factor in 1 - jitter..1 + jitter, from numbers in 0..1."""
     if not jitter:
         return image
-    image = F.adjust_brightness(image, 1 + jitter * (2 * brightness - 1))
-    return F.adjust_contrast(image, 1 + jitter * (2 * contrast - 1))
+    image = adjust_brightness(image, 1 + jitter * (2 * brightness - 1))
+    return adjust_contrast(image, 1 + jitter * (2 * contrast - 1))
 
 
 def _crop(

@@ -12,9 +12,9 @@ from torch import Generator, Tensor
 
 from ..config import Recipe
 from ..errors import InputError, NumericalError
-from .augment import draw, generator_for
+from .augment import generator_for, variant
 from .masks import to_latent
-from .references import ReferenceSet
+from .photos import ReferenceSet
 
 Encoder = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]
@@ -24,22 +24,22 @@ _ANY = 2**62
 
 
 @dataclass(frozen=True)
-class CachedDraw:
+class EncodedVariant:
     """One variant of photo `index` as training sees it.
 
-    latents (1,C,h,w) and mask (1,1,h,w) float32, landmarks (1,5,2) in pixels of the square picture
-    or None; on the CPU.
+    latents (1,C,h,w) float32; face_mask (1,1,h,w) float32 in 0..1 or None; landmarks (1,5,2) in
+    pixels of the square picture or None; on the CPU.
     """
 
     latents: Tensor
-    mask: Tensor
+    face_mask: Tensor | None
     landmarks: Tensor | None
     index: int
     caption: str | None
 
 
 class LatentCache:
-    """Encodes each photo's variants once, or afresh at every request with `recipe.draws` = 0.
+    """Encodes each photo's variants once, or afresh at every request with `recipe.variants` = 0.
 
     `encode` takes images (B,3,S,S) in 0..1 and returns latents (B,C,S/downscale,S/downscale).
     Everything follows from the arguments, so only `state_dict` needs saving to go on exactly. No
@@ -67,14 +67,21 @@ class LatentCache:
         self._order: list[int] = []  # the photos that the current epoch has yet to show
         self._variants = self._encode_all(on_progress or (lambda done, total: None))
 
-    def sample(self, generator: Generator) -> CachedDraw:
+    def sample(self, generator: Generator) -> EncodedVariant:
         """A random variant of the next photo; each photo comes once in every shuffled epoch.
 
         `generator` is a CPU one and decides both.
         """
         if not self._order:
             self._order = torch.randperm(len(self.references), generator=generator).tolist()
-        index = self._order.pop()
+        return self._any_of(self._order.pop(), generator)
+
+    def any(self, generator: Generator) -> EncodedVariant:
+        """A random variant of a random photo, whatever the epoch has shown."""
+        photo = int(torch.randint(len(self.references), (), generator=generator))
+        return self._any_of(photo, generator)
+
+    def _any_of(self, index: int, generator: Generator) -> EncodedVariant:
         variants = self._variants[index] if self._variants else ()
         choice = int(torch.randint(len(variants) or _ANY, (), generator=generator))
         return variants[choice] if variants else self._encode([(index, choice)])[0]
@@ -90,12 +97,12 @@ class LatentCache:
             raise InputError("The saved state belongs to another set of photos.")
         self._order = order
 
-    def _encode_all(self, on_progress: Progress) -> list[list[CachedDraw]]:
+    def _encode_all(self, on_progress: Progress) -> list[list[EncodedVariant]]:
         photos = len(self.references)
         used = math.ceil(self.recipe.steps * self.recipe.accumulation / max(1, photos))
-        count = min(self.recipe.draws, max(1, used))
-        wanted = [(index, variant) for index in range(photos) for variant in range(count)]
-        made: list[CachedDraw] = []
+        count = min(self.recipe.variants, max(1, used))
+        wanted = [(index, number) for index in range(photos) for number in range(count)]
+        made: list[EncodedVariant] = []
         at_once = max(1, _BATCH_PIXELS // self.recipe.resolution**2)
         for start in range(0, len(wanted), at_once):
             made += self._encode(wanted[start : start + at_once])
@@ -105,34 +112,34 @@ class LatentCache:
     # The executor of ComfyUI runs nodes in inference mode, whose tensors cannot be trained on.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _encode(self, wanted: Sequence[tuple[int, int]]) -> list[CachedDraw]:
+    def _encode(self, wanted: Sequence[tuple[int, int]]) -> list[EncodedVariant]:
         """The variants (index of the photo, number of the variant), in one batch."""
-        references = self.references
-        draws = [
-            draw(
-                references.images[index],
-                references.masks[index],
-                references.landmarks[index],
-                self.recipe,
-                generator_for(self.seed, index, variant),
-                face=references.face(index),
-            )
-            for index, variant in wanted
+        photos = self.references.photos
+        variants = [
+            variant(photos[index], self.recipe, generator_for(self.seed, index, number))
+            for index, number in wanted
         ]
-        latents = self.encode(torch.stack([d.image for d in draws])).to("cpu", torch.float32)
+        latents = self.encode(torch.stack([v.image for v in variants])).to("cpu", torch.float32)
         for (index, _), values in zip(wanted, latents, strict=True):
             if not torch.isfinite(values).all():
                 raise NumericalError(
-                    f"The VAE made NaN or infinite latents of {references.names[index]}; some "
+                    f"The VAE made NaN or infinite latents of {photos[index].name}; some "
                     "VAEs do in fp16. Use it in fp32 or bf16 (ComfyUI: --fp32-vae), or another VAE."
                 )
         return [
-            CachedDraw(
+            EncodedVariant(
                 values[None].clone(),
-                to_latent(d.mask, self.downscale)[None].cpu(),
-                None if d.landmarks is None else d.landmarks[None].cpu(),
+                _batched(v.face_mask, lambda mask: to_latent(mask, self.downscale)),
+                _batched(v.landmarks),
                 index,
-                references.captions[index],
+                photos[index].caption,
             )
-            for (index, _), d, values in zip(wanted, draws, latents, strict=True)
+            for (index, _), v, values in zip(wanted, variants, latents, strict=True)
         ]
+
+
+def _batched(
+    tensor: Tensor | None, change: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> Tensor | None:
+    """A tensor, changed, as a batch of one on the CPU; None for None."""
+    return None if tensor is None else change(tensor)[None].cpu()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import torch
@@ -10,66 +9,73 @@ from torch import Tensor
 
 from ..config import Recipe
 from ..errors import InputError
-from ..tokens import Concept
-from .masks import fit, is_empty, is_full
-from .references import ReferenceSet, tensor_digest
-
-logger = logging.getLogger(__name__)
+from ..losses import needs
+from .concepts import Learnable
+from .masks import is_empty, is_full
+from .photos import Photo, ReferenceSet, tensor_digest
 
 MIN_SIDE = 64
 """Shortest side of a usable photo, in pixels."""
 
 _MAX_UPSCALE = 2.0
 _OVERSHOOT = 0.01  # beyond 0..1: what a sharp resize leaves, clamped later
-_UNMASKED = "turn masks off (masked: off, attention weight: 0)"
+_UNMASKED = "train without masks (recipe: masked off, attention weight 0)"
 
 
-def check_references(references: ReferenceSet, concept: Concept, recipe: Recipe) -> tuple[str, ...]:
-    """Return what the user should know, logged as well, those from loading first.
+def check_photos(learnable: Learnable, recipe: Recipe) -> tuple[str, ...]:
+    """Return what the user should know, what was noticed while loading first.
 
     Raises InputError that lists every photo which cannot be used, what was expected, what came
     and what to do.
     """
-    if references.role != concept.role:
-        raise InputError(
-            f"The photos for {concept.token} were given as those of a {references.role}, but it "
-            f"is a {concept.role}; give them as a {concept.role}'s."
-        )
+    concept, references = learnable.concept, learnable.photos
     count = len(references)
     if count < max(1, recipe.min_images):
         raise InputError(
             f"There {'is' if count == 1 else 'are'} {count or 'no'} photo{'s' * (count != 1)} for "
             f"{concept.token}; expected {recipe.min_images} or more (4 to 6 work well). Add photos."
         )
-    needs_masks = recipe.masked or recipe.uses("attention")
+    needs_masks = recipe.masked or "face masks" in needs(recipe)
     problems: dict[str, list[str]] = {}
-    for i, name in enumerate(references.names):
-        for text in _problems(references, i, needs_masks):
-            problems.setdefault(text, []).append(name)
+    for photo in references:
+        for text in _problems(photo, needs_masks):
+            problems.setdefault(text, []).append(photo.name)
     if problems:
         lines = [f"- {', '.join(names)}: {text}" for text, names in problems.items()]
         raise InputError("\n".join([f"The photos for {concept.token} cannot be used:", *lines]))
-    found = (*_size_warnings(references, recipe), *_duplicates(references))
-    for text in found:
-        logger.warning(text)
-    return (*references.warnings, *found)
+    return (*references.warnings, *_size_warnings(references, recipe), *_duplicates(references))
 
 
-def _problems(references: ReferenceSet, index: int, needs_masks: bool) -> Iterator[str]:
-    image, mask = references.images[index], references.masks[index]
-    height, width = _size(image)
+def check_apart(subject: Learnable, style: Learnable) -> tuple[str, ...]:
+    """Return which pictures both concepts are learned from; raises InputError where all are."""
+    known = {tensor_digest(photo.image): photo.name for photo in subject.photos}
+    shared = [p.name for p in style.photos if tensor_digest(p.image) in known]
+    if len(shared) == len(style.photos):
+        raise InputError(
+            f"{subject.concept.token} and {style.concept.token} are given the same pictures; give "
+            "the person's photos to one and portraits of other people in the style to the other."
+        )
+    return tuple(
+        f"{name}: both {subject.concept.token} and {style.concept.token} are learned from this "
+        "picture; leave it out of one of them."
+        for name in shared
+    )
+
+
+def _problems(photo: Photo, needs_masks: bool) -> Iterator[str]:
+    height, width = photo.size
     if min(height, width) < MIN_SIDE:
         yield (
             f"the picture is {width}x{height} pixels; expected at least {MIN_SIDE} a side. Use a "
             "larger one."
         )
-    yield from _value_problems(image, "picture")
-    if (landmarks := references.landmarks[index]) is not None:
-        yield from _landmark_problems(landmarks, (height, width))
-    if mask is not None:
-        yield from _mask_problems(mask, (height, width))
+    yield from _value_problems(photo.image, "picture")
+    if photo.landmarks is not None:
+        yield from _landmark_problems(photo.landmarks, photo.size)
+    if photo.face_mask is not None:
+        yield from _value_problems(photo.face_mask, "mask")
     if needs_masks:
-        yield from _face_problems(references.face(index))
+        yield from _face_problems(photo.face_mask)
 
 
 def _value_problems(values: Tensor, what: str) -> Iterator[str]:
@@ -107,14 +113,6 @@ def _mirrored(*points: list[float]) -> bool:
     return across[0] * down[1] - across[1] * down[0] <= 0
 
 
-def _mask_problems(mask: Tensor, size: tuple[int, int]) -> Iterator[str]:
-    yield from _value_problems(mask, "mask")
-    try:
-        fit(mask, size)
-    except InputError as error:
-        yield f"{error}."
-
-
 def _face_problems(face: Tensor | None) -> Iterator[str]:
     if face is None:
         yield f"no mask of the face. Give one, or {_UNMASKED}."
@@ -128,32 +126,22 @@ def _face_problems(face: Tensor | None) -> Iterator[str]:
 
 
 def _size_warnings(references: ReferenceSet, recipe: Recipe) -> Iterator[str]:
-    for name, image, mask in zip(
-        references.names, references.images, references.masks, strict=True
-    ):
-        height, width = _size(image)
+    for photo in references:
+        height, width = photo.size
         if min(height, width) * _MAX_UPSCALE < recipe.resolution:
             yield (
-                f"{name}: the picture is {width}x{height} pixels and is enlarged more than twice "
-                f"to {recipe.resolution}, which teaches blur; use a larger one if there is."
-            )
-        if mask is not None and _size(mask) != (height, width):
-            yield (
-                f"{name}: the mask is {mask.shape[-1]}x{mask.shape[-2]} pixels and the picture "
-                f"{width}x{height}; the mask is resized."
+                f"{photo.name}: the picture is {width}x{height} pixels and is enlarged more than "
+                f"twice to {recipe.resolution}, which teaches the model blur; use a larger photo "
+                "if you have one."
             )
 
 
 def _duplicates(references: ReferenceSet) -> Iterator[str]:
-    first: dict[bytes, int] = {}
-    for i, (name, image) in enumerate(zip(references.names, references.images, strict=True)):
-        same = first.setdefault(tensor_digest(image), i)
-        if same != i:
+    first: dict[bytes, Photo] = {}
+    for photo in references:
+        same = first.setdefault(tensor_digest(photo.image), photo)
+        if same is not photo:
             yield (
-                f"{name}: it is the same picture as {references.names[same]} and counts twice; "
-                "leave one out."
+                f"{photo.name}: it is the same picture as {same.name} and counts twice; leave one "
+                "out."
             )
-
-
-def _size(tensor: Tensor) -> tuple[int, int]:
-    return tensor.shape[-2], tensor.shape[-1]

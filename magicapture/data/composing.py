@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy
@@ -13,8 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from ..errors import InputError
 from ..faces.align import similarity, warp
-from .masks import fit
-from .references import ReferenceSet
+from .photos import Photo, ReferenceSet
 
 SEAM = 0.01
 """Softness of the laid-in face's edge, as a share of the portrait's short side."""
@@ -39,32 +38,31 @@ def with_faces_of(portraits: ReferenceSet, source: ReferenceSet) -> ReferenceSet
 
     Raises InputError where masks or landmarks are missing.
     """
-    for references in (portraits, source):
-        if any(known is None for known in (*references.masks, *references.landmarks)):
-            raise InputError(
-                "Laying the person's face into the portraits needs the faces' masks in every "
-                "photo and portrait; make them, or set pseudo_label to portrait."
-            )
-    own_faces = [_face(portraits, i) for i in range(len(portraits))]
-    faces = _in_colours_of(own_faces, [_face(source, j) for j in range(len(source))])
-    images = []
-    pairs = list(product(range(len(portraits)), range(len(source))))
-    for i, j in pairs:
-        (image, place), points = own_faces[i], source.landmarks[j]
-        matrix = similarity(points[None], portraits.landmarks[i])  # type: ignore[index,arg-type]
-        size = (image.shape[-2], image.shape[-1])
-        moved = warp(torch.cat(faces[j])[None], matrix, size, antialias=True)[0]
-        face, inside = moved[:3], moved[3:] * place
-        own = torch.lerp(image, _toned(image, place, face, inside), _softened(place))
-        images.append(torch.lerp(own, face, _softened(inside)))
-    return dataclasses.replace(portraits.only([i for i, _ in pairs]), images=tuple(images))
+    own_faces = [_face(portrait) for portrait in portraits]
+    faces = _in_colours_of(own_faces, [_face(photo) for photo in source])
+    labels = []
+    for (portrait, own_face), (photo, face) in product(
+        zip(portraits, own_faces, strict=True), zip(source, faces, strict=True)
+    ):
+        assert portrait.landmarks is not None and photo.landmarks is not None
+        image, place = own_face
+        matrix = similarity(photo.landmarks[None], portrait.landmarks)
+        moved = warp(torch.cat(face)[None], matrix, portrait.size, antialias=True)[0]
+        laid_in, inside = moved[:3], moved[3:] * place
+        own = torch.lerp(image, _toned(image, place, laid_in, inside), _softened(place))
+        labels.append(replace(portrait, image=torch.lerp(own, laid_in, _softened(inside))))
+    return ReferenceSet(tuple(labels))
 
 
-def _face(references: ReferenceSet, index: int) -> _Face:
-    """A photo (3,H,W) and its face's mask (1,H,W) at the photo's size."""
-    image, mask = references.images[index].float(), references.face(index)
-    assert mask is not None
-    return image, fit(mask, (image.shape[-2], image.shape[-1]))
+def _face(photo: Photo) -> _Face:
+    """A photo (3,H,W) and its face's mask (1,H,W); raises InputError where its face is unknown."""
+    if photo.face_mask is None or photo.landmarks is None:
+        raise InputError(
+            f"{photo.name}: the face is not known. Laying the person's face into the portraits "
+            "needs a face mask for every photo and portrait; make them, or set pseudo_label to "
+            "portrait."
+        )
+    return photo.image.float(), photo.face_mask
 
 
 def _in_colours_of(style: Sequence[_Face], faces: Sequence[_Face]) -> list[_Face]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor
@@ -12,8 +11,8 @@ from torch import Tensor
 from ..faces.analyzer import FaceAnalyzer, head
 from ..faces.masks import FaceMask, MaskSettings, face_mask, parts_from
 from ..faces.protocols import Face
-from .masks import face_to_concept, fit, is_empty, is_full
-from .references import ReferenceSet
+from .masks import is_empty, is_full
+from .photos import ReferenceSet
 
 Origin = Literal["yours", "empty", "full", "parsed", "oval", "none"]
 Progress = Callable[[int, int], None]
@@ -49,16 +48,16 @@ class FoundFace:
     def __str__(self) -> str:
         if self.face is None:
             if self.faces:
-                return f"{self.mask}, and none of the faces found lies in it"
-            return f"no face was found; {self.mask}"
+                return f"{self.mask_origin}, and none of the faces found lies in it"
+            return f"no face was found; {self.mask_origin}"
         width = f"face {self.face.width:.0f} px wide"
         if len(self.faces) > 1:
             place = "the largest" if self.chosen == 0 else f"number {self.chosen + 1} by size"  # type: ignore[operator]
             width = f"{len(self.faces)} faces, {place} is taken; {width}"
-        return f"{width}, {self.mask}"
+        return f"{width}, {self.mask_origin}"
 
     @property
-    def mask(self) -> str:
+    def mask_origin(self) -> str:
         """Where the mask is from, and what to do about one that marks no face."""
         return _ORIGINS[self.origin]
 
@@ -84,37 +83,34 @@ def with_faces(
         faces.append(analyzer.detector(image))
         report(i + 1, 2 * total)
     people = analyzer.people(references.images, faces)
-    found, masks, landmarks = [], [], []
-    for i, image in enumerate(references.images):
-        given = references.face(i)
-        origin: Origin = "none" if given is None else _own(given)
-        own = given if origin == "yours" else None
-        chosen = people[i] if own is None else _inside(own, faces[i], image)
-        mask, points, parts = given, references.landmarks[i], None
+    found, filled = [], []
+    for i, photo in enumerate(references):
+        origin: Origin = "none" if photo.face_mask is None else _own(photo.face_mask)
+        own = photo.face_mask if origin == "yours" else None
+        chosen = people[i] if own is None else _inside(own, faces[i])
+        parts = None
         if chosen is not None:
             face = faces[i][chosen]
-            points = face.landmarks if points is None else points
-            if mask is None:
-                made = face_mask(image, face, analyzer.parser, settings, faces[i])
-                mask, origin, parts = made.mask, _origin(made), made.parts
+            if photo.landmarks is None:
+                photo = replace(photo, landmarks=face.landmarks)
+            if photo.face_mask is None:
+                made = face_mask(photo.image, face, analyzer.parser, settings, faces[i])
+                photo, origin, parts = (
+                    replace(photo, face_mask=made.mask),
+                    _origin(made),
+                    made.parts,
+                )
             elif analyzer.parser is not None:
-                parts = analyzer.parser(head(image, face)[0])[0].cpu()
+                parts = analyzer.parser(head(photo.image, face)[0])[0].cpu()
         found.append(FoundFace(faces[i], chosen, origin, parts))
-        masks.append(None if mask is None else face_to_concept(mask, references.role))
-        landmarks.append(points)
+        filled.append(photo)
         report(total + i + 1, 2 * total)
     lacking = tuple(
-        f"{name}: no face was found; give a mask, or leave the photo out."
-        for name, one, mask in zip(references.names, found, masks, strict=True)
-        if one.face is None and mask is None
+        f"{photo.name}: no face was found; give a mask, or leave the photo out."
+        for photo, one in zip(filled, found, strict=True)
+        if one.face is None and photo.face_mask is None
     )
-    filled = dataclasses.replace(
-        references,
-        masks=tuple(masks),
-        landmarks=tuple(landmarks),
-        warnings=(*references.warnings, *lacking),
-    )
-    return filled, tuple(found)
+    return ReferenceSet(tuple(filled), (*references.warnings, *lacking)), tuple(found)
 
 
 def _own(mask: Tensor) -> Origin:
@@ -125,9 +121,9 @@ def _origin(made: FaceMask) -> Origin:
     return "parsed" if made.parsed else "oval"
 
 
-def _inside(mask: Tensor, faces: tuple[Face, ...], image: Tensor) -> int | None:
-    """The face most of whose landmarks lie in a mask (1,h,w); None where none lies in it."""
-    inside = fit(mask, (image.shape[-2], image.shape[-1]))[0] >= 0.5
+def _inside(mask: Tensor, faces: tuple[Face, ...]) -> int | None:
+    """The face most of whose landmarks lie in a mask (1,H,W); None where none lies in it."""
+    inside = mask[0] >= 0.5
     height, width = inside.shape
     counts = []
     for face in faces:

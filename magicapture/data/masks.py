@@ -1,4 +1,4 @@
-"""Masks: from face to concept, to a picture's size, to the latent's size.
+"""Masks: their share of a picture, brought to a picture's size and to the latent's.
 
 A mask is (1,H,W) or (B,1,H,W) float in 0..1 and may be soft. Where a yes or no is needed (is it
 empty, is it full), a pixel counts as marked from 0.5 on.
@@ -9,23 +9,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import Role
 from ..errors import InputError
 
 ASPECT_TOLERANCE = 0.01
 """How much a mask's aspect ratio may differ from its picture's, relatively."""
 
 _STRAY = 1e-4  # a share this small is a few stray pixels, not a region
-
-
-def face_to_concept(mask: Tensor, role: Role) -> Tensor:
-    """The concept's mask from the face's: the face for a subject, all but the face for a style."""
-    return mask if role == "subject" else 1 - mask
-
-
-def face_mask(mask: Tensor, role: Role) -> Tensor:
-    """The face's mask from the concept's; undoes `face_to_concept`."""
-    return mask if role == "subject" else 1 - mask
 
 
 def binarise(mask: Tensor) -> Tensor:

@@ -4,16 +4,20 @@ DemoSettings -> run(...) -> Demo -> write(...) -> result.png, curves.png, scores
 """
 
 from .demo import Demo, run
+from .example import DollExample, doll_example
 from .figure import sheet
-from .files import require_writable, write
+from .files import require_own, require_writable, write
 from .settings import FAST_STEPS, DemoSettings, held_out_pair, recipe_for
 
 __all__ = [
     "FAST_STEPS",
     "Demo",
     "DemoSettings",
+    "DollExample",
+    "doll_example",
     "held_out_pair",
     "recipe_for",
+    "require_own",
     "require_writable",
     "run",
     "sheet",

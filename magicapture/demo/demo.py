@@ -18,15 +18,13 @@ from ..config import Recipe
 from ..paperdoll.attention import Leakages, token_leakage
 from ..paperdoll.edits import Edit, edits
 from ..paperdoll.judge import Case, Judge, Scores
-from ..paperdoll.pairs import Pair, masks, pictures, references
+from ..paperdoll.pairs import Pair, masks, pictures
 from ..paperdoll.weights import WEIGHTS, loss_embedder, model_folder
 from ..sampling import adapted
-from ..tokens import Concept
-from ..training import Listener, Trainer, TrainingJob
+from ..training import Listener, Trainer
 from .drawing import Drawing, draw, token_maps
+from .example import doll_job
 from .settings import DemoSettings, held_out_pair, recipe_for
-
-SUBJECT, STYLE = Concept("ada", "subject"), Concept("fable", "style")
 
 Rows = Mapping[str, Mapping[str, float | None]]
 
@@ -61,7 +59,7 @@ class Demo:
 
 @dataclass(frozen=True, eq=False)
 class _Look:
-    """An adapter's pictures, where its tokens look in them, and how much they leakage."""
+    """An adapter's pictures, where its tokens look in them, and how much leaks."""
 
     drawing: Drawing
     maps: Mapping[str, Tensor]
@@ -85,16 +83,9 @@ def run(
     judge, embedder = Judge.load(weights), loss_embedder(weights)
     backbone = load_backbone(model_folder(weights))
     case = judge.case(pair)
-    job = TrainingJob(
-        SUBJECT,
-        references(pair.source),
-        STYLE,
-        references(pair.reference).with_role("style"),
-        recipe or recipe_for(settings.steps),
-        settings.seed,
-    )
+    job = doll_job(pair, recipe or recipe_for(settings.steps), settings.seed)
     clock.done("preparing")
-    with Trainer(job, backbone, embedder=embedder, listener=listener) as trainer:
+    with Trainer.open(job, backbone, embedder=embedder, listener=listener) as trainer:
         untrained = trainer.adapter()
         trained = trainer.run()
     clock.done("training")

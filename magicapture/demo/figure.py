@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..images import to_pil
 from ..paperdoll.pairs import pictures
 
 if TYPE_CHECKING:
@@ -125,10 +125,7 @@ class _Page:
 def _picture(image: Tensor, side: int) -> Image:
     from PIL import Image
 
-    values = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    return Image.fromarray(np.ascontiguousarray(values)).resize(
-        (side, side), Image.Resampling.BICUBIC
-    )
+    return to_pil(image).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def _font(size: int, bold: bool = False) -> FreeTypeFont:

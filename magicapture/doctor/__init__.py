@@ -1,6 +1,6 @@
 """The reference doctor: a verdict for each photo before it is learned from."""
 
-from .check import check
+from .check import judge_photos
 from .sheet import contact_sheet, overlay
 from .verdicts import VERDICTS, Limits, PhotoCheck, SetCheck, Verdict
 
@@ -10,7 +10,7 @@ __all__ = [
     "PhotoCheck",
     "SetCheck",
     "Verdict",
-    "check",
     "contact_sheet",
+    "judge_photos",
     "overlay",
 ]

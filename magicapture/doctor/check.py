@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..config import Role
+from ..data import ReferenceSet
 from ..data.faces import FoundFace
-from ..data.references import ReferenceSet
 from ..faces.align import FFHQ_TEMPLATE, similarity, transform
 from ..faces.analyzer import embed_faces
 from ..faces.embed import FaceEmbedder
@@ -34,7 +34,7 @@ class _Seen:
     embedding: Tensor | None = None
 
 
-def check(
+def judge_photos(
     references: ReferenceSet,
     found: Sequence[FoundFace],
     role: Role,
@@ -53,7 +53,7 @@ def check(
     for name, image, one in zip(references.names, references.images, found, strict=True):
         known = embedder if role == "subject" else None
         figures, look = _figures(image, one, resolution, known)
-        mask = one.mask if one.origin in ("empty", "full") else None
+        mask = one.mask_origin if one.origin in ("empty", "full") else None
         photos.append(PhotoCheck(name, "use", (), len(one.faces), mask=mask, **figures))
         seen.append(look)
     photos = _with_twins(photos, seen, limits)
@@ -88,7 +88,7 @@ def _figures(
     figures = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
     embedding = None
     if embedder is not None:
-        embedding = embed_faces(embedder, image, [face])[0]
+        embedding = embed_faces(embedder, [image], [face.landmarks])[0].cpu()
     return figures, _Seen(thumbnail, measure.face_print(grey), embedding)
 
 

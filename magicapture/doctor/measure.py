@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..faces.align import ARCFACE_TEMPLATE, FACE_SIZE, similarity, warp
+from ..faces.align import ARCFACE_TEMPLATE, FACE_SIZE, MIRRORED, similarity, warp
 from ..faces.protocols import Part
+from ..images import luma
 
 _NOSE_AHEAD, _MOUTH_AHEAD = 15.0, 3.0
 """How far nose tip and mouth corners lie before the eyes, in pixels of a 112x112 face."""
@@ -18,7 +19,6 @@ _NOSE_AHEAD, _MOUTH_AHEAD = 15.0, 3.0
 _LEVEL = -13.0
 """The pitch that faces looking into the camera seem to have: the median of 29 photos."""
 
-_GREY = (0.299, 0.587, 0.114)
 _INNER = 0.62  # of the aligned face's side: from brows to mouth, without background
 
 
@@ -59,7 +59,7 @@ def angles(landmarks: Tensor) -> Angles:
 
 def _average_face() -> Tensor:
     """Eyes, nose and mouth corners (5,3) of an average face about their mean: x, y, ahead."""
-    mirrored = ARCFACE_TEMPLATE[[1, 0, 2, 4, 3]] * torch.tensor([-1.0, 1.0])
+    mirrored = ARCFACE_TEMPLATE[MIRRORED] * torch.tensor([-1.0, 1.0])
     mirrored[:, 0] += 2 * ARCFACE_TEMPLATE[:, 0].mean()
     flat = (ARCFACE_TEMPLATE + mirrored) / 2
     ahead = torch.tensor([0.0, 0.0, _NOSE_AHEAD, _MOUTH_AHEAD, _MOUTH_AHEAD])
@@ -70,7 +70,7 @@ def _average_face() -> Tensor:
 def aligned(image: Tensor, landmarks: Tensor) -> Tensor:
     """The grey aligned face (112,112) of an image (3,H,W)."""
     face = warp(image[None], similarity(landmarks[None]), antialias=True)[0]
-    return _grey(face)
+    return luma(face)[0]
 
 
 def sharpness(image: Tensor, landmarks: Tensor, resolution: int) -> float:
@@ -85,7 +85,7 @@ def sharpness(image: Tensor, landmarks: Tensor, resolution: int) -> float:
     size = max(32, round(own * min(1.0, resolution / min(image.shape[-2:]))))
     face = warp(image[None], matrix * (size / FACE_SIZE), size, antialias=size < own)[0]
     edge = round(size * (1 - _INNER) / 2)
-    inner = _grey(face)[edge:-edge, edge:-edge]
+    inner = luma(face)[0, edge:-edge, edge:-edge]
     left = []
     for axis in (0, 1):
         kernel, reach = ((9, 1), (0, 0, 4, 4)) if axis == 0 else ((1, 9), (4, 4, 0, 0))
@@ -123,16 +123,12 @@ def covered(parts: Tensor, landmarks: Tensor) -> float:
 
 def thumbnail(image: Tensor) -> Tensor:
     """A picture (3,H,W) as a unit vector of 24x24 grey values about their mean."""
-    return _unit(F.interpolate(_grey(image)[None, None], (24, 24), mode="area"))
+    return _unit(F.interpolate(luma(image)[None], (24, 24), mode="area"))
 
 
 def face_print(face: Tensor) -> Tensor:
     """A grey face (112,112) as a unit vector of its values about their mean."""
     return _unit(F.avg_pool2d(face[None, None], 4))
-
-
-def _grey(image: Tensor) -> Tensor:
-    return (image * torch.tensor(_GREY).view(3, 1, 1)).sum(dim=0)
 
 
 def _unit(values: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..data import Photo, ReferenceSet
 from ..data.faces import FoundFace
-from ..data.masks import fit
-from ..data.references import ReferenceSet
+from ..images import from_pil, to_pil
 from .verdicts import SetCheck, Verdict
 
 _COLOURS: dict[Verdict, str] = {"use": "#2e9e4f", "care": "#d99a1c", "leave out": "#c8372d"}
@@ -19,21 +19,21 @@ _PLAIN = "#6b7280"
 _LINES, _LINE, _MARGIN = 4, 17, 8  # lines of text below a photo, their height, space around
 
 
-def overlay(image: Tensor, mask: Tensor | None, landmarks: Tensor | None = None) -> Tensor:
-    """A photo (3,H,W) darkened outside a mask (1,h,w), with its landmarks as dots."""
+def overlay(photo: Photo) -> Tensor:
+    """A photo (3,H,W) darkened outside its face's mask, with its landmarks as dots."""
+    image, inside, landmarks = photo.image, photo.face_mask, photo.landmarks
     shown = image.clone()
-    if mask is not None:
-        inside = fit(mask, (image.shape[-2], image.shape[-1]))
+    if inside is not None:
         tint = torch.tensor([0.25, 0.05, 0.45]).view(3, 1, 1)
         shown = image * inside + (0.35 * image + 0.45 * tint) * (1 - inside)
     if landmarks is not None:
-        picture = _picture(shown)
+        picture = to_pil(shown)
         draw = ImageDraw.Draw(picture)
         radius = max(2.0, 0.06 * float((landmarks[1] - landmarks[0]).norm()))
         for x, y in landmarks.tolist():
             box = (x - radius, y - radius, x + radius, y + radius)
             draw.ellipse(box, fill="#38e8ff", outline="black")
-        shown = _tensor(picture)
+        shown = from_pil(picture)
     return shown
 
 
@@ -55,13 +55,13 @@ def contact_sheet(
     height = side + 2 * _MARGIN + _LINES * _LINE + _MARGIN
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
     for i in range(count):
-        photo = report.photos[i] if report else None
-        colour = _COLOURS[photo.verdict] if photo else _PLAIN
-        text = photo.text if photo else str(found[i])
-        shown = overlay(references.images[i], references.face(i), references.landmarks[i])
-        tile = _tile(_picture(shown), references.names[i], text, colour, side)
+        verdict = report.photos[i] if report else None
+        colour = _COLOURS[verdict.verdict] if verdict else _PLAIN
+        text = verdict.text if verdict else str(found[i])
+        photo = references.photos[i]
+        tile = _tile(to_pil(overlay(photo)), photo.name, text, colour, side)
         sheet.paste(tile, (i % columns * width, i // columns * height))
-    return _tensor(sheet)
+    return from_pil(sheet)
 
 
 def _tile(photo: Image.Image, name: str, text: str, colour: str, side: int) -> Image.Image:
@@ -82,13 +82,3 @@ def _tile(photo: Image.Image, name: str, text: str, colour: str, side: int) -> I
     for n, line in enumerate(lines, 1):
         draw.text((_MARGIN, y + n * _LINE), line, colour, font)
     return tile
-
-
-def _picture(image: Tensor) -> Image.Image:
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().contiguous()
-    return Image.fromarray(pixels.numpy())
-
-
-def _tensor(picture: Image.Image) -> Tensor:
-    values = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return values.view(picture.height, picture.width, 3).permute(2, 0, 1).float() / 255

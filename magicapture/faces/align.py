@@ -24,6 +24,9 @@ ARCFACE_TEMPLATE = torch.tensor(
 )
 """Where ArcFace wants eyes, nose and mouth corners in a 112x112 face: (5,2) pixels (x, y)."""
 
+MIRRORED = [1, 0, 2, 4, 3]
+"""The landmarks' order in the mirror image, since they are named by their side of the picture."""
+
 HEAD_SIZE = 512
 """Side of an aligned head, in pixels."""
 

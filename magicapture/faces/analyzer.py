@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -28,7 +28,8 @@ class FaceAnalyzer:
         """The unit embeddings (N,D) of faces of an image (3,H,W); InputError without embedder."""
         if self.embedder is None:
             raise InputError("Comparing faces needs a face recognition model; connect or name one.")
-        return embed_faces(self.embedder, image, faces)
+        landmarks = [face.landmarks for face in faces]
+        return embed_faces(self.embedder, [image] * len(faces), landmarks).cpu()
 
     def people(self, images: Sequence[Tensor], faces: Sequence[Sequence[Face]]) -> list[int | None]:
         """Which face of each image is of the person the set is of; None where there is no face.
@@ -47,13 +48,24 @@ class FaceAnalyzer:
         return [of_image.get(i) for i in range(len(faces))]
 
 
-def embed_faces(embedder: FaceEmbedder, image: Tensor, faces: Sequence[Face]) -> Tensor:
-    """The unit embeddings (N,D) of faces of an image (3,H,W), on the CPU."""
-    matrices = [similarity(face.landmarks[None]) for face in faces]
-    there = image[None].to(device_of(embedder))
+def embed_faces(
+    embedder: FaceEmbedder,
+    images: Iterable[Tensor],
+    landmarks: Iterable[Tensor],
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """The unit embeddings (N,D) of the faces in images (3,H,W) of any sizes, in 0..1.
+
+    landmarks: (5,2) in pixels, one set an image. device: where the face embedder is, which it
+    tells itself if it is a module.
+    """
+    device = device or device_of(embedder)
     with torch.no_grad():
-        rows = [embedder(warp(there, matrix, antialias=True)) for matrix in matrices]
-    return F.normalize(torch.cat(rows).float(), dim=-1).cpu()
+        rows = [
+            embedder(warp(image[None].to(device), similarity(points[None]), antialias=True))
+            for image, points in zip(images, landmarks, strict=True)
+        ]
+    return F.normalize(torch.cat(rows).float(), dim=-1)
 
 
 def device_of(embedder: FaceEmbedder) -> torch.device:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +11,66 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, MagiCaptureError, StorageError
+from ..weight_files import may_hold_code
 from .align import FACE_SIZE
-from .models import ENDINGS
+from .content import Content, first_line, onnx_inputs, read_onnx
+from .models import FACEXLIB, INSIGHTFACE, ONNX, RESEARCH, WEIGHTS, ModelFile, ModelKind
+from .script import SCRIPTS, load_script
+from .trial import try_embedder, within_limit
 from .weights import filled, read_weights
 
-logger = logging.getLogger(__name__)
+_ARCFACE = frozenset({"output_layer.3.weight", "body.0.res_layer.5.fc1.weight"})
+
+
+def _is_arcface(content: Content) -> bool:
+    return content.names >= _ARCFACE
+
+
+EMBEDDERS = (
+    ModelKind(
+        "embedder",
+        "any ONNX model for 112x112 faces, as ArcFace (insightface)",
+        files=(
+            ModelFile(
+                "glintr100.onnx",
+                "insightface/models/antelopev2",
+                INSIGHTFACE.format("antelopev2"),
+                RESEARCH,
+                rank=10,
+            ),
+            ModelFile(
+                "w600k_r50.onnx",
+                "insightface/models/buffalo_l",
+                INSIGHTFACE.format("buffalo_l"),
+                RESEARCH,
+                rank=20,
+                names=("w600k_*.onnx",),
+            ),
+        ),
+        endings=ONNX,
+        packages={"onnx2torch": "onnx2torch"},
+    ),
+    ModelKind(
+        "embedder",
+        "ArcFace ir_se50 (facexlib)",
+        files=(
+            ModelFile(
+                "recognition_arcface_ir_se50.pth",
+                "facexlib",
+                FACEXLIB.format("v0.1.0"),
+                "MIT; trained on MS-Celeb-1M, which is for non-commercial research",
+                rank=30,
+            ),
+        ),
+        endings=WEIGHTS,
+        packages={"facexlib": "facexlib"},
+        recognises=_is_arcface,
+    ),
+    ModelKind("embedder", "TorchScript", files=(), endings=(".pt", ".pts", ".torchscript")),
+)
+"""What `load_face_embedder` reads; the container decides, so it loads them itself."""
+
+ENDINGS = tuple(ending for kind in EMBEDDERS for ending in kind.endings)
 
 
 class FaceEmbedder(Protocol):
@@ -84,8 +137,10 @@ def load_face_embedder(
     """A face embedder from an ONNX file, TorchScript, or the weights of facexlib's ArcFace ir_se50.
 
     normalisation: a `Normalisation`, "arcface" (InsightFace's models) or "imagenet". The network
-    is tried with 112x112 faces before it is returned. Raises StorageError for a file that is
-    missing or damaged, InputError for one that does not embed 112x112 faces differentiably.
+    is tried with 112x112 faces before it is returned. TorchScript (.pt, .pts, .torchscript) runs
+    the code in it: give only a file that you trust. Raises StorageError for a file that is missing
+    or damaged, InputError for one that does not embed 112x112 faces differentiably, or is
+    TorchScript under another ending.
     """
     path = Path(path)
     if isinstance(normalisation, str):
@@ -101,7 +156,7 @@ def load_face_embedder(
         )
     with torch.inference_mode(False):  # tensors made in it could never take part in a gradient
         embedder = FaceEmbeddingNetwork(_reader(path)(path), normalisation, name=path.name)
-        _try(embedder, path.name)
+        within_limit(lambda: try_embedder(embedder, path.name), path.name)
     return embedder
 
 
@@ -109,21 +164,19 @@ def _reader(path: Path) -> Callable[[Path], nn.Module]:
     ending = path.suffix.lower()
     if ending == ".onnx":
         return _from_onnx
-    if ending not in ENDINGS["embedder"]:
+    if ending not in ENDINGS:
         raise InputError(
             f"{path.name} cannot be read as a face recognition model; expected a file ending in "
-            f"{', '.join(ENDINGS['embedder'])}."
+            f"{', '.join(ENDINGS)}."
         )
-    # A TorchScript file is a zip with code in it; bare weights may have the same ending.
-    if not zipfile.is_zipfile(path):
-        return _from_script if ending in (".pts", ".torchscript") else _from_weights
-    with zipfile.ZipFile(path) as archive:
-        return _from_script if any("/code/" in n for n in archive.namelist()) else _from_weights
+    if ending in SCRIPTS and (may_hold_code(path) or ending != ".pt"):
+        return load_script
+    return _from_weights  # which refuses TorchScript under an ending that promises weights
 
 
 def _from_weights(path: Path) -> nn.Module:
     weights = read_weights(path)
-    if "output_layer.3.weight" not in weights or "body.0.res_layer.5.fc1.weight" not in weights:
+    if not weights.keys() >= _ARCFACE:
         raise InputError(
             f"{path.name} holds no weights of facexlib's ArcFace; expected "
             "recognition_arcface_ir_se50.pth, an .onnx file or a TorchScript one."
@@ -147,15 +200,14 @@ def _from_onnx(path: Path) -> nn.Module:
             "Reading an ONNX face recognition model needs the package onnx2torch; install it with "
             "'pip install onnx2torch', or give a TorchScript file."
         ) from error
+    model = read_onnx(path)
     try:
-        model = onnx.load(str(path))
         onnx.checker.check_model(model)
-    except Exception as error:  # protobuf's and onnx's own error types
+    except Exception as error:  # onnx's own error type, or protobuf's
         raise StorageError(
-            f"{path.name} is damaged or not an ONNX model ({error}); download it again."
+            f"{path.name} is damaged or not an ONNX model ({first_line(error)}); download it again."
         ) from error
-    weights = {tensor.name for tensor in model.graph.initializer}
-    inputs = [value for value in model.graph.input if value.name not in weights]
+    inputs = onnx_inputs(model.graph)
     shapes = [[d.dim_value or None for d in v.type.tensor_type.shape.dim] for v in inputs]
     if len(shapes) != 1 or not _fits(shapes[0]):
         raise InputError(
@@ -170,6 +222,11 @@ def _from_onnx(path: Path) -> nn.Module:
             f"{path.name} has an operation without a differentiable form ({error}); give another "
             "export of the model, or a TorchScript file."
         ) from error
+    except Exception as error:  # of a graph that is well formed and makes no sense
+        raise InputError(
+            f"{path.name} cannot be made differentiable ({first_line(error)}); it is damaged, or "
+            "no face recognition model."
+        ) from error
 
 
 def _fits(shape: list[int | None]) -> bool:
@@ -178,44 +235,3 @@ def _fits(shape: list[int | None]) -> bool:
     return len(shape) == 4 and all(
         size in (None, want) for size, want in zip(shape[1:], wanted, strict=True)
     )
-
-
-def _from_script(path: Path) -> nn.Module:
-    try:
-        return torch.jit.load(str(path), map_location="cpu")
-    except Exception as error:  # RuntimeError or an unpickling error, by kind of damage
-        raise StorageError(
-            f"{path.name} is damaged or not TorchScript ({error}); save the network with "
-            "torch.jit.trace or torch.jit.script, or give an ONNX file."
-        ) from error
-
-
-def _try(embedder: FaceEmbeddingNetwork, name: str) -> None:
-    """Embed two faces, alone and together; raise InputError unless it works, with a gradient."""
-    generator = torch.Generator().manual_seed(0)
-    faces = torch.rand(2, 3, FACE_SIZE, FACE_SIZE, generator=generator).requires_grad_()
-    with torch.enable_grad():
-        try:
-            alone = torch.cat([embedder(face[None]) for face in faces])
-            (gradient,) = torch.autograd.grad(alone.square().sum(), faces)
-        except Exception as error:  # whatever a foreign network raises
-            raise InputError(
-                f"{name} does not embed a face of 3x{FACE_SIZE}x{FACE_SIZE} differentiably "
-                f"({error}); give an ArcFace-like face recognition model."
-            ) from error
-    shape = tuple(alone.shape)
-    if len(shape) != 2 or shape[0] != 2 or not alone.isfinite().all() or not gradient.any():
-        raise InputError(
-            f"{name} turns two faces into {shape} numbers, or its gradient is nowhere; expected "
-            "finite embeddings (2, D) that depend on the pixels."
-        )
-    try:
-        with torch.no_grad():
-            together = embedder(faces)
-        embedder.batched = together.shape == alone.shape and torch.allclose(
-            together, alone, rtol=1e-3, atol=1e-4
-        )
-    except Exception:  # an export fixed to one face; running face by face is right for it
-        embedder.batched = False
-    if not embedder.batched:
-        logger.info("%s takes one face at a time.", name)

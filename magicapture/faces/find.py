@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
-from ..errors import InputError, StorageError
-from .models import ENDINGS, FOLDERS, MODELS, ModelFile, Role, known
+from ..errors import InputError, MagiCaptureError, StorageError
+from ..weight_files import may_hold_code
+from .content import Content
+from .models import TITLES, ModelFile, Role
+from .registry import endings, folders, kinds, known, lacking, model_files, packages
 
 VARIABLE = "MAGICAPTURE_MODELS"
 """The environment variable that names a folder of models."""
@@ -16,21 +18,15 @@ VARIABLE = "MAGICAPTURE_MODELS"
 _PURPOSES: dict[Role, str] = {
     "detector": "finds faces; one is needed for masks, checks and restoration",
     "parser": "outlines skin, hair and so on; without one a mask is an oval",
-    "embedder": "tells people apart; needed for the identity loss and figure",
+    "embedder": "tells people apart; needed for the identity loss and to measure likeness",
     "restorer": "redraws faces of finished pictures",
 }
 
-_PACKAGES = {
-    "facexlib": "facexlib",
-    "insightface": "insightface",
-    "onnx2torch": "onnx2torch",
-    "onnxruntime": "onnxruntime",
-    "opencv-python": "cv2",
-    "spandrel": "spandrel",
-}
+_SHARED = "detection"
+"""ComfyUI's own folder, for models that its own nodes run (MediaPipe)."""
 
 Places = Mapping[str, Sequence[Path]]
-"""For each kind of `FOLDERS` the folders it stands for."""
+"""For each name of `folders()` the folders it stands for."""
 
 
 def places(models: str | os.PathLike[str] | None = None) -> Places:
@@ -48,48 +44,61 @@ def places(models: str | os.PathLike[str] | None = None) -> Places:
     root = Path(given).expanduser()
     if not root.is_dir():
         raise InputError(f"The folder of models {root} does not exist; check the path.")
-    inside = {kind: [root / kind] for kind in FOLDERS}
+    inside = {kind: [root / kind] for kind in folders()}
     return inside if any(f.is_dir() for (f,) in inside.values()) else {"magicapture": [root]}
 
 
 def files(role: Role, where: Places) -> dict[str, Path]:
     """The files that may serve a role, by name relative to their folder.
 
-    Those of the table first, best first; then others, but for files known to be something else.
+    Those known by name first, best first; then others, but for files that are something else.
     """
     found: dict[str, Path] = {}
-    for name, path in _walk(where):
-        entry = known(path.name)
-        if path.suffix.lower() in ENDINGS[role] and (entry is None or entry.role == role):
+    for kind, name, path in _walk(where):
+        if path.suffix.lower() in endings(role) and _may_serve(role, kind, path):
             found.setdefault(name, path)
     return {name: found[name] for name in sorted(found, key=lambda n: (_rank(found[n]), n))}
 
 
+def _may_serve(role: Role, kind: str, path: Path) -> bool:
+    """Whether a file may serve a role, by its name, its folder and a .safetensors' header."""
+    if entry := known(path.name):
+        return entry[0] == role
+    readers = [k.recognises for k in kinds(role) if path.suffix.lower() in k.endings]
+    if path.suffix.lower() != ".safetensors" or None in readers:
+        return kind != _SHARED
+    try:
+        return any(recognises(Content(path)) for recognises in readers if recognises)
+    except MagiCaptureError:
+        return False
+
+
 def locate(model: ModelFile, where: Places) -> list[Path]:
-    """Every copy of a file of the table."""
-    return [path for _, path in _walk(where) if known(path.name) is model]
+    """Every copy of a known file."""
+    return [path for _, _, path in _walk(where) if _known_file(path) is model]
 
 
 def best(role: Role, where: Places, *, other_than: Path | None = None) -> Path:
-    """The best file of the table for a role; raises StorageError that says what to get.
+    """The best known file for a role; raises StorageError that says what to get.
 
-    other_than: a file of another network is taken where there is one.
+    other_than: a file of another network is taken where there is one. TorchScript is passed over,
+    whatever its name: it runs code, so the user has to name it.
     """
     found = files(role, where)
-    in_table = [path for path in found.values() if known(path.name)]
-    if not in_table:
+    by_name = [p for p in found.values() if _known_file(p) and not may_hold_code(p)]
+    if not by_name:
         raise missing(role, where, ", ".join(found))
-    taken = known(other_than.name) if other_than else None
-    return next((path for path in in_table if known(path.name) is not taken), in_table[0])
+    taken = _known_file(other_than) if other_than else None
+    return next((path for path in by_name if _known_file(path) is not taken), by_name[0])
 
 
 def missing(role: Role, where: Places, instead: str = "") -> StorageError:
     """The error for a role without a file: which there are, where from, where to."""
-    choices = "\n".join(f"- {model}" for model in MODELS if model.role == role)
-    searched = ", ".join(str(folder) for folders in where.values() for folder in folders)
+    choices = "\n".join(f"- {file}" for file in model_files(role))
+    searched = ", ".join(str(folder) for given in where.values() for folder in given)
     other = f" Found instead, and not known by name: {instead}." if instead else ""
     return StorageError(
-        f"There is no face {role}. Nothing is downloaded for you; get one of\n{choices}\n"
+        f"There is no {TITLES[role]}. Nothing is downloaded for you; get one of\n{choices}\n"
         f"Looked in {searched}.{other}"
     )
 
@@ -98,26 +107,42 @@ def inventory(where: Places) -> str:
     """What is there for each role, what is not, and which packages are lacking; for people."""
     lines = []
     for role, purpose in _PURPOSES.items():
-        lines.append(f"Face {role}: {purpose}")
-        for model in (m for m in MODELS if m.role == role):
-            copies = locate(model, where)
+        lines.append(f"{TITLES[role].capitalize()}: {purpose}")
+        for file in model_files(role):
+            copies = locate(file, where)
             there = ", ".join(str(path) for path in copies)
-            lines.append(f"  found    {model.file}: {there}" if copies else f"  missing  {model}")
-    lacking = [name for name, module in _PACKAGES.items() if find_spec(module) is None]
-    lines.append(f"Packages: {', '.join(lacking)} missing" if lacking else "Packages: all there")
+            lines.append(f"  found    {file.file}: {there}" if copies else f"  missing  {file}")
+    absent = lacking(packages())
+    lines.append(f"Packages: {', '.join(absent)} missing" if absent else "Packages: all there")
     return "\n".join(lines)
 
 
-def _walk(where: Places) -> Iterator[tuple[str, Path]]:
-    """Every file, by name relative to its folder."""
-    for folders in where.values():
-        for folder in folders:
-            if folder.is_dir():
-                for path in sorted(folder.rglob("*")):
-                    if path.is_file():
-                        yield path.relative_to(folder).as_posix(), path
+def _walk(where: Places) -> Iterator[tuple[str, str, Path]]:
+    """Every file: the kind of its folder, its name relative to that, and its path."""
+    for kind, given in where.items():
+        for folder in given:
+            for path in sorted(_below(folder)):
+                yield kind, path.relative_to(folder).as_posix(), path
 
 
-def _rank(path: Path) -> int:
+def _below(folder: Path) -> Iterator[Path]:
+    """Every file below a folder, each folder once; links are followed, as people share models."""
+    seen = set()
+    for here, inner, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(here)
+        if place in seen:  # a link that leads back
+            inner.clear()
+            continue
+        seen.add(place)
+        inner.sort(key=lambda name: (os.path.islink(os.path.join(here, name)), name))
+        yield from (path for name in names if (path := Path(here, name)).is_file())
+
+
+def _known_file(path: Path) -> ModelFile | None:
     entry = known(path.name)
-    return len(MODELS) if entry is None else MODELS.index(entry)
+    return entry[1] if entry else None
+
+
+def _rank(path: Path) -> float:
+    file = _known_file(path)
+    return file.rank if file else float("inf")

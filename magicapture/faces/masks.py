@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..config import Checked, setting
 from ..errors import InputError
+from ..images import gaussian_blur
 from .align import FFHQ_TEMPLATE, HEAD_SIZE, invert, similarity, transform, warp
 from .analyzer import head
 from .protocols import FACE_PARTS, Face, Parser, Part
@@ -162,14 +163,7 @@ def _grown(mask: Tensor, share: float) -> Tensor:
 def _softened(mask: Tensor, share: float) -> Tensor:
     """A mask (1,1,H,W) blurred by a Gaussian that goes from 0.02 to 0.98 over a share."""
     sigma = share * _FACE_WIDTH / 4
-    if sigma < 0.2:
-        return mask
-    reach = round(3 * sigma)
-    steps = torch.arange(-reach, reach + 1)
-    weights = torch.exp(-(steps**2) / (2 * sigma**2))
-    weights = (weights / weights.sum()).view(1, 1, 1, -1)
-    padded = F.pad(mask, (reach,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, weights), weights.mT)
+    return mask if sigma < 0.2 else gaussian_blur(mask, sigma)
 
 
 def _own(face: Face, others: Sequence[Face], size: tuple[int, int]) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .align import ARCFACE_TEMPLATE, invert, similarity, transform, warp
+from .align import ARCFACE_TEMPLATE, MIRRORED, invert, similarity, transform, warp
 from .protocols import Face
 
 SIDES = (640, 320, 1280)
@@ -24,7 +24,6 @@ Faces that fill the picture are found at 320, small ones in large pictures at 12
 Finder = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """A square picture (S,S,3) BGR to its faces (N,15): x0, y0, x1, y1, five points, score."""
 
-_MIRROR = [1, 0, 2, 4, 3]  # landmarks are named by their side of the picture
 _SAME = 0.3  # of a face's width: how far apart two finds of one face may be
 _WIDEST = 300.0  # pixels: a wider face is scaled down before it is looked at again
 _WIDTH = 76.0  # of the face in ARCFACE_TEMPLATE, in pixels, as detectors draw their boxes
@@ -101,7 +100,7 @@ class SquareDetector:
         pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()[..., ::-1]
         points, scores = self._points(pixels, canvas)
         mirrored, _ = self._points(pixels[:, ::-1], canvas)
-        mirrored = mirrored[:, [0, 1, *(2 + m for m in _MIRROR)]]
+        mirrored = mirrored[:, [0, 1, *(2 + m for m in MIRRORED)]]
         mirrored[..., 0] = image.shape[-1] - 1 - mirrored[..., 0]
         mirrored[:, :2, 0] = mirrored[:, [1, 0], 0]  # the box's left is its right
         for one in points:

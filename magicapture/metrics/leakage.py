@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..losses import FLAT, leakage
+from ..losses.equations import FLAT, leakage
 
 
 class Leakage(NamedTuple):

@@ -1,4 +1,4 @@
-"""Likeness to references by embeddings, as a share of what the references have among themselves.
+"""Likeness to references by embeddings, divided by the references' likeness to each other.
 
 The embeddings may be a face embedder's or a style network's; they need no unit length.
 """
@@ -24,14 +24,14 @@ def among(references: Tensor) -> Tensor:
     """
     count = len(references)
     if count < 2:
-        raise InputError(f"There is {count} reference; the leave-one-out figure needs two or more.")
+        raise InputError(f"There is {count} reference; leave-one-out similarity needs two or more.")
     unit = F.normalize(references.float())
     cosines = unit @ unit.T
     return (cosines.sum(dim=1) - cosines.diagonal()) / (count - 1)
 
 
 def leave_one_out(references: Tensor) -> float:
-    """The mean likeness of each reference (M,D) to the others: what a picture can hope for.
+    """The mean likeness of each reference (M,D) to the others: the ceiling for a generated picture.
 
     Raises InputError for fewer than two references.
     """
@@ -39,7 +39,7 @@ def leave_one_out(references: Tensor) -> float:
 
 
 def share(vectors: Tensor, references: Tensor) -> Tensor:
-    """Likeness of vectors (N,D) divided by the references' (M,D) leave-one-out figure: (N,).
+    """Likeness of vectors (N,D) divided by the references' (M,D) leave-one-out similarity: (N,).
 
     1 is as alike as another picture of the same references, 0 is a stranger. Raises InputError
     where the references are not alike at all, so that there is nothing to be measured against.

@@ -8,12 +8,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Where ArcFace's crops hold eyes, nose and mouth corners: x and y in pixels of 112.
-TEMPLATE = np.array(
-    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655),
-     (70.7299, 92.2041)],
-    np.float32,
-)  # fmt: skip
+from ..faces.align import ARCFACE_TEMPLATE
+
+TEMPLATE = ARCFACE_TEMPLATE.numpy()
 
 
 def similarity(points: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from ..faces.align import FFHQ_TEMPLATE, invert, similarity, transform
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import Normalisation
-from ..faces.parse import PAPERDOLL_LABELS, FaceParser
-from ..faces.protocols import Face
+from ..faces.labelling import FaceParser
+from ..faces.parsers.bisenet import BISENET_LABELS
+from ..faces.protocols import Face, Part
 from .weights import WEIGHTS, load_reader
+
+PAPERDOLL_LABELS = (*BISENET_LABELS, Part.BEARD)
+"""The part that each label of paperdoll's parser means."""
 
 _CORNERS = torch.tensor([[108.0, 102.0], [404.0, 102.0], [108.0, 482.0], [404.0, 482.0]])
 """Of a face's box in the aligned 512x512 head: brows to chin, ear to ear."""
@@ -52,7 +56,7 @@ def doll_parser(folder: Path = WEIGHTS) -> FaceParser:
 
 
 def doll_analyzer(folder: Path = WEIGHTS) -> FaceAnalyzer:
-    """Detector, parser, and the face embedder that no training uses, so that figures are honest.
+    """Detector, parser, and the face embedder that no training uses, for scores.
 
     Raises StorageError as `load_reader`.
     """

@@ -1,6 +1,6 @@
 """The judge: pictures of a person in a style against the truth, by networks no training saw.
 
-Every figure is a mean over the pictures. Networks read references, true dolls and results alike,
+Every score is a mean over the pictures. Networks read references, true dolls and results alike,
 so their own errors are in both sides of each comparison.
 """
 
@@ -36,7 +36,7 @@ _BATCH = 32
 class Scores:
     """What pictures are worth; see `Judge.scores`. `dataclasses.asdict` makes it fit for JSON.
 
-    identity, style: likeness as a share of the references' leave-one-out figure; 1 is another of
+    identity, style: likeness divided by the references' leave-one-out similarity; 1 is another of
         their pictures, 0 a stranger. both: the harmonic mean of the two, picture by picture.
     distance: mean absolute difference of R, G, B (0..1) to the true composition of the nearest
         pose, at 32 x 32. face_distance, scene_distance: the same on the face and off it.

@@ -104,14 +104,11 @@ def make_pair(identity: int, style: int, *, photos: int = PHOTOS, poses: int = P
 
 
 def references(dolls: Sequence[Doll]) -> ReferenceSet:
-    """Dolls as a reference set of a subject, with their exact face masks and landmarks.
-
-    `.with_role("style")` makes it the set of a style.
-    """
-    return ReferenceSet(
-        tuple(torch.from_numpy(doll.image) for doll in dolls),
-        tuple(torch.from_numpy(doll.mask) for doll in dolls),
-        tuple(torch.from_numpy(doll.landmarks) for doll in dolls),
+    """Dolls as a reference set, with their exact face masks and landmarks."""
+    return ReferenceSet.of(
+        [torch.from_numpy(doll.image) for doll in dolls],
+        face_masks=[torch.from_numpy(doll.mask) for doll in dolls],
+        landmarks=[torch.from_numpy(doll.landmarks) for doll in dolls],
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import Checked, setting
 from ..errors import InputError
-from .filters import gaussian
+from ..images import LUMA, gaussian_blur
 
 LEVELS = 3
 """Octaves of grain: details of about 1, 2 and 4 pixels."""
@@ -20,9 +20,7 @@ _FLATTEST = 0.25  # the quantile of the blocks' deviations that counts: texture 
 _FEWEST = 4  # blocks to tell grain from
 
 # Y'CbCr of BT.601 in full range: grain and colour differ between brightness and colour.
-_TO_YCC = torch.tensor(
-    [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
-)
+_TO_YCC = torch.tensor([LUMA, [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def _smoothed(planes: Tensor, deviation: float) -> Tensor:
     height, width = planes.shape[-2:]
     pad = [0, -width % shrink, 0, -height % shrink]
     small = F.avg_pool2d(F.pad(planes[None], pad), shrink)
-    small = gaussian(small, deviation / shrink)
+    small = gaussian_blur(small, deviation / shrink, edge="constant", reach=4)
     full = F.interpolate(small, scale_factor=shrink, mode="bilinear", align_corners=False)
     return full[0, :, :height, :width]
 

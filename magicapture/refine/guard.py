@@ -15,7 +15,7 @@ from ..faces.embed import FaceEmbedder
 from ..person import Person
 
 TOLERANCE = 0.03
-"""How much likeness finishing may cost, as a share of the person's own figure."""
+"""How much likeness finishing may cost, as a share of how alike the person's photos are."""
 
 _GRID = 17  # strengths tried at first: likeness need not fall evenly with strength
 _HALVINGS = 6  # of the last interval, down to 0.001 of strength
@@ -40,7 +40,7 @@ class GuardReport:
     tolerance: float
 
     def as_dict(self) -> dict[str, float]:
-        """The figures as data."""
+        """The report as JSON-ready data."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class GuardReport:
 
 
 @torch.no_grad()
-def guard(
+def guard_identity(
     before: Tensor,
     after: Tensor,
     landmarks: Tensor,
@@ -73,7 +73,7 @@ def guard(
     before, after: (3,H,W) in 0..1, of one size. landmarks: (5,2) of the person's face in them.
     With likeness l(s) = mean over n of cos(R((1 - s) before + s after), person_n) the strength s
     is the largest with l(0) - l(s) <= tolerance * own, found on a grid and then by bisection; own
-    is the photos' leave-one-out figure. Returns the blend (3,H,W) and the report. Raises
+    is the photos' leave-one-out similarity. Returns the blend (3,H,W) and the report. Raises
     InputError for pictures of two sizes or a tolerance below 0.
     """
     if before.shape != after.shape:

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..faces.align import FFHQ_TEMPLATE, HEAD_SIZE, invert, similarity, transform, warp
 from ..faces.masks import MaskSettings, face_mask
 from ..faces.protocols import FACE_PARTS, Face, Parser, Part
-from .filters import gaussian
+from ..images import gaussian_blur
 
 PASTED_PARTS = FACE_PARTS | {Part.HAIR, Part.BEARD}
 """What of an aligned head replaces the picture: what face restorers are made to restore."""
@@ -66,7 +66,7 @@ def drawn_mask(head: Tensor, landmarks: Tensor, feather: float = FEATHER) -> Ten
 
 def feathered(mask: Tensor, feather: float = FEATHER) -> Tensor:
     """A mask (B,1,512,512) with a soft edge, and 0 at the head's border."""
-    mask = gaussian(mask, feather, mirrored=True)
+    mask = gaussian_blur(mask, feather, edge="reflect", reach=4)
     inner = torch.zeros_like(mask)
     inner[..., BORDER:-BORDER, BORDER:-BORDER] = mask[..., BORDER:-BORDER, BORDER:-BORDER]
     return inner

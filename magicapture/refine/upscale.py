@@ -10,10 +10,10 @@ from itertools import pairwise, product
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, OutOfMemoryError
+from ..images import resize
 from .models import architecture_of
 
 if TYPE_CHECKING:
@@ -191,13 +191,6 @@ def sized(size: tuple[int, int], *, factor: float = 0, long_side: int = 0) -> tu
             "made. Take a smaller factor."
         )
     return height, width
-
-
-def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Images (B,C,H,W) at another height and width, bicubic, without aliasing, within 0..1."""
-    if tuple(images.shape[-2:]) == size:
-        return images
-    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def super_resolve(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import LayerMaps, cross_attentions, ended_after
-from ..losses import leakage, refocusing
+from ..losses.equations import leakage, refocusing
 from .focus import Rows
 from .settings import Measure
 

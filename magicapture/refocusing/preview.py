@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..attention import LayerMaps
 from ..config import Role
-from ..losses import leakage
+from ..images import to_pil
+from ..losses.equations import leakage
 from .focus import Focus
 
 if TYPE_CHECKING:
@@ -101,14 +102,14 @@ def grid(seen: Sequence[Sight], image: Tensor | None = None) -> Image:
         draw.text((4, top + 24), f"{width} x {height}", fill="gray")
         for sight in of:
             left = _MARGIN + shares.index(sight.share) * _CELL
-            sheet.paste(_picture(_heat(sight.values, _CELL)), (left, top))
+            sheet.paste(to_pil(_heat(sight.values, _CELL)), (left, top))
             if sight.leakage is not None:
                 label = f"leakage {sight.leakage:.0%}"
                 draw.rectangle((left, top, left + 66, top + _LABEL), fill="black")
                 draw.text((left + 3, top + 2), label, fill="white")
         if image is not None:
             over = _overlay(image, of)
-            sheet.paste(_picture(over), (_MARGIN + len(shares) * _CELL, top))
+            sheet.paste(to_pil(over), (_MARGIN + len(shares) * _CELL, top))
     return sheet
 
 
@@ -128,7 +129,7 @@ def region_strip(regions: Sequence[tuple[float, Tensor | None]], image: Tensor) 
     for number, (share, region) in enumerate(regions):
         line, column = divmod(number, _CELLS_A_LINE)
         left, top = column * _CELL, line * _CELL
-        sheet.paste(_picture(_in_region(_sized(image), region)), (left, top))
+        sheet.paste(to_pil(_in_region(_sized(image), region)), (left, top))
         label = f"{share:.0%}" if region is not None else f"{share:.0%} none"
         draw.rectangle((left, top, left + 66, top + _LABEL), fill="black")
         draw.text((left + 3, top + 2), label, fill="white")
@@ -179,10 +180,3 @@ def _bordered(image: Tensor, region: Tensor) -> Tensor:
     """An image with a region's border in green."""
     border = (F.max_pool2d(region, 3, 1, 1) - region).clamp(0, 1)
     return image * (1 - border) + torch.tensor([0.2, 1.0, 0.3]).view(3, 1, 1) * border
-
-
-def _picture(image: Tensor) -> Image:
-    from PIL import Image as Pillow
-
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1)
-    return Pillow.fromarray(pixels.numpy())

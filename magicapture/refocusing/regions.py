@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..attention import AttentionCapture, LayerMaps, cross_attentions, select, self_attentions
-from ..losses import FLAT, scale_map
+from ..losses.equations import FLAT, scale_map
 from .focus import Focus, Rows
 from .settings import RefocusGuidance
 

@@ -8,24 +8,46 @@ import torch
 
 from ..attention import AttentionCapture, captured, cross_attentions, select
 from ..backbone import Backbone
-from ..config import Recipe
-from ..errors import NumericalError, UnsupportedModelError
+from ..config import Recipe, Task
+from ..data import Learnable
+from ..errors import InputError, NumericalError, UnsupportedModelError
+from ..losses import needs
 from ..prompts import prompt_for
 from ..tokens import Prompt, TokenVectors, check_new_word
+from .batches import prompts_for
 from .job import TrainingJob, generator
 from .optim import optimizer_class
 
 
 def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
-    """Raise for a model, a token's name or an optimiser that the job cannot do with."""
+    """Raise for a model, a token's name or an optimiser that the job cannot work with."""
     if not cross_attentions(backbone.unet):
         raise UnsupportedModelError(
             "The base model's UNet has no cross-attention to train; MagiCapture runs on Stable "
             "Diffusion 1.x and 2.x."
         )
-    for concept in (job.subject, job.style):
+    for concept in job.concepts:
         check_new_word(concept, backbone.text_encoders, backbone.word_ids)
     optimizer_class(job.recipe.optimizer)  # its package may be missing
+
+
+@torch.no_grad()
+def check_prompts(job: TrainingJob, backbone: Backbone, vectors: TokenVectors) -> None:
+    """Encode every sentence that the run may draw; raises InputError for one that is too long."""
+    tasks: tuple[tuple[Task, Learnable], ...] = (
+        ("source", job.subject),
+        ("style", job.style),
+        ("composed", job.style),
+    )
+    for task, learnable in tasks:
+        for photo in {photo.caption: photo for photo in learnable.photos}.values():
+            try:
+                prompts = prompts_for(task, photo.caption, job.recipe, *job.concepts)
+                backbone.encode_prompts(prompts, vectors)
+            except InputError as error:
+                raise InputError(
+                    f"{photo.name}: {error}" if photo.caption else str(error)
+                ) from error
 
 
 @torch.no_grad()
@@ -34,10 +56,10 @@ def probe(job: TrainingJob, backbone: Backbone, vectors: TokenVectors) -> None:
     side = job.recipe.resolution // backbone.downscale
     shape = (1, backbone.latent_channels, side, side)
     latents = torch.randn(shape, generator=generator(job.seed, "probe")).to(backbone.device)
-    prompt = Prompt(prompt_for((job.subject, job.style), job.recipe.prompts))
+    prompt = Prompt(prompt_for(job.concepts, job.recipe.prompts))
     conditioning = backbone.encode_prompts([prompt], vectors)
     timestep = torch.full((1,), len(backbone.schedule) - 1, device=backbone.device)
-    refocused = job.recipe.uses("attention")
+    refocused = "attention" in needs(job.recipe)
     with refocusing_capture(backbone, job.recipe) if refocused else nullcontext() as capture:
         with capture.recording() if capture else nullcontext():
             output = backbone.predict(latents, timestep, conditioning)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..backbone import Backbone
 from ..digests import digest
 from ..faces.embed import FaceEmbedder
+from ..losses import needs
 from ..version import __version__
 from .job import TrainingJob
 
@@ -14,5 +15,5 @@ def run_name(job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder | None
 
     It has 64 hexadecimal digits. The face embedder counts where the recipe uses it.
     """
-    judge = embedder if job.recipe.uses("identity") else None
+    judge = embedder if "face model" in needs(job.recipe) else None
     return digest(__version__, job.fingerprint(), backbone.fingerprint(), judge)

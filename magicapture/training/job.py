@@ -1,4 +1,4 @@
-"""A training job: concepts, photos, recipe and seed, checked before the first step."""
+"""A training job: what to learn from which photos, by which recipe, checked before step 1."""
 
 from __future__ import annotations
 
@@ -9,53 +9,64 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from ..config import Recipe, to_dict
-from ..data import ReferenceSet, check_references, fingerprint
+from ..data import Learnable, Photo, ReferenceSet, check_photos, fingerprint
+from ..data.checks import check_apart
+from ..data.masks import is_empty
 from ..errors import InputError
 from ..faces.align import landmarks_from_mask
+from ..recipes import check
 from ..tokens import Concept
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What to learn, from which photos, and how.
+    """A person and a style to learn, how, and from which random numbers."""
 
-    `subject` is learned from `source`, `style` from `reference`; masks are 1 inside the concept.
-    """
-
-    subject: Concept
-    source: ReferenceSet
-    style: Concept
-    reference: ReferenceSet
+    subject: Learnable
+    style: Learnable
     recipe: Recipe
     seed: int = 0
 
+    @property
+    def learnables(self) -> tuple[Learnable, Learnable]:
+        """The person, then the style."""
+        return self.subject, self.style
+
+    @property
+    def concepts(self) -> tuple[Concept, Concept]:
+        """The person's, then the style's."""
+        return self.subject.concept, self.style.concept
+
     def check(self) -> list[str]:
         """Return warnings; raises InputError for what would spoil the run."""
-        if self.subject.name == self.style.name:
+        subject, style = self.concepts
+        if subject.name == style.name:
             raise InputError(
-                f"The subject and the style are both called {self.subject.name!r}; give each "
+                f"The subject and the style are both called {subject.name!r}; give each "
                 "token a name of its own."
             )
-        for concept, role in ((self.subject, "subject"), (self.style, "style")):
+        for concept, role in ((subject, "subject"), (style, "style")):
             if concept.role != role:
                 raise InputError(
                     f"The token {concept.name!r} was made as a {concept.role} and is used as a "
                     f"{role}; connect a {role} there."
                 )
-        if not self.recipe.steps:
-            raise InputError(f"The recipe {self.recipe.name!r} has no steps to train.")
+        for learnable, other in ((self.subject, style), (self.style, subject)):
+            _check_captions(learnable, other)
         return [
-            *check_references(self.source, self.subject, self.recipe),
-            *check_references(self.reference, self.style, self.recipe),
+            *check(self.recipe),
+            *check_photos(self.subject, self.recipe),
+            *check_photos(self.style, self.recipe),
+            *check_apart(self.subject, self.style),
         ]
 
     def with_landmarks(self) -> TrainingJob:
-        """The same job with each missing set of landmarks estimated from the face's mask."""
-        return replace(
-            self,
-            source=_with_landmarks(self.source),
-            reference=_with_landmarks(self.reference),
+        """The same job with missing landmarks estimated from the faces' masks."""
+        subject, style = (
+            replace(learnable, photos=_with_landmarks(learnable.photos))
+            for learnable in self.learnables
         )
+        return replace(self, subject=subject, style=style)
 
     def fingerprint(self) -> str:
         """A hash of everything that decides the run's course, but for the base model.
@@ -65,22 +76,32 @@ class TrainingJob:
         recipe = replace(self.recipe, checkpointing=False)
         if recipe.batching == "in_turn":
             recipe = replace(recipe, batching="together")
-        parts = [
+        return digest(
             json.dumps(to_dict(recipe), sort_keys=True),
-            json.dumps([asdict(self.subject), asdict(self.style), self.seed], sort_keys=True),
-            fingerprint(self.source),
-            fingerprint(self.reference),
-        ]
-        return digest(*parts)
+            json.dumps([*map(asdict, self.concepts), self.seed], sort_keys=True),
+            *(fingerprint(learnable.photos) for learnable in self.learnables),
+        )
+
+
+def _check_captions(learnable: Learnable, other: Concept) -> None:
+    """Raise for a caption that names the other concept, which would be learned from this photo."""
+    for photo in learnable.photos:
+        if photo.caption and other.token in photo.caption:
+            raise InputError(
+                f"{photo.name}: its caption names {other.token}, which is learned from other "
+                f"photos than {learnable.concept.token}; take it out of the caption."
+            )
 
 
 def _with_landmarks(references: ReferenceSet) -> ReferenceSet:
-    landmarks = []
-    for i, known in enumerate(references.landmarks):
-        if known is None and (face := references.face(i)) is not None:
-            known = landmarks_from_mask(face)
-        landmarks.append(known)
-    return replace(references, landmarks=tuple(landmarks))
+    return replace(references, photos=tuple(map(_with_landmarks_of_mask, references)))
+
+
+def _with_landmarks_of_mask(photo: Photo) -> Photo:
+    face = photo.face_mask
+    if photo.landmarks is not None or face is None or is_empty(face):
+        return photo
+    return replace(photo, landmarks=landmarks_from_mask(face))
 
 
 def digest(*parts: str) -> str:

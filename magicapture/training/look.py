@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..backbone import Backbone
-from ..data import CachedDraw
+from ..data import EncodedVariant
 from ..refocusing import Recorder, Sight, foci, sights
 from ..tokens import Concept, Prompt, TokenVectors
 
@@ -21,12 +21,12 @@ def look(
     prompt: str,
     concepts: Sequence[Concept],
     vectors: TokenVectors,
-    portrait: CachedDraw,
+    portrait: EncodedVariant,
     noise_from: torch.Generator,
 ) -> list[Sight]:
     """What the prompt's tokens look at in a noised portrait in the style: one pass of the UNet.
 
-    portrait: with the mask of a style, 1 off the face; without a face there is no leakage.
+    Where the portrait's face is not known there is no leakage.
     """
     latents = portrait.latents.to(backbone.device)
     noise = torch.randn(portrait.latents.shape, generator=noise_from).to(latents)
@@ -42,8 +42,7 @@ def look(
         )
         backbone.predict(noisy, levels, conditioning)
     maps = recorder.maps(tokens, (latents.shape[-2], latents.shape[-1]))
-    face = (1 - portrait.mask)[0, 0]
-    region = face if bool(face.any()) else None
+    region = None if portrait.face_mask is None else portrait.face_mask[0, 0]
     return [
         sight
         for row, share in enumerate(SHARES)

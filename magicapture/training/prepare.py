@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from ..backbone import Backbone
-from ..data import LatentCache, ReferenceSet, with_faces_of
-from ..faces.embed import FaceEmbedder
-from ..identity import IdentityLoss, colour_blind, embeddings
-from ..tokens import TokenVectors, initial_vectors
-from .draws import Draws
+from ..config import Recipe
+from ..data import LatentCache, Learnable, ReferenceSet, with_faces_of
+from ..faces.analyzer import device_of, embed_faces
+from ..faces.embed import FaceEmbedder, name_of
+from ..identity import IdentityLoss, colour_blind
+from ..losses import needs
+from ..tokens import Concept, TokenVectors, initial_vectors
+from .batches import Batches
+from .checks import check_prompts, probe
 from .events import Listener, Prepared, Warned
 from .job import TrainingJob, generator
 from .prior import class_latents
@@ -19,61 +26,90 @@ from .prior import class_latents
 
 @dataclass(frozen=True)
 class Materials:
-    """What every step works with."""
+    """What every step works with; face_model: the name of the identity loss's embedder, or ""."""
 
     vectors: TokenVectors
-    draws: Draws
+    batches: Batches
     identity: IdentityLoss | None
+    face_model: str
 
 
-def prepare(
+@contextmanager
+def prepared(
     job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder | None, tell: Listener
-) -> Materials:
-    """Make the materials of a run; the models are open for training already."""
-    job = job.with_landmarks()
-    vectors = TokenVectors(
+) -> Iterator[Materials]:
+    """The materials of a run; the models are open for training already.
+
+    What cannot work is found before the photos are encoded. The face embedder is on the
+    backbone's device meanwhile.
+    """
+    job, wanted = job.with_landmarks(), needs(job.recipe)
+    if "face model" not in wanted or not _faces_are_known(job, embedder, tell):
+        embedder = None
+    vectors = _vectors(job, backbone)
+    check_prompts(job, backbone, vectors)
+    probe(job, backbone, vectors)
+    with on_device(embedder, backbone.device):
+        yield Materials(
+            vectors,
+            _batches(job, backbone, tell),
+            None if embedder is None else _identity(job, backbone, embedder),
+            name_of(embedder),
+        )
+
+
+def _vectors(job: TrainingJob, backbone: Backbone) -> TokenVectors:
+    encoders = list(backbone.text_encoders)
+    return TokenVectors(
         {
             concept.name: initial_vectors(
-                concept,
-                list(backbone.text_encoders),
+                _with_start(concept, job.recipe),
+                encoders,
                 backbone.word_vectors,
                 generator(job.seed, "vectors", concept.name),
             )
-            for concept in (job.subject, job.style)
+            for concept in job.concepts
         }
     ).to(backbone.device)
-    source = _encoded(job.source, job, backbone, "encoding the subject's photos", tell)
-    reference = _encoded(job.reference, job, backbone, "encoding the style's portraits", tell)
-    composed = None
+
+
+def _batches(job: TrainingJob, backbone: Backbone, tell: Listener) -> Batches:
+    """The encoded photos, pseudo-labels and class images."""
+
+    def encoded(photos: ReferenceSet, key: str, stage: str) -> LatentCache:
+        return LatentCache(
+            photos,
+            job.recipe,
+            backbone.encode,
+            downscale=backbone.downscale,
+            seed=generator(job.seed, "variants", key).initial_seed(),
+            on_progress=lambda done, total: tell(Prepared(stage, done, total)),
+        )
+
+    source = encoded(job.subject.photos, "source", "encoding the subject's photos")
+    reference = encoded(job.style.photos, "style", "encoding the style's portraits")
+    composed = prior = None
     if job.recipe.pseudo_label == "face_laid_in" and job.recipe.uses("composed"):
-        labels = with_faces_of(job.reference, job.source)
-        composed = _encoded(labels, job, backbone, "encoding the pseudo-labels", tell)
-    prior = class_latents(backbone, job, tell) if job.recipe.uses("prior") else None
-    identity = _identity(job, backbone, embedder, tell) if job.recipe.uses("identity") else None
-    return Materials(
-        vectors,
-        Draws(job.recipe, job.subject, job.style, (source, reference), prior, composed),
-        identity,
-    )
+        labels = with_faces_of(job.style.photos, job.subject.photos)
+        composed = encoded(labels, "composed", "encoding the pseudo-labels")
+    if "class images" in needs(job.recipe):
+        prior = class_latents(backbone, job, tell)
+    return Batches(job.recipe, *job.concepts, source, reference, composed, prior)
 
 
-def _encoded(
-    references: ReferenceSet, job: TrainingJob, backbone: Backbone, stage: str, tell: Listener
-) -> LatentCache:
-    return LatentCache(
-        references,
-        job.recipe,
-        backbone.encode,
-        downscale=backbone.downscale,
-        seed=generator(job.seed, stage).initial_seed(),
-        on_progress=lambda done, total: tell(Prepared(stage, done, total)),
-    )
+def _with_start(concept: Concept, recipe: Recipe) -> Concept:
+    """The concept with what its vectors start from: its own word for it, or the recipe's."""
+    if concept.role == "subject" and concept.init is None and recipe.subject_init == "random":
+        return replace(concept, init="random")
+    return concept
 
 
-def _identity(
-    job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder | None, tell: Listener
-) -> IdentityLoss | None:
-    """The identity loss, or None with a warning where something it needs is missing."""
+def _faces_are_known(job: TrainingJob, embedder: FaceEmbedder | None, tell: Listener) -> bool:
+    """Whether the identity loss has what it needs; warns where something is missing."""
+
+    def unknown(learnable: Learnable) -> bool:
+        return all(photo.landmarks is None for photo in learnable.photos)
+
     if embedder is None:
         tell(
             Warned(
@@ -81,27 +117,43 @@ def _identity(
                 "will be weaker. Connect one, or set the identity weight to 0."
             )
         )
-        return None
-    source = job.source
-    known = [
-        (image, mark)
-        for image, mark in zip(source.images, source.landmarks, strict=True)
-        if mark is not None
-    ]
-    if not known or all(mark is None for mark in job.reference.landmarks):
+    elif any(map(unknown, job.learnables)):
         tell(
             Warned(
                 "The faces' places are not known (no masks and no landmarks), so the identity "
                 "loss is off. Give masks of the faces."
             )
         )
-        return None
-    if isinstance(embedder, nn.Module):
-        embedder.to(backbone.device)
-    if job.recipe.identity.colour_blind:
+    else:
+        return True
+    return False
+
+
+def _identity(job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder) -> IdentityLoss:
+    """The identity loss, whose target are the faces in the person's photos."""
+    settings = job.recipe.identity
+    if settings.colour_blind:
         embedder = colour_blind(embedder)
+    known = [
+        (photo.image, photo.landmarks)
+        for photo in job.subject.photos
+        if photo.landmarks is not None
+    ]
     images, landmarks = zip(*known, strict=True)
-    target = embeddings(embedder, images, landmarks, backbone.device)
-    return IdentityLoss(
-        embedder, backbone.decode_fast, backbone.downscale, target, job.recipe.identity
-    )
+    target = embed_faces(embedder, images, landmarks, backbone.device)
+    return IdentityLoss(embedder, backbone.decode_fast, backbone.downscale, target, settings)
+
+
+@contextmanager
+def on_device(embedder: FaceEmbedder | None, device: torch.device) -> Iterator[None]:
+    """Have a face embedder on a device for a while, and back where it was afterwards."""
+    if not isinstance(embedder, nn.Module):
+        with nullcontext():
+            yield
+        return
+    before = device_of(embedder)
+    embedder.to(device)
+    try:
+        yield
+    finally:
+        embedder.to(before)

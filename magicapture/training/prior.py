@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone
+from ..prompts import class_prompt
 from ..sampling import SamplingSettings, sample_latents
 from .events import Listener, Prepared
 from .job import TrainingJob, generator
@@ -24,9 +25,8 @@ def class_latents(backbone: Backbone, job: TrainingJob, on_event: Listener) -> T
     latents = []
     for index in range(prior.images):
         on_event(Prepared("making class images", index, prior.images))
-        template = recipe.prompts.prior[index % len(recipe.prompts.prior)]
         seed = int(torch.randint(2**31, (), generator=generator(job.seed, "prior", index)))
-        prompt = template.format(noun=job.subject.class_word)
+        prompt = class_prompt(recipe, job.subject.concept, index)
         latents.append(sample_latents(backbone, prompt, settings=settings, seed=seed).cpu())
     on_event(Prepared("making class images", prior.images, prior.images))
     return torch.cat(latents)

@@ -24,7 +24,6 @@ from .sockets import (
     images_to_socket,
     masks_from_socket,
     masks_to_socket,
-    picture,
 )
 
 __all__ = [
@@ -45,7 +44,6 @@ __all__ = [
     "model_folders",
     "node_id",
     "output_folder",
-    "picture",
     "refocus",
     "regions_used",
     "show_text",

@@ -9,11 +9,15 @@ import folder_paths
 
 from ...magicapture.errors import InputError
 from ...magicapture.faces.find import Places, best, files, missing
-from ...magicapture.faces.models import FOLDERS, Role
+from ...magicapture.faces.models import Role
+from ...magicapture.faces.registry import folders
 from .host import find_file, model_folders, output_folder
 
 AUTO = "best found"
 """Stands for the best known file there is, in a drop-down of model files."""
+
+RECIPES = "magicapture/recipes"
+"""The folder of the user's recipe files, below ComfyUI's models folder."""
 
 SECOND = "second best found"
 """Stands for the best known file of another network than AUTO's, or for that one if it is alone."""
@@ -51,6 +55,22 @@ def lora_path(name: str) -> Path:
     return found
 
 
+def recipe_names() -> list[str]:
+    """The recipe files of the user, by name relative to their folder."""
+    model_folders(RECIPES)
+    return [n for n in folder_paths.get_filename_list(RECIPES) if n.lower().endswith(".json")]
+
+
+def recipe_path(name: str) -> Path:
+    """The recipe file of this name; raises InputError where there is none."""
+    found = find_file(RECIPES, name) if name in recipe_names() else None
+    if found is None:
+        raise InputError(
+            f"There is no recipe {name!r} in models/{RECIPES}; it may have been moved."
+        )
+    return found
+
+
 def face_files(role: Role) -> dict[str, Path]:
     """The model files that may serve a role, by relative name; the best known ones first."""
     return files(role, face_places())
@@ -72,7 +92,7 @@ def face_file(role: Role, name: str) -> Path:
 
 def face_places() -> Places:
     """The folders that models of faces may lie in."""
-    return {kind: model_folders(kind) for kind in FOLDERS}
+    return {kind: model_folders(kind) for kind in folders()}
 
 
 def stamp(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ _PREVIEW_SIDE = 768  # pixels; larger previews are scaled down
 def model_folders(kind: str) -> list[Path]:
     """The folders of a kind of model ("loras", "insightface"); new files go into the first.
 
-    A kind that neither ComfyUI nor the user's extra_model_paths.yaml knows becomes models/<kind>.
+    models/<kind> is always among them: ComfyUI forgets it for a kind of ours that the user's
+    extra_model_paths.yaml names.
     """
-    if kind not in folder_paths.folder_names_and_paths:
-        folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
+    folder_paths.add_model_folder_path(kind, os.path.join(folder_paths.models_dir, kind))
     return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
 
 
@@ -56,12 +57,15 @@ def node_id(node: Any) -> str | None:
 
 
 def show_text(text: str, node: str | None) -> None:
-    """Show a text under the node; nothing happens outside the executor."""
+    """Show a plain text under the node; nothing happens outside the executor.
+
+    The frontend takes it for HTML, and the older ones run what script a photo's name may hold.
+    """
     from server import PromptServer
 
     server = getattr(PromptServer, "instance", None)
     if server is not None and node is not None:
-        server.send_progress_text(text, node)
+        server.send_progress_text(html.escape(text, quote=False), node)
 
 
 class Progress:

@@ -23,7 +23,7 @@ from magicapture.attention import (
 )
 from magicapture.checkpointing import checkpointed
 from magicapture.errors import InputError, UnsupportedModelError
-from magicapture.losses import refocusing
+from magicapture.losses.equations import refocusing
 from magicapture.tokens import Layout, TokenVectors, splice
 
 POSITIONS = ({"ada": [2, 3]}, {}, {"ada": [4], "ink": [1, 6, 7]})

@@ -71,7 +71,7 @@ def write_photos(folder: Path, count: int, seed: int, masks: bool = True) -> Pat
 @pytest.fixture
 def embedder(tmp_path: Path) -> Path:
     """A tiny face embedder in TorchScript."""
-    network = nn.Sequential(nn.Conv2d(3, 4, 9, 8), nn.Tanh(), nn.Flatten(), nn.Linear(676, 8))
+    network = nn.Sequential(nn.Conv2d(3, 4, 9, 8), nn.Tanh(), nn.Flatten(), nn.Linear(676, 16))
     path = tmp_path / "face recognition model.pt"
     torch.jit.trace(network.eval(), torch.rand(2, 3, 112, 112)).save(path)
     return path
@@ -202,8 +202,11 @@ BAD = {
     "a name that leaves the folder": ({"out": "../ada"}, "'../ada'"),
     "an empty class word": ({"class_word": " "}, "class word"),
     "too few steps": ({"steps": 1}, "1 steps"),
-    "rank zero": ({"rank": 0}, "LoraSettings.rank is 0"),
-    "too small a picture": ({"resolution": 8}, "Recipe.resolution is 8"),
+    "rank zero": ({"rank": 0}, "--rank: lora.rank: expected 1 to 512, got 0"),
+    "too small a picture": (
+        {"resolution": 8},
+        "--resolution: resolution: expected 64 to 2048, got 8",
+    ),
     "too many vectors": ({"vectors": 99}, "99 vectors"),
     "no face recognition model": ({"face_model": "missing.onnx"}, "missing.onnx"),
     "a face recognition model that is none": ({"face_model": __file__}, "face recognition model"),

@@ -16,14 +16,13 @@ from magicapture.backbone import NoiseSchedule
 from magicapture.backbones.taesd import load_taesd
 from magicapture.config import IdentitySettings
 from magicapture.faces.align import ARCFACE_TEMPLATE, invert, similarity, transform, warp
+from magicapture.faces.analyzer import embed_faces
 from magicapture.faces.embed import NORMALISATIONS, FaceEmbeddingNetwork, load_face_embedder
 from magicapture.identity import (
     IdentityLoss,
     clamp,
     colour_blind,
-    embeddings,
     face_windows,
-    mean_embedding,
 )
 
 PHOTO_LANDMARKS = torch.tensor(  # of photos/person/foreground__04.jpg at half size
@@ -221,12 +220,10 @@ def test_faces_of_a_batch_equal_those_alone(embedder, tiny_vae) -> None:
 def test_embeddings_of_photos_of_any_size(embedder) -> None:
     images = [torch.rand(3, 90, 120), torch.rand(3, 200, 150)]
     points = [landmarks(0.5, 10, 10)[0], landmarks(0.9, 20, 40)[0]]
-    found = embeddings(embedder, images, points)
+    found = embed_faces(embedder, images, points)
     for one, image, point in zip(found, images, points, strict=True):
         face = warp(image[None], similarity(point[None]), antialias=True)
         torch.testing.assert_close(one, F.normalize(embedder(face), dim=-1)[0])
-    mean = mean_embedding(embedder, images, points)
-    torch.testing.assert_close(mean, F.normalize(found.sum(0), dim=0))
 
 
 def test_colour_blind_sees_luma_alone(embedder) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magicapture.losses import (
+from magicapture.losses.equations import (
     identity,
     leakage,
     masked_reconstruction,

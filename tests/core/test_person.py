@@ -120,7 +120,7 @@ def test_the_report_says_whether_the_embedder_judges_itself() -> None:
     assert "one.onnx, another than" in str(measured(linear(2)))
     assert measured("one.onnx").of_the_loss is True  # as an adapter tells it
     assert measured("another.onnx").of_the_loss is False and measured("").of_the_loss is None
-    assert measured(None).of_the_loss is None and "not said" in str(measured(None))
+    assert measured(None).of_the_loss is None and "Unknown whether" in str(measured(None))
 
 
 @pytest.mark.gpu

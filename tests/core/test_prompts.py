@@ -8,8 +8,8 @@ import pytest
 
 from magicapture.config import PromptTemplates
 from magicapture.errors import InputError
-from magicapture.prompts import as_embeddings, prompt_for
-from magicapture.tokens import Concept
+from magicapture.prompts import as_embeddings, fill, prompt_for
+from magicapture.tokens import LONGEST_PROMPT, Concept, Prompt, layout
 
 CONCEPTS = (Concept("ada-1", "subject", "woman"), Concept("oil-1", "style"))
 
@@ -48,3 +48,23 @@ def test_every_template_has_the_tokens_of_its_task():
         for template in getattr(PromptTemplates(), task):
             found = {name for _, name, _, _ in string.Formatter().parse(template) if name}
             assert found == fields
+
+
+def test_a_value_in_braces_stays_as_it_is():
+    odd = Concept("ada-1", "subject", "{style} {noun} {x.y}")
+    assert fill("{subject} {noun}", odd, CONCEPTS[1]) == "<ada-1> {style} {noun} {x.y}"
+    # What a recipe's check refuses is left as text, not evaluated.
+    assert fill("{subject:>9}{subject.token}{", odd, CONCEPTS[1]) == "{subject:>9}{subject.token}{"
+
+
+def test_a_prompt_of_megabytes_is_refused_before_it_is_read():
+    with pytest.raises(InputError, match="has 10000000 characters; expected at most 5000") as error:
+        Prompt("word " * 2_000_000)
+    assert len(str(error.value)) < 300
+
+
+def test_a_token_behind_the_end_is_told_in_a_line():
+    prompt = Prompt("word " * (LONGEST_PROMPT // 5 - 4) + "<ada-1>")
+    with pytest.raises(InputError, match="one of the learned ones comes after") as error:
+        layout(prompt, {"ada-1": 1}, str.split, start=0, end=1, pad=1, length=77)
+    assert len(str(error.value)) < 500

@@ -169,7 +169,7 @@ def test_sizes_seeds_and_callback(backbone):
     assert latents.shape == (1, 4, 8, 12)
     assert not latents.requires_grad
     assert seen == [(done, 3, latents.shape) for done in (1, 2, 3)]
-    with pytest.raises(InputError, match="multiples of 8"):
+    with pytest.raises(InputError, match="multiple of 8"):
         sample(backbone, "a", settings=SamplingSettings(width=100, height=64))
     with pytest.raises(InputError, match="2 seeds for 1 images"):
         sample(backbone, "a", seed=[1, 2])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 
 @pytest.fixture(autouse=True)
@@ -59,16 +60,15 @@ def test_photos_in_masks_landmarks_and_previews_out(nodes, pack, models, shared_
     filled, faces, styles, preview, report = nodes.MakeFaceMasks.execute(
         references, detector, "face", 0.02, 0.02
     ).args
-    assert all(mask is not None for mask in filled.masks)
-    assert all(points is not None for points in filled.landmarks)
+    assert all(photo.face_mask is not None for photo in filled)
+    assert all(photo.landmarks is not None for photo in filled)
     for face, style in zip(faces, styles, strict=True):
         assert face.shape == (1, 512, 512) and 0.01 < float(face.mean()) < 0.3
         torch.testing.assert_close(face + style, torch.ones_like(face))
     assert preview.ndim == 4 and preview.shape[-1] == 3
     assert report.count("an oval") == 3
-    concept, of_style = nodes.DefineConcept.execute(filled, "style", "oil-1", "person", 1)[0]
-    assert concept.role == "style"
-    torch.testing.assert_close(of_style.masks[0], styles[0])
+    learnable = nodes.DefineConcept.execute(filled, "style", "oil-1", "person", 1)[0]
+    assert learnable.concept.role == "style" and learnable.photos is filled
 
 
 def test_own_masks_stay(nodes, pack, models, shared_assets):
@@ -79,8 +79,8 @@ def test_own_masks_stay(nodes, pack, models, shared_assets):
     filled, *_, report = nodes.MakeFaceMasks.execute(
         loaded(nodes, pack, images, [own]), detector, "face", 0.1, 0.1
     ).args
-    assert torch.equal(filled.masks[0], own) and "your own mask" in report
-    assert filled.landmarks[0] is not None
+    assert torch.equal(filled.photos[0].face_mask, own) and "your own mask" in report
+    assert filled.photos[0].landmarks is not None
 
 
 def test_check_references_finds_the_intruder(nodes, pack, models, shared_assets):
@@ -89,7 +89,7 @@ def test_check_references_finds_the_intruder(nodes, pack, models, shared_assets)
     images = photos(shared_assets, *PERSON, "styles/Gentleman.jpg")
     references = loaded(nodes, pack, images)
     kept, sheet, report, data = nodes.CheckPhotos.execute(
-        references, detector, "subject", 512, True, embedder=embedder
+        references, detector, "subject", 512, True, face_model=embedder
     ).args
     verdicts = [photo["verdict"] for photo in json.loads(data)["photos"]]
     assert verdicts == ["use", "use", "use", "leave out"]
@@ -103,12 +103,42 @@ def test_a_missing_model_says_what_to_get(nodes, pack):
         with pytest.raises(error, match="Nothing is downloaded") as caught:
             node.execute(auto)
         assert "release" in str(caught.value) and "licence" in str(caught.value)
+    with pytest.raises(error, match="There is no face recognition model"):
+        nodes.LoadFaceRecognitionModel.execute(auto, "arcface")
 
 
 def test_check_models_lists_found_and_missing(nodes, models):
     report = nodes.CheckModels.execute()[0]
     assert "found    face_detection_yunet_2023mar.onnx" in report
     assert "missing  parsing_bisenet.pth" in report
+
+
+def test_models_are_found_by_links_beside_others_folders_and_in_comfyuis_own(
+    nodes, pack, models, tmp_path, monkeypatch
+):
+    """An extra folder and ComfyUI's models/detection, whose MediaPipe files are none of ours."""
+    import folder_paths
+
+    known = {k: (list(v[0]), v[1]) for k, v in folder_paths.folder_names_and_paths.items()}
+    known.pop("facexlib", None)
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", known)
+    (tmp_path / "extra").mkdir()
+    folder_paths.add_model_folder_path("facexlib", str(tmp_path / "extra"))
+    (tmp_path / "far").mkdir()
+    shutil.copyfile(models / "yunet.onnx", tmp_path / "far" / "far_yunet.onnx")
+    (tmp_path / "extra" / "linked").symlink_to(tmp_path / "far")
+    own = Path(folder_paths.models_dir) / "detection"
+    own.mkdir(exist_ok=True)
+    try:
+        shutil.copyfile(models / "yunet.onnx", own / "own_yunet.onnx")
+        save_file({"detector.weight": torch.zeros(1)}, own / "mediapipe.safetensors")
+        listed = nodes.LoadFaceDetector.define_schema().inputs[0].options
+        assert {"yunet.onnx", "linked/far_yunet.onnx", "own_yunet.onnx"} <= set(listed)
+        assert "mediapipe.safetensors" not in listed
+        assert nodes.LoadFaceDetector.execute("linked/far_yunet.onnx")[0] is not None
+        assert len(nodes.LoadFaceRecognitionModel.define_schema().inputs[0].options) > 2
+    finally:
+        shutil.rmtree(own)
 
 
 def test_odd_pictures_by_the_sockets(nodes, pack, models, shared_assets):
@@ -163,8 +193,8 @@ def test_identity_of_dolls_with_networks_of_the_pack(nodes, pack):
     detector, parser, embedder = nodes.LoadPaperdollFaceModels.execute().args
     loss = pack("magicapture.paperdoll.weights").loss_embedder()
     measure = nodes.MeasureIdentity.execute
-    share, report, figures = measure(truth, person, detector, embedder, loss).args
-    assert share > 0.85 and json.loads(figures)["of_the_loss"] is False
+    share, report, data = measure(truth, person, detector, embedder, loss).args
+    assert share > 0.85 and json.loads(data)["of_the_loss"] is False
     assert "another than the identity loss used" in report
     strangers, report, _ = measure(styles, person, detector, embedder, embedder).args
     assert strangers < 0.5 and "WARNING" in report

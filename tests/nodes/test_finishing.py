@@ -149,34 +149,34 @@ def test_guard_takes_back_what_costs_too_much(nodes, pack, detector) -> None:
     before = torch.zeros(1, SIDE, SIDE, 3)
     before[..., 0] = 0.8
     after = before.flip(-1) + before.roll(1, -1)  # green and blue
-    references = pack("magicapture.data").ReferenceSet((before[0].movedim(-1, 0),) * 2)
+    references = pack("magicapture.data").ReferenceSet.of((before[0].movedim(-1, 0),) * 2)
     given = references, detector, red_and_green
-    result = nodes.GuardIdentity.execute(before, after, *given, 0.03)
-    kept, report, strength, figures = result.args
+    result = nodes.GuardIdentity.execute(after, before, *given, 0.03)
+    kept, report, strength, data = result.args
     assert 0.1 < strength < 0.3 and f"{strength:.2f}" in report
     torch.testing.assert_close(kept, torch.lerp(before, after, strength))
-    (numbers,) = json.loads(figures)
+    (numbers,) = json.loads(data)
     assert numbers["before"] - numbers["kept"] <= 0.03 + 1e-5 < numbers["before"] - numbers["after"]
     assert shown(result)
-    whole = nodes.GuardIdentity.execute(before, after, *given, 1.0)
+    whole = nodes.GuardIdentity.execute(after, before, *given, 1.0)
     assert torch.equal(whole[0], after) and whole[2] == 1
 
 
 def test_guard_passes_pictures_without_a_face_and_of_other_sizes(nodes, pack, detector) -> None:
-    person = pack("magicapture.data").ReferenceSet((photos()[0].movedim(-1, 0),))
+    person = pack("magicapture.data").ReferenceSet.of([photos()[0].movedim(-1, 0)])
     given = person, detector, red_and_green, 0.03
     black = torch.zeros(1, SIDE, SIDE, 3)
-    result = nodes.GuardIdentity.execute(black, black + 0.1, *given)
+    result = nodes.GuardIdentity.execute(black + 0.1, black, *given)
     assert torch.equal(result[0], black + 0.1) and "no face" in result[1]
-    large = nodes.GuardIdentity.execute(photos(), photos(size=(2 * SIDE, 2 * SIDE)), *given)
+    large = nodes.GuardIdentity.execute(photos(size=(2 * SIDE, 2 * SIDE)), photos(), *given)
     assert large[0].shape == (1, 2 * SIDE, 2 * SIDE, 3)
     with pytest.raises(pack("magicapture.errors").InputError, match="2 pictures before"):
-        nodes.GuardIdentity.execute(photos(2), photos(3), *given)
+        nodes.GuardIdentity.execute(photos(3), photos(2), *given)
     with pytest.raises(
         pack("magicapture.errors").InputError,
         match=r"Guard Identity: .* of another shape; connect the same",
     ):
-        nodes.GuardIdentity.execute(photos(), photos(size=(SIDE, 2 * SIDE)), *given)
+        nodes.GuardIdentity.execute(photos(size=(SIDE, 2 * SIDE)), photos(), *given)
 
 
 def test_match_brings_the_tint_back_inside_the_mask(nodes) -> None:
@@ -184,9 +184,10 @@ def test_match_brings_the_tint_back_inside_the_mask(nodes) -> None:
     mask = torch.zeros(1, SIDE, SIDE)
     mask[:, 30:66, 30:66] = 1
     tinted = original + 0.2 * mask[..., None]
-    matched = nodes.MatchGrainAndColour.execute(tinted, original, mask, 1.0, 1.0, 0)[0]
+    matched = nodes.MatchGrainAndColour.execute(tinted, original, 1.0, 1.0, 0, mask)[0]
     assert (matched - original).abs().max() < 0.01
     assert torch.equal(matched[mask == 0], tinted[mask == 0])
+    assert nodes.MatchGrainAndColour.execute(tinted, original, 1.0, 1.0, 0)[0] is tinted
 
 
 def test_the_loader_lists_and_reads_restorers(nodes, pack, upscaler) -> None:

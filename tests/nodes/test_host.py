@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,7 +34,9 @@ def test_extra_model_paths_of_the_user_stay(pack, no_insightface, tmp_path):
     config = tmp_path / "extra_model_paths.yaml"
     config.write_text(f"mine:\n  base_path: {tmp_path}\n  insightface: faces\n  loras: own_loras\n")
     load_extra_path_config(str(config))
-    assert pack.comfy.model_folders("insightface") == [tmp_path / "faces"]
+    own = Path(no_insightface.models_dir) / "insightface"  # which ComfyUI itself would forget
+    assert pack.comfy.model_folders("insightface") == [tmp_path / "faces", own]
+    assert pack.comfy.model_folders("insightface") == [tmp_path / "faces", own]
     assert tmp_path / "own_loras" in pack.comfy.model_folders("loras")
     assert len(pack.comfy.model_folders("loras")) > 1
     (tmp_path / "faces").mkdir()
@@ -94,6 +97,27 @@ def test_texts_go_to_the_node(pack, monkeypatch):
     assert seen == [("12 steps left", "7")]
 
 
+@pytest.mark.parametrize(
+    "name", ["<img src=x onerror=alert(1)>.png", "<script>alert(1)</script>.png", "a&lt;b.png"]
+)
+def test_a_photos_name_under_a_node_is_no_html(pack, monkeypatch, name):
+    """The frontends put the text into the page as HTML, ComfyUI 0.3.64's as it comes."""
+    import server
+
+    seen = []
+    fake = SimpleNamespace(send_progress_text=lambda text, node: seen.append(text))
+    monkeypatch.setattr(server.PromptServer, "instance", fake, raising=False)
+    pack.comfy.show_text(f'{name}: it\'s "the same" picture\nas b.png & counts twice', "7")
+    (sent,) = seen
+    parser, shown, tags = HTMLParser(), [], []
+    parser.handle_data, parser.handle_starttag = shown.append, lambda tag, _: tags.append(tag)
+    parser.feed(sent)
+    parser.close()
+    assert tags == []
+    assert "".join(shown) == f'{name}: it\'s "the same" picture\nas b.png & counts twice'
+    assert "\n" in sent and '"' in sent
+
+
 def test_the_nodes_id_is_known_inside_the_executor_alone(pack):
     assert pack.comfy.node_id(SimpleNamespace(hidden=SimpleNamespace(unique_id="7"))) == "7"
     assert pack.comfy.node_id(SimpleNamespace(hidden=None)) is None
@@ -142,9 +166,3 @@ def test_wrong_shapes_say_what_was_expected(pack):
         pack.comfy.images_from_socket(torch.zeros(3, 5, 7))
     with pytest.raises(error, match="batch, height, width"):
         pack.comfy.masks_from_socket(torch.zeros(1, 1, 5, 7))
-
-
-def test_pictures_show_the_image(pack):
-    image = torch.tensor([1.0, 0.5, -1.0]).view(3, 1, 1).expand(3, 4, 6)
-    picture = pack.comfy.picture(image)
-    assert picture.size == (6, 4) and picture.getpixel((5, 3)) == (255, 128, 0)

@@ -255,14 +255,12 @@ def test_a_reference_set_serves_with_its_face_mask(nodes_of, pack):
     mask = torch.zeros(1, 64, 64)
     mask[:, :20] = 1
     photos = (torch.rand(3, 64, 64), torch.rand(3, 64, 64))
-    references = pack("magicapture.data").ReferenceSet(photos, (mask, mask))
+    references = pack("magicapture.data").ReferenceSet.of(photos, face_masks=(mask, mask))
     own = reference(nodes_of, image=None, references=references, photo=2)[0]
     assert torch.equal(own.image, photos[1])
     assert torch.equal(own.mask, mask)
     around = reference(nodes_of, image=None, references=references, part="outside mask")[0]
     assert torch.equal(around.mask, 1 - mask)
-    styled = references.with_role("style")
-    assert torch.equal(reference(nodes_of, image=None, references=styled)[0].mask, mask)
 
 
 def test_diffusers_unet_gives_the_same_by_the_same_weights(pack, make, tiny):

@@ -58,7 +58,7 @@ def recipe(nodes, pack, steps=4, **changes):
     settings = {
         i.id: i.default for i in nodes.TuneRecipe.define_schema().inputs if i.id != "recipe"
     }
-    settings.update(attention_maps="8x8 to 64x64", draws=1, **changes)
+    settings.update(attention_maps="8x8 to 64x64", variants=1, **changes)
     return nodes.TuneRecipe.execute(chosen, **settings)[0]
 
 
@@ -123,7 +123,7 @@ def test_a_list_of_sizes_and_a_batch_and_captions(nodes, pack):
         nodes, pack, images, [face().expand(2, -1, -1), face((96, 80))], "by night\n\n"
     )
     assert [tuple(i.shape) for i in shown.images] == [(3, 64, 64), (3, 64, 64), (3, 96, 80)]
-    assert shown.captions == ("by night", None, None)
+    assert [photo.caption for photo in shown] == ["by night", None, None]
 
 
 def test_a_folder_of_the_input_folder(nodes, pack):
@@ -196,11 +196,11 @@ def test_masks_that_do_not_match_in_number(nodes, pack):
     ("given", "message"),
     [
         ({"images": [photos(1)]}, "There is 1 photo .*expected 2 or more"),
-        ({"masks": []}, "mask"),
-        ({"masks": [torch.zeros(3, SIDE, SIDE)]}, "mask"),
-        ({"masks": [torch.ones(3, SIDE, SIDE)]}, "mask"),
+        ({"masks": []}, "no mask of the face"),
+        ({"masks": [torch.zeros(3, SIDE, SIDE)]}, "the mask is empty"),
+        ({"masks": [torch.ones(3, SIDE, SIDE)]}, "the mask is full"),
         ({"masks": [face((64, 96)).expand(3, -1, -1)]}, "64x64"),
-        ({"images": [photos(3, (40, 40))], "masks": [face((40, 40)).expand(3, -1, -1)]}, "40"),
+        ({"images": [photos(3, (40, 40))], "masks": [face((40, 40)).expand(3, -1, -1)]}, "40x40"),
         ({"images": [photos() * torch.nan]}, "NaN"),
     ],
 )

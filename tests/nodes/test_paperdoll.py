@@ -153,7 +153,7 @@ def test_references_have_exact_masks_and_the_true_pictures(pack, nodes):
         for i, doll in enumerate(shown):
             inside = torch.isin(torch.tensor(doll.labels), torch.tensor(sorted(world.FACE_LABELS)))
             assert ((masks[i] >= 0.5) == inside).float().mean() > 0.995
-            assert torch.equal(references.masks[i][0], masks[i])
+            assert torch.equal(references.photos[i].face_mask[0], masks[i])
             assert torch.equal(references.landmarks[i], torch.from_numpy(doll.landmarks))
     assert not person.images[0].is_inference(), "training needs ordinary tensors"
 
@@ -192,11 +192,11 @@ def trained(pack, nodes, demo):
             "subject": concept(person, "subject", "doll-ada", "person", 1).args[0],
             "style": concept(style, "style", "doll-film", "person", 2).args[0],
         }
-        recipe = replace(demo.recipe, draws=2, lora=replace(demo.recipe.lora, rank=2))
+        recipe = replace(demo.recipe, variants=2, lora=replace(demo.recipe.lora, rank=2))
         train = pack("nodes.training").MagiCaptureTrain.execute
         parts = (demo.model, demo.clip, demo.vae)
         settings = {"training_seed": 1, "preview_every": 2, "resume": False, "recipe": recipe}
-        return train(*parts, **concepts, **settings, embedder=demo.embedder).args
+        return train(*parts, **concepts, **settings, face_model=demo.face_model).args
 
 
 def test_it_trains_with_all_losses(trained):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ...images import LUMA
 from .colours import Array
 
-_LUMA = np.array((0.299, 0.587, 0.114), np.float32)
+_LUMA = np.array(LUMA, np.float32)
 
 
 def apply(image: Array, medium: str) -> Array:

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from magicapture.backbones import load_backbone
 from magicapture.backbones.shapes import UNET, prediction_type
-from magicapture.errors import StorageError, UnsupportedModelError
+from magicapture.errors import InputError, StorageError, UnsupportedModelError
 from magicapture.tokens import Prompt, TokenVectors
 
 
@@ -231,7 +231,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
             return print, ("ran",)
 
     torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(StorageError, match="code"):
+    with pytest.raises(InputError, match="could run code"):
         load_backbone(tmp_path / "evil.ckpt")
 
 

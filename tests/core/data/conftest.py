@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from magicapture.data import ReferenceSet, face_to_concept
+from magicapture.data import ReferenceSet
 
 Disc = Callable[..., Tensor]
 
@@ -28,13 +28,12 @@ def disc() -> Disc:
 
 @pytest.fixture
 def reference_set(disc: Disc) -> Callable[..., ReferenceSet]:
-    """Makes a good set of small random photos whose masks are discs; fields can be replaced."""
+    """Makes a good set of small random photos whose masks are discs."""
 
-    def make(count: int = 3, role: str = "subject", **fields: object) -> ReferenceSet:
+    def make(count: int = 3, **known: object) -> ReferenceSet:
         generator = torch.Generator().manual_seed(7)
         images = tuple(torch.rand(3, 80 + 8 * i, 96, generator=generator) for i in range(count))
-        faces = [disc(image.shape[1], 96, 48, 40, 16) for image in images]
-        masks = tuple(face_to_concept(face, role) for face in faces)
-        return ReferenceSet(**{"images": images, "masks": masks, "role": role, **fields})
+        masks = tuple(disc(image.shape[1], 96, 48, 40, 16) for image in images)
+        return ReferenceSet.of(images, **{"face_masks": masks, **known})
 
     return make

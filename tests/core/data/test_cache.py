@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from diffusers import AutoencoderTiny
 
 from magicapture.config import Phase, Recipe
-from magicapture.data import LatentCache, draw, to_latent
+from magicapture.data import LatentCache, to_latent, variant
 from magicapture.data.augment import generator_for
 from magicapture.errors import InputError, NumericalError
 
 STEPS = (Phase("p", 1000),)
-RECIPE = Recipe(resolution=64, draws=4, phases=STEPS)
+RECIPE = Recipe(resolution=64, variants=4, phases=STEPS)
 POINTS = torch.tensor([[40.0, 35], [56, 35], [48, 42], [42, 50], [54, 50]])
 
 
@@ -49,43 +49,45 @@ def same(one, other):
     return (
         one.index == other.index
         and one.latents.equal(other.latents)
-        and one.mask.equal(other.mask)
+        and one.face_mask.equal(other.face_mask)
         and (one.landmarks is None or one.landmarks.equal(other.landmarks))
     )
 
 
 def test_a_draw_is_the_encoded_variant(make, reference_set):
-    cache, _ = make(role="style", landmarks=(POINTS,) * 3, captions=("a", None, "c"))
+    cache, _ = make(landmarks=(POINTS,) * 3, captions=("a", None, "c"))
     references = cache.references
     generator = rng()
     for _ in range(20):
         got = cache.sample(generator)
         i = got.index
         variants = [
-            draw(
-                references.images[i],
-                references.masks[i],
-                POINTS,
-                RECIPE,
-                generator_for(5, i, variant),
-                face=references.face(i),
-            )
-            for variant in range(4)
+            variant(references.photos[i], RECIPE, generator_for(5, i, number))
+            for number in range(4)
         ]
         latents = [F.avg_pool2d(v.image, 8).half().float()[None] for v in variants]
         (k,) = [k for k, values in enumerate(latents) if values.equal(got.latents)]
-        torch.testing.assert_close(got.mask, to_latent(variants[k].mask, 8)[None])
+        torch.testing.assert_close(got.face_mask, to_latent(variants[k].face_mask, 8)[None])
         torch.testing.assert_close(got.landmarks, variants[k].landmarks[None])
         assert got.caption == ("a", None, "c")[i]
-        assert got.latents.dtype == got.mask.dtype == torch.float32
-        assert got.latents.shape == (1, 3, 8, 8) and got.mask.shape == (1, 1, 8, 8)
+        assert got.latents.dtype == got.face_mask.dtype == torch.float32
+        assert got.latents.shape == (1, 3, 8, 8) and got.face_mask.shape == (1, 1, 8, 8)
         assert got.landmarks.shape == (1, 5, 2)
 
 
-def test_photos_without_masks_are_all_inside(make):
-    cache, _ = make(masks=())
+def test_photos_without_masks_have_none(make):
+    cache, _ = make(face_masks=())
     got = cache.sample(rng())
-    assert got.mask.equal(torch.ones(1, 1, 8, 8)) and got.landmarks is None
+    assert got.face_mask is None and got.landmarks is None
+
+
+def test_any_variant_leaves_the_epoch_alone(make):
+    cache, _ = make()
+    generator = rng()
+    cache.sample(generator)
+    before = cache.state_dict()
+    seen = {cache.any(generator).index for _ in range(30)}
+    assert seen == {0, 1, 2} and cache.state_dict() == before
 
 
 def test_every_photo_is_seen_equally_often_and_every_variant_at_times(make):
@@ -116,9 +118,9 @@ def test_no_more_variants_than_the_steps_can_use(make, steps, accumulation, vari
     assert sum(make(recipe=recipe)[1].batches) == 3 * variants
 
 
-@pytest.mark.parametrize("draws", [0, 4])
-def test_the_same_seed_makes_the_same_draws(make, draws):
-    recipe = replace(RECIPE, draws=draws)
+@pytest.mark.parametrize("variants", [0, 4])
+def test_the_same_seed_makes_the_same_draws(make, variants):
+    recipe = replace(RECIPE, variants=variants)
     one, other = make(recipe=recipe)[0], make(recipe=recipe)[0]
     torch.rand(9)
     first, second = rng(3), rng(3)
@@ -128,10 +130,10 @@ def test_the_same_seed_makes_the_same_draws(make, draws):
     assert not any(same(one.sample(first), different.sample(third)) for _ in range(10))
 
 
-@pytest.mark.parametrize("draws", [0, 4])
+@pytest.mark.parametrize("variants", [0, 4])
 @pytest.mark.parametrize("cut", [0, 1, 4, 6])
-def test_a_resumed_cache_goes_on_exactly(make, draws, cut):
-    recipe = replace(RECIPE, draws=draws)
+def test_a_resumed_cache_goes_on_exactly(make, variants, cut):
+    recipe = replace(RECIPE, variants=variants)
     cache, _ = make(recipe=recipe)
     generator = rng()
     for _ in range(cut):
@@ -154,7 +156,7 @@ def test_a_state_of_more_photos_is_refused(make):
 
 
 def test_without_draws_each_request_is_encoded_afresh(make):
-    cache, encode = make(recipe=replace(RECIPE, draws=0))
+    cache, encode = make(recipe=replace(RECIPE, variants=0))
     assert encode.batches == []
     generator = rng()
     latents = [cache.sample(generator).latents for _ in range(12)]
@@ -178,15 +180,15 @@ def test_progress_is_told_and_may_cancel(reference_set):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("draws", [0, 4])
-def test_latents_that_are_not_finite_name_the_photo(make, value, draws):
+@pytest.mark.parametrize("variants", [0, 4])
+def test_latents_that_are_not_finite_name_the_photo(make, value, variants):
     def encode(images):
         latents = F.avg_pool2d(images, 8)
         latents[0, 0, 0, 0] = value
         return latents
 
     with pytest.raises(NumericalError, match=r"latents of image 1;.*fp32-vae"):
-        make(1, recipe=replace(RECIPE, draws=draws), encode=encode)[0].sample(rng())
+        make(1, recipe=replace(RECIPE, variants=variants), encode=encode)[0].sample(rng())
 
 
 def test_a_resolution_the_model_cannot_take(make):
@@ -194,16 +196,16 @@ def test_a_resolution_the_model_cannot_take(make):
         make(recipe=replace(RECIPE, resolution=100))
 
 
-@pytest.mark.parametrize("draws", [0, 4])
-def test_draws_made_in_inference_mode_can_be_trained_on(reference_set, draws):
+@pytest.mark.parametrize("variants", [0, 4])
+def test_draws_made_in_inference_mode_can_be_trained_on(reference_set, variants):
     with torch.inference_mode():  # as ComfyUI runs its nodes
         references = reference_set(landmarks=(POINTS,) * 3)
-        recipe = replace(RECIPE, draws=draws)
+        recipe = replace(RECIPE, variants=variants)
         cache = LatentCache(references, recipe, Encode(), downscale=8, seed=0)
         got = cache.sample(rng())
-    assert not any(t.is_inference() for t in (got.latents, got.mask, got.landmarks))
+    assert not any(t.is_inference() for t in (got.latents, got.face_mask, got.landmarks))
     weight = torch.ones(1, requires_grad=True)
-    (weight * got.latents * got.mask).sum().backward()
+    (weight * got.latents * got.face_mask).sum().backward()
     assert weight.grad is not None
 
 

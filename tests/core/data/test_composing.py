@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor
@@ -33,9 +31,9 @@ def with_eyes(grey: float) -> Tensor:
 
 
 def sets(source_image: Tensor, portrait: Tensor, shift: float = 0.0) -> tuple[ReferenceSet, ...]:
-    source = ReferenceSet((source_image,), (disc(),), (POINTS,))
+    source = ReferenceSet.of([source_image], face_masks=[disc()], landmarks=[POINTS])
     moved = POINTS + torch.tensor([shift, 0.0])
-    portraits = ReferenceSet((portrait,), (disc(32 + shift),), (moved,)).with_role("style")
+    portraits = ReferenceSet.of([portrait], face_masks=[disc(32 + shift)], landmarks=[moved])
     return portraits, source
 
 
@@ -48,9 +46,12 @@ def test_outside_the_face_the_portrait_is_bit_equal() -> None:
 
 
 def test_every_portrait_meets_every_face() -> None:
-    portraits, source = sets(torch.rand(3, 64, 64), torch.rand(3, 64, 64))
-    others = ReferenceSet((torch.rand(3, 64, 64), *source.images), (disc(),) * 2, (POINTS,) * 2)
-    both = dataclasses.replace(portraits.only([0, 0, 0]), images=tuple(torch.rand(3, 3, 64, 64)))
+    _, source = sets(torch.rand(3, 64, 64), torch.rand(3, 64, 64))
+    images = torch.rand(3, 64, 64), *source.images
+    others = ReferenceSet.of(images, face_masks=(disc(),) * 2, landmarks=(POINTS,) * 2)
+    both = ReferenceSet.of(
+        torch.rand(3, 3, 64, 64), face_masks=(disc(),) * 3, landmarks=(POINTS,) * 3
+    )
     made = with_faces_of(both, others)
     assert len(made) == 6
     for i, j in ((0, 0), (1, 1), (2, 0)):
@@ -94,7 +95,7 @@ def test_a_dolls_label_is_near_the_truth() -> None:
     person, other = identity_from_seed(2_000_000), identity_from_seed(2_000_050)
     photo = render(person, style_from_seed(2_000_010), pose)
     portrait, truth = render(other, style, pose), render(person, style, pose)
-    portraits = references([portrait]).with_role("style")
+    portraits = references([portrait])
     made = with_faces_of(portraits, references([photo])).images[0]
     face = torch.from_numpy(truth.mask * portrait.mask)
     true = torch.from_numpy(truth.image)
@@ -106,7 +107,7 @@ def test_a_dolls_label_is_near_the_truth() -> None:
 
 
 def test_what_is_left_of_the_portraits_face_takes_the_persons_tone() -> None:
-    small = ReferenceSet((with_eyes(0.2),), (disc(radius=10),), (POINTS,))
+    small = ReferenceSet.of([with_eyes(0.2)], face_masks=[disc(radius=10)], landmarks=[POINTS])
     portraits, _ = sets(torch.zeros(3, 64, 64), with_eyes(0.9))
     made = with_faces_of(portraits, small).images[0]
     rim = (disc(radius=14) - disc(radius=12))[0] > 0
@@ -116,13 +117,15 @@ def test_what_is_left_of_the_portraits_face_takes_the_persons_tone() -> None:
 
 def test_a_face_beside_the_portraits_own_changes_nothing() -> None:
     portraits, _ = sets(torch.rand(3, 64, 64), torch.rand(3, 64, 64))
-    corner = ReferenceSet((torch.rand(3, 64, 64),), (disc(2, 62, 3),), (POINTS,))
+    corner = ReferenceSet.of(
+        [torch.rand(3, 64, 64)], face_masks=[disc(2, 62, 3)], landmarks=[POINTS]
+    )
     made = with_faces_of(portraits, corner).images[0]
     assert torch.equal(made, portraits.images[0])
 
 
 def test_without_a_mask_it_says_what_to_do() -> None:
     portraits, source = sets(torch.rand(3, 64, 64), torch.rand(3, 64, 64))
-    bare = ReferenceSet(portraits.images, role="style")
+    bare = ReferenceSet.of(portraits.images)
     with pytest.raises(InputError, match="pseudo_label"):
         with_faces_of(bare, source)

@@ -1,14 +1,21 @@
 import json
-import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import magicapture
 from magicapture.config import Recipe
-from magicapture.data import check_references, folder, load_folder
+from magicapture.data import Learnable, check_photos, load_folder
+from magicapture.data.companions import MOST_PHOTOS
+from magicapture.data.folder import LONGEST_CAPTION, looks_inverted
 from magicapture.errors import InputError
+from magicapture.images import reading
 from magicapture.tokens import Concept
 
 
@@ -37,8 +44,8 @@ def close(image, array, tolerance):
 def one(tmp_path):
     """Loads a folder of one picture."""
 
-    def load(role="subject", **options):
-        references = load_folder(tmp_path, role, **options)
+    def load(**options):
+        references = load_folder(tmp_path, **options)
         assert len(references) == 1
         return references
 
@@ -56,7 +63,8 @@ def test_kinds_of_files(tmp_path, one, name, tolerance):
     assert references.images[0].shape == (3, 80, 100)
     assert references.images[0].dtype == torch.float32
     assert close(references.images[0], gradient(), tolerance)
-    assert references.masks == references.captions == references.landmarks == (None,)
+    (photo,) = references
+    assert photo.face_mask is photo.caption is photo.landmarks is None
     assert references.warnings == ()
 
 
@@ -77,7 +85,7 @@ def test_exif_turns_photos_and_their_masks_upright(tmp_path, one, orientation, s
         save(tmp_path / name, np.ascontiguousarray(stored(upright)), exif=exif)
     references = one()
     assert close(references.images[0], gradient(), 12)
-    assert close(references.masks[0], face[..., :1], 0)
+    assert close(references.photos[0].face_mask, face[..., :1], 0)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "CMYK", "LA", "RGBA", "I;16"])
@@ -93,7 +101,7 @@ def test_every_colour_mode_becomes_rgb(tmp_path, one, mode):
     else:
         expected = np.array(rgb.convert(mode).convert("RGB"))
         assert close(loaded, expected, 12 if mode == "CMYK" else 0)
-    assert one().masks == (None,)
+    assert one().photos[0].face_mask is None
 
 
 def test_transparency_becomes_white_and_the_mask(tmp_path, one):
@@ -107,12 +115,13 @@ def test_transparency_becomes_white_and_the_mask(tmp_path, one):
     assert (loaded[:, 60:] == gradient()[:, 60:]).all()
     blended = 0.2 * gradient()[:, 50:60] + 0.8 * 255
     assert np.abs(loaded[:, 50:60] - blended).max() <= 1
-    assert references.masks[0][0, 3].tolist() == pytest.approx([0] * 50 + [0.2] * 10 + [1] * 40)
+    mask = references.photos[0].face_mask
+    assert mask[0, 3].tolist() == pytest.approx([0] * 50 + [0.2] * 10 + [1] * 40)
     assert "a.png: no mask file" in references.warnings[0]
 
     save(tmp_path / "a.mask.png", np.full((80, 100), 255, np.uint8))
     references = one()
-    assert references.masks[0].min() == 1
+    assert references.photos[0].face_mask.min() == 1
     assert references.warnings == ()
 
 
@@ -123,12 +132,11 @@ def test_a_palette_with_transparency(tmp_path, one):
     references = one()
     assert as_array(references.images[0])[5, 5].tolist() == [200, 0, 0]
     assert as_array(references.images[0])[5, 95].tolist() == [255] * 3
-    assert references.masks[0].mean() == pytest.approx(0.7)
+    assert references.photos[0].face_mask.mean() == pytest.approx(0.7)
 
 
-@pytest.mark.parametrize("role", ["subject", "style"])
 @pytest.mark.parametrize("where", ["beside", "masks", "given", "given wins"])
-def test_masks_mark_the_face_wherever_they_lie(tmp_path, role, where):
+def test_masks_mark_the_face_wherever_they_lie(tmp_path, where):
     face = np.zeros((80, 100), np.uint8)
     face[20:50, 30:60] = 255
     photos = tmp_path / "photos"
@@ -144,12 +152,11 @@ def test_masks_mark_the_face_wherever_they_lie(tmp_path, role, where):
     if where == "given wins":
         save(photos / "ada.1.mask.png", 255 - face)
     given = {"masks": tmp_path / "other"} if where.startswith("given") else {}
-    references = load_folder(photos, role, **given)
-    assert references.role == role
+    references = load_folder(photos, **given)
     assert references.names == ("ada.1.jpg", "bob.jpg")
     expected = torch.from_numpy(face)[None].float() / 255
-    assert references.masks[0].equal(expected if role == "subject" else 1 - expected)
-    assert references.masks[1] is None
+    assert references.photos[0].face_mask.equal(expected)
+    assert references.photos[1].face_mask is None
     if where != "given wins":
         assert references.warnings == ()
 
@@ -167,11 +174,11 @@ def test_kinds_of_mask_files(tmp_path, one, kind):
         "16 bit": lambda: Image.fromarray(face.astype(np.uint16) * 257),
     }[kind]()
     image.save(tmp_path / "a.mask.png")
-    assert torch.equal(one().masks[0], torch.from_numpy(face)[None].float() / 255)
+    assert torch.equal(one().photos[0].face_mask, torch.from_numpy(face)[None].float() / 255)
 
 
 def test_huge_photos_are_scaled_down_with_mask_and_landmarks(tmp_path, one, monkeypatch):
-    monkeypatch.setattr(folder, "MAX_SHORT_SIDE", 100)
+    monkeypatch.setattr(reading, "MAX_SHORT_SIDE", 100)
     face = np.zeros((300, 450), np.uint8)
     face[90:180, 150:300] = 255
     save(tmp_path / "a.png", gradient(300, 450))
@@ -181,23 +188,52 @@ def test_huge_photos_are_scaled_down_with_mask_and_landmarks(tmp_path, one, monk
     references = one()
     assert references.images[0].shape == (3, 100, 150)
     assert close(references.images[0], gradient(100, 150), 3)
-    assert torch.equal(references.masks[0], torch.from_numpy(face[1::3, 1::3])[None].float() / 255)
+    assert torch.equal(
+        references.photos[0].face_mask, torch.from_numpy(face[1::3, 1::3])[None].float() / 255
+    )
     expected = [[50, 30], [99, 30], [74, 134 / 3], [50, 59], [99, 59]]
-    torch.testing.assert_close(references.landmarks[0], torch.tensor(expected))
+    torch.testing.assert_close(references.photos[0].landmarks, torch.tensor(expected))
 
 
-def test_a_mask_of_another_size_is_left_to_the_checks(tmp_path):
-    for i, name in enumerate(["a", "b"]):
-        save(tmp_path / f"{name}.png", np.roll(gradient(), i))
+def test_a_mask_gets_the_size_of_its_photo(tmp_path, one):
+    save(tmp_path / "a.png")
     face = np.zeros((160, 200), np.uint8)
     face[40:100, 60:120] = 255
+    expected = torch.from_numpy(face[::2, ::2]).float()[None] / 255
+    for mask in (face, face[::2, ::2], face[::4, ::4]):
+        save(tmp_path / "a.mask.png", np.ascontiguousarray(mask))
+        loaded = one().photos[0].face_mask
+        assert loaded.shape == (1, 80, 100)
+        assert (loaded - expected).abs().mean() < 0.01
+    save(tmp_path / "a.mask.png", face[:, :100])
+    with pytest.raises(InputError, match=r"a\.mask\.png: the mask is 100x160 pixels and the pict"):
+        one()
+
+
+def test_an_inverted_mask_is_told(tmp_path, one):
+    face = np.zeros((80, 100), np.uint8)
+    face[20:60, 30:60] = 255
+    save(tmp_path / "a.png")
     save(tmp_path / "a.mask.png", face)
-    save(tmp_path / "b.mask.png", face[::2, ::2])
-    references = load_folder(tmp_path, "subject")
-    assert references.masks[0].shape == (1, 160, 200)
-    concept, recipe = Concept("ada", "subject"), Recipe(resolution=64)
-    (warning,) = check_references(references, concept, recipe)
-    assert "a.png: the mask is 200x160 pixels and the picture 100x80" in warning
+    assert one().warnings == ()
+    save(tmp_path / "a.mask.png", 255 - face)
+    (warning,) = one().warnings
+    assert warning.startswith("a.png: the mask marks all four corners")
+    # Where landmarks say where the face is, there is no need to guess.
+    points = [[40, 30], [50, 30], [45, 36], [41, 44], [49, 44]]
+    (tmp_path / "a.landmarks.json").write_text(json.dumps(points))
+    assert one().warnings == ()
+
+
+def test_what_looks_inverted():
+    full = torch.ones(1, 64, 64)
+    assert not looks_inverted(full) and not looks_inverted(0 * full)
+    close_up = full.clone()  # a face that fills the picture, hair in two corners
+    close_up[:, :12, :12] = close_up[:, :12, -12:] = 0
+    assert not looks_inverted(close_up) and not looks_inverted(1 - close_up)
+    cut_off = full.clone()  # an inverted one whose face ends at the picture's lower edge
+    cut_off[:, 20:, 20:44] = 0
+    assert looks_inverted(cut_off) and not looks_inverted(1 - cut_off)
 
 
 def test_captions_and_natural_order(tmp_path):
@@ -205,9 +241,10 @@ def test_captions_and_natural_order(tmp_path):
         save(tmp_path / name)
     (tmp_path / "photo2.txt").write_text("\ufeffa woman\n in a café \n", "utf-8")
     (tmp_path / "b.txt").write_text(" \n")
-    references = load_folder(tmp_path, "style")
+    references = load_folder(tmp_path)
     assert references.names == ("b.png", "Photo1.png", "photo2.PNG", "photo10.png")
-    assert references.captions == (None, None, "a woman in a café", None)
+    captions = [photo.caption for photo in references]
+    assert captions == [None, None, "a woman in a café", None]
     assert references.warnings == ()
 
 
@@ -215,43 +252,117 @@ def test_photos_may_differ_in_size(tmp_path):
     sizes = [(80, 100), (120, 70), (64, 64)]
     for i, (height, width) in enumerate(sizes):
         save(tmp_path / f"{i}.png", gradient(height, width))
-    loaded = load_folder(tmp_path, "subject")
+    loaded = load_folder(tmp_path)
     assert [tuple(image.shape[1:]) for image in loaded.images] == sizes
 
 
-def test_what_is_no_photo_is_left_alone_and_listed(tmp_path, caplog):
+def test_what_is_no_photo_is_left_alone_and_listed(tmp_path):
     save(tmp_path / "a.jpg")
     save(tmp_path / "lost.mask.png")
     save(tmp_path / "masks" / "nobody.png")
-    for name in ["notes.txt", "b.heic", ".hidden", "model.safetensors"]:
+    for name in ["notes.txt", "b.gif", ".hidden", "model.safetensors"]:
         (tmp_path / name).write_text("x")
     (tmp_path / "older").mkdir()
-    with caplog.at_level(logging.WARNING):
-        references = load_folder(tmp_path, "subject")
+    (tmp_path / "c.png").mkdir()
+    references = load_folder(tmp_path)
     assert references.names == ("a.jpg",)
-    (warning,) = references.warnings
-    listed = "b.heic, lost.mask.png, model.safetensors, nobody.png, notes.txt, older"
-    assert warning.endswith(f"left alone: {listed}.")
-    assert caplog.messages == [warning]
+    left, lost = references.warnings
+    listed = "b.gif, c.png (a folder), lost.mask.png, model.safetensors, nobody.png, notes.txt"
+    assert left.endswith(f"left alone: {listed}, older (a folder).")
+    assert lost.startswith("lost.mask.png: a mask by the name, but there is no photo for it")
+
+
+@pytest.mark.skipif("HEIF" in reading.formats(), reason="pillow-heif is installed")
+def test_heic_without_its_package_is_told(tmp_path):
+    save(tmp_path / "a.jpg")
+    (tmp_path / "IMG_1.HEIC").write_text("x")
+    left, needed = load_folder(tmp_path).warnings
+    assert left.endswith("left alone: IMG_1.HEIC.")
+    assert needed.startswith("IMG_1.HEIC: reading it needs the package pillow-heif")
+    (tmp_path / "a.jpg").unlink()
+    with pytest.raises(InputError, match=r"no photo; .*found IMG_1.HEIC.*needs the package"):
+        load_folder(tmp_path)
+
+
+def test_a_folder_of_thousands_is_refused_before_the_first_is_read(tmp_path):
+    for number in range(MOST_PHOTOS + 1):
+        (tmp_path / f"{number}.jpg").write_bytes(b"")  # reading one would be another error
+    with pytest.raises(InputError, match=r"has 201 photos; at most 200 are read, and 4 to 6"):
+        load_folder(tmp_path)
+
+
+def test_a_broken_link_is_named(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(InputError, match=r"b\.png is a link to .*gone\.png, which is not there"):
+        load_folder(tmp_path)
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "b.png").symlink_to("b.png")
+    with pytest.raises(InputError, match=r"b\.png is a link to b\.png, which is not there"):
+        load_folder(tmp_path)
+    (tmp_path / "b.png").unlink()
+    (tmp_path / "b.png").symlink_to(tmp_path / "a.png")
+    assert len(load_folder(tmp_path)) == 2
+
+
+def test_a_name_that_is_no_text(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9\n.png"))
+    (name,) = load_folder(tmp_path).names
+    assert name == "caf\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}.png"
+    json.dumps(name).encode()
+
+
+def test_folders_and_files_that_may_not_be_read(tmp_path):
+    """As a user without rights, also where the tests run as root."""
+    photos, locked = tmp_path / "photos", tmp_path / "locked"
+    for folder in (photos, locked):
+        save(folder / "a.png")
+    (photos / "a.png").chmod(0)
+    locked.chmod(0)
+    tmp_path.chmod(0o755)
+    script = (
+        "import os, sys\n"
+        "from magicapture.data import load_folder\n"
+        "from magicapture.errors import InputError\n"
+        "if os.geteuid() == 0: os.setuid(65534)\n"
+        "for folder in sys.argv[1:]:\n"
+        "    try: load_folder(folder)\n"
+        "    except InputError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", script, "photos", "locked"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(magicapture.__file__).parents[1])}
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+        )
+    finally:
+        locked.chmod(0o700)
+    first, second = result.stdout.splitlines()
+    assert "a.png cannot be read (Permission denied); check that it is there and may" in first
+    assert "The folder of photos locked cannot be read (Permission denied); check" in second
 
 
 def test_a_folder_that_is_none(tmp_path):
     with pytest.raises(InputError, match="missing does not exist"):
-        load_folder(tmp_path / "missing", "subject")
+        load_folder(tmp_path / "missing")
     save(tmp_path / "a.png")
+    (tmp_path / "masks").mkdir()
     with pytest.raises(InputError, match=r"a.png is a file; give the folder"):
-        load_folder(tmp_path / "a.png", "subject")
+        load_folder(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"folder of masks .* is that of the photos; leave it out"):
+        load_folder(tmp_path, masks=tmp_path / "masks" / "..")
     with pytest.raises(InputError, match=r"folder of masks .*masks-2 does not exist"):
-        load_folder(tmp_path, "subject", masks=tmp_path / "masks-2")
+        load_folder(tmp_path, masks=tmp_path / "masks-2")
 
 
 def test_a_folder_without_photos(tmp_path):
     with pytest.raises(InputError, match=r"has no photo; expected .*\.png.*it is empty"):
-        load_folder(tmp_path, "subject")
+        load_folder(tmp_path)
     (tmp_path / "a.txt").write_text("x")
-    (tmp_path / "IMG_1.HEIC").write_text("x")
-    with pytest.raises(InputError, match=r"has no photo; .*found a.txt, IMG_1.HEIC"):
-        load_folder(tmp_path, "subject")
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(InputError, match=r"has no photo; .*found a.txt, b.png \(a folder\)"):
+        load_folder(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["bad.jpg", "bad.png", "bad.webp", "good.mask.png"])
@@ -263,28 +374,54 @@ def test_a_damaged_picture_is_named(tmp_path, name, damage):
     content = {"cut": data[: len(data) // 2], "text": b"not a picture", "empty": b""}[damage]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=rf"{name} cannot be read .*take it out of the folder"):
-        load_folder(tmp_path, "subject")
+        load_folder(tmp_path)
 
 
 def test_a_caption_that_is_no_text(tmp_path):
     save(tmp_path / "a.png")
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(InputError, match=r"a.txt cannot be read as text .*UTF-8"):
-        load_folder(tmp_path, "subject")
+        load_folder(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[[1, 2]]", '"x"', "[[1,2],[1],[1],[1],[1]]", "NaN"])
+def test_a_caption_is_short(tmp_path):
+    save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("word " * (LONGEST_CAPTION // 5))
+    assert len(load_folder(tmp_path).photos[0].caption) < LONGEST_CAPTION
+    (tmp_path / "a.txt").write_text("word " * 1000)
+    with pytest.raises(InputError, match=r"a.txt has 4,999 characters .*at most 2,000") as error:
+        load_folder(tmp_path)
+    assert len(str(error.value)) < 400
+    (tmp_path / "a.txt").write_text("word " * 2_000_000)
+    with pytest.raises(InputError, match=r"a.txt has 10,000,000 bytes; expected a short") as error:
+        load_folder(tmp_path)
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[[1, 2]]",
+        '"x"',
+        "[[1,2],[1],[1],[1],[1]]",
+        "NaN",
+        "[" * 50_000,
+        f"[[{10**400}, 1]]",
+    ],
+)
 def test_landmarks_that_are_none(tmp_path, text):
     save(tmp_path / "a.png")
     (tmp_path / "a.landmarks.json").write_text(text)
     with pytest.raises(InputError, match=r"a.landmarks.json does not hold five \[x, y\] pairs"):
-        load_folder(tmp_path, "subject")
+        load_folder(tmp_path)
 
 
 def test_real_photos(shared_assets):
-    person = load_folder(shared_assets / "photos" / "person", "subject")
+    person = load_folder(shared_assets / "photos" / "person")
     assert len(person) == 20 and person.warnings == ()
     assert {tuple(image.shape) for image in person.images} == {(3, 512, 512)}
-    styles = load_folder(shared_assets / "photos" / "styles", "style")
+    styles = load_folder(shared_assets / "photos" / "styles")
     concept, recipe = Concept("film", "style"), Recipe(masked=False)
-    assert check_references(styles, concept, recipe) == ()
+    assert check_photos(Learnable(concept, styles), recipe) == ()

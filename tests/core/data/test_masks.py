@@ -3,15 +3,13 @@ import torch
 
 from magicapture.data import masks
 from magicapture.errors import InputError
+from magicapture.tokens import Concept
 
 
 def test_a_style_is_everything_but_the_face():
     face = torch.rand(1, 4, 4)
-    assert torch.equal(masks.face_to_concept(face, "subject"), face)
-    assert torch.equal(masks.face_to_concept(face, "style"), 1 - face)
-    for role in ("subject", "style"):
-        there = masks.face_to_concept(face, role)
-        torch.testing.assert_close(masks.face_mask(there, role), face)
+    assert torch.equal(Concept("ada", "subject").region(face), face)
+    assert torch.equal(Concept("oil", "style").region(face), 1 - face)
 
 
 def test_latent_cells_hold_their_share_of_area():

@@ -43,7 +43,7 @@ def made(paperdoll_weights: Path, told: list[Event]) -> Demo:
     recipe = replace(
         recipe,
         phases=tuple(replace(p, steps=n) for p, n in zip(recipe.phases, (2, 3), strict=True)),
-        draws=2,
+        variants=2,
     )
     with pytest.MonkeyPatch.context() as patch:
         drawing = "magicapture.demo.drawing"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from magicapture.data import ReferenceSet
 from magicapture.data.faces import with_faces
-from magicapture.data.references import ReferenceSet
-from magicapture.doctor import check, contact_sheet
+from magicapture.doctor import contact_sheet, judge_photos
 from magicapture.faces.align import FFHQ_TEMPLATE
 from magicapture.faces.analyzer import FaceAnalyzer
 from magicapture.faces.detect import load_detector
@@ -32,8 +32,8 @@ def noise(seed: int, side: int = 256) -> Tensor:
 
 
 def verdicts(images: list[Tensor], **kwargs) -> list[tuple[str, str]]:
-    references, found = with_faces(ReferenceSet(tuple(images)), FaceAnalyzer(frontal))
-    report = check(references, found, "subject", **kwargs)
+    references, found = with_faces(ReferenceSet.of(images), FaceAnalyzer(frontal))
+    report = judge_photos(references, found, "subject", **kwargs)
     return [(photo.verdict, "; ".join(photo.reasons)) for photo in report.photos]
 
 
@@ -58,27 +58,25 @@ def test_another_person_by_the_median_cosine() -> None:
 
     images = [noise(n) for n in range(5)] + [noise(9) * 0.3 + 0.7]
     analyzer = FaceAnalyzer(frontal, embedder=embedder)
-    references, found = with_faces(ReferenceSet(tuple(images)), analyzer)
-    report = check(references, found, "subject", embedder=embedder)
+    references, found = with_faces(ReferenceSet.of(images), analyzer)
+    report = judge_photos(references, found, "subject", embedder=embedder)
     assert [photo.verdict for photo in report.photos] == ["use"] * 5 + ["leave out"]
     assert "another person" in report.photos[5].text
     assert report.identity == pytest.approx(1, abs=0.01)  # of those that are not left out
-    style = check(references, found, "style", embedder=embedder)
+    style = judge_photos(references, found, "style", embedder=embedder)
     assert style.count("leave out") == 0 and style.identity is None
 
 
 def test_own_masks_and_landmarks_stay() -> None:
     mask, points = torch.zeros(1, 256, 256), torch.rand(5, 2) * 100
     mask[:, 40:240, 50:210] = 1
-    given = ReferenceSet((noise(1), noise(2)), (mask, None), (points, None))
+    given = ReferenceSet.of((noise(1), noise(2)), face_masks=(mask, None), landmarks=(points, None))
     filled, found = with_faces(given, FaceAnalyzer(frontal))
-    assert filled.masks[0] is not None and torch.equal(filled.masks[0], mask)
-    assert filled.landmarks[0] is points and filled.landmarks[1] is not None
+    assert torch.equal(filled.photos[0].face_mask, mask)
+    assert filled.photos[0].landmarks is points and filled.photos[1].landmarks is not None
     assert [one.origin for one in found] == ["yours", "oval"] and "an oval" in str(found[1])
-    nobody, _ = with_faces(ReferenceSet((torch.zeros(3, 64, 64),)), FaceAnalyzer(frontal))
-    assert nobody.masks[0] is None and "no face was found" in nobody.warnings[0]
-    style, _ = with_faces(ReferenceSet((noise(1),), role="style"), FaceAnalyzer(frontal))
-    torch.testing.assert_close(style.masks[0], 1 - style.face(0))
+    nobody, _ = with_faces(ReferenceSet.of([torch.zeros(3, 64, 64)]), FaceAnalyzer(frontal))
+    assert nobody.photos[0].face_mask is None and "no face was found" in nobody.warnings[0]
 
 
 def test_masks_of_ones_own_that_mark_no_face_are_told() -> None:
@@ -87,9 +85,9 @@ def test_masks_of_ones_own_that_mark_no_face_are_told() -> None:
     beside[:, :20, :20] = 1
     masks = (torch.zeros(1, 256, 256), torch.ones(1, 256, 256), beside, marked)
     images = tuple(noise(n) for n in range(4))
-    given = ReferenceSet(images, masks)
+    given = ReferenceSet.of(images, face_masks=masks)
     references, found = with_faces(given, FaceAnalyzer(frontal))
-    report = check(references, found, "subject")
+    report = judge_photos(references, found, "subject")
     empty, full, elsewhere, right = report.photos
     assert empty.text.startswith("leave out: your own mask is empty: paint the face")
     assert full.text.startswith("leave out: your own mask is full: paint the face alone")
@@ -98,7 +96,8 @@ def test_masks_of_ones_own_that_mark_no_face_are_told() -> None:
     assert "face 148 px wide, your own mask is empty" in str(found[0])
     assert str(found[2]) == "your own mask, and none of the faces found lies in it"
     alone, _ = with_faces(given.only([0]), FaceAnalyzer(frontal))
-    assert alone.landmarks[0] is not None and torch.equal(alone.masks[0], masks[0])
+    first = alone.photos[0]
+    assert first.landmarks is not None and torch.equal(first.face_mask, masks[0])
 
 
 def test_the_intruder_among_real_photos_and_no_one_else(shared_assets) -> None:
@@ -111,9 +110,9 @@ def test_the_intruder_among_real_photos_and_no_one_else(shared_assets) -> None:
     embedder = load_face_embedder(face / "foamliu_MobileFaceNet.onnx", "imagenet")
     analyzer = FaceAnalyzer(load_detector(face / "yunet_s_640_640.onnx"), None, embedder)
     references, found = with_faces(
-        ReferenceSet(images, names=tuple(f.name for f in files)), analyzer
+        ReferenceSet.of(images, names=tuple(f.name for f in files)), analyzer
     )
-    report = check(references, found, "subject", embedder=embedder)
+    report = judge_photos(references, found, "subject", embedder=embedder)
     strangers = [p.name for p in report.photos if "person" in p.text]
     assert strangers == ["Men_suit.jpg"] and report.count("leave out") == 1
     assert 0.5 < (report.identity or 0) < 0.65

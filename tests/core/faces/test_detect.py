@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from threading import Event
 
 import cv2
 import numpy as np
@@ -15,9 +18,12 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from magicapture.data.folder import read_picture
-from magicapture.errors import InputError, StorageError
+from magicapture.errors import InputError, MagiCaptureError, StorageError
+from magicapture.faces.align import ARCFACE_TEMPLATE
 from magicapture.faces.detect import load_detector
+from magicapture.faces.registry import load_model
 from magicapture.faces.square import SquareDetector
+from magicapture.faces.trial import try_detector, within_limit
 
 
 def bright_square(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -149,9 +155,12 @@ def test_a_crowd_an_edge_and_a_small_face(yunet, portraits) -> None:
     assert yunet(torch.rand(3, 300, 300)) == ()
 
 
-def write_scrfd(path: Path) -> Path:
-    """A network of SCRFD's form: a face wherever a cell of 16 px is white."""
-    nodes, outputs, weights = [], [], []
+def write_scrfd(path: Path, score: float = 0.0, gain: float = 0.9, outputs: int = 9) -> Path:
+    """A network of SCRFD's form: a face wherever a cell of 16 px is white.
+
+    score, gain: of an even grey, and what white adds. outputs: 9, or 6 for one without landmarks.
+    """
+    nodes, infos, weights = [], [], []
 
     def add(kind: str, stride: int, bias: list[float], gain: float) -> None:
         name = f"{kind}_{stride}"
@@ -167,17 +176,17 @@ def write_scrfd(path: Path) -> Path:
         )
         nodes.append(helper.make_node("Transpose", [f"c_{name}"], [f"t_{name}"], perm=[0, 2, 3, 1]))
         nodes.append(helper.make_node("Reshape", [f"t_{name}", f"s_{name}"], [name]))
-        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", channels // 2]))
+        infos.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", channels // 2]))
 
     points = [-1.0, -0.5, 1, -0.5, 0, 0, -0.5, 0.5, 0.5, 0.5]
     for stride in (8, 16, 32):  # pixels come as (x - 127.5) / 128
-        add("score", stride, [0.0] * 2, 0.9 if stride == 16 else 0.0)
+        add("score", stride, [score] * 2, gain if stride == 16 else 0.0)
     for stride in (8, 16, 32):
         add("box", stride, [2.0] * 8, 0)
     for stride in (8, 16, 32):
         add("kps", stride, points * 2, 0)
     image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "h", "w"])
-    graph = helper.make_graph(nodes, "scrfd", [image], outputs, weights)
+    graph = helper.make_graph(nodes, "scrfd", [image], infos[:outputs], weights)
     # An old format version: onnxruntime lags behind the newest that onnx writes.
     opset = helper.make_opsetid("", 13)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), str(path))
@@ -186,7 +195,7 @@ def write_scrfd(path: Path) -> Path:
 
 def test_scrfd_by_insightface(tmp_path) -> None:
     pytest.importorskip("insightface")
-    detector = load_detector(write_scrfd(tmp_path / "det_10g.onnx"))
+    detector = load_model("detector", write_scrfd(tmp_path / "det_10g.onnx"))
     image = torch.zeros(3, 640, 640)
     image[:, 160:176, 320:336] = 1
     (face,) = detector(image)
@@ -196,6 +205,31 @@ def test_scrfd_by_insightface(tmp_path) -> None:
     # The square grows on the sheet that shows the face again, where more cells are white.
     assert abs(float(face.landmarks[2, 1]) - 160) < 3
     assert float(face.landmarks[0, 0]) < float(face.landmarks[1, 0])
+
+
+def test_every_release_of_insightface_will_do(tmp_path, monkeypatch) -> None:
+    """0.7.3 knows neither of the later arguments; its class is the later one's in all we use."""
+    module = pytest.importorskip("insightface.model_zoo.scrfd")
+    path = write_scrfd(tmp_path / "det_10g.onnx")
+    picture = np.zeros((640, 640, 3), np.uint8)
+    picture[160:176, 320:336] = 255
+    expected = load_model("detector", path).find(picture)
+
+    class Old(module.SCRFD):
+        def __init__(self, model_file=None, session=None):
+            super().__init__(model_file, session)
+
+    monkeypatch.setattr(module, "SCRFD", Old)
+    rows = load_model("detector", path).find(picture)
+    assert len(rows) and np.array_equal(rows, expected)
+
+
+def test_a_package_that_is_missing_or_broken_is_named(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("insightface")
+    path = write_scrfd(tmp_path / "det_10g.onnx")
+    monkeypatch.setitem(sys.modules, "insightface.model_zoo", None)
+    with pytest.raises(MagiCaptureError, match=r"needs insightface.*pip install insightface"):
+        load_detector(path)
 
 
 def test_files_that_are_no_detector(tmp_path) -> None:
@@ -211,15 +245,92 @@ def test_files_that_are_no_detector(tmp_path) -> None:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])],
     )
     onnx.save(helper.make_model(graph), str(tmp_path / "other.onnx"))
+    write_scrfd(tmp_path / "boxes.onnx", outputs=6)
+    hollow = helper.make_graph([], "hollow", graph.input, [])
+    onnx.save(helper.make_model(hollow), str(tmp_path / "hollow.onnx"))
+    (tmp_path / "empty.onnx").touch()
     for name, error, message in (
         ("gone.onnx", StorageError, "no face detector at"),
         ("broken.onnx", StorageError, "damaged"),
         ("broken.pth", StorageError, "damaged"),
-        ("other.onnx", InputError, "five landmarks"),
-        ("parsing_bisenet.pth", InputError, "no RetinaFace"),
+        ("other.onnx", InputError, "outputs y is no face detector.*five landmarks"),
+        ("parsing_bisenet.pth", InputError, "is no face detector.*RetinaFace"),
+        ("boxes.onnx", InputError, "is no face detector.*five landmarks"),
+        ("hollow.onnx", StorageError, "without a single layer"),
+        ("empty.onnx", StorageError, "without a single layer"),
     ):
         with pytest.raises(error, match=message):
             load_detector(tmp_path / name)
+
+
+def write_graph(path: Path, outputs: Sequence[str]) -> Path:
+    """An ONNX model of a detector's looks whose every output is the picture itself."""
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 640, 640])
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["image"], [name]) for name in outputs],
+        "fake",
+        [image],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs],
+    )
+    opset = helper.make_opsetid("", 13)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), str(path))
+    return path
+
+
+YUNET_OUTPUTS = [f"{kind}_{s}" for kind in ("cls", "obj", "bbox", "kps") for s in (8, 16, 32)]
+
+
+@pytest.mark.parametrize(
+    ("score", "gain", "message"),
+    [
+        (0.0, 0.0, "finds 0 faces in a picture of 4"),
+        (0.6, 0.0, r"finds \d+ faces in a picture of 4 drawn ones, \d+ of them in place"),
+        (float("nan"), 0.9, "finds 0 faces in a picture of 4"),
+    ],
+    ids=["never", "always", "not a number"],
+)
+def test_fakes_are_refused_by_what_they_find(tmp_path, score, gain, message) -> None:
+    pytest.importorskip("insightface")
+    with pytest.raises(InputError, match=message):
+        load_detector(write_scrfd(tmp_path / "det_10g.onnx", score, gain))
+
+
+@pytest.mark.parametrize("outputs", [[f"o{i}" for i in range(9)], YUNET_OUTPUTS])
+def test_outputs_of_the_right_names_and_the_wrong_shapes_are_refused(tmp_path, outputs) -> None:
+    pytest.importorskip("insightface")
+    with pytest.raises(InputError, match=r"det_10g\.onnx (looks like YuNet|cannot look)"):
+        load_detector(write_graph(tmp_path / "det_10g.onnx", outputs))
+
+
+def test_a_detector_that_gives_no_rows_of_15_is_refused() -> None:
+    def boxes(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.zeros((3, 5), np.float32)
+
+    def broken(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+        raise RuntimeError("Got: 256 Expected: 480\nand so on")
+
+    with pytest.raises(InputError, match=r"mine\.onnx gives numbers of shape \(3, 5\)"):
+        try_detector(SquareDetector(boxes), "mine.onnx")
+    with pytest.raises(InputError, match=r"cannot look .* \(Got: 256 Expected: 480\)"):
+        try_detector(SquareDetector(broken), "mine.onnx")
+
+
+def test_a_detector_that_always_says_the_same_is_refused() -> None:
+    """Its one face happens to lie on a drawn one."""
+    points = ARCFACE_TEMPLATE - ARCFACE_TEMPLATE.mean(0) + torch.tensor([60.0, 70.0])
+    row = np.array([[20, 20, 100, 110, *points.flatten().tolist(), 0.9]], np.float32)
+    with pytest.raises(InputError, match=r"mine\.onnx finds faces in an empty picture"):
+        try_detector(SquareDetector(lambda picture: row), "mine.onnx")
+
+
+def test_reading_ends_after_a_while() -> None:
+    release = Event()
+    with pytest.raises(InputError, match=r"slow\.onnx was not read .* within 0\.05 seconds"):
+        within_limit(release.wait, "slow.onnx", seconds=0.05)
+    release.set()
+    assert within_limit(lambda: 3, "quick.onnx") == 3
+    with pytest.raises(StorageError, match="no face detector at"):
+        load_detector("gone.onnx")  # an error of the other thread is ours
 
 
 def test_retinaface_from_facexlib_is_facexlibs_own(tmp_path) -> None:
@@ -232,7 +343,7 @@ def test_retinaface_from_facexlib_is_facexlibs_own(tmp_path) -> None:
     picture = (torch.rand(320, 320, 3) * 255).byte().numpy()
     with torch.no_grad():
         expected = network.detect_faces(picture, conf_threshold=0.8)
-    rows = load_detector(path).find(picture)
+    rows = load_model("detector", path).find(picture)
     assert len(rows) == len(expected) > 0
     order = [0, 1, 2, 3, *range(5, 15), 4]
     np.testing.assert_allclose(rows, expected[:, order], atol=1e-3)

@@ -29,12 +29,14 @@ def script(network, tmp_path) -> Path:
     return path
 
 
-def write_onnx(path: Path, *, batch: int | None = None, side: int = 112) -> Path:
+def write_onnx(path: Path, *, batch: int | None = None, side: int = 112, width: int = 16) -> Path:
     """A convolution and a mean; with `batch` the file is bound to that many faces."""
     flatten = helper.make_node("Flatten", ["pooled"], ["embedding"], axis=1)
-    tensors = [numpy_helper.from_array(np.random.randn(8, 3, 5, 5).astype(np.float32), "weight")]
+    tensors = [
+        numpy_helper.from_array(np.random.randn(width, 3, 5, 5).astype(np.float32), "weight")
+    ]
     if batch:
-        tensors.append(numpy_helper.from_array(np.array([batch, 8]), "shape"))
+        tensors.append(numpy_helper.from_array(np.array([batch, width]), "shape"))
         flatten = helper.make_node("Reshape", ["pooled", "shape"], ["embedding"])
     graph = helper.make_graph(
         [
@@ -44,7 +46,7 @@ def write_onnx(path: Path, *, batch: int | None = None, side: int = 112) -> Path
         ],
         "small",
         [helper.make_tensor_value_info("faces", TensorProto.FLOAT, [batch or "n", 3, side, side])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [batch or "n", 8])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [batch or "n", width])],
         tensors,
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]), str(path))
@@ -125,16 +127,58 @@ def test_a_missing_damaged_or_foreign_file(tmp_path) -> None:
 def test_networks_that_are_no_embedder(tmp_path) -> None:
     with pytest.raises(InputError, match="160"):
         load_face_embedder(write_onnx(tmp_path / "facenet.onnx", side=160))
+    few = nn.Sequential(nn.Conv2d(3, 16, 5, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     networks = {
-        "not two-dimensional": nn.Conv2d(3, 4, 3),
-        "wrong channels": nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()),
-        "constant": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Hardtanh(9.0, 10.0)),
+        "not two-dimensional": (nn.Conv2d(3, 4, 3), "shape"),
+        "wrong channels": (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), "does not embed"),
+        "constant": (nn.Sequential(few, nn.Hardtanh(9.0, 10.0)), "says the same"),
+        "one number": (nn.Sequential(few, nn.Linear(16, 1)), r"shape \(2, 1\)"),
+        "one number, often": (nn.Sequential(few, nn.Linear(16, 1), Often()), "says the same"),
+        "next to nothing": (nn.Sequential(few, Nearly()), "says the same"),
+        "no numbers": (nn.Sequential(few, NoNumbers()), "not finite"),
+        "small": (nn.Sequential(nn.Flatten(), nn.Linear(3 * 96 * 96, 64)), "does not embed"),
     }
-    for name, network in networks.items():
+    for name, (network, message) in networks.items():
         path = tmp_path / f"{name}.pt"
         torch.jit.script(network).save(str(path))
-        with pytest.raises(InputError, match=name):
+        with pytest.raises(InputError, match=rf"{name}\.pt .*{message}"):
             load_face_embedder(path)
+
+
+class Often(nn.Module):
+    def forward(self, one):
+        return one.expand(-1, 512)
+
+
+class Nearly(nn.Module):
+    def forward(self, embedding):
+        return 1 + 1e-4 * embedding
+
+
+class NoNumbers(nn.Module):
+    def forward(self, embedding):
+        return torch.log(-embedding.abs())
+
+
+def test_onnx_without_layers_or_with_one_number(tmp_path) -> None:
+    faces = helper.make_tensor_value_info("faces", TensorProto.FLOAT, [1, 3, 112, 112])
+    hollow = helper.make_model(helper.make_graph([], "hollow", [faces], [faces]))
+    onnx.save(hollow, str(tmp_path / "hollow.onnx"))
+    with pytest.raises(StorageError, match="without a single layer"):
+        load_face_embedder(tmp_path / "hollow.onnx")
+    with pytest.raises(InputError, match=r"one\.onnx turns two faces into .* \(2, 1\)"):
+        load_face_embedder(write_onnx(tmp_path / "one.onnx", width=1))
+
+
+def test_an_embedder_that_scales_to_unit_length_has_a_gradient(tmp_path) -> None:
+    class Unit(nn.Module):
+        def forward(self, embedding):
+            return F.normalize(embedding.double(), dim=-1).float()
+
+    network = nn.Sequential(nn.Conv2d(3, 16, 5, stride=4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    path = tmp_path / "unit.pt"
+    torch.jit.trace(nn.Sequential(network, Unit()), torch.rand(2, 3, 112, 112)).save(str(path))
+    assert load_face_embedder(path).batched
 
 
 def test_unknown_normalisation(script) -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from magicapture.errors import InputError, StorageError
-from magicapture.faces.find import best, files, inventory, places
-from magicapture.faces.models import MODELS
+from magicapture.faces.find import best, files, inventory, locate, places
+from magicapture.faces.models import TITLES
+from magicapture.faces.registry import folders, model_files
+
+MODELS = [(role, file) for role in TITLES for file in model_files(role)]
 
 
 @pytest.fixture
@@ -54,18 +59,19 @@ def test_a_missing_role_says_what_where_and_under_which_licence(models) -> None:
     with pytest.raises(StorageError) as caught:
         best("restorer", places(models))
     text = str(caught.value)
-    for model in MODELS:
-        assert (model.file in text) == (model.role == "restorer")
+    for role, model in MODELS:
+        assert (model.file in text) == (role == "restorer")
     assert "facerestore_models" in text and "licence" in text and str(models) in text
     assert "://" not in text
 
 
 def test_the_inventory_names_found_and_missing(models) -> None:
     report = inventory(places(models))
-    for model in MODELS:
+    for _, model in MODELS:
         (line,) = (x for x in report.splitlines() if f" {model.file}" in x)
         there = model.file in {path.name for path in models.rglob("*")}
         assert line.strip().startswith("found" if there else "missing")
+    assert "Face recognition model: tells people apart" in report and "embedder" not in report
 
 
 def test_the_folder_of_models(tmp_path, monkeypatch) -> None:
@@ -77,3 +83,53 @@ def test_the_folder_of_models(tmp_path, monkeypatch) -> None:
     (tmp_path / "yunet.onnx").touch()
     monkeypatch.setenv("MAGICAPTURE_MODELS", str(tmp_path))
     assert best("detector", places()) == tmp_path / "yunet.onnx"
+
+
+def test_links_to_folders_are_followed_once(models, tmp_path_factory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "pack").mkdir()
+    (elsewhere / "pack" / "face_detection_yunet_2023mar.onnx").touch()
+    (elsewhere / "pack" / "again").symlink_to(elsewhere)  # leads back
+    (models / "facedetection").symlink_to(elsewhere)
+    (models / "facexlib" / "shared").symlink_to(elsewhere / "pack")
+    (models / "facexlib" / "gone.onnx").symlink_to(elsewhere / "nothing")
+    found = list(files("detector", places(models)))
+    assert found == [
+        "models/buffalo_l/det_10g.onnx",
+        "detection_Resnet50_Final.pth",
+        "pack/face_detection_yunet_2023mar.onnx",
+        "shared/face_detection_yunet_2023mar.onnx",
+        "mine.onnx",
+    ]
+    (yunet,) = (file for _, file in MODELS if "yunet" in file.file)
+    assert len(locate(yunet, places(models))) == 2
+
+
+def test_comfyuis_own_folder_gives_what_is_ours_alone(models) -> None:
+    """models/detection holds what ComfyUI's own nodes run: MediaPipe, and others to come."""
+    shared = models / "detection"
+    shared.mkdir()
+    for name in ("face_landmarker.safetensors", "mediapipe_face.safetensors"):
+        save_file({"detector.backbone.0.weight": torch.zeros(1)}, shared / name)
+    for name in ("face_landmarker.pth", "yolo_face.onnx", "blazeface.pt", "notes.safetensors"):
+        (shared / name).touch()
+    before = {role: list(files(role, places(models))) for role in TITLES}
+    assert not any("/" not in name and (shared / name).exists() for name in before["detector"])
+    for role in TITLES:
+        assert not {path.parent for path in files(role, places(models)).values()} & {shared}
+    (shared / "face_detection_yunet_2023mar.onnx").touch()
+    save_file({"module.body.stage1.0.0.weight": torch.zeros(1)}, shared / "retina.safetensors")
+    added = set(files("detector", places(models))) - set(before["detector"])
+    assert added == {"face_detection_yunet_2023mar.onnx", "retina.safetensors"}
+    assert list(files("parser", places(models))) == before["parser"]
+
+
+def test_weights_of_something_else_are_offered_for_nothing(models) -> None:
+    save_file({"detector.weight": torch.zeros(1)}, models / "facexlib" / "mediapipe.safetensors")
+    for role in ("detector", "parser", "embedder"):
+        assert "mediapipe.safetensors" not in files(role, places(models))
+
+
+def test_folders_hold_every_known_files(models) -> None:
+    assert {file.folder.split("/")[0] for _, file in MODELS} <= set(folders())
+    assert "detection" in folders()

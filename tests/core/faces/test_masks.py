@@ -128,7 +128,7 @@ def test_the_person_of_all_photos_is_chosen() -> None:
     analyzer = FaceAnalyzer(lambda image: (), embedder=embedder)
     assert analyzer.people(images, faces) == [1, 0, 1, 0, None]
     assert FaceAnalyzer(lambda image: ()).people(images, faces) == [0, 0, 0, 0, None]
-    with pytest.raises(InputError, match="embedder"):
+    with pytest.raises(InputError, match="face recognition model"):
         FaceAnalyzer(lambda image: ()).embeddings(images[0], faces[0])
 
 

@@ -7,15 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from magicapture.errors import InputError, StorageError
-from magicapture.faces.parse import (
-    BISENET_LABELS,
-    PAPERDOLL_LABELS,
-    PARSENET_LABELS,
-    FaceParser,
-    load_parser,
-)
+from magicapture.faces.labelling import FaceParser
+from magicapture.faces.parse import load_parser
+from magicapture.faces.parsers.bisenet import BISENET_LABELS
+from magicapture.faces.parsers.parsenet import PARSENET_LABELS
 from magicapture.faces.protocols import Part
 from magicapture.paperdoll import Label
+from magicapture.paperdoll.faces import PAPERDOLL_LABELS
 
 pytest.importorskip("facexlib")
 
@@ -94,16 +92,23 @@ def test_other_sizes_come_back_at_their_own() -> None:
 
 
 def test_files_that_are_no_parser(tmp_path) -> None:
-    with pytest.raises(StorageError, match="no file"):
+    with pytest.raises(StorageError, match="no face parser at"):
         load_parser(tmp_path / "parsing_bisenet.pth")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pth")
-    with pytest.raises(InputError, match="neither BiSeNet nor ParseNet"):
+    with pytest.raises(
+        InputError, match=r"weights weight is no face parser; expected BiSeNet .* or ParseNet"
+    ):
         load_parser(tmp_path / "other.pth")
     weights = bisenet().state_dict()
     weights.pop("conv_out.conv_out.weight")
     torch.save(weights, tmp_path / "part.pth")
     with pytest.raises(InputError, match="does not fit BiSeNet"):
         load_parser(tmp_path / "part.pth")
+    weights = bisenet().state_dict()
+    weights["conv_out.conv_out.weight"][0] = float("nan")
+    torch.save(weights, tmp_path / "nan.pth")
+    with pytest.raises(StorageError, match=r"conv_out\.conv_out\.weight holds numbers"):
+        load_parser(tmp_path / "nan.pth")
     torch.save({"code": print}, tmp_path / "code.pth")
-    with pytest.raises(StorageError, match="damaged"):
+    with pytest.raises(InputError, match="could run code"):
         load_parser(tmp_path / "code.pth")

@@ -10,7 +10,6 @@ import pytest
 
 from magicapture.paperdoll import identity_from_seed, pose_from_seed, style_from_seed
 from magicapture.paperdoll.captions import caption, tone_word, vocabulary
-from magicapture.paperdoll.pretrain.dataset import captions_of, seeds_of
 from magicapture.paperdoll.tokenizer import (
     END,
     LENGTH,
@@ -19,6 +18,7 @@ from magicapture.paperdoll.tokenizer import (
     load_tokenizer,
     write_tokenizer,
 )
+from pretrain.dataset import captions_of, seeds_of
 
 
 def _parts(seed: int):

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from magicapture.data import ReferenceSet
 from magicapture.data.faces import with_faces
-from magicapture.data.references import ReferenceSet
-from magicapture.doctor import check
+from magicapture.doctor import judge_photos
 from magicapture.errors import StorageError
 from magicapture.faces.analyzer import FaceAnalyzer
 from magicapture.paperdoll.faces import doll_analyzer
@@ -31,14 +31,14 @@ def pair() -> Pair:
 
 def test_masks_and_landmarks_are_near_the_true_ones(analyzer, pair) -> None:
     true = references(pair.source + pair.reference)
-    filled, found = with_faces(ReferenceSet(true.images), analyzer)
+    filled, found = with_faces(ReferenceSet.of(true.images), analyzer)
     assert {one.origin for one in found} == {"parsed"}
     shares = []
-    for i, image in enumerate(true.images):
-        ours, theirs = filled.face(i) > 0.5, true.face(i) > 0.5
+    for got, photo, one in zip(filled, true, found, strict=True):
+        ours, theirs = got.face_mask > 0.5, photo.face_mask > 0.5
         shares.append(float((ours & theirs).sum() / (ours | theirs).sum()))
-        off = (filled.landmarks[i] - true.landmarks[i]).norm(dim=1)
-        assert float(off.max()) < 0.1 * found[i].face.width and image.shape == (3, 128, 128)
+        off = (got.landmarks - photo.landmarks).norm(dim=1)
+        assert float(off.max()) < 0.1 * one.face.width and got.size == (128, 128)
     assert statistics.mean(shares) > 0.75 and min(shares) > 0.5
 
 
@@ -62,8 +62,8 @@ def test_no_face_is_found_in_pieces_of_one(analyzer, pair) -> None:
 def test_the_doctor_finds_the_intruder(analyzer, pair) -> None:
     other = make_pair(1_000_001, 1_000_050, photos=2, poses=2)
     images = references(pair.source + other.source[:1]).images
-    filled, found = with_faces(ReferenceSet(images), analyzer)
-    report = check(filled, found, "subject", resolution=128, embedder=analyzer.embedder)
+    filled, found = with_faces(ReferenceSet.of(images), analyzer)
+    report = judge_photos(filled, found, "subject", resolution=128, embedder=analyzer.embedder)
     assert ["another person" in photo.text for photo in report.photos] == [False] * 6 + [True]
 
 

@@ -48,7 +48,7 @@ def test_files_that_cannot_be_read(tmp_path) -> None:
         with pytest.raises(StorageError, match="damaged"):
             load_image_model(tmp_path / name)
     torch.save({"params": Runs()}, tmp_path / "evil.pth")
-    with pytest.raises(StorageError, match="more than weights"):
+    with pytest.raises(InputError, match="more than weights"):
         load_image_model(tmp_path / "evil.pth")
 
 
@@ -57,7 +57,7 @@ def test_files_of_another_kind(tmp_path) -> None:
     with pytest.raises(UnsupportedModelError, match="spandrel"):
         load_image_model(tmp_path / "linear.pth")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
-    with pytest.raises(UnsupportedModelError, match="list"):
+    with pytest.raises(InputError, match="list"):
         load_image_model(tmp_path / "list.pth")
     weights = Compact(num_feat=8, num_conv=1, upscale=2).state_dict()
     weights["body.0.weight"] = torch.zeros(8, 3, 5, 5)

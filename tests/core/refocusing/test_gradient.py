@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from magicapture.attention import LayerMaps
-from magicapture.losses import leakage, refocusing
+from magicapture.losses.equations import leakage, refocusing
 from magicapture.refocusing import Focus, Refocuser, RefocusGuidance, descend, region_loss
 
 ROWS = ((Focus("ada", "subject", (2, 3), (4,)), Focus("ink", "style", (6,))),)

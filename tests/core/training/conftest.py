@@ -19,7 +19,7 @@ from magicapture.config import (
     RefocusSettings,
     Weights,
 )
-from magicapture.data import ReferenceSet
+from magicapture.data import Learnable, ReferenceSet
 from magicapture.tokens import Concept
 from magicapture.training import TrainingJob
 
@@ -76,7 +76,7 @@ RECIPE = Recipe(
     refocus=RefocusSettings(factors=(1, 2)),
     prior=PriorSettings(images=2, steps=2),
     resolution=SIDE,
-    draws=2,
+    variants=2,
 )
 
 
@@ -97,10 +97,14 @@ def make_job() -> Callable[..., TrainingJob]:
     def make(seed: int = 0, **changes: Any) -> TrainingJob:
         masks = (ellipse(),) * 4
         return TrainingJob(
-            Concept("ada-1", "subject", "woman"),
-            ReferenceSet(pictures(4, 1), masks),
-            Concept("oil-1", "style", vectors=2),
-            ReferenceSet(pictures(4, 2), masks).with_role("style"),
+            Learnable(
+                Concept("ada-1", "subject", "woman"),
+                ReferenceSet.of(pictures(4, 1), face_masks=masks),
+            ),
+            Learnable(
+                Concept("oil-1", "style", vectors=2),
+                ReferenceSet.of(pictures(4, 2), face_masks=masks),
+            ),
             replace(RECIPE, **changes),
             seed,
         )

@@ -106,7 +106,7 @@ def test_what_was_done_with_a_model_does_not_change_the_name(make_job, model, fa
     sample(model, "a person", TokenVectors({}), SamplingSettings(steps=2, width=64, height=64))
     phases = (replace(make_job().recipe.phases[1], steps=1),)
     job = make_job(phases=phases, precision="bf16", checkpointing=True)
-    with Trainer(job, model, embedder=face_model) as trainer:
+    with Trainer.open(job, model, embedder=face_model) as trainer:
         trainer.run(preview_every=1, preview=SamplingSettings(steps=2, width=64, height=64))
     assert run_name(make_job(), model, face_model) == before
 

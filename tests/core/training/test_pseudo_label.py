@@ -8,35 +8,35 @@ from magicapture.training import Trainer
 
 
 def rows_of(job, backbone, embedder, count=1):
-    """The rows of some draws of the last phase, by task."""
-    with Trainer(job, backbone, embedder=embedder) as trainer:
+    """The rows of some batches of the last phase, by task."""
+    with Trainer.open(job, backbone, embedder=embedder) as trainer:
         phase, generator = job.recipe.phases[-1], torch.Generator().manual_seed(3)
-        drawn = [trainer.draws.rows(phase, generator) for _ in range(count)]
-        return [{row.task: row for row in rows} for rows in drawn], trainer.draws
+        drawn = [trainer.materials.batches.rows(phase, generator) for _ in range(count)]
+        return [{row.task: row for row in rows} for rows in drawn], trainer.materials.batches
 
 
 def test_the_portrait_is_supervised_outside_its_face(make_job, backbone, embedder):
     (rows,), _ = rows_of(make_job(), backbone, embedder)
     assert torch.equal(rows["composed"].latents, rows["style"].latents)
-    torch.testing.assert_close(rows["composed"].mask, 1 - rows["composed"].face)
+    torch.testing.assert_close(rows["composed"].supervised, 1 - rows["composed"].face)
 
 
 def test_with_the_face_laid_in_everything_is_supervised(make_job, backbone, embedder):
-    (rows,), draws = rows_of(make_job(pseudo_label="face_laid_in"), backbone, embedder)
+    (rows,), batches = rows_of(make_job(pseudo_label="face_laid_in"), backbone, embedder)
     composed = rows["composed"]
-    assert bool((composed.mask == 1).all()) and 0 < float(composed.face.mean()) < 0.5
-    portraits = [v.latents for variants in draws.reference._variants for v in variants]
+    assert bool((composed.supervised == 1).all()) and 0 < float(composed.face.mean()) < 0.5
+    portraits = [v.latents for variants in batches.reference._variants for v in variants]
     assert not any(torch.equal(composed.latents, latents) for latents in portraits)
 
 
 def test_the_epoch_of_the_labels_is_kept(make_job, make_backbone, embedder):
     job = make_job(pseudo_label="face_laid_in")
-    _, draws = rows_of(job, make_backbone(), embedder)
-    state, generator = draws.state_dict(), torch.Generator().manual_seed(9)
+    _, batches = rows_of(job, make_backbone(), embedder)
+    state, generator = batches.state_dict(), torch.Generator().manual_seed(9)
     phase, before = job.recipe.phases[-1], generator.get_state()
-    first = draws.rows(phase, generator)
-    draws.rows(phase, generator)
-    draws.load_state_dict(state)
+    first = batches.rows(phase, generator)
+    batches.rows(phase, generator)
+    batches.load_state_dict(state)
     generator.set_state(before)
-    again = draws.rows(phase, generator)
+    again = batches.rows(phase, generator)
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(first, again, strict=True))

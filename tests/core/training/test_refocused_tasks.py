@@ -13,7 +13,7 @@ from magicapture.training import Stepped, Trainer
 def first_attention_loss(job, backbone, embedder) -> float | None:
     """The unweighted L_attn of the first step, summed over its rows."""
     events = []
-    with Trainer(job, backbone, embedder=embedder, listener=events.append) as trainer:
+    with Trainer.open(job, backbone, embedder=embedder, listener=events.append) as trainer:
         trainer.run()
     return next(e for e in events if isinstance(e, Stepped)).losses.get("attention")
 

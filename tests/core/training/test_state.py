@@ -193,7 +193,7 @@ def stopping(at: int, events: list):
 def test_a_damaged_state_starts_the_run_over(short_job, make_backbone, tmp_path):
     with (
         pytest.raises(Stop),
-        Trainer(
+        Trainer.open(
             short_job, make_backbone(), state_folder=tmp_path, listener=stopping(2, [])
         ) as trainer,
     ):
@@ -203,7 +203,7 @@ def test_a_damaged_state_starts_the_run_over(short_job, make_backbone, tmp_path)
     data[middle : middle + 64] = bytes(b ^ 255 for b in data[middle : middle + 64])
     trainer.keeper.path.write_bytes(data)
     events = []
-    with Trainer(
+    with Trainer.open(
         short_job, make_backbone(), state_folder=tmp_path, listener=events.append
     ) as trainer:
         trainer.run()
@@ -221,7 +221,7 @@ def test_a_run_goes_on_while_the_disk_is_full(short_job, backbone, tmp_path, dis
 
     with (
         pytest.raises(Stop),
-        Trainer(
+        Trainer.open(
             short_job, backbone, state_folder=tmp_path, save_every=1, listener=listen
         ) as trainer,
     ):
@@ -241,7 +241,7 @@ def test_the_state_is_saved_while_the_run_goes_on(short_job, backbone, tmp_path,
         if isinstance(event, Stepped):
             saved.append(trainer.keeper.step)
 
-    with Trainer(short_job, backbone, state_folder=tmp_path, listener=listen) as trainer:
+    with Trainer.open(short_job, backbone, state_folder=tmp_path, listener=listen) as trainer:
         vars(trainer.keeper).update(settings)
         trainer.run()
     assert saved == [None, 1, 2], "the event of a step comes before its state is saved"
@@ -251,7 +251,7 @@ def test_a_signal_within_the_update_leaves_the_step_whole(
     short_job, make_backbone, tmp_path, monkeypatch
 ):
     """The optimiser runs over several tensors; half of it would be neither step."""
-    with Trainer(short_job, make_backbone()) as trainer:
+    with Trainer.open(short_job, make_backbone()) as trainer:
         whole = trainer.run()
     update = torch.optim.AdamW.step
 
@@ -266,14 +266,14 @@ def test_a_signal_within_the_update_leaves_the_step_whole(
     try:
         with (
             pytest.raises(KeyboardInterrupt),
-            Trainer(short_job, make_backbone(), state_folder=tmp_path) as trainer,
+            Trainer.open(short_job, make_backbone(), state_folder=tmp_path) as trainer,
         ):
             trainer.run()
     finally:
         signal.signal(signal.SIGINT, before)
         monkeypatch.undo()
     assert trainer.keeper.step == 2 and len(trainer.history) == 2
-    with Trainer(short_job, make_backbone(), state_folder=tmp_path) as trainer:
+    with Trainer.open(short_job, make_backbone(), state_folder=tmp_path) as trainer:
         resumed = trainer.run()
     for name in whole.tokens:
         assert torch.equal(whole.tokens[name]["clip_l"], resumed.tokens[name]["clip_l"])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from magicapture.config import Weights
-from magicapture.losses import timestep_weights
+from magicapture.losses.equations import timestep_weights
 from magicapture.training import Stepped, Trainer
 
 
@@ -18,7 +18,7 @@ def test_a_step_counts_its_noise_level(make_job, make_backbone, recipe):
     def loss(weighting: str) -> float:
         events, backbone = [], make_backbone()
         job = make_job(phases=(phase,), weighting=weighting)
-        with Trainer(job, backbone, listener=events.append) as trainer:
+        with Trainer.open(job, backbone, listener=events.append) as trainer:
             trainer.run()
         return next(e for e in events if isinstance(e, Stepped)).losses["source"]
 

@@ -1,0 +1,124 @@
+"""The method's losses as pure functions; each returns one value a sample, so callers weight them.
+
+All compute in float32. Equations are those of the paper (arXiv 2309.06895); docs/method.md says
+where the authors' release differs.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import Scaling, Weighting
+
+FLAT = 1e-6
+"""A map whose range is below this share of all attention counts as flat: it is rounding noise."""
+
+WEAK = 5.0
+"""SNR from which on `timestep_weights` counts errors less: fine detail is the last to matter."""
+
+STRONG = 10.0
+"""The most that `timestep_weights` multiplies errors under strong noise by."""
+
+
+def masked_reconstruction(
+    prediction: Tensor, target: Tensor, mask: Tensor, *, normalise_area: bool = True
+) -> Tensor:
+    """|| M * (target - prediction) ||^2 a sample (P eq. 4-6), as a mean over all cells: (B,).
+
+    prediction and target (B,C,h,w); mask (B,1,h,w) in 0..1, weighting the squared error. With
+    `normalise_area` the mean is over the mask's cells alone, so that a small face counts as much
+    as a large one; an empty mask gives 0.
+    """
+    error = mask.float() * (prediction.float() - target.float()).square()
+    loss = error.mean(dim=(1, 2, 3))
+    if not normalise_area:
+        return loss
+    one_cell = 1 / mask[0].numel()
+    return loss / mask.float().mean(dim=(1, 2, 3)).clamp_min(one_cell)
+
+
+def timestep_weights(
+    alphas_cumprod: Tensor,
+    weighting: Weighting,
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
+) -> Tensor:
+    """How much an error of the model's output counts at each t (T,), 1 on average; abar is (T,).
+
+    min_snr: an error in epsilon counts min(SNR, 5) / SNR (arXiv 2303.09556), where SNR is
+    abar / (1 - abar). v: that times 1 + 1 / SNR, by which an error in v is larger than one in
+    epsilon, up to STRONG. none: 1.
+    """
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    if weighting == "none":
+        return torch.ones_like(snr)
+    weights = (WEAK / snr).clamp(max=1)
+    if weighting == "v":
+        weights = weights * (1 + 1 / snr).clamp(max=STRONG)
+    if prediction_type == "v_prediction":  # the error is one in v already
+        weights = weights / (1 + 1 / snr)
+    return weights / weights.mean()
+
+
+def identity(embedding: Tensor, target: Tensor) -> Tensor:
+    """1 - cos(embedding, target) (P eq. 7): (B,) in 0..2, for (B,D) against (B,D) or (D,)."""
+    return 1 - F.cosine_similarity(embedding.float(), target.float(), dim=-1)
+
+
+def scale_map(values: Tensor, scaling: Scaling) -> Tensor:
+    """P's S: bring each attention map (R,h,w) to 0..1, its minimum and maximum as constants.
+
+    minmax: (A - min A) / (max A - min A), blind to a uniform floor; max: A / max A, which sees
+    it; mean: A / mean A, the mean with its gradient and values around 1: whoever gives up
+    attention everywhere gains nothing; none: A itself. A flat map (minmax) or an all but zero one
+    (max, mean) stays near 0.
+    """
+    if scaling == "none":
+        return values
+    if scaling == "mean":
+        return values / values.mean(dim=(-2, -1), keepdim=True).clamp_min(FLAT)
+    constant = values.detach()
+    low = constant.amin(dim=(-2, -1), keepdim=True) if scaling == "minmax" else 0.0
+    high = constant.amax(dim=(-2, -1), keepdim=True)
+    return (values - low) / (high - low).clamp_min(FLAT)
+
+
+def refocusing(
+    values: Tensor,
+    inside: Tensor,
+    scaling: Scaling = "minmax",
+    map_size: int | None = None,
+) -> Tensor:
+    """|| S(A) * (1 - M) ||^2 a map (P eq. 8), as a mean over its cells: (R,).
+
+    values: attention maps (R,h,w); inside: M (R,1,H,W) in 0..1 at any size. The mask is brought
+    to the map's size by area; with `map_size` the map is first enlarged to that many cells a side.
+    Attention inside the mask is left free.
+    """
+    if map_size is not None:
+        size = (map_size, map_size)
+        values = F.interpolate(values[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    return (scale_map(values, scaling) * _outside(values, inside)).square().mean(dim=(-2, -1))
+
+
+def leakage(values: Tensor, inside: Tensor, scaling: Scaling = "max") -> Tensor:
+    """The share of each map's scaled attention (R,h,w) that lies outside M (R,1,H,W): (R,).
+
+    0 is none, 1 is all; a uniform map gives the share of the picture outside the mask.
+    """
+    scaled = scale_map(values, scaling)
+    outside = (scaled * _outside(values, inside)).sum(dim=(-2, -1))
+    return outside / scaled.sum(dim=(-2, -1)).clamp_min(FLAT)
+
+
+def token_norm(vectors: Tensor, target: float = 0.4) -> Tensor:
+    """The mean squared distance of the vectors' (n,d) norms from `target`: ()."""
+    return (vectors.float().norm(dim=-1) - target).square().mean()
+
+
+def _outside(values: Tensor, inside: Tensor) -> Tensor:
+    """1 - M at the maps' size (R,h,w)."""
+    return 1 - F.interpolate(inside.float(), values.shape[-2:], mode="area")[:, 0]

@@ -1,0 +1,94 @@
+"""The look at a recipe before anything is loaded: what cannot train stops here, by its path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..config import Phase, Recipe, Task
+from ..errors import InputError
+from ..losses import tasks_of
+
+_CELL = 8  # pixels to a side of Stable Diffusion's latent cells
+
+
+def check(recipe: Recipe) -> tuple[str, ...]:
+    """Return what the user should know of a recipe; raises InputError for one that cannot train."""
+    problems = list(_problems(recipe))
+    if problems:
+        start = f"The recipe {recipe.name!r} cannot be trained:"
+        if len(problems) == 1:
+            raise InputError(f"{start} {problems[0]}")
+        raise InputError("\n".join([start, *(f"- {problem}" for problem in problems)]))
+    return tuple(_warnings(recipe))
+
+
+def _problems(recipe: Recipe) -> Iterator[str]:
+    if not recipe.steps:
+        yield "phases: it has no steps to train; give it a phase with steps."
+    if recipe.resolution % _CELL:
+        yield f"resolution: expected a multiple of {_CELL}, got {recipe.resolution}."
+    if recipe.uses("identity") and "prior" in recipe.identity.tasks:
+        yield "identity.tasks: class images show other people; expected source or composed."
+    if _runs("prior", recipe) and not recipe.prior.images:
+        yield (
+            "prior.images: expected 1 or more, since the loss prior has a weight; 200 is usual, or "
+            "set that weight to 0."
+        )
+    for path, phase in _running(recipe):
+        yield from _phase_problems(path, phase, recipe)
+
+
+def _phase_problems(path: str, phase: Phase, recipe: Recipe) -> Iterator[str]:
+    rates, weights = phase.rates, phase.weights
+    if not (rates.tokens or rates.unet or rates.text_encoder):
+        yield f"{path}.rates: every learning rate is 0, so nothing is trained; set one."
+        return
+    if not tasks_of(phase, recipe):
+        yield (
+            f"{path}.weights: no loss looks at a picture; give source, style, composed, prior or "
+            "identity a weight."
+        )
+    if weights.prior and not (rates.unet or rates.text_encoder):
+        yield (
+            f"{path}.weights.prior: class images hold no token and teach nothing while the tokens "
+            "alone are trained; set it to 0."
+        )
+    if weights.token_norm and not rates.tokens:
+        yield f"{path}.weights.token_norm: the tokens are not trained here; set it to 0."
+
+
+def _warnings(recipe: Recipe) -> Iterator[str]:
+    phases = list(_running(recipe))
+    for path, phase in phases:
+        if phase.weights.attention and not set(recipe.refocus.tasks).intersection(
+            tasks_of(phase, recipe)
+        ):
+            tasks = ", ".join(recipe.refocus.tasks)
+            yield (
+                f"{path}.weights.attention does nothing: it looks at {tasks} (refocus.tasks), "
+                "which no loss of the phase calls for."
+            )
+        if phase.warmup >= phase.steps:
+            yield (
+                f"{path}.warmup: the learning rates rise over {phase.warmup} steps, and the phase "
+                f"has {phase.steps}, so they are never reached."
+            )
+    if recipe.uses("identity") and "style" in recipe.identity.tasks:
+        yield "identity.tasks: with style, the people of its portraits get the person's face too."
+    if recipe.subject_init == "class word" and not any(p.rates.tokens for _, p in phases):
+        yield (
+            "subject_init: the subject's token starts from its class word and is not trained, so "
+            "prompts say that word twice, unless the concept starts from something else; random "
+            "gives it a meaning of its own."
+        )
+
+
+def _running(recipe: Recipe) -> Iterator[tuple[str, Phase]]:
+    """The phases that have steps, by path."""
+    for index, phase in enumerate(recipe.phases):
+        if phase.steps:
+            yield f"phases[{index}]", phase
+
+
+def _runs(task: Task, recipe: Recipe) -> bool:
+    return any(task in tasks_of(phase, recipe) for _, phase in _running(recipe))

@@ -1,0 +1,1 @@
+"""How the paperdoll weights are trained from nothing; run from a clone, and not installed."""
