@@ -32,6 +32,7 @@ from ._comfy import (
     images_to_socket,
     model_folders,
     node_id,
+    saved_when_stopped,
     show_text,
 )
 from ._comfy.files import state_folder
@@ -126,14 +127,17 @@ class MagiCaptureTrain(Node):
         job = TrainingJob(subject, style, recipe or named_recipe(), training_seed)
         replaced = check_names(job.concepts, model_folders("embeddings"))
         backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
-        with Trainer.open(
-            job,
-            backbone,
-            embedder=face_model,
-            listener=monitor,
-            state_folder=state_folder(),
-            fresh=not resume,
-        ) as trainer:
+        with (
+            saved_when_stopped(),
+            Trainer.open(
+                job,
+                backbone,
+                embedder=face_model,
+                listener=monitor,
+                state_folder=state_folder(),
+                fresh=not resume,
+            ) as trainer,
+        ):
             monitor.history = trainer.history
             monitor.phases = trainer.phase_ends
             try:

@@ -25,6 +25,7 @@ from .sockets import (
     masks_from_socket,
     masks_to_socket,
 )
+from .stopping import saved_when_stopped
 
 __all__ = [
     "Cancelled",
@@ -46,5 +47,6 @@ __all__ = [
     "output_folder",
     "refocus",
     "regions_used",
+    "saved_when_stopped",
     "show_text",
 ]

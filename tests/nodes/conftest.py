@@ -17,7 +17,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -393,6 +393,7 @@ class Server:
     url: str
     base: Path
     log: Path
+    process: subprocess.Popen[bytes]
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
@@ -408,7 +409,7 @@ class Server:
         except urllib.error.HTTPError as error:
             raise AssertionError(error.read().decode()) from error
 
-    def queue(self, prompt: dict[str, Any]) -> str:
+    def queue(self, prompt: dict[str, Any], **more: str) -> str:
         """Queue a workflow in API form, with defaults for the widgets it leaves out; its id."""
         known = self.get("/object_info")
         for node in prompt.values():
@@ -416,7 +417,7 @@ class Server:
                 options = spec[1] if len(spec) > 1 else {}
                 if "default" in options:
                     node["inputs"].setdefault(name, options["default"])
-        return self.post("/prompt", {"prompt": prompt})["prompt_id"]
+        return self.post("/prompt", {"prompt": prompt, **more})["prompt_id"]
 
     def result(self, prompt_id: str, seconds: float = 300) -> dict[str, Any]:
         """Wait for a run's end; its entry in the history."""
@@ -433,8 +434,12 @@ def serving(comfyui: Path, base: Path, checkpoint: Path, *flags: str) -> Iterato
     """Start `main.py` with the flags; the folder `base` becomes ComfyUI's own."""
     for folder in ("custom_nodes", "models/checkpoints", "input"):
         (base / folder).mkdir(parents=True, exist_ok=True)
-    (base / "custom_nodes" / "ComfyUI-MagiCapture.x").symlink_to(ROOT)
-    (base / "models" / "checkpoints" / checkpoint.name).symlink_to(checkpoint)
+    for link, target in (
+        (base / "custom_nodes" / "ComfyUI-MagiCapture.x", ROOT),
+        (base / "models" / "checkpoints" / checkpoint.name, checkpoint),
+    ):
+        if not link.exists():  # as it does where the same folder is served again
+            link.symlink_to(target)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -445,7 +450,7 @@ def serving(comfyui: Path, base: Path, checkpoint: Path, *flags: str) -> Iterato
             [*command, "--disable-auto-launch", *flags], cwd=comfyui, stdout=output, stderr=output
         )
         try:
-            server = Server(f"http://127.0.0.1:{port}", base, log)
+            server = Server(f"http://127.0.0.1:{port}", base, log, process)
             for _ in range(600):
                 assert process.poll() is None, log.read_text()[-3000:]
                 with suppress(OSError):
@@ -458,13 +463,20 @@ def serving(comfyui: Path, base: Path, checkpoint: Path, *flags: str) -> Iterato
             process.wait(20)
 
 
-@pytest.fixture(scope="module")
-def server(
-    comfyui: Path, checkpoint: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """A running ComfyUI on the CPU that has the small checkpoint."""
+@pytest.fixture(scope="session")
+def serve(comfyui: Path, checkpoint: str) -> Callable[[Path], AbstractContextManager[Server]]:
+    """Starts a ComfyUI on the CPU that has the small checkpoint, in a folder of its own."""
     import folder_paths
 
     file = Path(folder_paths.get_full_path("checkpoints", checkpoint))
-    with serving(comfyui, tmp_path_factory.mktemp("server"), file, "--cpu") as running:
+    return lambda base: serving(comfyui, base, file, "--cpu")
+
+
+@pytest.fixture(scope="module")
+def server(
+    serve: Callable[[Path], AbstractContextManager[Server]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Server]:
+    """A running ComfyUI on the CPU that has the small checkpoint."""
+    with serve(tmp_path_factory.mktemp("server")) as running:
         yield running

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 from PIL import Image
@@ -114,3 +117,39 @@ def test_an_error_names_the_node(server, photos, checkpoint):
     entry = server.result(server.queue(prompt))
     errors = [data for kind, data in entry["status"]["messages"] if kind == "execution_error"]
     assert "Define Concept" in errors[0]["exception_message"]
+
+
+def at_work(server, prompt: dict[str, Any], steps: int) -> str:
+    """Queue a workflow and wait until its training has done a few of `steps`; its id."""
+
+    async def wait() -> str:
+        address = f"{server.url}/ws?clientId=me"
+        async with aiohttp.ClientSession() as session, session.ws_connect(address) as socket:
+            run = server.queue(prompt, client_id="me")
+            async for message in socket:
+                text = message.type == aiohttp.WSMsgType.TEXT
+                event = json.loads(message.data) if text else {"type": "picture"}
+                data = event.get("data")
+                if event["type"] == "progress" and data["max"] == steps and data["value"] >= 3:
+                    return run
+        raise AssertionError(server.log.read_text()[-3000:])
+
+    return asyncio.run(asyncio.wait_for(wait(), 240))
+
+
+def test_a_training_is_saved_when_the_server_is_stopped(serve, checkpoint, tmp_path):
+    """By SIGTERM, as a system's shutdown and `docker stop` send it; then it goes on."""
+    prompt = workflow(checkpoint, 4000, ("ada-5", "film-5"), "stopped")
+    (tmp_path / "input").mkdir()
+    for number, name in enumerate(("faces", "films")):
+        put_photos(tmp_path / "input" / name, number)
+    saved = []
+    for _ in range(2):
+        with serve(tmp_path) as server:
+            at_work(server, prompt, 4000)
+            server.process.terminate()
+            server.process.wait(60)
+            assert "Traceback" not in server.log.read_text()
+        (state,) = (tmp_path / "output" / "magicapture" / "runs").iterdir()
+        saved.append(state.name)
+    assert saved[0] == saved[1] and saved[0].endswith(".state")
