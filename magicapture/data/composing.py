@@ -9,10 +9,10 @@ from itertools import product
 import numpy
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from ..errors import InputError
 from ..faces.align import similarity, warp
+from ..images import gaussian_blur
 from .photos import Photo, ReferenceSet
 
 SEAM = 0.01
@@ -111,4 +111,4 @@ def _toned(image: Tensor, mask: Tensor, face: Tensor, inside: Tensor) -> Tensor:
 def _softened(mask: Tensor) -> Tensor:
     """The mask (1,H,W) with a soft edge, 0 wherever it was."""
     sigma = max(SEAM * min(mask.shape[-2:]), 0.5)
-    return F.gaussian_blur(mask, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma]) * (mask > 0)
+    return gaussian_blur(mask[None], sigma, edge="reflect")[0] * (mask > 0)
