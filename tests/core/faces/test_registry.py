@@ -111,6 +111,13 @@ def test_ranks_and_names_are_no_ones_twice() -> None:
             assert Path(file.file).suffix in registry.endings(role)
 
 
+def test_the_documents_name_every_kind(repo) -> None:
+    page = (repo / "docs" / "faces.md").read_text("utf-8")
+    for role in ("detector", "parser", "embedder"):
+        name = TITLES[role].removeprefix("face ") if role != "embedder" else TITLES[role]
+        assert f"| {name} | {registry.titles(role)} |" in page
+
+
 def test_a_damaged_header_is_no_file_of_a_role(tmp_path) -> None:
     (tmp_path / "torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     assert files("detector", {"magicapture": [tmp_path]}) == {}
