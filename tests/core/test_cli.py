@@ -297,6 +297,43 @@ def test_a_recipe_can_be_printed_changed_and_used(
     assert (tmp_path / "out" / "embeddings" / "my-style.safetensors").exists()
 
 
+def test_any_field_of_a_recipe_can_be_set(command: Command, tmp_path: Path) -> None:
+    words = ["--set", "lora.rank=3", "--set", "lora.rank=4", "--set", "phases[*].warmup=1"]
+    words += ["--set", 'prompts.source=["a photo of {subject}"]', "--set", "name=mine"]
+    words += ["--set", "phases[0].steps=1", "--set", "phases[1].steps=2"]
+    assert main([*command(steps=None, rank=None), *words]) == 0
+    out = tmp_path / "out"
+    made = load_adapter(out / "ada.safetensors", [out / "embeddings"]).recipe
+    assert made is not None
+    assert (made.name, made.lora.rank, made.steps) == ("mine", 4, 3)
+    assert made.prompts.source == ("a photo of {subject}",)
+    assert [phase.warmup for phase in made.phases] == [1, 1]
+
+
+def test_without_masks_none_is_needed(command: Command, tmp_path: Path) -> None:
+    bare = write_photos(tmp_path / "bare", 2, 4, masks=False)
+    assert main([*command(source=bare, style=bare, steps=2), "--without-masks"]) == 0
+
+
+def test_masks_are_found_by_a_detector(
+    command: Command, tmp_path: Path, shared_assets: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = {}
+    for name, some in (("source", "person/foreground__0*.jpg"), ("style", "styles/*.jpg")):
+        folders[name] = tmp_path / f"real-{name}"
+        folders[name].mkdir()
+        for photo in sorted((shared_assets / "photos").glob(some))[:2]:
+            small = Image.open(photo).convert("RGB")
+            small.thumbnail((256, 256))
+            small.save(folders[name] / photo.name)
+    words = command(**folders, steps=2)
+    assert main(words) == 2
+    assert "no mask" in errors(caplog)[0]
+    assert main([*words, "--models", str(shared_assets / "face")]) == 0
+    found = [r.getMessage() for r in caplog.records if "mask from landmarks" in r.getMessage()]
+    assert len(found) == 4, "each photo has its mask"
+
+
 def test_a_bug_exits_with_1_and_shows_where_if_asked(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -128,7 +128,7 @@ def test_names_that_differ_in_capitals_alone(tmp_path):
     (tmp_path / "ada.txt").write_text("small")
     (tmp_path / "Ada.txt").write_text("large")
     references = load_folder(tmp_path)
-    assert dict(((photo.name, photo.caption) for photo in references)) == {
+    assert dict((photo.name, photo.caption) for photo in references) == {
         "ada.png": "small",
         "Ada.png": "large",
     }
