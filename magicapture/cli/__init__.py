@@ -1,6 +1,6 @@
 """The command line: demo, train, sample, doctor, identity and recipes.
 
-Exit codes: 0 done, 1 a bug, 2 something given cannot be used, 130 interrupted.
+Exit codes: 0 done, 1 a bug, 2 something given cannot be used, 130 interrupted (Ctrl-C, SIGTERM).
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
-
 from ..errors import MagiCaptureError
+from ..interrupts import interruptible
+from ..memory import memory_explained
 from .arguments import parser
 
 __all__ = ["main"]
@@ -21,23 +21,22 @@ logger = logging.getLogger(__name__)
 DONE, BUG, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 PACKAGE = __name__.partition(".")[0]
 
+_IN_LESS_MEMORY = (  # outside of training, which has advice of its own
+    "Draw smaller pictures, close other programs that use the GPU, or take --device cpu.",
+    "Draw smaller pictures, give fewer or smaller photos, or close other programs.",
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; argparse itself exits with 2."""
     arguments = parser().parse_args(argv)
-    with _logging(arguments.verbose):
+    with _logging(arguments.verbose), interruptible():
         try:
-            arguments.run(arguments)
+            with memory_explained(*_IN_LESS_MEMORY):
+                arguments.run(arguments)
         except KeyboardInterrupt:
             logger.info("Interrupted.")
             return INTERRUPTED
-        except torch.cuda.OutOfMemoryError:  # outside of training, which has advice of its own
-            logger.error(
-                "The GPU's memory is not enough; draw smaller pictures, close other programs that "
-                "use the GPU, or take --device cpu.",
-                exc_info=arguments.verbose,
-            )
-            return BAD_INPUT
         except MagiCaptureError as error:
             logger.error("%s", error, exc_info=arguments.verbose)
             return BAD_INPUT

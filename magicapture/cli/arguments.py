@@ -13,6 +13,7 @@ from ..prompts import PromptKind
 from ..recipes import DEFAULT, RECIPE_NAMES, recipe
 from ..refocusing import RefocusGuidance
 from ..sampling import SamplingSettings
+from ..training import EVERY_STEPS
 from .demo import demo
 from .doctor import doctor
 from .identity import identity
@@ -94,6 +95,22 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         int,
         "Draw a picture every N steps and at the end; 0 draws none.",
         default=0,
+        metavar="N",
+    )
+    option(
+        result,
+        "--states",
+        Path,
+        "Where stopped runs are kept.",
+        shown="states in the folder of --out-dir",
+        metavar="DIR",
+    )
+    option(
+        result,
+        "--save-every",
+        int,
+        "Save the run every N steps, and every minute; 0: every minute alone.",
+        default=EVERY_STEPS,
         metavar="N",
     )
     add("--fresh", action="store_true", help="Start over, though a stopped run could go on.")

@@ -27,6 +27,7 @@ def train(arguments: argparse.Namespace) -> None:
     require_text("--style", arguments.style)
     require_range("--seed", arguments.seed, 0, MAX_SEED)
     require_range("--preview-every", arguments.preview_every, 0)
+    require_range("--save-every", arguments.save_every, 0)
     folder: Path = arguments.out_dir
     name = safe_name(arguments.out, "output name")
     embedder = None
@@ -46,7 +47,8 @@ def train(arguments: argparse.Namespace) -> None:
             backbone,
             embedder=embedder,
             listener=progress,
-            state_folder=folder / "states",
+            state_folder=arguments.states or folder / "states",
+            save_every=arguments.save_every,
             fresh=arguments.fresh,
         ) as trainer,
     ):

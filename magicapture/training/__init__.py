@@ -2,9 +2,11 @@
 
 from .events import Event, Listener, Prepared, Previewed, Resumed, Stepped, Warned
 from .job import TrainingJob
+from .state import EVERY_STEPS
 from .trainer import Trainer
 
 __all__ = [
+    "EVERY_STEPS",
     "Event",
     "Listener",
     "Prepared",

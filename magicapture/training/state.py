@@ -48,8 +48,9 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class StateKeeper:
     """Keeps the newest state of a run in a folder.
 
-    run: the run's name, in hexadecimal digits; it is the "fingerprint" of its states. warn: is
-    told, in one line, of what goes wrong; of a full disk once, until it takes a state again.
+    run: the run's name, in hexadecimal digits; it is the "fingerprint" of its states. every_steps:
+    0 saves by time alone. warn: is told, in one line, of what goes wrong; of a full disk once,
+    until it takes a state again.
     """
 
     def __init__(
@@ -76,7 +77,8 @@ class StateKeeper:
     def due(self, step: int) -> bool:
         """Whether the state after this step should be saved though the run goes on."""
         waited = time.monotonic() - self._tried
-        return step % self.every_steps == 0 or waited >= self.every_seconds
+        by_steps = self.every_steps > 0 and step % self.every_steps == 0
+        return by_steps or waited >= self.every_seconds
 
     def save(self, state: dict[str, Any]) -> bool:
         """Save the state after its "step"; whether it worked.

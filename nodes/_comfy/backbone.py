@@ -14,7 +14,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...magicapture.backbone import Conditioning
+from ...magicapture.digests import digest
 from ...magicapture.tokens import Layout, Prompt, TokenVectors, layout
+from .fingerprint import text_parts, unet_parts, vae_parts
 from .models import (
     autoencoder_of,
     compute_dtype,
@@ -177,6 +179,21 @@ class ComfyBackbone:
     def checkpointed_modules(self) -> Iterator[nn.Module]:
         """The UNet's transformer and residual blocks."""
         return unet_blocks(self.unet)
+
+    def fingerprint(self) -> str:
+        """A hash of all in the models that can change a training's result, outside of `training`.
+
+        It is another than that of the same checkpoint in diffusers, whose numbers differ as well.
+        """
+        return digest(
+            "ComfyUI",
+            unet_parts(self._model),
+            self.schedule,
+            self._dtype,
+            text_parts(self._clip, self._encoder, self._tokenizer),
+            vae_parts(self._vae),
+            None if self._decoder is self._vae else vae_parts(self._decoder),
+        )
 
     @contextmanager
     def training(self, dtype: torch.dtype | None) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from magicapture.backbones.support import BETAS
 from magicapture.cli import main
 from magicapture.cli.progress import Progress
 from magicapture.config import Recipe, from_dict, to_dict
+from magicapture.files import atomic_write
 from magicapture.recipes import RECIPE_NAMES, recipe
 from magicapture.training import Event, Stepped
 
@@ -143,7 +145,9 @@ def test_train_then_sample(command: Command, base: Path, embedder: Path, tmp_pat
         assert np.any(np.asarray(first) != np.asarray(held)), "refocusing changes nothing"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_same_command_goes_on_after_ctrl_c(
+    number: signal.Signals,
     command: Command,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -155,17 +159,24 @@ def test_the_same_command_goes_on_after_ctrl_c(
     def press_ctrl_c(progress: Progress, event: Event) -> None:
         show(progress, event)
         if isinstance(event, Stepped) and event.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
+    def press_it_again(file: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        flush(file)
+
+    flush = os.fsync
     # A test run in the background ignores the signal, as its shell asks for.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with monkeypatch.context() as patch:
             patch.setattr(Progress, "__call__", press_ctrl_c)
+            patch.setattr(os, "fsync", press_it_again)  # while the state is saved
             assert main(command()) == 130
     finally:
         signal.signal(signal.SIGINT, before)
-    assert "Stopped after step 3 of 4" in caplog.text
+    assert "Stopped after step 3 of 4. Nothing is lost" in caplog.text
+    assert "Traceback" not in caplog.text
     assert not (tmp_path / "out" / "ada.safetensors").exists()
     caplog.clear()
     assert main(command()) == 0
@@ -345,6 +356,46 @@ def test_a_bug_exits_with_1_and_shows_where_if_asked(
     assert errors(caplog) == ["ZeroDivisionError: by nought (a bug; --verbose shows where)"]
     assert main(["recipes", "--verbose"]) == 1
     assert caplog.records[-1].exc_info
+
+
+def test_a_disk_that_is_full_is_said_truly(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    show, before = Progress.__call__, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def stop(progress: Progress, event: Event) -> None:
+        show(progress, event)
+        if isinstance(event, Stepped) and event.step == 3:
+            raise KeyboardInterrupt
+
+    def write_to_a_full_disk(path: Path, write: Callable[[Path], object]) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+        try:
+            atomic_write(path, write)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Progress, "__call__", stop)
+        patch.setattr("magicapture.training.state.atomic_write", write_to_a_full_disk)
+        words = [*command(), "--states", str(tmp_path / "elsewhere"), "--save-every", "1"]
+        assert main(words) == 130
+    assert caplog.text.count("cannot be saved") == 1
+    assert "Stopped after step 3 of 4. Not saved: the disk is full." in caplog.text
+    assert "Nothing is lost" not in caplog.text and "Traceback" not in caplog.text
+    assert not list((tmp_path / "elsewhere").iterdir()) and not (tmp_path / "out").exists()
+
+
+def test_too_little_memory_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("magicapture.cli.arguments.recipes", lambda _: torch.empty(10**15))
+    assert main(["recipes"]) == 2
+    (message,) = errors(caplog)
+    assert "computer's memory is not enough" in message and "a bug" not in message
 
 
 def test_logging_is_left_as_it_was() -> None:
