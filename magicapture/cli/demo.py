@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 
-from ..demo import FAST_STEPS, DemoSettings, require_writable, run, write
+from ..demo import FAST_STEPS, DemoSettings, run, write
+from ..files import check_writable
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ def demo(arguments: argparse.Namespace) -> None:
     if arguments.fast:
         chosen["steps"] = FAST_STEPS
     settings = DemoSettings(**chosen)
-    require_writable(arguments.out)
+    check_writable(arguments.out)
     with Progress(arguments.out) as progress:
         made = run(settings, progress)
     for measure, of in made.scores.items():

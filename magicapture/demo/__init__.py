@@ -5,7 +5,7 @@ DemoSettings -> run(...) -> Demo -> write(...) -> result.png, curves.png, scores
 
 from .demo import Demo, run
 from .figure import sheet
-from .files import require_writable, write
+from .files import write
 from .settings import FAST_STEPS, DemoSettings, held_out_pair, recipe_for
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "DemoSettings",
     "held_out_pair",
     "recipe_for",
-    "require_writable",
     "run",
     "sheet",
     "write",
