@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..config import Recipe, from_dict, to_dict
 from ..errors import InputError, StorageError
-from ..tokens import Concept
+from ..tokens import Concept, check_token_name
 from ..version import __version__
 from .adapter import Adapter
 
@@ -22,6 +22,14 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "1"
 _PREFIX = "magicapture."
+TOKEN = f"{_PREFIX}token"
+"""Where an embedding's file keeps its token's name."""
+TOKENS = f"{_PREFIX}tokens"
+"""Where every file keeps the digests of the training's tokens, by name."""
+
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""What text of the wrong form raises while it is read."""
+
 _ARCHITECTURES = {
     "sd1": "stable-diffusion-v1",
     "sd2": "stable-diffusion-v2-512",
@@ -100,21 +108,30 @@ def restore(metadata: Mapping[str, str]) -> Facts | None:
             _recipe(ours["recipe"]),
             tuple(Concept(**concept) for concept in json.loads(ours["concepts"])),
             {str(key): str(value) for key, value in json.loads(ours["info"]).items()},
-            dict(json.loads(ours["tokens"])),
+            _digests(json.loads(ours["tokens"])),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except _MALFORMED as error:
         raise StorageError(
-            f"The file's metadata is damaged ({type(error).__name__}: {error}); restore it from a "
-            "backup or train again."
+            f"The file's metadata is damaged ({type(error).__name__}: {error!s:.200}); restore "
+            "it from a backup or train again."
         ) from error
 
 
+def _digests(data: Mapping[str, str]) -> dict[str, str]:
+    for name, text in data.items():
+        check_token_name(name)
+        if not isinstance(text, str):
+            raise TypeError(f"the digest of {name} is {text!r:.100}")
+    return dict(data)
+
+
 def _recipe(text: str) -> Recipe | None:
-    data: dict[str, Any] = json.loads(text) if text else {}
+    """The recipe; None where it cannot be read, since the weights are of use all the same."""
     try:
+        data: dict[str, Any] = json.loads(text) if text else {}
         return from_dict(Recipe, data) if data else None
-    except InputError as error:  # the weights are of use all the same
-        logger.warning("The recipe in the file is left out: %s", error)
+    except _MALFORMED as error:  # InputError is a ValueError
+        logger.warning("The recipe in the file is left out: %.500s", error)
         return None
 
 

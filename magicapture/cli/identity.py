@@ -10,8 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..adapters.metadata import restore
-from ..adapters.reading import read_file
+from ..adapters import read_info
 from ..data.folder import read_picture
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import load_face_embedder
@@ -53,8 +52,7 @@ def _loss(arguments: argparse.Namespace) -> Path | str | None:
     if arguments.loss_face_model:
         return Path(arguments.loss_face_model)
     if arguments.adapter:
-        facts = restore(read_file(arguments.adapter)[1])
-        return facts.info.get("face_model") if facts else None
+        return read_info(arguments.adapter).get("face_model")
     return None
 
 

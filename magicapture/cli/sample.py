@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from .. import sampling
-from ..adapters import Adapter, load_adapter
+from ..adapters import Adapter, check_strength, load_adapter
 from ..backbone import Backbone
-from ..config import PromptTemplates
 from ..data.folder import read_mask, read_picture
-from ..prompts import PromptKind, prompt_for
+from ..errors import InputError
+from ..files import check_writable
 from ..refocusing import PromptRefocuser, RefocusGuidance, foci
 from ..sampling import SamplingSettings
-from ..tokens import Prompt, TokenVectors
+from ..tokens import Prompt, TokenVectors, token_names
 from .images import free_path, save_image
 from .model import backbone_from, precision_from
 
@@ -25,6 +25,12 @@ logger = logging.getLogger(__name__)
 
 def sample(arguments: argparse.Namespace) -> None:
     """Draw pictures with a trained adapter."""
+    if arguments.count < 1:
+        raise InputError(
+            f"--count is {arguments.count}; give how many pictures to draw, 1 or more."
+        )
+    check_strength(arguments.strength)
+    check_writable(arguments.out)
     settings = SamplingSettings(
         **{
             name: value
@@ -34,7 +40,7 @@ def sample(arguments: argparse.Namespace) -> None:
     )
     file: Path = arguments.adapter
     adapter = load_adapter(file, [file.parent / "embeddings", file.parent])
-    prompt = arguments.prompt or _trained_prompt(adapter, arguments.prompt_kind)
+    prompt = _prompt(arguments, adapter)
     backbone = backbone_from(arguments, precision_from(arguments))
     vectors = adapter.vectors().to(backbone.device)
     with sampling.adapted(backbone, adapter, arguments.strength):
@@ -67,6 +73,18 @@ def _guide(
     return PromptRefocuser(backbone, rows, settings, region)
 
 
-def _trained_prompt(adapter: Adapter, kind: PromptKind) -> str:
-    templates = adapter.recipe.prompts if adapter.recipe else PromptTemplates()
-    return prompt_for(adapter.concepts, templates, kind)
+def _prompt(arguments: argparse.Namespace, adapter: Adapter) -> str:
+    """The prompt given, or one of the training's; raises InputError for an unknown token."""
+    if arguments.prompt is None:
+        return adapter.prompt(arguments.prompt_kind)
+    prompt: str = arguments.prompt
+    if not prompt.strip():
+        raise InputError("--prompt is empty; leave it out for a sentence of the training.")
+    unknown = sorted(token_names(prompt) - adapter.tokens.keys())
+    if unknown:
+        tokens = ", ".join(f"<{name}>" for name in adapter.tokens) or "none"
+        raise InputError(
+            f"The prompt names the token <{unknown[0]}>, which the adapter does not have; its "
+            f"tokens are {tokens}."
+        )
+    return prompt

@@ -6,10 +6,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from ..adapters import check_names, save_adapter
+from ..adapters import check_names, lora_file, save_adapter
 from ..data import load_folder
 from ..faces.embed import load_face_embedder
-from ..files import safe_name
+from ..files import check_writable, spare_folders
 from ..tokens import Concept
 from ..training import Trainer, TrainingJob
 from .model import backbone_from
@@ -22,10 +22,11 @@ logger = logging.getLogger(__name__)
 def train(arguments: argparse.Namespace) -> None:
     """Train on two folders of photos and write a LoRA and an embedding for each token."""
     folder: Path = arguments.out_dir
-    name = safe_name(arguments.out, "output name")
+    lora = lora_file(folder, arguments.out)
     job = _job(arguments)
-    embeddings = folder / "embeddings"
-    lora = folder / f"{name}.safetensors"
+    embeddings = lora.parent / "embeddings"
+    for place in (lora.parent, embeddings):
+        check_writable(place)
     for line in check_names((job.subject, job.style), [embeddings], lora):
         logger.info("%s", line)
     job.check()  # before gigabytes are read
@@ -33,7 +34,7 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.face_model:
         embedder = load_face_embedder(arguments.face_model, arguments.face_model_input)
     backbone = backbone_from(arguments, job.recipe.precision)
-    with Progress(folder / f"{name}-previews") as progress:
+    with Progress(lora.with_name(f"{lora.stem}-previews")) as progress:
         trainer = Trainer(
             job,
             backbone,
@@ -55,7 +56,9 @@ def train(arguments: argparse.Namespace) -> None:
                     trainer.steps,
                 )
             raise
-    files = save_adapter(adapter, folder, embeddings, name)
+    files = save_adapter(adapter, folder, embeddings, arguments.out, spare=spare_folders())
+    for note in files.notes:
+        logger.warning("%s", note)
     for file in (files.lora, *files.embeddings):
         logger.info("Wrote %s", file)
 
