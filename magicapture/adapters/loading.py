@@ -99,7 +99,7 @@ def _check_family(
 ) -> None:
     """Raise InputError where a file's numbers are not of the family that it states."""
     families = possible(lora, tokens, path)
-    if facts.family in FAMILY_NAMES and facts.family not in families:
+    if facts.family not in families:
         found = " or ".join(FAMILY_NAMES[family] for family in sorted(families))
         raise InputError(
             f"{path} says that it is for {FAMILY_NAMES[facts.family]}, but its numbers are of "

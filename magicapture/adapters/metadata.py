@@ -16,7 +16,7 @@ from ..config import Recipe, from_dict, to_dict
 from ..errors import InputError, StorageError
 from ..tokens import Concept, check_token_name
 from ..version import __version__
-from .adapter import Adapter
+from .adapter import ENCODERS, Adapter
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +99,12 @@ def restore(metadata: Mapping[str, str]) -> Facts | None:
     ours = {k.removeprefix(_PREFIX): v for k, v in metadata.items() if k.startswith(_PREFIX)}
     if ours["format"] != FORMAT:
         raise InputError(
-            f"The file has MagiCapture's format {ours['format']}, and this version reads format "
-            f"{FORMAT}; update MagiCapture."
+            f"The file has MagiCapture's format {ours['format']:.50}, and this version reads "
+            f"format {FORMAT}; update MagiCapture."
         )
     try:
         return Facts(
-            ours["family"],
+            _family(ours["family"]),
             _recipe(ours["recipe"]),
             tuple(Concept(**concept) for concept in json.loads(ours["concepts"])),
             {str(key): str(value) for key, value in json.loads(ours["info"]).items()},
@@ -115,6 +115,12 @@ def restore(metadata: Mapping[str, str]) -> Facts | None:
             f"The file's metadata is damaged ({type(error).__name__}: {error!s:.200}); restore "
             "it from a backup or train again."
         ) from error
+
+
+def _family(text: str) -> str:
+    if text not in ENCODERS:
+        raise ValueError(f"the family {text!r:.100} is not one of {', '.join(ENCODERS)}")
+    return text
 
 
 def _digests(data: Mapping[str, str]) -> dict[str, str]:

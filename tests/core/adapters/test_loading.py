@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from magicapture.adapters import load_adapter, save_adapter
+from magicapture.adapters import load_adapter, read_info, save_adapter
 from magicapture.adapters.adapter import Adapter
 from magicapture.errors import InputError, MagiCaptureError, StorageError
 
@@ -192,7 +194,28 @@ def test_a_foreign_embedding_tells_its_family(tmp_path: Path) -> None:
         ({"magicapture.format": "2"}, InputError, "format 2"),
         ({"magicapture.concepts": "[{"}, StorageError, "metadata is damaged"),
         ({"magicapture.concepts": '[{"name": "a", "colour": 1}]'}, StorageError, "colour"),
-        ({"magicapture.family": "flux"}, InputError, "flux"),
+        ({"magicapture.family": "flux"}, StorageError, "flux"),
+        *(
+            ({f"magicapture.{key}": text}, StorageError, "metadata is damaged")
+            for key, text in (
+                ("concepts", "5"),
+                ("concepts", "[null]"),
+                ("concepts", "[" * 100_000),
+                ("concepts", '[{"name": 5, "role": "subject"}]'),
+                ("concepts", '[{"name": "a/b", "role": "subject"}]'),
+                ("concepts", '[{"name": "ada", "role": "king"}]'),
+                ("concepts", '[{"name": "ada", "role": "subject", "class_word": []}]'),
+                ("concepts", '[{"name": "ada", "role": "subject", "vectors": 1.5}]'),
+                ("info", "[1, 2]"),
+                ("info", '{"a":' * 100_000),
+                ("tokens", "[]"),
+                ("tokens", '{"ada": 5}'),
+                ("tokens", '{"../ada": "00"}'),
+                ("tokens", '{"CON": "00"}'),
+                ("tokens", '"ada"'),
+                ("family", ""),
+            )
+        ),
     ],
 )
 def test_metadata_that_cannot_be_read_is_refused(
@@ -204,12 +227,50 @@ def test_metadata_that_cannot_be_read_is_refused(
         load_adapter(path, [tmp_path])
 
 
-def test_a_recipe_of_another_version_costs_the_recipe_alone(
-    adapter: Adapter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        *['{"sorcery": 1}', "{", "[1]", "5", '"text"', "[" * 100_000, '{"a":' * 100_000],
+        *['{"lora": {"rank": {}}}', '{"lora": {"rank": 10' + "0" * 5000 + "}}"],
+    ],
+)
+def test_a_recipe_that_cannot_be_read_costs_the_recipe_alone(
+    adapter: Adapter, tmp_path: Path, caplog: pytest.LogCaptureFixture, recipe: str
 ) -> None:
     path = save_adapter(adapter, tmp_path, tmp_path, "portrait").lora
-    metadata = metadata_of(path) | {"magicapture.recipe": '{"sorcery": 1}'}
+    metadata = metadata_of(path) | {"magicapture.recipe": recipe}
     save_file(load_file(path), path, metadata=metadata)
     loaded = load_adapter(path, [tmp_path])
-    assert loaded.recipe is None and loaded.lora.keys() == adapter.lora.keys()
-    assert "sorcery" in caplog.text
+    assert loaded.lora.keys() == adapter.lora.keys() and loaded.tokens.keys() == {"ada", "film"}
+    assert loaded.recipe is None and "The recipe in the file is left out" in caplog.text
+    assert loaded.prompt() == "a photo of <ada> woman in the <film> style"
+
+
+def test_our_file_with_weights_of_another_family_is_refused(
+    adapter: Adapter, tmp_path: Path
+) -> None:
+    path = save_adapter(replace(adapter, tokens={}), tmp_path, tmp_path, "portrait").lora
+    save_file(lora_of_width(2048), path, metadata=metadata_of(path))
+    with pytest.raises(InputError, match=r"says .* Diffusion 1\.x, but .* Diffusion XL"):
+        load_adapter(path)
+
+
+def test_the_facts_of_a_run_are_read_without_its_tensors(adapter: Adapter, tmp_path: Path) -> None:
+    """The tensors' bytes are not there at all: a sparse file of 1 GiB, in 64 MiB of memory."""
+    resource = pytest.importorskip("resource", reason="memory is measured as on POSIX")
+    path = save_adapter(adapter, tmp_path, tmp_path, "portrait").lora
+    header = {
+        "__metadata__": metadata_of(path),
+        f"{KEY}.lora_up.weight": {"dtype": "F32", "shape": [2**28], "data_offsets": [0, 2**30]},
+    }
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + 2**30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert read_info(path) == adapter.info
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16
+    with pytest.raises(StorageError, match="no file"):
+        read_info(tmp_path / "missing.safetensors")
+    save_file(lora_of_width(768), path)
+    assert read_info(path) == {}
