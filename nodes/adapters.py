@@ -64,7 +64,7 @@ class MagiCaptureLoadAdapter(io.ComfyNode):
             node_id="MagiCaptureLoadAdapter",
             display_name="Load Adapter",
             category="MagiCapture/adapters",
-            description="Read a LoRA that Save Adapter wrote, with its tokens.",
+            description="Read a LoRA that Save Adapter wrote, with the tokens of its training.",
             inputs=[
                 io.Combo.Input(
                     "lora_name",
