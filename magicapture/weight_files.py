@@ -7,6 +7,7 @@ torch itself holds them to weights; TorchScript holds code by its nature and is 
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ _SAFE_PICKLES = (2, 6)
 """The first torch whose weights_only keeps its word: up to 2.5.1 it runs code (CVE-2025-32434)."""
 
 _PICKLE_STARTS = (b"PK", b"\x80")  # torch's zip, and the bare pickle it wrote before
+_BACKUP = re.compile(r"\.bak\d+$")
 _WRAPPERS = 4
 """How deep a state dict may lie inside others; a file can hold a dict that contains itself."""
 
@@ -38,7 +40,7 @@ def read_entries(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
     """
     path = Path(path)
     _require_file(path)
-    suffix = path.suffix.lower()
+    suffix = ending(path)
     if may_hold_code(path):
         raise InputError(
             f"{path} is TorchScript, which runs code when it is loaded; it was not opened. "
@@ -85,13 +87,18 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
     path = Path(path)
     _require_file(path)
-    if path.suffix.lower() != SAFETENSORS:
+    if ending(path) != SAFETENSORS:
         return {}
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
     except Exception:  # safetensors' own type, or the system's
         _refuse_damaged(path)
+
+
+def ending(path: Path) -> str:
+    """A weight file's ending in small letters, of a backup (.bak1) that of what it is of."""
+    return Path(_BACKUP.sub("", path.name.lower())).suffix
 
 
 def may_hold_code(path: str | Path) -> bool:
