@@ -184,10 +184,12 @@ def _message(path: Path, error: Exception) -> str:
 def check_writable(folder: str | os.PathLike[str], needed: int = 2**20) -> None:
     """Raise StorageError, before any work is spent, where a folder takes no file of `needed` bytes.
 
-    Makes the folder, and writes and removes a small file in it.
+    Makes the folder, and writes and removes a small file in it; what was not there before is gone
+    again afterwards.
     """
     folder = Path(folder)
     trial = _temporary(folder)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial.write_bytes(bytes(4096))
@@ -201,6 +203,8 @@ def check_writable(folder: str | os.PathLike[str], needed: int = 2**20) -> None:
     finally:
         with contextlib.suppress(OSError):
             trial.unlink(missing_ok=True)
+            for place in made:
+                place.rmdir()
     require_space(folder, needed)
 
 
