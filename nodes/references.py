@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture.data import ReferenceSet, load_folder
+from ..magicapture.data.folder import caption_of
 from ..magicapture.errors import InputError
 from ..magicapture.images import bounded, resize
 from ..magicapture.tokens import Concept
@@ -79,7 +80,10 @@ class MagiCaptureLoadPhotoSet(io.ComfyNode):
             if face_masks is not None:
                 changes["masks"] = tuple(map(_bounded, single_masks(face_masks)))
             if captions.strip():
-                lines = [line.strip() or None for line in captions.rstrip().split("\n")]
+                lines = [
+                    caption_of(line, f"Line {number}")
+                    for number, line in enumerate(captions.rstrip().split("\n"), start=1)
+                ]
                 lines += [None] * (len(references) - len(lines))
                 changes["captions"] = tuple(lines)
             return io.NodeOutput(replace(references, **changes))
