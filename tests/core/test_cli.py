@@ -297,7 +297,7 @@ def test_a_disk_that_fails_in_the_end_loses_nothing(
 
     def run(trainer: Trainer, **options: object) -> Adapter:
         adapter = real(trainer, **options)
-        embeddings.rmdir()
+        embeddings.parent.mkdir(parents=True, exist_ok=True)
         embeddings.write_text("in its place")
         return adapter
 
