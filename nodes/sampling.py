@@ -219,7 +219,7 @@ def _last_region(seen, picture) -> torch.Tensor:
 
 def _regions(used, seen, picture):
     """The region at each step, over the picture; over grey where there is none."""
-    looked = {sight.share: sight.region for sight in seen if sight.role == "subject"}
+    looked = {shown.share: shown.region for shown in seen if shown.role == "subject"}
     under = torch.full((3, 8, 8), 0.7) if picture is None else picture
     return region_strip(used or list(looked.items()) or [(0.0, None)], under)
 

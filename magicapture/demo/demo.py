@@ -23,7 +23,7 @@ from ..paperdoll.weights import WEIGHTS, loss_embedder, model_folder
 from ..sampling import adapted
 from ..tokens import Concept
 from ..training import Listener, Trainer, TrainingJob
-from .drawing import Drawing, draw, token_maps
+from .drawing import Drawing, draw, mean_maps
 from .settings import DemoSettings, held_out_pair, recipe_for
 
 SUBJECT, STYLE = Concept("ada", "subject"), Concept("fable", "style")
@@ -140,7 +140,7 @@ def _look(
         drawing = draw(backbone, adapter, asked, seed, listener)
         return _Look(
             drawing,
-            token_maps(backbone, adapter, drawing.results),
+            mean_maps(backbone, adapter, drawing.results),
             token_leakage(backbone, adapter, true, faces),
         )
 

@@ -28,6 +28,7 @@ from ...magicapture.magicface import (
     reference_rows,
 )
 from .host import show_text
+from .looking import predict_noised
 from .models import autoencoder_of, downscale_of, latent_channels
 from .patching import patches, share_done, wrapped
 from .prompts import Encoded, encode_prompt, word_columns
@@ -118,17 +119,7 @@ def look(
     found: list[tuple[tuple[str, ...], Seen]] = []
     model = model.clone()
     model.model_options["transformer_options"][_LOOK] = found.append
-    schedule = comfy.samplers.calculate_sigmas(
-        model.get_model_object("model_sampling"), "normal", 100
-    )
-    sigma = schedule[min(int(share * 100), 99)]
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(2.0)  # any but 1, which would leave the negative prompt out
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)).to(latent)
-    sampler = comfy.samplers.sampler_object("euler")
-    sigmas = torch.stack([sigma, torch.zeros_like(sigma)])
-    guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=0)
+    predict_noised(model, positive, negative, latent, share, cfg=2.0)  # 1 leaves out the negative
     if not found:
         raise InputError("The model was never run with the prompt given to Apply MagicFace.")
     return found[-1]
