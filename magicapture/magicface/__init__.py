@@ -13,7 +13,7 @@ from .references import ReferenceRows, reference_rows
 from .regions import guidance_rates
 from .segment import Rows, Seen, Segmenter, areas, outlined, region_masks
 from .session import Keys, Session
-from .settings import MagicFaceSettings, Stage
+from .settings import MagicFaceSettings, Stage, share_at
 
 __all__ = [
     "Ids",
@@ -38,5 +38,6 @@ __all__ = [
     "reference_rows",
     "region_attention",
     "region_masks",
+    "share_at",
     "square",
 ]

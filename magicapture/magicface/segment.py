@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,12 +79,14 @@ class Segmenter:
         of the last that had any: ComfyUI runs them by themselves where memory is short. Asked
         again in the same pass, it maps only the layers that are new.
         """
-        tokens = self._tokens(size)
+        maps = self._maps(size)
+        finest = max(((one.shape[-2], one.shape[-1]) for one in maps), key=math.prod)
         if rows.unconditional:
-            self._foreground = foreground(tokens[list(rows.unconditional)])
+            self._foreground = foreground([m[list(rows.unconditional)] for m in maps], finest)
         if not rows.conditional:
             return None
-        regions = assign(tokens[list(rows.conditional)], self._columns, self._others)
+        tokens = aggregate([m[list(rows.conditional)] for m in maps], finest)
+        regions = assign(tokens, self._columns, self._others)
         ground = self._fitting_foreground(regions)
         if ground is not None and self._to_foreground:
             regions = regions & ground
@@ -96,8 +99,8 @@ class Segmenter:
         repeated = known.repeat(len(regions) // len(known), 1, 1, 1)
         return at_size(repeated, (regions.shape[-2], regions.shape[-1]))
 
-    def _tokens(self, size: tuple[int, int]) -> Tensor:
-        """The aggregated maps (B,L,h,w) of a pass's rows, at the finest mapped layer's size."""
+    def _maps(self, size: tuple[int, int]) -> list[Tensor]:
+        """The maps (B,L,h,w) of a pass's rows, of each block mapped, at its own size."""
         for block in self._blocks:
             own, cross = f"{block}attn1", f"{block}attn2"
             if block in self._mapped or not (self._capture.has(own) and self._capture.has(cross)):
@@ -106,9 +109,7 @@ class Segmenter:
             if queries <= _LARGEST_MAP:
                 _, height, width = map_size(queries, size)
                 self._mapped[block] = self._token_map(own, cross).mT.unflatten(-1, (height, width))
-        maps = list(self._mapped.values())
-        finest = max(maps, key=lambda one: one.shape[-1] * one.shape[-2])
-        return aggregate(maps, (finest.shape[-2], finest.shape[-1]))
+        return list(self._mapped.values())
 
     def _token_map(self, self_attention: str, cross_attention: str) -> Tensor:
         """One block's cross-attention (B,N,L), spread along its self-attention."""

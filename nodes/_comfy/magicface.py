@@ -26,11 +26,12 @@ from ...magicapture.magicface import (
     Session,
     Stage,
     reference_rows,
+    share_at,
 )
 from .host import show_text
 from .looking import predict_noised
 from .models import autoencoder_of, downscale_of, latent_channels
-from .patching import patches, share_done, wrapped
+from .patching import patches, step_sigma, wrapped
 from .prompts import Encoded, encode_prompt, word_columns
 from .sockets import images_to_socket
 
@@ -185,7 +186,7 @@ class _Patch:
     def _stage_at(self, sigma: Tensor, options: dict[str, Any]) -> Stage:
         if _LOOK in options:
             return "look"
-        return self._settings.stage(share_done(sigma, options))
+        return self._settings.stage(share_at(step_sigma(sigma, options)))
 
     def apply_model(
         self,

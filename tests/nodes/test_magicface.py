@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -119,6 +120,25 @@ def test_little_memory_draws_the_same(nodes_of, tiny, scarce):
     assert len(layer.weight_function) == 1, "the LoRA waits for its use"
     torch.testing.assert_close(little, enough, rtol=1e-3, atol=1e-3)
     assert (enough - drawn(tiny.model, tiny, positive, steps=3)).abs().max() > 1e-2
+
+
+def test_every_scheduler_switches_at_the_releases_noise_level(nodes_of, tiny):
+    """Its 50 steps lay out down to t = 581, sigma 2.135; a step's further passes stay with it."""
+    import comfy.samplers
+    from comfy.patcher_extension import WrappersMP
+
+    model = applied(nodes_of, tiny, reference(nodes_of)).args[0]
+    (wrappers,) = model.wrappers[WrappersMP.OUTER_SAMPLE].values()
+    patch = wrappers[0].__self__
+    sampling = model.get_model_object("model_sampling")
+    for scheduler in comfy.samplers.SCHEDULER_NAMES:
+        for steps in (12, 20):
+            levels = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
+            for began, ends in pairwise(levels):
+                expected = "layout" if began > 2.134 else "details"
+                for sigma in (began, (began + ends) / 2, began * 0.6 + ends * 0.4):
+                    stage = patch._stage_at(sigma[None], {"sample_sigmas": levels})
+                    assert stage == expected, (scheduler, steps, float(sigma))
 
 
 @pytest.mark.parametrize("changes", [{"stop": 0.0}, {"switch": 0.0, "others": 2.0}])
