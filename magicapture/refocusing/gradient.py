@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attention import LayerMaps
-from ..losses import leakage, refocusing
+from ..losses import refocusing
 from .focus import Rows
 from .settings import Measure
 
@@ -58,12 +58,7 @@ def region_loss(
         index = torch.tensor([row for row, _ in layer.keys], device=regions.device)
         style = torch.tensor([roles[key] == "style" for key in layer.keys], device=regions.device)
         inside = torch.where(style.view(-1, 1, 1, 1), 1 - regions[index], regions[index])
-        loss = (
-            leakage(layer.values, inside, "none")
-            if measure == "share"
-            else refocusing(layer.values, inside, measure)
-        )
-        total = total.index_add(0, index, loss)
+        total = total.index_add(0, index, refocusing(layer.values, inside, measure))
     counts = torch.tensor([max(1, len(tokens)) for tokens in rows], device=regions.device)
     return total / (counts * max(1, len(maps)))
 
