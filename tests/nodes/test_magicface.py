@@ -28,7 +28,7 @@ def nodes_of(pack) -> SimpleNamespace:
 
 
 def reference(nodes_of, words="man", seed=0, weight=3.0, **changes):
-    given = {"image": image(seed), "part": "inside mask", "photo": 1, **changes}
+    given = {"image": image(seed), "part": "whole picture", "photo": 1, **changes}
     return nodes_of.reference.execute(words, f"a photo of a {words}", weight, **given)[0]
 
 
@@ -262,8 +262,17 @@ def test_mistakes_are_told_with_what_to_do(nodes_of, tiny, pack):
         model = applied(nodes_of, tiny, reference(nodes_of)).args[0]
         twice = SimpleNamespace(model=model, clip=tiny.clip, vae=tiny.vae)
         applied(nodes_of, twice, reference(nodes_of, "hat"))
-    with pytest.raises(input_error, match="marks nothing"):
-        reference(nodes_of, mask=torch.zeros(1, 64, 64))
+    black, white = torch.zeros(1, 64, 64), torch.ones(1, 64, 64)
+    for part in ("inside mask", "outside mask"):
+        with pytest.raises(input_error, match="Add MagicFace Reference: The input 'part'"):
+            reference(nodes_of, part=part)
+        with pytest.raises(input_error, match="'mask' marks nothing"):
+            reference(nodes_of, mask=black, part=part)
+    with pytest.raises(input_error, match="white everywhere"):
+        reference(nodes_of, mask=white, part="outside mask")
+    assert reference(nodes_of, mask=black, part="whole picture")[0].mask is None
+    with pytest.raises(input_error, match="Photo 3 was asked for, but 'mask' holds 2"):
+        reference(nodes_of, image=image(0).repeat(3, 1, 1, 1), mask=white.repeat(2, 1, 1), photo=3)
     with pytest.raises(input_error, match="holds 1"):
         reference(nodes_of, photo=2)
     with pytest.raises(input_error, match="no references"):
@@ -271,18 +280,32 @@ def test_mistakes_are_told_with_what_to_do(nodes_of, tiny, pack):
         nodes_of.regions.execute(tiny.model, [], [], empty, image(0), 0.5)
 
 
+def test_bypassed_it_hands_on_model_and_prompt(nodes_of, tiny):
+    """The frontend joins a bypassed node's output to the first input of the same type."""
+    import nodes
+
+    schema = nodes_of.apply.define_schema()
+    types = [given.get_io_type() for given in schema.inputs]
+    sources = [schema.inputs[types.index(out.get_io_type())].id for out in schema.outputs[:2]]
+    assert sources == ["model", "positive"]
+    encoded = nodes.CLIPTextEncode().encode(tiny.clip, TEXT)[0]
+    handed = applied(nodes_of, tiny, reference(nodes_of), positive=encoded).args[1]
+    assert handed is encoded
+
+
 def test_a_reference_set_serves_with_its_face_mask(nodes_of, pack):
     mask = torch.zeros(1, 64, 64)
     mask[:, :20] = 1
     photos = (torch.rand(3, 64, 64), torch.rand(3, 64, 64))
     references = pack("magicapture.data").ReferenceSet(photos, (mask, mask))
-    own = reference(nodes_of, image=None, references=references, photo=2)[0]
+    inside = {"image": None, "part": "inside mask"}
+    own = reference(nodes_of, **inside, references=references, photo=2)[0]
     assert torch.equal(own.image, photos[1])
     assert torch.equal(own.mask, mask)
     around = reference(nodes_of, image=None, references=references, part="outside mask")[0]
     assert torch.equal(around.mask, 1 - mask)
     styled = references.with_role("style")
-    assert torch.equal(reference(nodes_of, image=None, references=styled)[0].mask, mask)
+    assert torch.equal(reference(nodes_of, **inside, references=styled)[0].mask, mask)
 
 
 def test_diffusers_unet_gives_the_same_by_the_same_weights(pack, make, tiny):
