@@ -34,8 +34,8 @@ class MagicFaceSettings(Checked):
     )
     others: float = setting(
         0.9,
-        "What a word that is no concept's counts where words compete for a pixel: lower makes "
-        "regions larger.",
+        "Weight of the words that belong to no concept when pixels are assigned to words; lower "
+        "gives larger regions.",
         low=0.05,
         high=2,
     )
