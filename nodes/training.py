@@ -14,7 +14,7 @@ from ..magicapture.adapters import Adapter, check_names
 from ..magicapture.images import to_pil
 from ..magicapture.plot import loss_curves
 from ..magicapture.recipes import recipe as named_recipe
-from ..magicapture.refocusing import Sight, grid
+from ..magicapture.refocusing import TokenMap, grid
 from ..magicapture.training import (
     Event,
     Prepared,
@@ -155,7 +155,7 @@ class Monitor:
         self.phases: list[int] = []
         self.previews: list[Tensor] = []
         self.leakages: list[dict[str, float]] = []
-        self.sights: Sequence[Sight] = ()
+        self.token_maps: Sequence[TokenMap] = ()
         self.warnings: list[str] = []
         self._bar = Progress(1, node)
         self._drawn = 0.0
@@ -170,7 +170,7 @@ class Monitor:
             self._show(event.step, event.steps, f"Going on after step {event.step}")
         elif isinstance(event, Previewed):
             self.previews.extend(event.images.cpu())
-            self.sights = event.sights
+            self.token_maps = event.token_maps
             if event.leakages:
                 self.leakages.append(event.leakages)
             self._show(event.step, self.phases[-1], preview=self.picture(self.phases[-1]))
@@ -214,8 +214,8 @@ class Monitor:
         shown = self.curves(steps)
         if self.previews:
             shown = side_by_side(shown, to_pil(self.previews[-1]))
-        if self.sights:
-            shown = side_by_side(shown, grid(self.sights))
+        if self.token_maps:
+            shown = side_by_side(shown, grid(self.token_maps))
         return shown
 
     def report(self, adapter: Adapter, remarks: Sequence[str] = ()) -> str:
