@@ -1,6 +1,6 @@
 """Adapters on disk: written as one LoRA file and one embedding a token, read from any form."""
 
-from .adapter import ENCODERS, FAMILY_NAMES, Adapter, check_strength
+from .adapter import ENCODERS, FAMILY_NAMES, MAX_STRENGTH, Adapter, check_strength
 from .embeddings import Embedding, read_embedding
 from .kohya import to_kohya
 from .loading import load_adapter, read_info
@@ -9,6 +9,7 @@ from .saving import SavedFiles, check_names, lora_file, save_adapter
 __all__ = [
     "ENCODERS",
     "FAMILY_NAMES",
+    "MAX_STRENGTH",
     "Adapter",
     "Embedding",
     "SavedFiles",

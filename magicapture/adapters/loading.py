@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .. import weight_files
 from ..errors import InputError, MagiCaptureError, StorageError
 from ..lora import LoraWeights
 from .adapter import FAMILY_NAMES, Adapter
@@ -19,7 +20,7 @@ from .kinds import refuse_others
 from .layers import check_finite, gather
 from .metadata import Facts, digest, restore
 from .peft import START, read_peft, with_stated_alphas
-from .reading import AnyPath, read_file, read_metadata
+from .reading import AnyPath, read_file
 from .replacing import backups_of
 
 logger = logging.getLogger(__name__)
@@ -66,13 +67,10 @@ def load_adapter(path: AnyPath, embeddings: Iterable[AnyPath] = ()) -> Adapter:
 def read_info(path: AnyPath) -> Mapping[str, str]:
     """The facts of the run that wrote a LoRA (`Adapter.info`), without reading its tensors.
 
-    Empty for a file of another program. Raises StorageError for one that is missing, or whose
-    facts cannot be read.
+    Empty for a file of another program. Raises StorageError for one that is missing or damaged.
     """
     path = Path(path)
-    if not path.is_file():
-        raise StorageError(f"There is no file {path}; check its name and folder.")
-    facts = _facts(read_metadata(path), path)
+    facts = _facts(weight_files.read_metadata(path), path)
     return facts.info if facts else {}
 
 
