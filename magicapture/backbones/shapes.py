@@ -207,7 +207,10 @@ def _clip(weights: Weights) -> dict[str, Any]:
 
 
 def _open_clip(weights: Weights) -> dict[str, Any]:
-    table, layers = weights[OPEN_CLIP + "token_embedding.weight"], _length(weights, OPEN_CLIP_LAYERS)
+    table, layers = (
+        weights[OPEN_CLIP + "token_embedding.weight"],
+        _length(weights, OPEN_CLIP_LAYERS),
+    )
     return _text_encoder(
         table=table,
         positions=weights[OPEN_CLIP + "positional_embedding"],
