@@ -124,7 +124,7 @@ def _schedule(
             raise ValueError("num_train_timesteps")
         scheduler: Any = DDIMScheduler(**{key: config[key] for key in keys if key in config})
         alphas = scheduler.alphas_cumprod.float()
-        if not (len(alphas) > 1 and 0 < alphas[0] < 1 and 0 <= alphas[-1]):
+        if not (len(alphas) > 1 and 0 < alphas[0] < 1 and alphas[-1] >= 0):
             raise ValueError("betas")
         if not (alphas.diff() < 0).all():
             raise ValueError("betas")

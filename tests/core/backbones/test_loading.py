@@ -182,7 +182,7 @@ def test_json_that_is_no_object(save, file):
     folder = save()
     for text in JUNK:
         (folder / file).write_text(text)
-        with pytest.raises(StorageError, match="config|model_index"):
+        with pytest.raises(StorageError, match=r"config|model_index"):
             load_backbone(folder)
 
 
@@ -196,6 +196,10 @@ def test_json_that_is_no_object(save, file):
         ("unet/config.json", {"norm_num_groups": 0}),
         ("unet/config.json", {"in_channels": None}),
         ("unet/config.json", {"down_block_types": ["Spam"]}),
+        ("unet/config.json", {"norm_eps": [1e-5]}),
+        ("unet/config.json", {"norm_eps": True}),
+        ("unet/config.json", {"resnet_out_scale_factor": float("nan")}),
+        ("unet/config.json", {"flip_sin_to_cos": "x"}),
         ("vae/config.json", {"latent_channels": []}),
         ("vae/config.json", {"scaling_factor": float("nan")}),
         ("vae/config.json", {"scaling_factor": "x"}),
