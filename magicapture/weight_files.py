@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from .errors import InputError, StorageError
 
@@ -22,7 +23,7 @@ SAFETENSORS = ".safetensors"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 """Endings of torch's own files, which are pickles inside."""
 
-_SAFE_PICKLES = (2, 6)
+_SAFE_PICKLES = "2.6"
 """The first torch whose weights_only keeps its word: up to 2.5.1 it runs code (CVE-2025-32434)."""
 
 _PICKLE_STARTS = (b"PK", b"\x80")  # torch's zip, and the bare pickle it wrote before
@@ -156,7 +157,7 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _from_pickle(path: Path, mapped: bool) -> Any:
-    if torch.__version__ < _SAFE_PICKLES:
+    if TorchVersion(torch.__version__) < _SAFE_PICKLES:  # as versions, not as text
         raise InputError(
             f"{path} is a pickle, and in torch {torch.__version__} a pickle can run code even "
             "where only weights are wanted (CVE-2025-32434); it was not opened. Take a "
@@ -171,8 +172,8 @@ def _from_pickle(path: Path, mapped: bool) -> Any:
     # "from None": torch's own words tell the reader how to run the code all the same.
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path} holds more than weights and could run code when opened, or is damaged; nothing "
-            "in it was run. Take a .safetensors file, or download it again."
+            f"{path} holds more than weights and could run code when opened, or is damaged; "
+            "nothing in it was run. Take a .safetensors file, or download it again."
         ) from None
     except Exception:  # the unpickler raises almost anything on damaged bytes
         _refuse_damaged(path)
