@@ -51,7 +51,7 @@ def test_torchscript_is_never_taken_unasked(models) -> None:
         old.unlink()
     file = models / "facexlib" / "recognition_arcface_ir_se50.pth"
     torch.jit.script(nn.Identity()).save(str(file))
-    with pytest.raises(StorageError, match=r"no face embedder.*"):
+    with pytest.raises(StorageError, match=r"no face recognition model.*"):
         best("embedder", places(models))
     assert list(files("embedder", places(models))) == [file.name]  # for the user to name
     torch.save({"weight": torch.ones(1)}, file)
