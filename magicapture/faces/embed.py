@@ -171,6 +171,11 @@ def _from_onnx(path: Path) -> nn.Module:
             f"{path.name} has an operation without a differentiable form ({error}); give another "
             "export of the model, or a TorchScript file."
         ) from error
+    except Exception as error:  # of a graph without nodes, or whose nodes lead nowhere
+        raise InputError(
+            f"{path.name} holds no network that turns faces into embeddings; download it again, "
+            "or give an ArcFace-like face recognition model."
+        ) from error
 
 
 def _fits(shape: list[int | None]) -> bool:
