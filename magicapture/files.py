@@ -188,9 +188,9 @@ def check_writable(folder: str | os.PathLike[str], needed: int = 2**20) -> None:
     again afterwards.
     """
     folder = Path(folder)
-    trial = _temporary(folder)
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    trial, made = _temporary(folder), []
     try:
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         trial.write_bytes(bytes(4096))
         _flush(trial)

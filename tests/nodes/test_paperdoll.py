@@ -154,7 +154,7 @@ def test_references_have_exact_masks_and_the_true_pictures(pack, nodes):
             inside = torch.isin(torch.tensor(doll.labels), torch.tensor(sorted(world.FACE_LABELS)))
             assert ((masks[i] >= 0.5) == inside).float().mean() > 0.995
             assert torch.equal(references.photos[i].face_mask[0], masks[i])
-            assert torch.equal(references.landmarks[i], torch.from_numpy(doll.landmarks))
+            assert torch.equal(references.photos[i].landmarks, torch.from_numpy(doll.landmarks))
     assert not person.images[0].is_inference(), "training needs ordinary tensors"
 
 
