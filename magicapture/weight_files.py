@@ -7,6 +7,7 @@ torch itself holds them to weights; TorchScript holds code by its nature and is 
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,7 +39,7 @@ def read_entries(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
     """
     path = Path(path)
     _require_file(path)
-    suffix = path.suffix.lower()
+    suffix = _ending(path)
     if may_hold_code(path):
         raise InputError(
             f"{path} is TorchScript, which runs code when it is loaded; it was not opened. "
@@ -85,7 +86,7 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
     path = Path(path)
     _require_file(path)
-    if path.suffix.lower() != SAFETENSORS:
+    if _ending(path) != SAFETENSORS:
         return {}
     try:
         with safe_open(path, "pt") as file:
@@ -119,6 +120,11 @@ def difference(expected: nn.Module | Mapping[str, Tensor], weights: Mapping[str,
         came, wanted = shapes[wrong[0]]
         words.append(f"has {len(wrong)} of other shapes: {wrong[0]} is {came}, expected {wanted}")
     return "; ".join(words)
+
+
+def _ending(path: Path) -> str:
+    """A file's ending; that of the file itself for a backup of ours (a.safetensors.bak1)."""
+    return Path(re.sub(r"\.bak[0-9]+$", "", path.name)).suffix.lower()
 
 
 def _require_file(path: Path) -> None:

@@ -10,9 +10,7 @@ from torch import Tensor
 from ..adapters import Adapter
 from ..attention import captured, select
 from ..backbone import Backbone
-from ..config import PromptTemplates
 from ..metrics import leakages
-from ..prompts import prompt_for
 from ..tokens import Prompt
 
 TIMESTEPS = (200, 500, 800)
@@ -46,8 +44,7 @@ def token_leakage(
     """
     latents = backbone.encode(images.to(backbone.device))
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
-    templates = adapter.recipe.prompts if adapter.recipe else PromptTemplates()
-    prompt = Prompt(prompt_for(adapter.concepts, templates))
+    prompt = Prompt(adapter.prompt())
     conditioning = backbone.encode_prompts([prompt] * len(latents), adapter.vectors())
     roles = {concept.name: concept.role for concept in adapter.concepts}
     found: dict[str, list[Tensor]] = {"subject": [], "style": []}

@@ -314,8 +314,3 @@ def test_an_empty_lora_changes_nothing(unet: nn.Module) -> None:
 def test_weights_whose_ranks_differ_are_refused() -> None:
     with pytest.raises(InputError, match=r"\(rank, in\)"):
         LoraWeights(torch.ones(2, 4), torch.ones(4, 3), 1.0)
-
-
-def test_delta_is_the_merged_update() -> None:
-    weights = LoraWeights(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]), alpha=0.5)
-    assert torch.equal(weights.delta(), torch.tensor([[1.5, 3.0], [2.0, 4.0]]))
