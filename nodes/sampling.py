@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..magicapture.config import PromptTemplates
-from ..magicapture.prompts import as_embeddings, prompt_for
+from ..magicapture.prompts import as_embeddings
 from ..magicapture.refocusing import RefocusGuidance, fit, grid, mean_leakage, region_strip
 from ._comfy import (
     encode_marked,
@@ -60,8 +59,7 @@ class MagiCaptureWritePrompt(Node):
 
     @classmethod
     def execute(cls, adapter, kind, sentence, extra) -> io.NodeOutput:
-        templates = adapter.recipe.prompts if adapter.recipe else PromptTemplates()
-        text = prompt_for(adapter.concepts, templates, kind, sentence=sentence, extra=extra)
+        text = adapter.prompt(kind, sentence=sentence, extra=extra)
         return io.NodeOutput(as_embeddings(text, adapter.concepts))
 
 

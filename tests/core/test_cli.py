@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import nn
 
-from magicapture.adapters import load_adapter
+from magicapture.adapters import Adapter, load_adapter, save_adapter
 from magicapture.backbones import DiffusersBackbone
 from magicapture.backbones.support import BETAS
 from magicapture.cli import main
@@ -29,7 +30,8 @@ from magicapture.cli.progress import Progress
 from magicapture.config import Recipe, from_dict, to_dict
 from magicapture.files import atomic_write
 from magicapture.recipes import RECIPE_NAMES, recipe
-from magicapture.training import Event, Stepped
+from magicapture.tokens import Concept
+from magicapture.training import Event, Stepped, Trainer
 
 SIDE = 128
 
@@ -276,6 +278,55 @@ def test_a_file_of_somebody_else_is_left_alone(
     assert theirs.read_bytes() == b"theirs"
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_the_photos_are_read(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in its place")
+    assert main(command(out_dir=tmp_path / "file", source=tmp_path / "missing")) == 2
+    assert "Nothing can be written to" in errors(caplog)[0]
+
+
+def test_a_disk_that_fails_in_the_end_loses_nothing(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch
+) -> None:
+    """The place of the embeddings becomes a file while the training runs."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    embeddings = tmp_path / "out" / "embeddings"
+    real = Trainer.run
+
+    def run(trainer: Trainer, **options: object) -> Adapter:
+        adapter = real(trainer, **options)
+        embeddings.write_text("in its place")
+        return adapter
+
+    monkeypatch.setattr(Trainer, "run", run)
+    assert main(command()) == 0
+    saved = tmp_path / "home" / "magicapture-saved"
+    assert f"saved in {saved} instead" in caplog.text
+    assert load_adapter(saved / "ada.safetensors", [saved / "embeddings"]).lora
+
+
+def test_a_second_training_leaves_the_first_ones_tokens(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert main(command()) == 0
+    first = load_adapter(out / "ada.safetensors", [out / "embeddings"])
+    assert main(command(seed=1, out="people/bob.safetensors")) == 0
+    assert main(command(seed=2, out="eve")) == 0
+    assert "embedding:my-person belongs to another LoRA, so this one is embedding:my-person-2" in (
+        caplog.text
+    )
+    again = load_adapter(out / "ada.safetensors", [out / "embeddings"])
+    assert all(
+        torch.equal(first.tokens[n]["clip_l"], again.tokens[n]["clip_l"]) for n in first.tokens
+    )
+    bob = load_adapter(out / "people" / "bob.safetensors", [out / "people" / "embeddings"])
+    eve = load_adapter(out / "eve.safetensors", [out / "embeddings"])
+    assert set(bob.tokens) == {"my-person", "my-style"}
+    assert set(eve.tokens) == {"my-person-2", "my-style-2"}
+
+
 def test_sample_names_what_is_missing(
     base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -284,6 +335,32 @@ def test_sample_names_what_is_missing(
     assert "missing.safetensors" in errors(caplog)[0]
     assert main([*words, str(tmp_path / "missing.safetensors"), "--guidance", "0"]) == 2
     assert "guidance" in errors(caplog)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        *(([f"--strength={value}"], "strength") for value in ("nan", "inf", "-inf", "1e30")),
+        (["--guidance", "nan"], "guidance"),
+        (["--refocus-bias", "inf"], "bias"),
+        (["--count", "0"], "--count"),
+        (["--prompt", " "], "--prompt"),
+        (["--prompt", "a photo of <somebody>"], r"<somebody>.*<ada>, <film>"),
+        (["--out", "FILE/sub"], "choose another folder"),
+    ],
+)
+def test_sample_refuses_what_would_draw_nothing_or_something_else(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, words: list[str], message: str
+) -> None:
+    vectors = {name: {"clip_l": torch.ones(1, 32)} for name in ("ada", "film")}
+    concepts = (Concept("ada", "subject"), Concept("film", "style"))
+    adapter = Adapter({}, vectors, "sd1", concepts=concepts)
+    lora = save_adapter(adapter, tmp_path, tmp_path, "a").lora
+    words = [word.replace("FILE", str(lora)) for word in words]
+    out = ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["sample", "--base", str(base), "--adapter", str(lora), *out, *words]) == 2
+    (text,) = errors(caplog)
+    assert re.search(message, text)
 
 
 @pytest.mark.parametrize("words", [[], ["train"], ["train", "--steps", "many"], ["fly"]])

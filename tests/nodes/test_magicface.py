@@ -224,7 +224,8 @@ def test_regions_are_shown_in_colour_and_as_masks(nodes_of, tiny):
 
 def test_words_may_be_several_weighted_or_a_learned_token(nodes_of, tiny, pack):
     vectors = {"anna": {"clip_l": torch.randn(2, 32)}}
-    clip = pack.comfy.apply_adapter(tiny.model, tiny.clip, {}, vectors)[1]
+    adapter = pack("magicapture.adapters").Adapter({}, vectors, "sd1")
+    clip = pack.comfy.apply_adapter(tiny.model, tiny.clip, adapter)[1]
     trained = SimpleNamespace(model=tiny.model, clip=clip, vae=tiny.vae)
     text = "a photo of a (young man:1.2) named embedding:anna, a man"
     own = reference(nodes_of, "young man, embedding:anna")
