@@ -24,6 +24,9 @@ from .files import safe_name
 LONGEST_PROMPT = 5000
 """Most characters of a prompt; more would only cost time, since no text encoder reads so far."""
 
+LONGEST_WORD = 60
+"""Most characters of a class word; it may have several words, such as "border collie"."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TOKEN = re.compile(r"<([A-Za-z0-9][A-Za-z0-9_-]*)>")
 
@@ -74,6 +77,11 @@ class Concept:
             raise InputError(
                 f"The token {self.name!r} has no class word; give the ordinary noun for what it "
                 "shows, such as 'person', 'woman' or 'dog'."
+            )
+        if set(self.class_word) & set("<>{}[]()\n\r") or len(self.class_word) > LONGEST_WORD:
+            raise InputError(
+                f"The class word of {self.name!r} is {self.class_word!r:.100}; expected an "
+                "ordinary noun such as 'person', 'woman' or 'dog', no token and no sentence."
             )
         if not isinstance(self.init, str | None):
             raise InputError(

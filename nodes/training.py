@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture.adapters import Adapter, check_names
+from ..magicapture.files import check_writable
 from ..magicapture.images import to_pil
 from ..magicapture.plot import loss_curves
 from ..magicapture.recipes import recipe as named_recipe
@@ -124,6 +125,8 @@ class MagiCaptureTrain(Node):
     ) -> io.NodeOutput:
         monitor = Monitor(node_id(cls))
         job = TrainingJob(subject, style, recipe or named_recipe(), training_seed)
+        for kind in ("loras", "embeddings"):  # Save Adapter writes there once all is trained
+            check_writable(model_folders(kind)[0])
         replaced = check_names(job.concepts, model_folders("embeddings"))
         backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
         with Trainer.open(

@@ -16,6 +16,13 @@ def lay(text, counts, length=12):
     return layout(Prompt(text), counts, words, start=1, end=2, pad=3, length=length)
 
 
+@pytest.mark.parametrize("word", ["<my-person>", "a {noun}", "person\nperson", "x" * 61, " "])
+def test_a_class_word_is_an_ordinary_noun(word: str) -> None:
+    with pytest.raises(InputError, match="class word"):
+        Concept("ada", "subject", word)
+    assert Concept("rex", "subject", "border collie").class_word == "border collie"
+
+
 def test_pieces():
     prompt = Prompt("a <ada> woman, <who> in the <ink-2> style")
     assert prompt.pieces(["ada", "ink-2"]) == [

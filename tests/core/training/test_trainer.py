@@ -438,7 +438,7 @@ def test_a_map_size_the_unet_lacks_is_refused_before_step_one(make_job, backbone
 
 
 def test_a_full_disk_is_told_before_step_one(make_job, backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr("magicapture.training.state.SPACE", 2**62)  # more than any disk has
+    monkeypatch.setattr("magicapture.training.trainer.SPACE", 2**62)  # more than any disk has
     with (
         pytest.raises(StorageError, match="MiB free"),
         Trainer.open(make_job(), backbone, state_folder=tmp_path),
