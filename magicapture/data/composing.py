@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..faces.align import similarity, warp
-from ..images import gaussian_blur
+from ..images import LUMA, gaussian_blur
 from .photos import Photo, ReferenceSet
 
 SEAM = 0.01
@@ -21,7 +21,7 @@ SEAM = 0.01
 LEVELS = (0.005, 0.995)
 """Quantiles of the faces' luma taken for black and white."""
 
-_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
+_YCC = torch.tensor([[*LUMA], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
 """Luma and two chroma differences of R, G, B (Rec. 601)."""
 
 
