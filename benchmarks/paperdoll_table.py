@@ -159,7 +159,9 @@ def examples(
     for name in order:
         strip = keep / f"{name} {pair}" / "pictures.png"
         if strip.exists():
-            strips[name] = np.asarray(Image.open(strip))[:, : 5 * own.source[0].image.shape[-1]]
+            strips[name] = np.asarray(Image.open(strip, formats=["PNG"]))[
+                :, : 5 * own.source[0].image.shape[-1]
+            ]
     figure = Figure(figsize=(8.4, 1.35 * len(strips)))
     FigureCanvasAgg(figure)
     rows = np.atleast_1d(figure.subplots(len(strips), 1))

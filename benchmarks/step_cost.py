@@ -39,13 +39,17 @@ from torch.nn import functional as F
 from magicapture.backbones import DiffusersBackbone
 from magicapture.config import LoraSettings, Phase, Rates, Recipe, Weights
 from magicapture.data import Learnable, ReferenceSet
+from magicapture.losses import LOSSES
 from magicapture.tokens import Concept
 from magicapture.training import Event, Stepped, Trainer, TrainingJob
 
 logger = logging.getLogger("step_cost")
 
 RECONSTRUCTION = {"source": 1.0, "style": 1.0, "composed": 1.0}
-LOSSES = {"attention": 0.1, "identity": 1.0}
+EXTRA = tuple(
+    name for name, loss in LOSSES.items() if loss.needs and "class images" not in loss.needs
+)
+"""Losses that cost more than the reconstruction: each has a row, a new one too."""
 BATCH = len(RECONSTRUCTION)
 
 
@@ -69,14 +73,13 @@ def recipe(
     *, tokens: bool = True, masked: bool = True, losses: tuple[str, ...] = (), **changes: Any
 ) -> Recipe:
     """One phase of three tasks at t < T', so that the identity loss, if on, acts in every step."""
-    weights = Weights(**RECONSTRUCTION, **{name: LOSSES[name] for name in losses})
+    weights = Weights(**RECONSTRUCTION, **dict.fromkeys(losses, 1.0))
     rates = Rates(unet=1e-4, tokens=1e-4 if tokens else 0.0)
     phase = Phase("both", 1, rates, weights, max_timestep=500)
     lora = LoraSettings(rank=16, targets=changes.pop("targets", "cross"))
     return Recipe("row", (phase,), lora, masked=masked, variants=1, **changes)
 
 
-ALL = tuple(LOSSES)
 PLAIN = "plain LoRA"
 WHOLE = "whole: masks, tokens, AR, L_id"
 ROWS: dict[str, Recipe] = {
@@ -86,13 +89,18 @@ ROWS: dict[str, Recipe] = {
     "+ AR": recipe(tokens=False, masked=False, losses=("attention",)),
     "+ L_id by TAESD": recipe(tokens=False, masked=False, losses=("identity",)),
     "+ L_id by the full decoder": recipe(tokens=False, masked=False, losses=("identity",)),
-    WHOLE: recipe(losses=ALL),
+    **{
+        f"+ {name}": recipe(tokens=False, masked=False, losses=(name,))
+        for name in EXTRA
+        if name not in ("attention", "identity")
+    },
+    WHOLE: recipe(losses=EXTRA),
     "whole without AR": recipe(losses=("identity",)),
     "whole without L_id": recipe(losses=("attention",)),
-    "whole, tasks in turn": recipe(losses=ALL, batching="in_turn"),
+    "whole, tasks in turn": recipe(losses=EXTRA, batching="in_turn"),
     "plain, checkpointing": recipe(tokens=False, masked=False, checkpointing=True),
-    "whole, checkpointing": recipe(losses=ALL, checkpointing=True),
-    "whole, in turn, checkpointing": recipe(losses=ALL, batching="in_turn", checkpointing=True),
+    "whole, checkpointing": recipe(losses=EXTRA, checkpointing=True),
+    "whole, in turn, checkpointing": recipe(losses=EXTRA, batching="in_turn", checkpointing=True),
     "plain, cross- and self-attention": recipe(
         tokens=False, masked=False, targets="cross_and_self"
     ),

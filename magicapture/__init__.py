@@ -29,7 +29,9 @@ from .errors import (
 from .faces.analyzer import FaceAnalyzer
 from .faces.detect import load_detector
 from .faces.embed import load_face_embedder
+from .faces.models import ModelKind
 from .faces.parse import load_parser
+from .faces.registry import registered_model
 from .losses import LOSSES, Loss
 from .magicface import Reference, ReferenceGuide
 from .person import Person, measure_identity
@@ -56,6 +58,7 @@ __all__ = [
     "Learnable",
     "Loss",
     "MagiCaptureError",
+    "ModelKind",
     "NumericalError",
     "OutOfMemoryError",
     "Person",
@@ -95,6 +98,7 @@ __all__ = [
     "paperdoll",
     "prompt_for",
     "recipe",
+    "registered_model",
     "restore_faces",
     "sample",
     "save_adapter",

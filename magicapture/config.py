@@ -44,7 +44,7 @@ __all__ = [
 
 Role = Literal["subject", "style"]
 Task = Literal["source", "style", "composed", "prior"]
-Scaling = Literal["minmax", "max", "mean", "none"]
+Scaling = Literal["minmax", "max", "mean", "none", "share"]
 LoraTargets = Literal["cross", "cross_kv", "cross_and_self", "all_linear"]
 Weighting = Literal["none", "min_snr", "v"]
 PseudoLabel = Literal["portrait", "face_laid_in"]
@@ -94,10 +94,12 @@ class RefocusSettings(Checked):
 
     scaling: Scaling = setting(
         "mean",
-        "How a map is scaled to 0..1 before the mask is applied: minmax (P's S, subtracts the "
-        "floor), max (divides by the peak alone, so that a uniform floor still counts), mean "
-        "(divides by the mean, with its gradient, so that attention is moved rather than given "
-        "up), none (the attention's own values).",
+        "How a map is scaled before the mask is applied: minmax (P's S, subtracts the floor), max "
+        "(divides by the peak alone, so that a uniform floor still counts), mean (divides by the "
+        "mean, with its gradient, so that attention is moved rather than given up; not bounded: a "
+        "single peak outside the mask can outweigh all other losses), none (the attention's own "
+        "values), share (the part of all the token's attention that is outside, 0 to 1, not "
+        "squared: bounded, and likewise nothing is gained by giving attention up).",
         paper="minmax",
         release="minmax",
     )

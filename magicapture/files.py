@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
+import platform
+import re
 import secrets
 import shutil
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +21,13 @@ from .errors import InputError, MagiCaptureError, StorageError
 
 MAX_NAME = 120
 """Longest name in bytes; leaves room for endings and for a token's name below the usual 255."""
+
+TEMPORARY = ".tmp-magicapture"
+"""Ending of a file that is being written; no loader lists it."""
+
+_OURS = re.compile(rf"\.[0-9a-f]+-(?P<host>[0-9a-f]+)-(?P<process>[0-9]{{1,9}}){TEMPORARY}")
+_ABANDONED = 3600.0
+"""Seconds after which a temporary file of another machine's process is taken for a leftover."""
 
 _FORBIDDEN = frozenset('/\\:*?"<>|')
 _RESERVED = frozenset(
@@ -40,9 +52,28 @@ def safe_name(name: str, what: str) -> str:
     return stripped
 
 
+def safe_path(name: str, what: str, ending: str) -> str:
+    """A user's name for a file to be written, which may lie in sub-folders ("people/ada").
+
+    `ending` (".safetensors") is taken off where the name has it already. Raises InputError for a
+    name of which any part would not be a `safe_name`.
+    """
+    plain = name.strip()
+    if plain.lower().endswith(ending):
+        plain = plain[: -len(ending)]
+    parts = [part.strip() for part in re.split(r"[/\\]", plain)]
+    problem = next(filter(None, map(_problem, parts)), None)
+    if problem:
+        raise InputError(
+            f"The {what} {name!r} {problem}; expected a name such as 'ada-film', or with a "
+            "sub-folder 'people/ada-film'."
+        )
+    return "/".join(parts)
+
+
 def _problem(name: str) -> str | None:
     if not name:
-        return "is empty"
+        return "is empty or has an empty part"
     bad = sorted({c for c in name if c in _FORBIDDEN or not c.isprintable()})
     if bad:
         return f"contains {' '.join(map(repr, bad))}"
@@ -73,13 +104,15 @@ def inside(folder: str | os.PathLike[str], name: str | os.PathLike[str]) -> Path
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it in place in one move.
 
-    The temporary file has `path`'s suffix. Missing folders are made. Whatever goes wrong, the old
-    file stays as it was and no temporary file remains; a failed write raises StorageError.
+    The temporary file ends in TEMPORARY, so `write` must not go by the suffix. Missing folders are
+    made, and leftovers of processes that were killed are removed. Whatever goes wrong, the old file
+    stays as it was and no temporary file remains; a failed write raises StorageError.
     """
     path = Path(path)
-    temporary = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    temporary = _temporary(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
         write(temporary)
         _flush(temporary)
         os.replace(temporary, path)
@@ -91,6 +124,42 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _temporary(folder: Path) -> Path:
+    """A new name that tells which process writes the file."""
+    return folder / f".{secrets.token_hex(4)}-{_host()}-{os.getpid()}{TEMPORARY}"
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for file in folder.glob(f".*{TEMPORARY}"):
+        with contextlib.suppress(OSError):
+            if _is_leftover(file):
+                file.unlink()
+
+
+def _is_leftover(file: Path) -> bool:
+    """Whether the process that began the file is gone, or must be by now."""
+    match = _OURS.fullmatch(file.name)
+    if match and match["host"] == _host() and not _runs(int(match["process"])):
+        return True
+    return time.time() - file.stat().st_mtime > _ABANDONED
+
+
+def _runs(process: int) -> bool:
+    if os.name == "nt":  # there, os.kill would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _flush(path: Path) -> None:
@@ -110,6 +179,41 @@ def _message(path: Path, error: Exception) -> str:
         f"{path} could not be written ({error}); what was there before is unchanged. Check that "
         "the folder may be written to."
     )
+
+
+def check_writable(folder: str | os.PathLike[str], needed: int = 2**20) -> None:
+    """Raise StorageError, before any work is spent, where a folder takes no file of `needed` bytes.
+
+    Makes the folder, and writes and removes a small file in it; what was not there before is gone
+    again afterwards.
+    """
+    folder = Path(folder)
+    trial, made = _temporary(folder), []
+    try:
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        trial.write_bytes(bytes(4096))
+        _flush(trial)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in _FULL else str(error)
+        raise StorageError(
+            f"Nothing can be written to {folder} ({reason}); choose another folder, or free it for "
+            "writing."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            trial.unlink(missing_ok=True)
+            for place in made:
+                place.rmdir()
+    require_space(folder, needed)
+
+
+def spare_folders() -> list[Path]:
+    """Where to save what its own folder does not take: below the user's home, else temporary."""
+    folders = [Path(tempfile.gettempdir())]
+    with contextlib.suppress(RuntimeError):  # no home is known
+        folders.insert(0, Path.home())
+    return [folder / "magicapture-saved" for folder in folders]
 
 
 def free_space(folder: str | os.PathLike[str]) -> int:

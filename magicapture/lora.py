@@ -45,20 +45,17 @@ class LoraWeights:
     alpha: float
 
     def __post_init__(self) -> None:
-        if self.down.ndim != 2 or self.up.ndim != 2 or self.down.shape[0] != self.up.shape[1]:
+        down, up = self.down.shape, self.up.shape
+        if len(down) != 2 or len(up) != 2 or down[0] != up[1] or 0 in (*down, *up):
             raise InputError(
-                f"LoRA weights have shapes down {tuple(self.down.shape)} and up "
-                f"{tuple(self.up.shape)}; expected (rank, in) and (out, rank)."
+                f"LoRA weights have shapes down {tuple(down)} and up {tuple(up)}; expected "
+                "(rank, in) and (out, rank), none of them 0."
             )
 
     @property
     def rank(self) -> int:
         """r."""
         return self.down.shape[0]
-
-    def delta(self) -> Tensor:
-        """What is added to the layer's weight, (out,in) float32."""
-        return (self.alpha / self.rank) * (self.up.float() @ self.down.float())
 
 
 def target_names(unet: nn.Module, targets: LoraTargets) -> list[str]:

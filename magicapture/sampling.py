@@ -14,10 +14,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .adapters import Adapter
+from .adapters import Adapter, check_strength
 from .backbone import Backbone, Conditioning, NoiseSchedule
 from .config import Checked, setting
-from .errors import InputError
+from .errors import InputError, NumericalError
 from .lora import applied
 from .tokens import Prompt, TokenVectors
 
@@ -94,18 +94,27 @@ def adapted(backbone: Backbone, adapter: Adapter, strength: float = 1.0) -> Iter
     """The backbone with the adapter's LoRA in its UNet and text encoders, while open.
 
     The token vectors are `adapter.vectors()`, which `sample` takes. Raises InputError for a base
-    model of another family.
+    model of another family or width, and for a strength that is no sane number.
     """
-    if adapter.family != backbone.family:
-        raise InputError(
-            f"The adapter was trained for {adapter.family} and the base model is "
-            f"{backbone.family}; give a base model of the same family."
-        )
+    check_strength(strength)
+    adapter.check_family(backbone.family)
+    _check_widths(backbone, adapter)
     with ExitStack() as scope:
         for part, module in {"unet": backbone.unet, **backbone.text_encoders}.items():
             state = adapter.state_for(part, backbone.canonical_names(module))
             scope.enter_context(applied(module, state, strength))
         yield
+
+
+def _check_widths(backbone: Backbone, adapter: Adapter) -> None:
+    for token, of in adapter.tokens.items():
+        for encoder, vectors in of.items():
+            width = backbone.word_vectors(encoder, "a").shape[1]
+            if vectors.shape[1] != width:
+                raise InputError(
+                    f"The token {token!r} has vectors of width {vectors.shape[1]}, and the base "
+                    f"model's text encoder is {width} wide; use the base model of its training."
+                )
 
 
 @torch.no_grad()
@@ -123,12 +132,19 @@ def sample(
 
     seed: one for each image, or the first of consecutive ones. An image depends on its own seed
     alone, not on its place in a batch. guide: steers the steps. Raises InputError for a size that
-    is no multiple of a latent cell, or seeds that do not match the prompts.
+    is no multiple of a latent cell, or seeds that do not match the prompts; NumericalError for a
+    picture of NaN or infinite values, which would be black.
     """
     latents = sample_latents(
         backbone, prompts, vectors, settings, seed=seed, callback=callback, guide=guide
     )
-    return to_images(backbone, latents)
+    images = to_images(backbone, latents)
+    if not images.isfinite().all():
+        raise NumericalError(
+            "The picture holds NaN or infinite values and would be black. Use a lower strength of "
+            "the LoRA, weaker guidance, or the precision fp32."
+        )
+    return images
 
 
 @torch.no_grad()

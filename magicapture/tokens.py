@@ -12,26 +12,44 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import eq
 from textwrap import shorten
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from .config import Role
 from .errors import InputError
+from .files import safe_name
 
 LONGEST_PROMPT = 5000
 """Most characters of a prompt; more would only cost time, since no text encoder reads so far."""
 
+LONGEST_WORD = 60
+"""Most characters of a class word; it may have several words, such as "border collie"."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TOKEN = re.compile(r"<([A-Za-z0-9][A-Za-z0-9_-]*)>")
+
+
+def check_token_name(name: str) -> None:
+    """Raise InputError for a name that no token can have: prompts and files are named by it."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InputError(
+            f"The token name {name!r:.100} cannot be used: expected letters, digits, '-' and '_', "
+            "starting with a letter or digit, as in 'ada-1'."
+        )
+    safe_name(name, "token name")
+    if hasattr(nn.ModuleDict(), name):  # `TokenVectors` keeps tokens by name in one
+        raise InputError(
+            f"The token name {name!r} is reserved; choose another, such as '{name}-1'."
+        )
 
 
 @dataclass(frozen=True)
 class Concept:
     """One thing to learn: a token for the person (subject) or for the look (style).
 
-    name: the token's name, also its file's; letters, digits, "-" and "_".
+    name: the token's name, also its file's; letters, digits, "-" and "_", as `check_token_name`.
     class_word: the ordinary noun beside it in prompts ("person", "woman", "dog").
     vectors: how many vectors the token has, 1 to 16.
     init: the word whose embedding the vectors start from, or "random"; None takes the class word
@@ -45,17 +63,30 @@ class Concept:
     init: str | None = None
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        check_token_name(self.name)
+        if self.role not in get_args(Role):
             raise InputError(
-                f"The token name {self.name!r} cannot be used: expected letters, digits, '-' and "
-                "'_', starting with a letter or digit, as in 'ada-1'."
+                f"The token {self.name!r} has the role {self.role!r:.100}; expected "
+                f"{' or '.join(get_args(Role))}."
             )
-        if not 1 <= self.vectors <= 16:
-            raise InputError(f"The token {self.name!r} has {self.vectors} vectors; use 1 to 16.")
-        if not self.class_word.strip():
+        if type(self.vectors) is not int or not 1 <= self.vectors <= 16:
+            raise InputError(
+                f"The token {self.name!r} has {self.vectors!r:.100} vectors; use 1 to 16."
+            )
+        if not isinstance(self.class_word, str) or not self.class_word.strip():
             raise InputError(
                 f"The token {self.name!r} has no class word; give the ordinary noun for what it "
                 "shows, such as 'person', 'woman' or 'dog'."
+            )
+        if set(self.class_word) & set("<>{}[]()\n\r") or len(self.class_word) > LONGEST_WORD:
+            raise InputError(
+                f"The class word of {self.name!r} is {self.class_word!r:.100}; expected an "
+                "ordinary noun such as 'person', 'woman' or 'dog', no token and no sentence."
+            )
+        if not isinstance(self.init, str | None):
+            raise InputError(
+                f"The token {self.name!r} starts from {self.init!r:.100}; expected a word, "
+                "'random' or None."
             )
 
     @property
@@ -95,6 +126,11 @@ class Prompt:
             start = match.end()
         parts.append((self.text[start:], False))
         return [(text, is_token) for text, is_token in parts if is_token or text.strip()]
+
+
+def token_names(text: str) -> set[str]:
+    """Every `<name>` in a text, known or not."""
+    return set(_TOKEN.findall(text))
 
 
 @dataclass(frozen=True)

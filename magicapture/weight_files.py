@@ -7,6 +7,7 @@ torch itself holds them to weights; TorchScript holds code by its nature and is 
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from .errors import InputError, StorageError
 
@@ -21,10 +23,11 @@ SAFETENSORS = ".safetensors"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
 """Endings of torch's own files, which are pickles inside."""
 
-_SAFE_PICKLES = (2, 6)
+_SAFE_PICKLES = "2.6"
 """The first torch whose weights_only keeps its word: up to 2.5.1 it runs code (CVE-2025-32434)."""
 
 _PICKLE_STARTS = (b"PK", b"\x80")  # torch's zip, and the bare pickle it wrote before
+_BACKUP = re.compile(r"\.bak\d+$")
 _WRAPPERS = 4
 """How deep a state dict may lie inside others; a file can hold a dict that contains itself."""
 
@@ -38,7 +41,7 @@ def read_entries(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
     """
     path = Path(path)
     _require_file(path)
-    suffix = path.suffix.lower()
+    suffix = ending(path)
     if may_hold_code(path):
         raise InputError(
             f"{path} is TorchScript, which runs code when it is loaded; it was not opened. "
@@ -85,13 +88,18 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 
     path = Path(path)
     _require_file(path)
-    if path.suffix.lower() != SAFETENSORS:
+    if ending(path) != SAFETENSORS:
         return {}
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
     except Exception:  # safetensors' own type, or the system's
         _refuse_damaged(path)
+
+
+def ending(path: Path) -> str:
+    """A weight file's ending in small letters, of a backup (.bak1) that of what it is of."""
+    return Path(_BACKUP.sub("", path.name.lower())).suffix
 
 
 def may_hold_code(path: str | Path) -> bool:
@@ -149,7 +157,7 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _from_pickle(path: Path, mapped: bool) -> Any:
-    if torch.__version__ < _SAFE_PICKLES:
+    if TorchVersion(torch.__version__) < _SAFE_PICKLES:  # as versions, not as text
         raise InputError(
             f"{path} is a pickle, and in torch {torch.__version__} a pickle can run code even "
             "where only weights are wanted (CVE-2025-32434); it was not opened. Take a "
@@ -164,8 +172,8 @@ def _from_pickle(path: Path, mapped: bool) -> Any:
     # "from None": torch's own words tell the reader how to run the code all the same.
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path} holds more than weights and could run code when opened, or is damaged; nothing "
-            "in it was run. Take a .safetensors file, or download it again."
+            f"{path} holds more than weights and could run code when opened, or is damaged; "
+            "nothing in it was run. Take a .safetensors file, or download it again."
         ) from None
     except Exception:  # the unpickler raises almost anything on damaged bytes
         _refuse_damaged(path)

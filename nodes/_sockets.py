@@ -23,5 +23,8 @@ DetectorSocket = io.Custom("MAGICAPTURE_DETECTOR")
 ParserSocket = io.Custom("MAGICAPTURE_PARSER")
 """A face `Parser`."""
 
+RegionsSocket = io.Custom("MAGICAPTURE_REGIONS")
+"""`UsedRegions` of a refocused MODEL; they are filled while it is sampled."""
+
 MagicFaceSocket = io.Custom("MAGICAPTURE_MAGICFACE")
 """A tuple of MagicFace's `Reference`s."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io
 
-from ..magicapture.adapters import load_adapter, save_adapter, to_kohya
+from ..magicapture.adapters import load_adapter, save_adapter
+from ..magicapture.files import spare_folders
 from ._comfy import apply_adapter, model_folders
-from ._comfy.files import lora_names, lora_path, stamp
+from ._comfy.files import listed_name, lora_names, lora_path, saved_folder, stamp
 from ._node import Node, schema
 from ._sockets import AdapterSocket
+
+logger = logging.getLogger(__name__)
 
 
 class MagiCaptureSaveAdapter(Node):
@@ -20,14 +25,14 @@ class MagiCaptureSaveAdapter(Node):
             aliases="save lora, save embedding, export lora",
             description="Write the LoRA to the loras folder and each token to the embeddings "
             "folder, where stock nodes find them. Earlier ones of the same name are kept as "
-            "backups.",
+            "backups; a token whose name another LoRA's has gets another one, which is shown.",
             inputs=[
                 AdapterSocket.Input("adapter"),
                 io.String.Input(
                     "name",
                     default="my-person-in-style",
-                    tooltip="Name of the LoRA's file, without ending. Embeddings are named after "
-                    "their tokens.",
+                    tooltip="Name of the LoRA's file; people/ada puts it into a sub-folder. "
+                    "Embeddings are named after their tokens.",
                 ),
             ],
             outputs=[
@@ -39,11 +44,16 @@ class MagiCaptureSaveAdapter(Node):
 
     @classmethod
     def execute(cls, adapter, name) -> io.NodeOutput:
-        files = save_adapter(
-            adapter, model_folders("loras")[0], model_folders("embeddings")[0], name
-        )
-        lines = [f"LoRA: {files.lora.name}", *(f"embedding:{e.stem}" for e in files.embeddings)]
-        return io.NodeOutput(adapter, files.lora.name, ui={"text": ["\n".join(lines)]})
+        loras, embeddings = model_folders("loras")[0], model_folders("embeddings")[0]
+        spare = [saved_folder(), *spare_folders()]
+        files = save_adapter(adapter, loras, embeddings, name, spare=spare)
+        for note in files.notes:
+            logger.warning("Save Adapter: %s", note)
+        listed = listed_name(files.lora)
+        lines = [f"LoRA: {listed}", *(f"embedding:{e.stem}" for e in files.embeddings)]
+        lines += [f"Note: {note}" for note in files.notes]
+        lines += [f"Kept of an earlier training: {backup.name}" for backup in files.backups]
+        return io.NodeOutput(adapter, listed, ui={"text": ["\n".join(lines)]})
 
 
 class MagiCaptureLoadAdapter(Node):
@@ -53,7 +63,7 @@ class MagiCaptureLoadAdapter(Node):
             "Load Adapter",
             "adapters",
             aliases="load lora, load embedding, textual inversion",
-            description="Read a LoRA that Save Adapter wrote, with its tokens.",
+            description="Read a LoRA that Save Adapter wrote, with the tokens of its training.",
             inputs=[
                 io.Combo.Input(
                     "lora_name",
@@ -105,5 +115,4 @@ class MagiCaptureApplyAdapter(Node):
 
     @classmethod
     def execute(cls, model, clip, adapter, strength) -> io.NodeOutput:
-        lora = to_kohya(adapter)
-        return io.NodeOutput(*apply_adapter(model, clip, lora, adapter.tokens, strength, strength))
+        return io.NodeOutput(*apply_adapter(model, clip, adapter, strength, strength))

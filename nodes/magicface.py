@@ -65,10 +65,10 @@ class MagiCaptureAddMagicFaceReference(Node):
                 ),
                 io.Combo.Input(
                     "part",
-                    options=["inside mask", "outside mask"],
+                    options=["inside mask", "outside mask", "whole picture"],
                     default="inside mask",
-                    tooltip="Which part is the concept: inside the mask, such as a face, or "
-                    "outside it, such as the style around a face.",
+                    tooltip="Which part is the concept: inside the mask, such as a face; outside "
+                    "it, such as the style around a face; or everything, whatever the mask.",
                 ),
                 io.Int.Input(
                     "photo",
@@ -82,7 +82,7 @@ class MagiCaptureAddMagicFaceReference(Node):
                     "mask",
                     optional=True,
                     tooltip="White on the concept. Without one the reference set's face mask "
-                    "counts, or else the whole picture.",
+                    "counts; an image without either is for the whole picture.",
                 ),
                 References.Input(
                     "references",
@@ -110,13 +110,7 @@ class MagiCaptureAddMagicFaceReference(Node):
         previous=(),
     ) -> io.NodeOutput:
         picture, own_mask = _picture(image, mask, references, photo)
-        if own_mask is not None and part == "outside mask":
-            own_mask = 1 - own_mask
-        if own_mask is not None and not bool((own_mask >= 0.5).any()):
-            raise InputError(
-                "The mask marks nothing. Draw it white on the concept, or set 'part' to the "
-                "other side."
-            )
+        own_mask = _part(own_mask, part)
         named = tuple(word.strip() for word in words.split(",") if word.strip())
         reference = Reference(picture, own_mask, named, description, weight)
         return io.NodeOutput((*(previous or ()), reference))
@@ -164,6 +158,13 @@ class MagiCaptureApplyMagicFace(Node):
                 plain(MagicFaceSettings, "region_guidance"),
                 # Not named "seed": the frontend would draw a new one each time.
                 plain(MagicFaceSettings, "reference_seed"),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="The very same prompt, encoded already, to hand on in place of this "
+                    "node's own: from Encode Prompt, for example. Bypassing the node hands it on "
+                    "as well.",
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -175,13 +176,14 @@ class MagiCaptureApplyMagicFace(Node):
 
     @classmethod
     def execute(
-        cls, model, clip, vae, magicface, prompt, reference_size, **settings
+        cls, model, clip, vae, magicface, prompt, reference_size, positive=None, **settings
     ) -> io.NodeOutput:
         prepared = prepare(model, clip, vae, magicface, prompt, reference_size)
         patched = apply_references(model, prepared, MagicFaceSettings(**settings), node_id(cls))
         layers = decoder_layers(model.model.diffusion_model)
         report = _report(magicface, prepared.columns, layers)
-        return io.NodeOutput(patched, prepared.positive.conditioning, report)
+        given = prepared.positive.conditioning if positive is None else positive
+        return io.NodeOutput(patched, given, report)
 
 
 class MagiCapturePreviewMagicFaceRegions(Node):
@@ -249,8 +251,34 @@ def _picture(
         raise InputError("There is no picture: connect an image, or a reference set.")
     if mask is not None:
         masks = masks_from_socket(mask)
-        own = masks[min(photo, len(masks)) - 1]
+        if len(masks) > 1:
+            _require_photo(photo, len(masks), "mask")
+        own = masks[photo - 1 if len(masks) > 1 else 0]
     return picture, own
+
+
+def _part(mask: Tensor | None, part: str) -> Tensor | None:
+    """The mask of the part that is the concept; None for the whole picture."""
+    if part == "whole picture":
+        return None
+    if mask is None:
+        raise InputError(
+            f"The input 'part' is {part!r}, but there is no mask: connect one to 'mask', give "
+            "'references' that have masks, or set 'part' to 'whole picture'."
+        )
+    if not bool((mask >= 0.5).any()):  # an unpainted mask is black
+        raise InputError(
+            "The input 'mask' marks nothing: it is black everywhere. Paint the concept white, or "
+            "set 'part' to 'whole picture'."
+        )
+    if part == "inside mask":
+        return mask
+    if not bool((mask <= 0.5).any()):
+        raise InputError(
+            "The input 'mask' is white everywhere, so that nothing is outside it. Mask less of "
+            "the picture, or set 'part' to 'inside mask'."
+        )
+    return 1 - mask
 
 
 def _require_photo(photo: int, count: int, name: str) -> None:

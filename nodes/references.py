@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture.data import Learnable, ReferenceSet, load_folder
+from ..magicapture.data.folder import caption_of
 from ..magicapture.errors import InputError
 from ..magicapture.images import bounded, resize
 from ..magicapture.tokens import Concept
@@ -77,7 +78,10 @@ class MagiCaptureLoadPhotoSet(Node):
             masks = [*map(_bounded, single_masks(face_masks))]
             references = references.known("face_masks", masks)
         if captions.strip():
-            lines = [line.strip() or None for line in captions.rstrip().split("\n")]
+            lines = [
+                caption_of(line, f"Line {number}")
+                for number, line in enumerate(captions.rstrip().split("\n"), start=1)
+            ]
             lines += [None] * (len(references) - len(lines))
             references = references.known("captions", lines)
         return io.NodeOutput(references)

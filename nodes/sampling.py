@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..magicapture.config import PromptTemplates
-from ..magicapture.prompts import as_embeddings, prompt_for
+from ..magicapture.errors import InputError
+from ..magicapture.prompts import as_embeddings
 from ..magicapture.refocusing import RefocusGuidance, fit, grid, mean_leakage, region_strip
 from ._comfy import (
+    UsedRegions,
     encode_marked,
     images_from_socket,
     images_to_socket,
@@ -16,12 +17,11 @@ from ._comfy import (
     masks_from_socket,
     masks_to_socket,
     refocus,
-    regions_used,
 )
 from ._common import pixels
 from ._inputs import choice, plain
 from ._node import Node, schema
-from ._sockets import AdapterSocket
+from ._sockets import AdapterSocket, RegionsSocket
 
 
 class MagiCaptureWritePrompt(Node):
@@ -60,8 +60,7 @@ class MagiCaptureWritePrompt(Node):
 
     @classmethod
     def execute(cls, adapter, kind, sentence, extra) -> io.NodeOutput:
-        templates = adapter.recipe.prompts if adapter.recipe else PromptTemplates()
-        text = prompt_for(adapter.concepts, templates, kind, sentence=sentence, extra=extra)
+        text = adapter.prompt(kind, sentence=sentence, extra=extra)
         return io.NodeOutput(as_embeddings(text, adapter.concepts))
 
 
@@ -139,13 +138,20 @@ class MagiCaptureRefocusAttention(Node):
                     "preview. Without one the region is found from the attention at each step.",
                 ),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[
+                io.Model.Output(display_name="model"),
+                RegionsSocket.Output(
+                    display_name="regions",
+                    tooltip="For Preview Attention: those found while this model draws.",
+                ),
+            ],
         )
 
     @classmethod
     def execute(cls, model, mask=None, **settings) -> io.NodeOutput:
-        region = None if mask is None else masks_from_socket(mask)
-        return io.NodeOutput(refocus(model, RefocusGuidance(**settings), region))
+        used = UsedRegions()
+        patched = refocus(model, RefocusGuidance(**settings), _region(mask), used)
+        return io.NodeOutput(patched, used)
 
 
 class MagiCapturePreviewAttention(Node):
@@ -172,6 +178,12 @@ class MagiCapturePreviewAttention(Node):
                     tooltip="Where the person's face belongs. Without one the region is found from "
                     "the attention.",
                 ),
+                RegionsSocket.Input(
+                    "regions",
+                    optional=True,
+                    tooltip="From Refocus Attention without a mask: shows the regions it found "
+                    "while it drew this picture, in place of those of this look.",
+                ),
                 io.Int.Input(
                     "steps", default=4, min=1, max=20, tooltip="At how many steps to look."
                 ),
@@ -185,26 +197,46 @@ class MagiCapturePreviewAttention(Node):
                 io.String.Output(display_name="leakage"),
                 io.Image.Output(
                     display_name="regions",
-                    tooltip="The region at each step: those that held the tokens while MODEL drew, "
-                    "where it found them itself; else those of this look.",
+                    tooltip="The region at each step: those of the input 'regions', where one is "
+                    "connected and has any; else those of this look.",
                 ),
             ],
         )
 
     @classmethod
     def execute(
-        cls, model, positive, latent, steps, look_seed, image=None, mask=None
+        cls, model, positive, latent, steps, look_seed, image=None, mask=None, regions=None
     ) -> io.NodeOutput:
         shares = [i / steps for i in range(steps)]
-        region = None if mask is None else masks_from_socket(mask)[:1]
+        region = _region(mask, first=True)
         seen = look(model, positive, latent, shares, region=region, seed=look_seed)
         picture = None if image is None else images_from_socket(image)[0]
         return io.NodeOutput(
             images_to_socket(pixels(grid(seen, picture))),
             masks_to_socket(_last_region(seen, picture)),
             _told(seen),
-            images_to_socket(pixels(_regions(regions_used(model), seen, picture))),
+            images_to_socket(pixels(_regions(regions, seen, picture))),
         )
+
+
+def _region(mask, *, first=False) -> torch.Tensor | None:
+    """The person's region (B,1,H,W) that a mask gives, or its first; None without one: found."""
+    if mask is None:
+        return None
+    region = masks_from_socket(mask)
+    region = region[:1] if first else region
+    inside = region >= 0.5
+    if not bool(inside.any()):  # an unpainted mask is black
+        raise InputError(
+            "The input 'mask' marks nothing: it is black everywhere. Paint the person's face "
+            "white, or disconnect it and the region is found from the attention."
+        )
+    if bool(inside.all()):
+        raise InputError(
+            "The input 'mask' is white everywhere, so that nothing holds the person's token and "
+            "nothing is left for the style's. Mark the face alone, or disconnect it."
+        )
+    return region
 
 
 def _last_region(seen, picture) -> torch.Tensor:
@@ -215,9 +247,10 @@ def _last_region(seen, picture) -> torch.Tensor:
     return fit(last[None, None], tuple(size))
 
 
-def _regions(used, seen, picture):
+def _regions(regions, seen, picture):
     """The region at each step, over the picture; over grey where there is none."""
-    looked = {sight.share: sight.region for sight in seen if sight.role == "subject"}
+    used = [] if regions is None else regions.steps
+    looked = {shown.share: shown.region for shown in seen if shown.role == "subject"}
     under = torch.full((3, 8, 8), 0.7) if picture is None else picture
     return region_strip(used or list(looked.items()) or [(0.0, None)], under)
 

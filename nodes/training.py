@@ -11,10 +11,11 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture.adapters import Adapter, check_names
+from ..magicapture.files import check_writable
 from ..magicapture.images import to_pil
 from ..magicapture.plot import loss_curves
 from ..magicapture.recipes import recipe as named_recipe
-from ..magicapture.refocusing import Sight, grid
+from ..magicapture.refocusing import TokenMap, grid
 from ..magicapture.training import (
     Event,
     Prepared,
@@ -125,6 +126,8 @@ class MagiCaptureTrain(Node):
     ) -> io.NodeOutput:
         monitor = Monitor(node_id(cls))
         job = TrainingJob(subject, style, recipe or named_recipe(), training_seed)
+        for kind in ("loras", "embeddings"):  # Save Adapter writes there once all is trained
+            check_writable(model_folders(kind)[0])
         replaced = check_names(job.concepts, model_folders("embeddings"))
         backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
         with (
@@ -159,7 +162,7 @@ class Monitor:
         self.phases: list[int] = []
         self.previews: list[Tensor] = []
         self.leakages: list[dict[str, float]] = []
-        self.sights: Sequence[Sight] = ()
+        self.token_maps: Sequence[TokenMap] = ()
         self.warnings: list[str] = []
         self._bar = Progress(1, node)
         self._drawn = 0.0
@@ -174,7 +177,7 @@ class Monitor:
             self._show(event.step, event.steps, f"Going on after step {event.step}")
         elif isinstance(event, Previewed):
             self.previews.extend(event.images.cpu())
-            self.sights = event.sights
+            self.token_maps = event.token_maps
             if event.leakages:
                 self.leakages.append(event.leakages)
             self._show(event.step, self.phases[-1], preview=self.picture(self.phases[-1]))
@@ -218,8 +221,8 @@ class Monitor:
         shown = self.curves(steps)
         if self.previews:
             shown = side_by_side(shown, to_pil(self.previews[-1]))
-        if self.sights:
-            shown = side_by_side(shown, grid(self.sights))
+        if self.token_maps:
+            shown = side_by_side(shown, grid(self.token_maps))
         return shown
 
     def report(self, adapter: Adapter, remarks: Sequence[str] = ()) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
+import sys
 from pathlib import Path
 
 # Before torch is imported: with more threads than cores, timings swing several-fold.
@@ -31,6 +33,48 @@ def _seeds() -> None:
 def repo() -> Path:
     """The checkout's root."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def comfyui_path() -> Path:
+    """The folder of a ComfyUI, in which nothing is imported yet.
+
+    It is looked for at COMFYUI_PATH, then two levels up (the pack inside custom_nodes), then beside
+    the checkout.
+    """
+    places = [os.environ.get("COMFYUI_PATH"), ROOT.parents[1], ROOT.parent / "ComfyUI"]
+    for place in filter(None, places):
+        if (Path(place) / "comfy" / "model_management.py").is_file():
+            return Path(place)
+    pytest.skip("no ComfyUI: set COMFYUI_PATH to a checkout of it")
+
+
+@pytest.fixture(scope="session")
+def comfyui(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ComfyUI, started in this process on the CPU with folders of its own; its path.
+
+    Whatever imports it asks for this first: it reads its arguments once, when it is imported.
+    """
+    path = comfyui_path
+    base = tmp_path_factory.mktemp("comfyui")
+    sys.argv = ["main.py", "--cpu", "--base-directory", str(base)]
+    sys.path.insert(0, str(path))
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    from comfy.cli_args import args
+
+    args.cpu = True
+    for name in ("utils.extra_config", "utils.install_util", "nodes"):
+        importlib.import_module(name)  # in this order: nodes puts comfy/, with its utils, first
+    import folder_paths
+
+    for kind in ("output", "temp", "input", "user"):
+        (base / kind).mkdir(exist_ok=True)
+    for kind in ("loras", "embeddings", "checkpoints"):
+        Path(folder_paths.get_folder_paths(kind)[0]).mkdir(parents=True, exist_ok=True)
+    assert Path(folder_paths.get_output_directory()).is_relative_to(base)
+    return path
 
 
 @pytest.fixture(scope="session")

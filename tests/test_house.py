@@ -89,6 +89,17 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert "## [Unreleased]" in changelog or f"## [{version}]" in changelog
 
 
+def test_picture_files_are_opened_by_formats_named() -> None:
+    """Pillow on its own would start Ghostscript for some."""
+    opened = [
+        f"{file.relative_to(ROOT)}: {call}"
+        for folder in (ROOT / "magicapture", NODES, ROOT / "benchmarks", ROOT / "pretrain")
+        for file in sorted(folder.rglob("*.py"))
+        for call in re.findall(r"\b(?:Image|Pillow)\.open\([^)]*\)?", file.read_text("utf-8"))
+    ]
+    assert opened and not [call for call in opened if "formats=" not in call]
+
+
 def test_links_in_the_documents_lead_somewhere() -> None:
     broken = []
     for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "web").rglob("*.md")]:

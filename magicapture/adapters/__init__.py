@@ -1,25 +1,24 @@
 """Adapters on disk: written as one LoRA file and one embedding a token, read from any form."""
 
-from .adapter import ENCODERS, Adapter
-from .diffusers import save_diffusers, to_diffusers
+from .adapter import ENCODERS, FAMILY_NAMES, MAX_STRENGTH, Adapter, check_strength
 from .embeddings import Embedding, read_embedding
 from .kohya import to_kohya
-from .loading import detect, load_adapter
-from .peft import save_peft
-from .saving import SavedFiles, check_names, save_adapter
+from .loading import load_adapter, read_info
+from .saving import SavedFiles, check_names, lora_file, save_adapter
 
 __all__ = [
     "ENCODERS",
+    "FAMILY_NAMES",
+    "MAX_STRENGTH",
     "Adapter",
     "Embedding",
     "SavedFiles",
     "check_names",
-    "detect",
+    "check_strength",
     "load_adapter",
+    "lora_file",
     "read_embedding",
+    "read_info",
     "save_adapter",
-    "save_diffusers",
-    "save_peft",
-    "to_diffusers",
     "to_kohya",
 ]

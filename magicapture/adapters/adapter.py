@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ..config import Recipe
+from ..config import PromptTemplates, Recipe
 from ..errors import InputError
 from ..lora import LoraWeights
+from ..prompts import PromptKind, prompt_for
 from ..tokens import Concept, TokenVectors
 
 ENCODERS: Mapping[str, tuple[str, ...]] = {
@@ -18,6 +19,16 @@ ENCODERS: Mapping[str, tuple[str, ...]] = {
     "sdxl": ("clip_l", "clip_g"),
 }
 """The text encoders of each family, by the key their embeddings have in files."""
+
+FAMILY_NAMES: Mapping[str, str] = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
+}
+"""What users call each family."""
+
+MAX_STRENGTH = 10.0
+"""Most that a LoRA is applied at, either way; beyond it pictures are noise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +69,14 @@ class Adapter:
                     f"{self.family} needs {' and '.join(ENCODERS[self.family])}."
                 )
 
+    def prompt(self, kind: PromptKind = "composed", *, sentence: int = 0, extra: str = "") -> str:
+        """A sentence of the adapter's training, or one of ours where its recipe is not known.
+
+        Arguments and errors as for `prompts.prompt_for`.
+        """
+        templates = self.recipe.prompts if self.recipe else PromptTemplates()
+        return prompt_for(self.concepts, templates, kind, sentence=sentence, extra=extra)
+
     def part(self, part: str) -> dict[str, LoraWeights]:
         """The LoRA of "unet" or of one text encoder, by diffusers' module names."""
         start = f"{part}."
@@ -78,11 +97,29 @@ class Adapter:
         missing = sorted(weights.keys() - own.keys())
         if missing:
             raise InputError(
-                f"The adapter was made for {self.family}, and this base model's {part} has no "
-                f"layer {missing[0]} ({len(missing)} are missing); use a base model of its family."
+                f"The adapter was made for {FAMILY_NAMES[self.family]}, and this base model's "
+                f"{part} has no layer {missing[0]} ({len(missing)} are missing); use a base model "
+                "of its family."
             )
         return {own[name]: of for name, of in weights.items()}
+
+    def check_family(self, family: str) -> None:
+        """Raise InputError for a base model of another family."""
+        if family != self.family:
+            raise InputError(
+                f"The adapter is for {FAMILY_NAMES[self.family]} and the base model is "
+                f"{FAMILY_NAMES.get(family, family)}; use a base model of the adapter's family."
+            )
 
     def vectors(self) -> TokenVectors:
         """The token vectors as prompts are encoded with."""
         return TokenVectors(self.tokens)
+
+
+def check_strength(strength: float) -> None:
+    """Raise InputError for a strength that is no number from -MAX_STRENGTH to MAX_STRENGTH."""
+    if not abs(strength) <= MAX_STRENGTH:  # NaN included
+        raise InputError(
+            f"The LoRA's strength is {strength}; expected a number from {-MAX_STRENGTH:g} to "
+            f"{MAX_STRENGTH:g}, 1 as trained."
+        )

@@ -42,6 +42,11 @@ _SUFFIX = re.compile(
 _SIDES = {"down": "down", "A": "down", "up": "up", "B": "up"}
 
 
+def is_lora(key: str) -> bool:
+    """Whether a key ends as a LoRA's do, whatever its layer is."""
+    return any(match.end() == len(key) for match in _SUFFIX.finditer(key))
+
+
 class Key(NamedTuple):
     """What a file's key stands for: "down", "up" or "alpha" of one layer of one part."""
 

@@ -3,117 +3,138 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
-from ..errors import InputError, StorageError
+from .. import weight_files
+from ..errors import InputError, MagiCaptureError, StorageError
 from ..lora import LoraWeights
-from .adapter import Adapter
-from .embeddings import SUFFIXES, read_embedding
+from .adapter import FAMILY_NAMES, Adapter
+from .embeddings import SUFFIXES, bundled, embedding_in, read_embedding
+from .families import Tokens, family_of, possible
+from .keys import is_lora
+from .kinds import refuse_others
+from .layers import check_finite, gather
 from .metadata import Facts, digest, restore
-from .peft import read_peft
-from .reading import AnyPath, gather, read_file
+from .peft import START, read_peft, with_stated_alphas
+from .reading import AnyPath, read_file
+from .replacing import backups_of
 
 logger = logging.getLogger(__name__)
-
-Form = Literal["kohya", "diffusers", "comfyui", "peft", "embedding"]
-
-_STARTS: Mapping[str, Form] = {
-    "lora_unet_": "kohya",
-    "lora_te": "kohya",
-    "unet.": "diffusers",
-    "text_encoder": "diffusers",
-    "down_blocks.": "diffusers",
-    "diffusion_model.": "comfyui",
-}
-_FAMILY_OF_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
-
-
-def detect(path: AnyPath) -> Form:
-    """The form of a LoRA file or folder or an embedding; raises InputError for anything else."""
-    path = Path(path)
-    return "peft" if path.is_dir() else _form(read_file(path)[0], path)
-
-
-def _form(entries: Mapping[str, Any], path: Path) -> Form:
-    """The form by the keys; no keys at all are an adapter's that has no LoRA."""
-    first = next(iter(entries), "lora_unet_")
-    for start, form in _STARTS.items():
-        if first.startswith(start):
-            return form
-    if first.startswith("base_model.model."):
-        raise InputError(f"{path} is one file of a PEFT adapter; give the folder that it is in.")
-    if any(key.startswith("model.diffusion_model.") for key in entries):
-        raise InputError(f"{path} is a whole checkpoint; expected a LoRA or an embedding.")
-    return "embedding"
 
 
 def load_adapter(path: AnyPath, embeddings: Iterable[AnyPath] = ()) -> Adapter:
     """Read an adapter from a LoRA file of any form, a PEFT folder, or a single embedding.
 
-    embeddings: files, or folders in which to look up the tokens that the LoRA names; the first
-    place that has one wins. A LoRA that MagiCapture did not write names none, and gets the tokens
-    of the files given. Raises InputError for a file of another kind, StorageError for one that is
-    damaged or missing.
+    embeddings: files, or folders in which to look up the tokens that the LoRA names; each is told
+    by its digest, also among backups of embeddings that a later training replaced. A LoRA that
+    MagiCapture did not write gets the tokens that are bundled with it and those of the files
+    given. Raises InputError for a file of another kind, or with numbers that no model can use;
+    StorageError for one that is damaged or missing, an embedding among them.
     """
     path, places = Path(path), [Path(place) for place in embeddings]
+    tokens: dict[str, Mapping[str, Tensor]] = {}
+    entries: Mapping[str, Any] = {}
     if path.is_dir():
         lora, metadata = read_peft(path)
     else:
         entries, metadata = read_file(path)
-        if _form(entries, path) == "embedding":
-            return _from_embedding(path)
-        lora = gather(entries, path) if entries or not metadata else {}
-    facts = restore(metadata)
+        entries, bundle = bundled(entries, path)
+        tokens.update(bundle)
+        if any(key.startswith(START) for key in entries):
+            raise InputError(
+                f"{path} is one file of a PEFT adapter; give the folder that it is in."
+            )
+        refuse_others(entries, path)
+        if entries and not any(map(is_lora, entries)):
+            return _from_embedding(entries, metadata, path)
+        lora = gather(entries, path) if entries or not (metadata or bundle) else {}
+        lora = with_stated_alphas(lora, metadata, path)
+    check_finite(lora, path)
+    facts = _facts(metadata, path)
     if facts is None:
         given = [read_embedding(place) for place in places if place.is_file()]
-        tokens = {embedding.name: embedding.vectors for embedding in given}
-        return Adapter(lora, tokens, _family(lora, tokens, path))
+        tokens.update({embedding.name: embedding.vectors for embedding in given})
+        return Adapter(lora, tokens, family_of(lora, tokens, metadata, entries, path))
     tokens = {token: _look_up(token, facts, places) for token in facts.digests}
+    _check_family(facts, lora, tokens, path)
     return Adapter(lora, tokens, facts.family, facts.recipe, facts.concepts, facts.info)
 
 
-def _from_embedding(path: Path) -> Adapter:
+def read_info(path: AnyPath) -> Mapping[str, str]:
+    """The facts of the run that wrote a LoRA (`Adapter.info`), without reading its tensors.
+
+    Empty for a file of another program. Raises StorageError for one that is missing or damaged.
+    """
+    path = Path(path)
+    facts = _facts(weight_files.read_metadata(path), path)
+    return facts.info if facts else {}
+
+
+def _from_embedding(entries: Mapping[str, Any], metadata: Mapping[str, str], path: Path) -> Adapter:
     """The adapter of one token alone."""
-    embedding = read_embedding(path)
-    facts, tokens = restore(embedding.metadata), {embedding.name: embedding.vectors}
+    embedding = embedding_in(entries, metadata, path)
+    facts, tokens = _facts(metadata, path), {embedding.name: embedding.vectors}
     if facts is None:
-        return Adapter({}, tokens, _family({}, tokens, path))
+        return Adapter({}, tokens, family_of({}, tokens, metadata, entries, path))
+    _check_family(facts, {}, tokens, path)
     concepts = tuple(concept for concept in facts.concepts if concept.name == embedding.name)
     return Adapter({}, tokens, facts.family, facts.recipe, concepts, facts.info)
 
 
+def _facts(metadata: Mapping[str, str], path: Path) -> Facts | None:
+    try:
+        return restore(metadata)
+    except MagiCaptureError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _check_family(
+    facts: Facts, lora: Mapping[str, LoraWeights], tokens: Tokens, path: Path
+) -> None:
+    """Raise InputError where a file's numbers are not of the family that it states."""
+    families = possible(lora, tokens, path)
+    if facts.family not in families:
+        found = " or ".join(FAMILY_NAMES[family] for family in sorted(families))
+        raise InputError(
+            f"{path} says that it is for {FAMILY_NAMES[facts.family]}, but its numbers are of "
+            f"{found}; train or download it again."
+        )
+
+
 def _look_up(token: str, facts: Facts, places: Sequence[Path]) -> Mapping[str, Tensor]:
-    """The vectors of a token that the LoRA's metadata names."""
-    for place in places:
-        files = [place / (token + suffix) for suffix in SUFFIXES] if place.is_dir() else [place]
-        for file in files:
-            if file.stem == token and file.is_file():
-                vectors = read_embedding(file).vectors
-                if digest(vectors) != facts.digests[token]:
-                    logger.warning("%s is not the embedding that the LoRA was trained with.", file)
-                return vectors
+    """The vectors of a token that the LoRA's metadata names, told by their digest."""
+    others = []
+    for file in _candidates(token, places):
+        try:
+            vectors = read_embedding(file).vectors
+        except MagiCaptureError as error:
+            others.append(str(error))
+            continue
+        if digest(vectors) == facts.digests[token]:
+            if file.stem != token:
+                logger.info("The token %r is read from the backup %s.", token, file)
+            return vectors
+        others.append(f"{file} is of another training.")
+    looked = ", ".join(map(str, places)) or "any folder that was given"
     raise StorageError(
-        f"The adapter needs the embedding {token}.safetensors, which is not in "
-        f"{', '.join(map(str, places)) or 'any folder that was given'}; put it there."
+        f"The adapter needs the embedding {token}.safetensors that was trained with it, which is "
+        f"not in {looked}. {' '.join(others[:3])} Put it there, as it was saved with the LoRA, or "
+        "train again."
     )
 
 
-def _family(
-    lora: Mapping[str, LoraWeights], tokens: Mapping[str, Mapping[str, Tensor]], path: Path
-) -> str:
-    """The family of a file that does not tell: by its encoders, or by the text's width."""
-    if any("clip_g" in of for of in tokens.values()) or any(k.startswith("clip_g.") for k in lora):
-        return "sdxl"
-    widths = [w.down.shape[1] for key, w in lora.items() if key.endswith(("attn2.to_k", "q_proj"))]
-    widths += [vectors.shape[1] for of in tokens.values() for vectors in of.values()]
-    if not widths or widths[0] not in _FAMILY_OF_WIDTH:
-        raise InputError(
-            f"{path} does not tell its base model: it has text of width "
-            f"{widths[0] if widths else 'unknown'}; expected 768 (Stable Diffusion 1.x), 1024 "
-            "(2.x) or 2048 (XL)."
-        )
-    return _FAMILY_OF_WIDTH[widths[0]]
+def _candidates(token: str, places: Sequence[Path]) -> Iterator[Path]:
+    """The files that may hold a token, and then the backups of those replaced."""
+    files = [
+        file
+        for place in places
+        for file in ([place / (token + s) for s in SUFFIXES] if place.is_dir() else [place])
+        if file.stem == token
+    ]
+    yield from (file for file in files if file.is_file())
+    for file in files:
+        yield from backups_of(file)

@@ -14,14 +14,22 @@ from torch import Tensor
 
 from ..config import Recipe, from_dict, to_dict
 from ..errors import InputError, StorageError
-from ..tokens import Concept
+from ..tokens import Concept, check_token_name
 from ..version import __version__
-from .adapter import Adapter
+from .adapter import ENCODERS, Adapter
 
 logger = logging.getLogger(__name__)
 
 FORMAT = "1"
 _PREFIX = "magicapture."
+TOKEN = f"{_PREFIX}token"
+"""Where an embedding's file keeps its token's name."""
+TOKENS = f"{_PREFIX}tokens"
+"""Where every file keeps the digests of the training's tokens, by name."""
+
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
+"""What text of the wrong form raises while it is read."""
+
 _ARCHITECTURES = {
     "sd1": "stable-diffusion-v1",
     "sd2": "stable-diffusion-v2-512",
@@ -91,30 +99,45 @@ def restore(metadata: Mapping[str, str]) -> Facts | None:
     ours = {k.removeprefix(_PREFIX): v for k, v in metadata.items() if k.startswith(_PREFIX)}
     if ours["format"] != FORMAT:
         raise InputError(
-            f"The file has MagiCapture's format {ours['format']}, and this version reads format "
-            f"{FORMAT}; update MagiCapture."
+            f"The file has MagiCapture's format {ours['format']:.50}, and this version reads "
+            f"format {FORMAT}; update MagiCapture."
         )
     try:
         return Facts(
-            ours["family"],
+            _family(ours["family"]),
             _recipe(ours["recipe"]),
             tuple(Concept(**concept) for concept in json.loads(ours["concepts"])),
             {str(key): str(value) for key, value in json.loads(ours["info"]).items()},
-            dict(json.loads(ours["tokens"])),
+            _digests(json.loads(ours["tokens"])),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except _MALFORMED as error:
         raise StorageError(
-            f"The file's metadata is damaged ({type(error).__name__}: {error}); restore it from a "
-            "backup or train again."
+            f"The file's metadata is damaged ({type(error).__name__}: {error!s:.200}); restore "
+            "it from a backup or train again."
         ) from error
 
 
+def _family(text: str) -> str:
+    if text not in ENCODERS:
+        raise ValueError(f"the family {text!r:.100} is not one of {', '.join(ENCODERS)}")
+    return text
+
+
+def _digests(data: Mapping[str, str]) -> dict[str, str]:
+    for name, text in data.items():
+        check_token_name(name)
+        if not isinstance(text, str):
+            raise TypeError(f"the digest of {name} is {text!r:.100}")
+    return dict(data)
+
+
 def _recipe(text: str) -> Recipe | None:
-    data: dict[str, Any] = json.loads(text) if text else {}
+    """The recipe; None where it cannot be read, since the weights are of use all the same."""
     try:
+        data: dict[str, Any] = json.loads(text) if text else {}
         return from_dict(Recipe, data) if data else None
-    except InputError as error:  # the weights are of use all the same
-        logger.warning("The recipe in the file is left out: %s", error)
+    except _MALFORMED as error:  # InputError is a ValueError
+        logger.warning("The recipe in the file is left out: %.500s", error)
         return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +52,7 @@ def build_unet(
     """
     from diffusers import UNet2DConditionModel
 
-    network = _empty(UNet2DConditionModel.from_config, config, len(weights), source)
+    network = _empty(_diffusers(UNet2DConditionModel), config, len(weights), source)
     return fill(network, weights, dtype, f"The UNet of {source}")
 
 
@@ -60,8 +62,8 @@ def build_vae(
     """diffusers' AutoencoderKL or AutoencoderTiny, whichever `_class_name` is; as `build_unet`."""
     import diffusers
 
-    make = getattr(diffusers, config["_class_name"]).from_config
-    network: Any = _empty(make, config, len(weights), source)
+    kind = getattr(diffusers, config["_class_name"])
+    network: Any = _empty(_diffusers(kind), config, len(weights), source)
     with understood(source):
         if not 0 < network.config.scaling_factor < float("inf"):
             raise ValueError("scaling_factor")
@@ -114,6 +116,33 @@ def fill(
         )
     network.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, assign=True)
     return network
+
+
+def _diffusers(kind: Any) -> Callable[[Mapping[str, Any]], nn.Module]:
+    """How a class of diffusers is made of settings that are like its defaults.
+
+    Others it often takes without a word, and fails, or computes NaN, when it runs.
+    """
+
+    def make(config: Mapping[str, Any]) -> nn.Module:
+        for name, parameter in inspect.signature(kind.__init__).parameters.items():
+            if name in config and not _is_like(config[name], parameter.default):
+                raise TypeError(name)
+        return kind.from_config(dict(config))
+
+    return make
+
+
+def _is_like(value: object, default: object) -> bool:
+    if value is None or default is None or default is inspect.Parameter.empty:
+        return True
+    if isinstance(default, list | tuple):
+        return isinstance(value, list) and all(_is_like(v, d) for v in value for d in default[:1])
+    if isinstance(value, list) and isinstance(default, int):  # for each level, not for all
+        return all(_is_like(v, default) for v in value)
+    if isinstance(default, bool | str):
+        return isinstance(value, type(default))
+    return isinstance(value, int | float) and value is not True and math.isfinite(value)
 
 
 def _empty(

@@ -6,7 +6,8 @@ import argparse
 import logging
 from dataclasses import replace
 
-from ..demo import FAST_STEPS, DemoSettings, require_own, require_writable, run, write
+from ..demo import FAST_STEPS, DemoSettings, require_own, run, write
+from ..files import check_writable
 from .options import settings_from
 from .progress import Progress
 
@@ -19,7 +20,7 @@ def demo(arguments: argparse.Namespace) -> None:
     if arguments.fast:
         settings = replace(settings, steps=FAST_STEPS)
     require_own(arguments.out)
-    require_writable(arguments.out)
+    check_writable(arguments.out)
     with Progress(arguments.out) as progress:
         made = run(settings, progress)
     for measure, of in made.scores.items():

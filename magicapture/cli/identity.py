@@ -9,12 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..adapters.metadata import restore
+from ..adapters import read_info
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import load_face_embedder
 from ..faces.find import best, places
 from ..person import Person, measure_identity
-from ..weight_files import read_metadata
 from .faces import detector_from
 from .images import photos_in, picture_in
 from .options import require_text
@@ -55,8 +54,7 @@ def _loss(arguments: argparse.Namespace) -> Path | str | None:
     if arguments.loss_face_model:
         return Path(arguments.loss_face_model)
     if arguments.adapter:
-        facts = restore(read_metadata(arguments.adapter))
-        return facts.info.get("face_model") if facts else None
+        return read_info(arguments.adapter).get("face_model")
     return None
 
 

@@ -39,7 +39,8 @@ def save_image(image: Tensor, path: Path, prompt: str, seed: int | None = None) 
     info.add_text("prompt", prompt)
     if seed is not None:
         info.add_text("seed", str(seed))
-    atomic_write(path, lambda temporary: to_pil(image).save(temporary, pnginfo=info))
+    picture = to_pil(image)
+    atomic_write(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=info))
 
 
 def free_path(folder: Path, stem: str) -> Path:

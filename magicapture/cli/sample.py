@@ -9,17 +9,15 @@ from pathlib import Path
 import torch
 
 from .. import sampling
-from ..adapters import Adapter, load_adapter
+from ..adapters import Adapter, check_strength, load_adapter
 from ..backbone import Backbone
-from ..config import PromptTemplates
 from ..data.folder import read_mask
-from ..demo import require_writable
 from ..errors import InputError
+from ..files import check_writable
 from ..images import read_picture
-from ..prompts import PromptKind, prompt_for
 from ..refocusing import PromptRefocuser, RefocusGuidance, foci
 from ..sampling import SamplingSettings
-from ..tokens import Prompt, TokenVectors
+from ..tokens import Prompt, TokenVectors, token_names
 from .images import free_path, save_image
 from .model import backbone_from, precision_from
 from .options import MAX_SEED, require_range, require_text, settings_from
@@ -31,7 +29,7 @@ def sample(arguments: argparse.Namespace) -> None:
     """Draw pictures with a trained adapter."""
     require_range("--count", arguments.count, 1)
     require_range("--seed", arguments.seed, 0, MAX_SEED)
-    require_range("--strength", arguments.strength, -10, 10)
+    check_strength(arguments.strength)
     require_text("--prompt", arguments.prompt)
     names = ("sampler", "steps", "guidance", "negative", "width", "height")
     settings = settings_from(SamplingSettings, arguments, names)
@@ -40,10 +38,10 @@ def sample(arguments: argparse.Namespace) -> None:
         raise InputError(
             "--refocus-region: it acts through --refocus-bias or --refocus-gradient; give one."
         )
+    check_writable(arguments.out)  # before minutes are spent
     file: Path = arguments.adapter
     adapter = load_adapter(file, [file.parent / "embeddings", file.parent])
-    require_writable(arguments.out)  # before minutes are spent
-    prompt = arguments.prompt or _trained_prompt(adapter, arguments.prompt_kind)
+    prompt = _prompt(arguments, adapter)
     backbone = backbone_from(arguments, precision_from(arguments))
     vectors = adapter.vectors().to(backbone.device)
     with sampling.adapted(backbone, adapter, arguments.strength):
@@ -76,6 +74,18 @@ def _guide(
     return PromptRefocuser(backbone, rows, settings, region)
 
 
-def _trained_prompt(adapter: Adapter, kind: PromptKind) -> str:
-    templates = adapter.recipe.prompts if adapter.recipe else PromptTemplates()
-    return prompt_for(adapter.concepts, templates, kind)
+def _prompt(arguments: argparse.Namespace, adapter: Adapter) -> str:
+    """The prompt given, or one of the training's; raises InputError for an unknown token."""
+    if arguments.prompt is None:
+        return adapter.prompt(arguments.prompt_kind)
+    prompt: str = arguments.prompt
+    if not prompt.strip():
+        raise InputError("--prompt is empty; leave it out for a sentence of the training.")
+    unknown = sorted(token_names(prompt) - adapter.tokens.keys())
+    if unknown:
+        tokens = ", ".join(f"<{name}>" for name in adapter.tokens) or "none"
+        raise InputError(
+            f"The prompt names the token <{unknown[0]}>, which the adapter does not have; its "
+            f"tokens are {tokens}."
+        )
+    return prompt

@@ -6,10 +6,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from ..adapters import check_names, save_adapter
+from ..adapters import check_names, lora_file, save_adapter
 from ..data import Learnable, load_folder
 from ..faces.embed import FaceEmbedder, load_face_embedder
-from ..files import safe_name
+from ..files import check_writable, spare_folders
 from ..tokens import Concept
 from ..training import Trainer, TrainingJob
 from .faces import faces_found
@@ -29,19 +29,20 @@ def train(arguments: argparse.Namespace) -> None:
     require_range("--preview-every", arguments.preview_every, 0)
     require_range("--save-every", arguments.save_every, 0)
     folder: Path = arguments.out_dir
-    name = safe_name(arguments.out, "output name")
+    lora = lora_file(folder, arguments.out)
+    embeddings = lora.parent / "embeddings"
+    for place in (lora.parent, embeddings):
+        check_writable(place)
     embedder = None
     if arguments.face_model:
         embedder = load_face_embedder(arguments.face_model, arguments.face_model_input)
     job = _job(arguments, embedder)
-    embeddings = folder / "embeddings"
-    lora = folder / f"{name}.safetensors"
     for line in check_names(job.concepts, [embeddings], lora):
         logger.info("%s", line)
     job.check()  # before gigabytes are read
     backbone = backbone_from(arguments, job.recipe.precision)
     with (
-        Progress(folder / f"{name}-previews") as progress,
+        Progress(lora.with_name(f"{lora.stem}-previews")) as progress,
         Trainer.open(
             job,
             backbone,
@@ -60,7 +61,9 @@ def train(arguments: argparse.Namespace) -> None:
                 again = "the same command goes on from there; with --fresh it starts over."
                 logger.info("%s", trainer.farewell(again))
             raise
-    files = save_adapter(adapter, folder, embeddings, name)
+    files = save_adapter(adapter, folder, embeddings, arguments.out, spare=spare_folders())
+    for note in files.notes:
+        logger.warning("%s", note)
     for file in (files.lora, *files.embeddings):
         logger.info("Wrote %s", file)
 

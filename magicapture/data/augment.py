@@ -9,13 +9,12 @@ import torch
 from torch import Generator, Tensor
 
 from ..config import Recipe
+from ..faces.align import MIRRORED
 from ..images import adjust_brightness, adjust_contrast, resize
 from .photos import Photo
 
 FACE_KEPT = 0.9
 """Least share of the face's mask that a crop keeps."""
-
-_MIRROR = [1, 0, 2, 4, 3]  # landmarks are named by their side of the picture
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def variant(photo: Photo, recipe: Recipe, generator: Generator) -> Variant:
     if recipe.flip and flip < 0.5:
         pixels = pixels.flip(-1)
         if points is not None:
-            points = torch.stack([side - 1 - points[_MIRROR, 0], points[_MIRROR, 1]], dim=1)
+            points = torch.stack([side - 1 - points[MIRRORED, 0], points[MIRRORED, 1]], dim=1)
     lit = _lit(pixels[:3], recipe.jitter, brightness, contrast)
     return Variant(lit, None if face is None else pixels[3:], points)
 

@@ -19,7 +19,7 @@ MIN_SIDE = 64
 
 _MAX_UPSCALE = 2.0
 _OVERSHOOT = 0.01  # beyond 0..1: what a sharp resize leaves, clamped later
-_UNMASKED = "train without masks (recipe: masked off, attention weight 0)"
+_UNMASKED = "train without masks (--without-masks; in ComfyUI: Tune Recipe, masks off)"
 
 
 def check_photos(learnable: Learnable, recipe: Recipe) -> tuple[str, ...]:
@@ -115,7 +115,10 @@ def _mirrored(*points: list[float]) -> bool:
 
 def _face_problems(face: Tensor | None) -> Iterator[str]:
     if face is None:
-        yield f"no mask of the face. Give one, or {_UNMASKED}."
+        yield (
+            "no mask of the face. Make one (--detector or --models; in ComfyUI: Make Face Masks), "
+            f"or {_UNMASKED}."
+        )
     elif is_empty(face):
         yield f"the mask is empty: it marks no face. Paint the face white, or {_UNMASKED}."
     elif is_full(face):

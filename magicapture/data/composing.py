@@ -9,10 +9,10 @@ from itertools import product
 import numpy
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from ..errors import InputError
 from ..faces.align import similarity, warp
+from ..images import LUMA, gaussian_blur
 from .photos import Photo, ReferenceSet
 
 SEAM = 0.01
@@ -21,7 +21,7 @@ SEAM = 0.01
 LEVELS = (0.005, 0.995)
 """Quantiles of the faces' luma taken for black and white."""
 
-_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
+_YCC = torch.tensor([[*LUMA], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
 """Luma and two chroma differences of R, G, B (Rec. 601)."""
 
 
@@ -111,4 +111,4 @@ def _toned(image: Tensor, mask: Tensor, face: Tensor, inside: Tensor) -> Tensor:
 def _softened(mask: Tensor) -> Tensor:
     """The mask (1,H,W) with a soft edge, 0 wherever it was."""
     sigma = max(SEAM * min(mask.shape[-2:]), 0.5)
-    return F.gaussian_blur(mask, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma]) * (mask > 0)
+    return gaussian_blur(mask[None], sigma, edge="reflect")[0] * (mask > 0)

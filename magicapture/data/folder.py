@@ -74,7 +74,8 @@ def _read(photo: Path, found: Found) -> tuple[Photo, list[str]]:
             f"{name}: the mask marks all four corners and leaves out what lies between them, as if "
             "black were the face. White is the face, for a style as well; invert it if so."
         )
-    caption = _read_caption(found.captions.get(photo))
+    text = found.captions.get(photo)
+    caption = None if text is None else caption_of(_read_text(text), printable(text))
     return Photo(picture.image, mask, landmarks, caption, name), warnings
 
 
@@ -130,15 +131,16 @@ def _read_text(file: Path) -> str:
         ) from error
 
 
-def _read_caption(file: Path | None) -> str | None:
-    if file is None:
-        return None
-    text = " ".join(_read_text(file).split())
+def caption_of(text: str, where: str) -> str | None:
+    """A caption on one line, without spaces around it; None for an empty one.
+
+    `where` names it in the message. Raises InputError for more than LONGEST_CAPTION characters.
+    """
+    text = " ".join(text.split())
     if len(text) > LONGEST_CAPTION:
         raise InputError(
-            f'The caption {printable(file)} has {len(text):,} characters ("{text[:40]}..."); '
-            f"expected at most {LONGEST_CAPTION:,}, of which a text encoder reads the first 75 "
-            "words or so. Shorten it."
+            f'{where} is a caption of {len(text):,} characters ("{text[:40]}..."); expected at '
+            f"most {LONGEST_CAPTION:,}, of which a text encoder reads some 75 words. Shorten it."
         )
     return text or None
 

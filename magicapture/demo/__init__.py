@@ -6,7 +6,7 @@ DemoSettings -> run(...) -> Demo -> write(...) -> result.png, curves.png, scores
 from .demo import Demo, run
 from .example import DollExample, doll_example
 from .figure import sheet
-from .files import require_own, require_writable, write
+from .files import require_own, write
 from .settings import FAST_STEPS, DemoSettings, held_out_pair, recipe_for
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "held_out_pair",
     "recipe_for",
     "require_own",
-    "require_writable",
     "run",
     "sheet",
     "write",

@@ -22,7 +22,7 @@ from ..paperdoll.pairs import Pair, masks, pictures
 from ..paperdoll.weights import WEIGHTS, loss_embedder, model_folder
 from ..sampling import adapted
 from ..training import Listener, Trainer
-from .drawing import Drawing, draw, token_maps
+from .drawing import Drawing, draw, mean_maps
 from .example import doll_job
 from .settings import DemoSettings, held_out_pair, recipe_for
 
@@ -131,7 +131,7 @@ def _look(
         drawing = draw(backbone, adapter, asked, seed, listener)
         return _Look(
             drawing,
-            token_maps(backbone, adapter, drawing.results),
+            mean_maps(backbone, adapter, drawing.results),
             token_leakage(backbone, adapter, true, faces),
         )
 

@@ -10,14 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..attention import captured, select
 from ..backbone import Backbone
 from ..config import Recipe
 from ..paperdoll import SIZE
+from ..paperdoll.attention import adapter_maps
 from ..paperdoll.edits import Edit
 from ..prompts import prompt_for
 from ..sampling import SamplingSettings, sample
-from ..tokens import Prompt
 from ..training import Listener, Prepared
 
 SAMPLING = SamplingSettings("dpmpp_2m", steps=20, guidance=2.5, width=SIZE, height=SIZE)
@@ -25,7 +24,6 @@ RESULTS, EDITED = 8, 2
 """Pictures of the composed prompt, and of each edit of it."""
 
 _TOGETHER = 4  # pictures in a batch, so that the progress bar moves
-_TIMESTEPS = (200, 500, 800)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,24 +64,15 @@ def prompt_of(adapter: Adapter, words: str = "") -> str:
 
 
 @torch.no_grad()
-def token_maps(backbone: Backbone, adapter: Adapter, images: Tensor) -> dict[str, Tensor]:
+def mean_maps(backbone: Backbone, adapter: Adapter, images: Tensor) -> dict[str, Tensor]:
     """Where each token looks in images (B,3,H,W): by its name (B,h,w), 1 at a map's peak.
 
     The mean over the cross-attention layers and over three timesteps, at the latents' size.
     """
-    latents = backbone.encode(images.to(backbone.device))
-    size = (latents.shape[-2], latents.shape[-1])
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
-    prompts = [Prompt(prompt_of(adapter))] * len(latents)
-    conditioning = backbone.encode_prompts(prompts, adapter.vectors())
-    sums = {name: torch.zeros(len(latents), *size) for name in adapter.tokens}
-    with captured(backbone.unet, select(backbone.unet)) as capture:
-        for t in _TIMESTEPS:
-            at = torch.full((len(latents),), t, device=latents.device)
-            with capture.recording():
-                backbone.predict(backbone.schedule.add_noise(latents, noise, at), at, conditioning)
-            for layer in capture.maps(conditioning.positions, size):
-                maps = F.interpolate(layer.values[:, None], size, mode="bilinear")[:, 0].cpu()
-                for (row, name), values in zip(layer.keys, maps, strict=True):
-                    sums[name][row] += values
+    size = (images.shape[-2] // backbone.downscale, images.shape[-1] // backbone.downscale)
+    sums = {name: torch.zeros(len(images), *size) for name in adapter.tokens}
+    for layer in adapter_maps(backbone, adapter, images):
+        maps = F.interpolate(layer.values[:, None], size, mode="bilinear")[:, 0].cpu()
+        for (row, name), values in zip(layer.keys, maps, strict=True):
+            sums[name][row] += values
     return {name: maps / maps.amax((1, 2), keepdim=True) for name, maps in sums.items()}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 
-from ..errors import InputError, StorageError
+from ..errors import InputError
 from ..files import atomic_write
 from ..plot import loss_curves
 from .demo import Demo
@@ -34,26 +33,14 @@ def _is_demo(folder: Path) -> bool:
     return isinstance(facts, dict) and {"identity_seed", "style_seed"} <= facts.keys()
 
 
-def require_writable(folder: Path) -> None:
-    """Make the folder; raises StorageError, before minutes are spent, where it takes no file."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise StorageError(
-            f"Nothing can be written to {folder} ({error}); choose another folder."
-        ) from error
-
-
 def write(demo: Demo, folder: Path) -> list[Path]:
     """Write result.png, curves.png and scores.json; raises StorageError where that fails."""
     steps = len(demo.history)
     curves = loss_curves(demo.history, steps, phases=demo.phase_ends[:-1], size=(900, 420))
     text = json.dumps(_facts(demo), indent=2)
     files = [folder / name for name in FILES]
-    atomic_write(files[0], lambda path: sheet(demo).save(path, optimize=True))
-    atomic_write(files[1], curves.save)
+    atomic_write(files[0], lambda path: sheet(demo).save(path, format="PNG", optimize=True))
+    atomic_write(files[1], lambda path: curves.save(path, format="PNG"))
     atomic_write(files[2], lambda path: path.write_text(text + "\n", encoding="utf-8"))
     return files
 

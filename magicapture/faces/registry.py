@@ -31,7 +31,7 @@ _FOLDERS = (
 
 
 @contextmanager
-def registered(kind: ModelKind) -> Iterator[None]:
+def registered_model(kind: ModelKind) -> Iterator[None]:
     """Have a further kind of model found, listed and loaded, until the context ends."""
     _kinds.append(kind)
     try:

@@ -79,8 +79,8 @@ def try_detector(detector: SquareDetector, name: str) -> None:
     right = int((apart.min(axis=1) < _FACE / 8).sum())
     if right == 0 or right < len(rows) - right:
         raise InputError(
-            f"{name} finds {len(rows)} faces in a picture of {len(_MIDDLES)} drawn ones, {right} of "
-            f"them in place; {_ADVICE}"
+            f"{name} finds {len(rows)} faces in a picture of {len(_MIDDLES)} drawn ones, {right} "
+            f"of them in place; {_ADVICE}"
         )
     empty = np.full_like(shown[: detector.canvas or _FACE, : detector.canvas or _FACE], 128)
     if len(_rows(detector, empty, name)):
@@ -124,6 +124,7 @@ def try_embedder(embedder: FaceEmbeddingNetwork, name: str) -> None:
                 f"({first_line(error)}); give an ArcFace-like face recognition model."
             ) from error
     _judge(alone.detach(), gradient, name)
+    embedder.batched = True
     try:
         with torch.no_grad():
             together = embedder(faces)

@@ -72,14 +72,16 @@ def scale_map(values: Tensor, scaling: Scaling) -> Tensor:
     """P's S: bring each attention map (R,h,w) to 0..1, its minimum and maximum as constants.
 
     minmax: (A - min A) / (max A - min A), blind to a uniform floor; max: A / max A, which sees
-    it; mean: A / mean A, the mean with its gradient and values around 1: whoever gives up
-    attention everywhere gains nothing; none: A itself. A flat map (minmax) or an all but zero one
-    (max, mean) stays near 0.
+    it; mean: A / mean A, the mean with its gradient and values around 1: shrinking attention
+    everywhere does not lower the loss, but a peak has no bound; share: A / sum A, likewise;
+    none: A itself. A flat map (minmax) or an all but zero one (the others) stays near 0.
     """
     if scaling == "none":
         return values
     if scaling == "mean":
         return values / values.mean(dim=(-2, -1), keepdim=True).clamp_min(FLAT)
+    if scaling == "share":
+        return values / values.sum(dim=(-2, -1), keepdim=True).clamp_min(FLAT)
     constant = values.detach()
     low = constant.amin(dim=(-2, -1), keepdim=True) if scaling == "minmax" else 0.0
     high = constant.amax(dim=(-2, -1), keepdim=True)
@@ -96,12 +98,22 @@ def refocusing(
 
     values: attention maps (R,h,w); inside: M (R,1,H,W) in 0..1 at any size. The mask is brought
     to the map's size by area; with `map_size` the map is first enlarged to that many cells a side.
-    Attention inside the mask is left free.
+    Attention inside the mask is left free. Under "share" it is `outside_share` instead.
     """
     if map_size is not None:
         size = (map_size, map_size)
         values = F.interpolate(values[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    if scaling == "share":
+        return outside_share(values, inside)
     return (scale_map(values, scaling) * _outside(values, inside)).square().mean(dim=(-2, -1))
+
+
+def outside_share(values: Tensor, inside: Tensor) -> Tensor:
+    """sum A (1 - M) / sum A, the share of each map (R,h,w) outside M (R,1,H,W): (R,) in 0..1.
+
+    Its gradient runs through both sums, so less attention everywhere does not lower it.
+    """
+    return leakage(values, inside, "none")
 
 
 def leakage(values: Tensor, inside: Tensor, scaling: Scaling = "max") -> Tensor:

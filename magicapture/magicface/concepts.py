@@ -56,6 +56,8 @@ class Reference:
 def exclusive_masks(references: Sequence[Reference]) -> list[Tensor]:
     """The masks (1,H,W) at their pictures' sizes; where two of one picture overlap, the smaller
     one keeps the place, so that a person's mask does not bring along the hat of another concept.
+
+    Raises InputError for a mask of which nothing is left.
     """
     masks = [_full_mask(reference) for reference in references]
     areas = [float(mask.mean()) for mask in masks]
@@ -66,6 +68,11 @@ def exclusive_masks(references: Sequence[Reference]) -> list[Tensor]:
             smaller = (areas[j], j) < (areas[i], i)
             if j != i and smaller and _same(reference.image, other.image):
                 mask = torch.minimum(mask, 1 - masks[j])
+        if areas[i] > 0 and not bool(mask.any()):
+            raise InputError(
+                f"Nothing is left of the reference {reference.name!r}: the masks of other "
+                "references to the same picture cover all of its own. Give each a mask of its own."
+            )
         kept.append(mask)
     return kept
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from .concepts import Reference, concept_columns
 from .references import ReferenceRows, reference_rows
 from .segment import Rows
 from .session import Session
-from .settings import MagicFaceSettings, Stage
+from .settings import MagicFaceSettings, Stage, share_at
 
 
 class ReferenceGuide:
@@ -66,7 +68,7 @@ class ReferenceGuide:
     def predicting(self, step: Step, size: tuple[int, int]) -> Iterator[None]:
         """Let the prompts' rows see the references in the step's pass."""
         total = len(step.conditioning)
-        self._stage = self._settings.stage(step.share)
+        self._stage = self._settings.stage(share_at(self._sigma(step.timestep)))
         if self._stage == "off":
             yield
             return
@@ -76,6 +78,12 @@ class ReferenceGuide:
         rows = Rows(range(negative, total), range(negative))
         with self.session.drawing(self._stage, keys, rows, size):
             yield
+
+    def _sigma(self, timestep: Tensor) -> float:
+        """The noise level at a timestep, which may lie between two."""
+        abar = self._backbone.schedule.alphas_cumprod.double().cpu().numpy()
+        levels = np.log(1 - abar) - np.log(abar)
+        return math.exp(0.5 * float(np.interp(float(timestep), np.arange(len(levels)), levels)))
 
     def _pass(self, t: Tensor, rows: slice) -> None:
         """Some of the references, noised to timestep t, through the UNet."""

@@ -1,24 +1,16 @@
-"""Which attention layers MagicFace uses, chosen by the UNet's structure, not by number."""
+"""Which self-attention sees the references, chosen by the UNet's structure, not by number."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from torch import nn
 
-from ..attention import cross_attentions, self_attentions
+from ..attention import self_attentions
 from ..errors import UnsupportedModelError
 
 _DECODERS = {"up_blocks", "output_blocks"}  # diffusers' name and ComfyUI's
 _LEVELS = 2
-
-
-class Pair(NamedTuple):
-    """The self- and cross-attention of one transformer block, by their names in the UNet."""
-
-    self_attention: str
-    cross_attention: str
 
 
 def decoder_layers(unet: nn.Module) -> dict[str, nn.Module]:
@@ -36,18 +28,6 @@ def decoder_layers(unet: nn.Module) -> dict[str, nn.Module]:
             "'output_blocks' with attn1). Use a Stable Diffusion 1.x, 2.x or XL model."
         )
     return {name: layers[name] for name in names}
-
-
-def mapped_layers(unet: nn.Module) -> list[Pair]:
-    """The last transformer block of every stack: where attention is read to find regions."""
-    stacks: dict[str, Pair] = {}
-    crosses = cross_attentions(unet)
-    for name in self_attentions(unet):
-        block = name.removesuffix("attn1")
-        if block + "attn2" in crosses:
-            stack = block.rstrip(".").rpartition(".")[0]
-            stacks[stack] = Pair(name, block + "attn2")
-    return list(stacks.values())
 
 
 def _levels(unet: nn.Module, wanted: set[str]) -> Iterator[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,10 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..attention import head_mean, map_size
-from .layers import Pair, mapped_layers
+from ..attention import AttentionCapture, last_blocks, map_size, self_attentions
 from .regions import aggregate, assign, at_size, foreground, spread
-from .taps import Found, recorded
 
 _LARGEST_MAP = 48 * 48  # queries of a layer that is mapped; a map has their square
 
@@ -52,36 +51,42 @@ class Segmenter:
         *,
         to_foreground: bool = False,
     ) -> None:
-        self.pairs = mapped_layers(unet)
-        self._layers = {name: unet.get_submodule(name) for pair in self.pairs for name in pair}
+        blocks = [f"{block}." for block in last_blocks(unet, middle=True)]
+        own = self_attentions(unet)
+        self._blocks = [block for block in blocks if f"{block}attn1" in own]
+        names = [block + layer for block in self._blocks for layer in ("attn1", "attn2")]
+        self._capture = AttentionCapture({name: unet.get_submodule(name) for name in names})
         self._columns, self._length, self._others = columns, length, others
         self._to_foreground = to_foreground
         self._foreground: Tensor | None = None
-        self._mapped: dict[Pair, Tensor] = {}  # of the pass that is recorded
+        self._mapped: dict[str, Tensor] = {}  # of the pass that is recorded, by block
 
     @contextmanager
-    def recording(self) -> Iterator[Found]:
-        """Record the pass run inside; its outputs stay bit-equal."""
+    def recording(self) -> Iterator[None]:
+        """Record the pass run inside, for `look` in the same scope; its outputs stay bit-equal."""
         self._mapped.clear()
         try:
-            with recorded(self._layers, "to_q", "to_k") as found:
-                yield found
+            with self._capture.recording():
+                yield
         finally:
             self._mapped.clear()
+            self._capture.forget()
 
-    def look(self, found: Found, rows: Rows, size: tuple[int, int]) -> Seen | None:
+    def look(self, rows: Rows, size: tuple[int, int]) -> Seen | None:
         """What the layers recorded so far show; None where no row has the prompt.
 
         size: of the latents in cells. The foreground is that of the negative rows of this pass, or
         of the last that had any: ComfyUI runs them by themselves where memory is short. Asked
         again in the same pass, it maps only the layers that are new.
         """
-        tokens = self._tokens(found, size)
+        maps = self._maps(size)
+        finest = max(((one.shape[-2], one.shape[-1]) for one in maps), key=math.prod)
         if rows.unconditional:
-            self._foreground = foreground(tokens[list(rows.unconditional)])
+            self._foreground = foreground([m[list(rows.unconditional)] for m in maps], finest)
         if not rows.conditional:
             return None
-        regions = assign(tokens[list(rows.conditional)], self._columns, self._others)
+        tokens = aggregate([m[list(rows.conditional)] for m in maps], finest)
+        regions = assign(tokens, self._columns, self._others)
         ground = self._fitting_foreground(regions)
         if ground is not None and self._to_foreground:
             regions = regions & ground
@@ -94,30 +99,22 @@ class Segmenter:
         repeated = known.repeat(len(regions) // len(known), 1, 1, 1)
         return at_size(repeated, (regions.shape[-2], regions.shape[-1]))
 
-    def _tokens(self, found: Found, size: tuple[int, int]) -> Tensor:
-        """The aggregated maps (B,L,h,w) of a pass's rows, at the finest mapped layer's size."""
-        for pair in self.pairs:
-            own, cross = found[pair.self_attention], found[pair.cross_attention]
-            if pair in self._mapped or len(own) < 2 or len(cross) < 2:
+    def _maps(self, size: tuple[int, int]) -> list[Tensor]:
+        """The maps (B,L,h,w) of a pass's rows, of each block mapped, at its own size."""
+        for block in self._blocks:
+            own, cross = f"{block}attn1", f"{block}attn2"
+            if block in self._mapped or not (self._capture.has(own) and self._capture.has(cross)):
                 continue  # mapped already, or the pass has not come here yet
-            if own["to_q"].shape[1] <= _LARGEST_MAP:
-                _, height, width = map_size(own["to_q"].shape[1], size)
-                token_map = self._token_map(pair, found)
-                self._mapped[pair] = token_map.mT.unflatten(-1, (height, width))
-        maps = list(self._mapped.values())
-        finest = max(maps, key=lambda one: one.shape[-1] * one.shape[-2])
-        return aggregate(maps, (finest.shape[-2], finest.shape[-1]))
+            queries = self._capture.queries(own)
+            if queries <= _LARGEST_MAP:
+                _, height, width = map_size(queries, size)
+                self._mapped[block] = self._token_map(own, cross).mT.unflatten(-1, (height, width))
+        return list(self._mapped.values())
 
-    def _token_map(self, pair: Pair, found: Found) -> Tensor:
+    def _token_map(self, self_attention: str, cross_attention: str) -> Tensor:
         """One block's cross-attention (B,N,L), spread along its self-attention."""
-        own, cross = (
-            head_mean(
-                found[name]["to_q"],
-                found[name]["to_k"],
-                int(self._layers[name].heads),  # type: ignore[arg-type]
-            )
-            for name in pair
-        )
+        own = self._capture.whole_map(self_attention)
+        cross = self._capture.whole_map(cross_attention)
         if cross.shape[-1] % self._length == 0:  # ComfyUI repeats a prompt shorter than the other
             cross = cross.unflatten(-1, (-1, self._length)).sum(dim=-2)
         return spread(own, cross)

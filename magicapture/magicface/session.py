@@ -8,23 +8,19 @@ from contextlib import ExitStack, contextmanager
 
 from torch import Tensor, nn
 
-from ..attention import ended_after, map_size
-from .guidance import guidance_rates
+from ..attention import AttentionCapture, map_size
+from .attention import ReferenceKeys, edited, reference_attention, region_attention
 from .layers import decoder_layers
-from .rba import region_attention
 from .references import ReferenceRows
-from .regions import at_size
-from .rsa import ReferenceKeys, reference_attention
+from .regions import at_size, guidance_rates
 from .segment import Rows, Seen, Segmenter
 from .settings import MagicFaceSettings, Stage
-from .taps import Found, edited, recorded
 
 Keys = dict[str, list[ReferenceKeys]]
 """Layer -> what each concept's reference offers it."""
 
 _CACHED_LEVELS = 2  # samplers of higher order come back to the last noise level
 _ROWS_AT_ONCE = 2  # of the references, so that they take no more memory than guidance does
-_PROJECTIONS = ("to_q", "to_k", "to_v")
 
 
 class Session:
@@ -62,14 +58,14 @@ class Session:
         """
         if level not in self._keys:
             offered: dict[str, dict[int, ReferenceKeys]] = {name: {} for name in self._layers}
-            # Values are projected last; behind those of the last layer a reference is done.
-            last = [*self._layers.values()][-1].get_submodule("to_v")
+            capture = AttentionCapture(self._layers, projections=("to_k", "to_v"))
             for start in range(0, len(self.references.latents), _ROWS_AT_ONCE):
                 rows = range(start, start + _ROWS_AT_ONCE)
-                with recorded(self._layers, "to_k", "to_v") as found, ended_after(last):
+                # Behind the last layer's values a reference is done.
+                with capture.recording(until=[*self._layers][-1]):
                     run(slice(rows.start, rows.stop))
-                for name, projections in found.items():
-                    offered[name].update(self._offered(projections, rows))
+                for name, of in offered.items():
+                    of.update(self._offered(capture.take(name), rows))
             self._keys[level] = {
                 name: [of[concept] for concept in sorted(of)] for name, of in offered.items()
             }
@@ -77,9 +73,9 @@ class Session:
                 self._keys.popitem(last=False)
         return self._keys[level]
 
-    def _offered(self, found: dict[str, Tensor], rows: range) -> dict[int, ReferenceKeys]:
+    def _offered(self, found: tuple[Tensor, ...], rows: range) -> dict[int, ReferenceKeys]:
         """What the references in some rows offer to one layer, by concept."""
-        key, value = found["to_k"], found["to_v"]
+        key, value = found
         references = self.references
         _, height, width = map_size(key.shape[1], references.size)
         offered = {}
@@ -102,30 +98,26 @@ class Session:
         without references.
         """
         with ExitStack() as scope:
-            maps: Found | None = None
-            if stage in ("details", "look") or (
-                stage == "layout" and self.settings.region_guidance
-            ):
-                maps = scope.enter_context(self._segmenter.recording())
+            mapped = stage != "layout" or self.settings.region_guidance
+            if mapped:
+                scope.enter_context(self._segmenter.recording())
             if stage in ("layout", "details") and rows.conditional:
-                own = scope.enter_context(recorded(self._layers, *_PROJECTIONS))
-                blend = _Blend(self, stage, keys, rows, size, own, maps)
-                scope.enter_context(edited(self._layers, blend))
+                own = AttentionCapture(self._layers, projections=("to_q", "to_k", "to_v"))
+                scope.enter_context(own.recording())
+                scope.enter_context(
+                    edited(self._layers, _Blend(self, stage, keys, rows, size, own))
+                )
             yield
-            if maps is not None:
-                self.seen = self._segmenter.look(maps, rows, size) or self.seen
+            if mapped:
+                self.seen = self._segmenter.look(rows, size) or self.seen
 
-    def regions(self, maps: Found, rows: Rows, size: tuple[int, int]) -> Tensor:
+    def regions(self, rows: Rows, size: tuple[int, int]) -> Tensor:
         """The regions (B,K,h,w) that the layers before the first changed one show."""
-        seen = self._segmenter.look(maps, rows, size)
+        seen = self._segmenter.look(rows, size)
         assert seen is not None  # asked for by conditional rows alone
         won = seen.regions.any(dim=-1).any(dim=-1).any(dim=0)
         self._won = won if self._won is None else self._won | won
         return seen.regions
-
-    def layer(self, name: str) -> nn.Module:
-        """One of the layers that see the references."""
-        return self._layers[name]
 
     def rates(self, difference: Tensor, guidance: float) -> Tensor | None:
         """The factors (B,1,h,w) of guidance, `guidance_rates`; None where none apply.
@@ -159,20 +151,18 @@ class _Blend:
         keys: Keys,
         rows: Rows,
         size: tuple[int, int],
-        own: Found,
-        maps: Found | None,
+        own: AttentionCapture,
     ) -> None:
         self._session, self._stage, self._keys = session, stage, keys
-        self._rows, self._size, self._own, self._maps = rows, size, own, maps
+        self._rows, self._size, self._own = rows, size, own
         self._regions: Tensor | None = None
 
     def __call__(self, name: str, plain: Tensor) -> Tensor:
-        found = self._own[name]
-        if len(plain) != len(self._rows) or len(found) < len(_PROJECTIONS):
+        if len(plain) != len(self._rows) or not self._own.has(name):
             return plain  # another node's pass inside ours
         index = list(self._rows.conditional)
-        q, k, v = (found.pop(projection)[index] for projection in _PROJECTIONS)
-        heads = int(self._session.layer(name).heads)  # type: ignore[arg-type]
+        q, k, v = (projection[index] for projection in self._own.take(name))
+        heads = self._own.heads(name)
         offered = self._keys[name]
         if all(keys.empty for keys in offered):
             return plain
@@ -189,7 +179,6 @@ class _Blend:
     def _regions_at(self, queries: int) -> Tensor:
         """The regions (B,K,N) at a layer's size; found when the first layer asks."""
         if self._regions is None:
-            assert self._maps is not None  # recorded in this stage
-            self._regions = self._session.regions(self._maps, self._rows, self._size)
+            self._regions = self._session.regions(self._rows, self._size)
         _, height, width = map_size(queries, self._size)
         return at_size(self._regions, (height, width)).flatten(2)

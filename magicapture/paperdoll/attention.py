@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..adapters import Adapter
-from ..attention import captured, select
+from ..attention import LayerMaps
 from ..backbone import Backbone
-from ..config import PromptTemplates
 from ..metrics import leakages
-from ..prompts import prompt_for
+from ..refocusing import noised_look
 from ..tokens import Prompt
 
 TIMESTEPS = (200, 500, 800)
@@ -44,27 +44,32 @@ def token_leakage(
     images (B,3,H,W) in 0..1 with their face masks (B,1,H,W), 1 = face. All cross-attention but
     the middle block's is looked at.
     """
-    latents = backbone.encode(images.to(backbone.device))
-    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
-    templates = adapter.recipe.prompts if adapter.recipe else PromptTemplates()
-    prompt = Prompt(prompt_for(adapter.concepts, templates))
-    conditioning = backbone.encode_prompts([prompt] * len(latents), adapter.vectors())
     roles = {concept.name: concept.role for concept in adapter.concepts}
     found: dict[str, list[Tensor]] = {"subject": [], "style": []}
-    with captured(backbone.unet, select(backbone.unet)) as capture:
-        for t in timesteps:
-            at = torch.full((len(latents),), t, device=latents.device)
-            with capture.recording():
-                backbone.predict(backbone.schedule.add_noise(latents, noise, at), at, conditioning)
-            for layer in capture.maps(
-                conditioning.positions, (latents.shape[-2], latents.shape[-1])
-            ):
-                for role, figures in found.items():
-                    own = [i for i, (_, name) in enumerate(layer.keys) if roles[name] == role]
-                    face = faces[[layer.keys[i][0] for i in own]].to(latents)
-                    inside = face if role == "subject" else 1 - face
-                    figures.append(torch.stack(leakages(layer.values[own], inside), 1).mean(0))
+    for layer in adapter_maps(backbone, adapter, images, timesteps):
+        for role, figures in found.items():
+            own = [i for i, (_, name) in enumerate(layer.keys) if roles[name] == role]
+            face = faces[[layer.keys[i][0] for i in own]].to(layer.values)
+            inside = face if role == "subject" else 1 - face
+            figures.append(torch.stack(leakages(layer.values[own], inside), 1).mean(0))
     (subject, subject_peak), (style, style_peak) = (
         torch.stack(found[role]).mean(0).tolist() for role in ("subject", "style")
     )
     return Leakages(subject, style, subject_peak, style_peak)
+
+
+@torch.no_grad()
+def adapter_maps(
+    backbone: Backbone, adapter: Adapter, images: Tensor, timesteps: tuple[int, ...] = TIMESTEPS
+) -> Iterator[LayerMaps]:
+    """Where an adapter's tokens look in images (B,3,H,W), of each timestep in turn the layers.
+
+    The prompt is the first composed sentence of its training; the noise is always the same.
+    """
+    latents = backbone.encode(images.to(backbone.device))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
+    prompt = Prompt(adapter.prompt())
+    conditioning = backbone.encode_prompts([prompt] * len(latents), adapter.vectors())
+    for t in timesteps:
+        at = torch.full((len(latents),), t, device=latents.device)
+        yield from noised_look(backbone, latents, at, conditioning, noise)

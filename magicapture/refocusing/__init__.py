@@ -8,32 +8,34 @@ ComfyUI nodes to any of ComfyUI's.
 from .bias import attention_bias, biased
 from .engine import Refocuser, fit
 from .focus import Focus, Rows, foci
-from .gradient import Shortcut, descend, region_loss
+from .gradient import descend, region_loss
 from .guide import PromptRefocuser
-from .preview import Sight, grid, mean_leakage, region_strip, sights
-from .regions import Finder, Recorder, blur, region
+from .look import noised_look
+from .preview import TokenMap, grid, mean_leakage, region_strip, token_maps
+from .regions import Finder, all_maps, blur, capture_of, region
 from .settings import RefocusGuidance
 
 __all__ = [
     "Finder",
     "Focus",
     "PromptRefocuser",
-    "Recorder",
     "RefocusGuidance",
     "Refocuser",
     "Rows",
-    "Shortcut",
-    "Sight",
+    "TokenMap",
+    "all_maps",
     "attention_bias",
     "biased",
     "blur",
+    "capture_of",
     "descend",
     "fit",
     "foci",
     "grid",
     "mean_leakage",
+    "noised_look",
     "region",
     "region_loss",
     "region_strip",
-    "sights",
+    "token_maps",
 ]

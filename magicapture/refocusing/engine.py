@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..attention import cross_attentions
 from .bias import biased
 from .focus import Rows
-from .gradient import Shortcut, region_loss
-from .regions import Finder, Recorder
+from .gradient import region_loss
+from .regions import Finder, all_maps, capture_of
 from .settings import RefocusGuidance
 
 Size = tuple[int, int]
@@ -29,10 +29,10 @@ class Refocuser:
     def __init__(self, unet: nn.Module, settings: RefocusGuidance) -> None:
         self.settings = settings
         self._unet = unet
-        self._shortcut = Shortcut(unet)
         self._cross = list(cross_attentions(unet).values())
         self._finder = Finder(unet, settings)
-        self._recorder = Recorder(unet, settings)
+        self._capture = capture_of(unet)
+        self._last: dict[Size, str] = {}  # layer that is mapped, by the size of a whole pass
 
     @contextmanager
     def holding(
@@ -85,11 +85,12 @@ class Refocuser:
         """
         finding = self._finder.recording() if regions is None else nullcontext()
         # A recomputed block must not be left by an exception: torch would go on recording it.
-        ending = nullcontext() if self.settings.save_memory else self._shortcut.ending(size)
-        with self._recorder.recording(), finding, ending:
+        last = None if self.settings.save_memory else self._last.get(size)
+        with finding, self._capture.recording(until=last):  # stops behind what the finder keeps
             run()
-        maps = self._recorder.maps(rows, size)
-        self._shortcut.learn(size, maps)
+        maps = all_maps(self._capture, rows, size, self.settings)
+        if maps:
+            self._last.setdefault(size, maps[-1].layer)
         if regions is None:
             with torch.no_grad():
                 regions = self._finder.regions(rows, size)

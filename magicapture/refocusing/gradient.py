@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..attention import LayerMaps, cross_attentions, ended_after
-from ..losses.equations import leakage, refocusing
+from ..attention import LayerMaps
+from ..losses.equations import refocusing
 from .focus import Rows
 from .settings import Measure
 
@@ -51,8 +50,7 @@ def region_loss(
     as a constant, so that a descent lowers the peak as well and the loss hardly falls; the share
     falls only if attention moves inside.
 
-    maps: as `Recorder.maps` gives them. regions: the subject's (R,1,h,w). A row without tokens
-    has 0.
+    maps: as `all_maps` gives them. regions: the subject's (R,1,h,w). A row without tokens has 0.
     """
     roles = {(r, token.name): token.role for r, tokens in enumerate(rows) for token in tokens}
     total = torch.zeros(len(rows), device=regions.device)
@@ -60,38 +58,9 @@ def region_loss(
         index = torch.tensor([row for row, _ in layer.keys], device=regions.device)
         style = torch.tensor([roles[key] == "style" for key in layer.keys], device=regions.device)
         inside = torch.where(style.view(-1, 1, 1, 1), 1 - regions[index], regions[index])
-        loss = (
-            leakage(layer.values, inside, "none")
-            if measure == "share"
-            else refocusing(layer.values, inside, measure)
-        )
-        total = total.index_add(0, index, loss)
+        total = total.index_add(0, index, refocusing(layer.values, inside, measure))
     counts = torch.tensor([max(1, len(tokens)) for tokens in rows], device=regions.device)
     return total / (counts * max(1, len(maps)))
-
-
-class Shortcut:
-    """Ends a pass of the UNet behind the last layer looked at: only its maps are wanted.
-
-    Which layer that is, it learns from the first pass at a size.
-    """
-
-    def __init__(self, unet: nn.Module) -> None:
-        self._layers = cross_attentions(unet)
-        self._last: dict[tuple[int, int], str] = {}
-
-    def learn(self, size: tuple[int, int], maps: Sequence[LayerMaps]) -> None:
-        """Take note of the last layer of a complete pass's maps."""
-        if maps:
-            self._last.setdefault(size, maps[-1].layer)
-
-    def ending(self, size: tuple[int, int]) -> AbstractContextManager[None]:
-        """The pass run inside ends early, where it may, without a word."""
-        last = self._last.get(size)
-        # Keys are projected after queries, in diffusers' UNet and in ComfyUI's.
-        return (
-            nullcontext() if last is None else ended_after(self._layers[last].get_submodule("to_k"))
-        )
 
 
 def _rms(values: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ _CELLS_A_LINE = 8
 
 
 @dataclass(frozen=True)
-class Sight:
+class TokenMap:
     """One token's attention at one step and resolution.
 
     share: of the steps done. factor: latent cells a side under one cell of the map. values (h,w):
@@ -45,13 +45,13 @@ class Sight:
     leakage: float | None
 
 
-def sights(
+def token_maps(
     maps: Sequence[LayerMaps],
     row: int,
     tokens: Sequence[Focus],
     region: Tensor | None,
     share: float,
-) -> list[Sight]:
+) -> list[TokenMap]:
     """What the tokens of one row of a pass look at, by token and then by resolution.
 
     region: the subject's (H,W) at the latents' size, or None where none is known.
@@ -64,22 +64,22 @@ def sights(
             values = torch.stack([m.values[m.keys.index((row, token.name))] for m in of]).mean(0)
             outside = None if inside is None else _leakage(values, inside)
             found.append(
-                Sight(token.name, token.role, share, factor, values.cpu(), inside, outside)
+                TokenMap(token.name, token.role, share, factor, values.cpu(), inside, outside)
             )
     return found
 
 
-def mean_leakage(seen: Sequence[Sight]) -> dict[str, float]:
+def mean_leakage(seen: Sequence[TokenMap]) -> dict[str, float]:
     """Each token's leakage, the mean over steps and resolutions where it is known."""
-    names = dict.fromkeys(sight.token for sight in seen)
+    names = dict.fromkeys(shown.token for shown in seen)
     figures = {
         n: [s.leakage for s in seen if s.token == n and s.leakage is not None] for n in names
     }
     return {name: sum(known) / len(known) for name, known in figures.items() if known}
 
 
-def grid(seen: Sequence[Sight], image: Tensor | None = None) -> Image:
-    """The sights as a table: a row for each token and resolution, a column for each step.
+def grid(seen: Sequence[TokenMap], image: Tensor | None = None) -> Image:
+    """The maps as a table: a row for each token and resolution, a column for each step.
 
     Every map is scaled by its own peak, its leakage written on it. With the finished image
     (3,H,W) in 0..1, a last column shows the mean map over it, and the region's border in green.
@@ -87,8 +87,8 @@ def grid(seen: Sequence[Sight], image: Tensor | None = None) -> Image:
     from PIL import Image as Pillow
     from PIL import ImageDraw
 
-    shares = sorted({sight.share for sight in seen})
-    lines = list(dict.fromkeys((sight.token, sight.factor) for sight in seen))
+    shares = sorted({shown.share for shown in seen})
+    lines = list(dict.fromkeys((shown.token, shown.factor) for shown in seen))
     size = (_MARGIN + _CELL * (len(shares) + (image is not None)), _HEADER + _CELL * len(lines))
     sheet = Pillow.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
@@ -96,15 +96,15 @@ def grid(seen: Sequence[Sight], image: Tensor | None = None) -> Image:
         draw.text((_MARGIN + column * _CELL + 4, 5), f"step {share:.0%}", fill="black")
     for line, (token, factor) in enumerate(lines):
         top = _HEADER + line * _CELL
-        of = [sight for sight in seen if (sight.token, sight.factor) == (token, factor)]
+        of = [shown for shown in seen if (shown.token, shown.factor) == (token, factor)]
         height, width = of[0].values.shape
         draw.text((4, top + 6), token[:24], fill="black")
         draw.text((4, top + 24), f"{width} x {height}", fill="gray")
-        for sight in of:
-            left = _MARGIN + shares.index(sight.share) * _CELL
-            sheet.paste(to_pil(_heat(sight.values, _CELL)), (left, top))
-            if sight.leakage is not None:
-                label = f"leakage {sight.leakage:.0%}"
+        for shown in of:
+            left = _MARGIN + shares.index(shown.share) * _CELL
+            sheet.paste(to_pil(_heat(shown.values, _CELL)), (left, top))
+            if shown.leakage is not None:
+                label = f"leakage {shown.leakage:.0%}"
                 draw.rectangle((left, top, left + 66, top + _LABEL), fill="black")
                 draw.text((left + 3, top + 2), label, fill="white")
         if image is not None:
@@ -150,12 +150,12 @@ def _heat(values: Tensor, side: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(colours)).float().movedim(-1, 0)
 
 
-def _overlay(image: Tensor, of: Sequence[Sight]) -> Tensor:
-    """The mean of some sights over the image, and the border of the last region known."""
-    mean = torch.stack([sight.values for sight in of]).mean(0)
+def _overlay(image: Tensor, of: Sequence[TokenMap]) -> Tensor:
+    """The mean of some maps over the image, and the border of the last region known."""
+    mean = torch.stack([shown.values for shown in of]).mean(0)
     weight = F.interpolate(mean[None, None], (_CELL, _CELL), mode="bilinear")[0]
     over = _sized(image) * (0.35 + 0.65 * weight / mean.max().clamp_min(1e-8))
-    regions = [sight.region for sight in of if sight.region is not None]
+    regions = [shown.region for shown in of if shown.region is not None]
     return _bordered(over, _large(regions[-1])) if regions else over
 
 

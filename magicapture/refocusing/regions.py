@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..attention import AttentionCapture, LayerMaps, cross_attentions, select, self_attentions
+from ..attention import (
+    AttentionCapture,
+    LayerMaps,
+    cross_attentions,
+    last_blocks,
+    select,
+    self_attentions,
+)
 from ..losses.equations import FLAT, scale_map
 from .focus import Focus, Rows
 from .settings import RefocusGuidance
@@ -18,32 +25,27 @@ from .settings import RefocusGuidance
 _WORD = " (word)"  # behind a token's name: the map of its class word; no token's name has it
 
 
-class Recorder:
-    """Records the tokens' maps in a pass of the UNet; layers of the middle block are left out.
+def all_maps(
+    capture: AttentionCapture,
+    rows: Rows,
+    size: tuple[int, int],
+    settings: RefocusGuidance | None = None,
+) -> list[LayerMaps]:
+    """The maps of every token that the rows of a captured pass have.
 
-    settings: which of the other layers to map; None maps them all.
+    size: height and width of the latents in cells. settings: which of the captured layers to map;
+    None maps them all.
     """
+    positions = [{token.name: token.columns for token in tokens} for tokens in rows]
+    known = capture.recorded_factors(size)
+    factors = None if settings is None else _factors(settings, known, size)
+    return capture.maps(positions, size, factors)
 
-    def __init__(self, unet: nn.Module, settings: RefocusGuidance | None = None) -> None:
-        cross = cross_attentions(unet)
-        self._capture = AttentionCapture({name: cross[name] for name in select(unet)})
-        self._settings = settings
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record the pass run inside; its outputs stay bit-equal."""
-        with _forgetting(self._capture), self._capture.recording():
-            yield
-
-    def maps(self, rows: Rows, size: tuple[int, int]) -> list[LayerMaps]:
-        """The maps of every token that the rows of the pass have.
-
-        size: height and width of the latents in cells.
-        """
-        positions = [{token.name: token.columns for token in tokens} for tokens in rows]
-        known = self._capture.recorded_factors(size)
-        factors = None if self._settings is None else _factors(self._settings, known, size)
-        return self._capture.maps(positions, size, factors)
+def capture_of(unet: nn.Module) -> AttentionCapture:
+    """A capture of the cross-attention whose maps refocusing looks at: all but the middle block."""
+    cross = cross_attentions(unet)
+    return AttentionCapture({name: cross[name] for name in select(unet)})
 
 
 class Finder:
@@ -55,17 +57,15 @@ class Finder:
 
     def __init__(self, unet: nn.Module, settings: RefocusGuidance) -> None:
         cross, own = cross_attentions(unet), self_attentions(unet)
-        blocks = _last_blocks(select(unet))
+        blocks = last_blocks(unet)
         self._settings = settings
-        self._cross = AttentionCapture({b + "attn2": cross[b + "attn2"] for b in blocks})
-        self._self = AttentionCapture(
-            {b + "attn1": own[b + "attn1"] for b in blocks if b + "attn1" in own}
-        )
+        self._cross = AttentionCapture({f"{b}.attn2": cross[f"{b}.attn2"] for b in blocks})
+        self._self = AttentionCapture({n: own[n] for b in blocks if (n := f"{b}.attn1") in own})
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the pass run inside; its outputs stay bit-equal."""
-        with _forgetting(self._cross, self._self), self._cross.recording(), self._self.recording():
+        with self._cross.recording(), self._self.recording():
             yield
 
     def regions(self, rows: Rows, size: tuple[int, int]) -> list[Tensor | None]:
@@ -107,23 +107,6 @@ def blur(values: Tensor, sigma: float) -> Tensor:
     padded = F.pad(values[:, None], (reach,) * 4, mode="replicate")
     rows = F.conv2d(padded, kernel.view(1, 1, 1, -1))
     return F.conv2d(rows, kernel.view(1, 1, -1, 1))[:, 0]
-
-
-@contextmanager
-def _forgetting(*captures: AttentionCapture) -> Iterator[None]:
-    """Drop what was recorded where the pass ends in an exception."""
-    try:
-        yield
-    except BaseException:
-        for capture in captures:
-            capture.forget()
-        raise
-
-
-def _last_blocks(layers: Sequence[str]) -> list[str]:
-    """The last transformer block of every stack, "...transformer_blocks.0." and the like."""
-    blocks = [name.removesuffix("attn2") for name in layers]
-    return list({block.rstrip(".").rpartition(".")[0]: block for block in blocks}.values())
 
 
 def _factors(

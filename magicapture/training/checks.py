@@ -11,6 +11,7 @@ from ..backbone import Backbone
 from ..config import Recipe, Task
 from ..data import Learnable
 from ..errors import InputError, NumericalError, UnsupportedModelError
+from ..lora import check_peft
 from ..losses import needs
 from ..prompts import prompt_for
 from ..tokens import Prompt, TokenVectors, check_new_word
@@ -29,6 +30,8 @@ def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
     for concept in job.concepts:
         check_new_word(concept, backbone.text_encoders, backbone.word_ids)
     optimizer_class(job.recipe.optimizer)  # its package may be missing
+    if any(phase.rates.unet or phase.rates.text_encoder for phase in job.recipe.phases):
+        check_peft()
 
 
 @torch.no_grad()

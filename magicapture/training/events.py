@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..refocusing import Sight, mean_leakage
+from ..refocusing import TokenMap, mean_leakage
 
 
 @dataclass(frozen=True)
@@ -55,18 +55,18 @@ class Stepped:
 class Previewed:
     """Pictures (B,3,H,W) of the composed prompt after `step` steps.
 
-    sights: where its tokens look in one of the portraits, always the same.
+    token_maps: where its tokens look in one of the portraits, always the same.
     """
 
     step: int
     prompt: str
     images: Tensor
-    sights: Sequence[Sight] = ()
+    token_maps: Sequence[TokenMap] = ()
 
     @property
     def leakages(self) -> dict[str, float]:
         """The share of each token's attention outside its region, by name, where it is known."""
-        return mean_leakage(self.sights)
+        return mean_leakage(self.token_maps)
 
 
 Event = Prepared | Warned | Resumed | Stepped | Previewed

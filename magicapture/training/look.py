@@ -8,7 +8,7 @@ import torch
 
 from ..backbone import Backbone
 from ..data import EncodedVariant
-from ..refocusing import Recorder, Sight, foci, sights
+from ..refocusing import TokenMap, foci, noised_look, token_maps
 from ..tokens import Concept, Prompt, TokenVectors
 
 SHARES = (0.2, 0.5, 0.8)
@@ -23,28 +23,23 @@ def look(
     vectors: TokenVectors,
     portrait: EncodedVariant,
     noise_from: torch.Generator,
-) -> list[Sight]:
+) -> list[TokenMap]:
     """What the prompt's tokens look at in a noised portrait in the style: one pass of the UNet.
 
     Where the portrait's face is not known there is no leakage.
     """
     latents = portrait.latents.to(backbone.device)
-    noise = torch.randn(portrait.latents.shape, generator=noise_from).to(latents)
+    noise = torch.randn(latents.shape, generator=noise_from).to(latents)
     last = len(backbone.schedule) - 1
     levels = torch.tensor([round((1 - share) * last) for share in SHARES], device=latents.device)
     rows = [Prompt(prompt)] * len(SHARES)
     conditioning = backbone.encode_prompts(rows, vectors)
     tokens = foci(backbone, rows, conditioning, vectors, concepts)
-    recorder = Recorder(backbone.unet)
-    with recorder.recording():
-        noisy = backbone.schedule.add_noise(
-            latents.expand(len(rows), -1, -1, -1), noise.expand(len(rows), -1, -1, -1), levels
-        )
-        backbone.predict(noisy, levels, conditioning)
-    maps = recorder.maps(tokens, (latents.shape[-2], latents.shape[-1]))
+    same, noise = (x.expand(len(rows), -1, -1, -1) for x in (latents, noise))
+    maps = noised_look(backbone, same, levels, conditioning, noise)
     region = None if portrait.face_mask is None else portrait.face_mask[0, 0]
     return [
-        sight
+        token_map
         for row, share in enumerate(SHARES)
-        for sight in sights(maps, row, tokens[row], region, share)
+        for token_map in token_maps(maps, row, tokens[row], region, share)
     ]

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ..errors import StorageError
-from ..files import atomic_write, require_space
+from ..files import atomic_write
 from ..interrupts import uninterrupted
 
 logger = logging.getLogger(__name__)
@@ -138,11 +138,6 @@ class StateKeeper:
         if self.step is not None:
             text += f" What is saved is step {self.step}: {again}"
         return text
-
-
-def check_space(folder: Path) -> None:
-    """Raise StorageError, before step 1, where the disk could not keep what is trained."""
-    require_space(folder, SPACE)
 
 
 def _write(path: Path, state: dict[str, Any]) -> None:

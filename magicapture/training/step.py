@@ -130,7 +130,8 @@ def gradients(
         rows = next_rows()
         for chunk in [[row] for row in rows] if recipe.batching == "in_turn" else [rows]:
             parts.append(objective(chunk, progress))
-            scaler.scale(parts[-1].total / recipe.accumulation).backward()
+            if parts[-1].total.requires_grad:  # a row above T' may have no loss at all
+                scaler.scale(parts[-1].total / recipe.accumulation).backward()
         if once := objective.once(progress):
             parts.append(once)
             scaler.scale(once.total / recipe.accumulation).backward()

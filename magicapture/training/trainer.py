@@ -20,6 +20,7 @@ from ..checkpointing import checkpointed
 from ..config import Phase, Precision
 from ..errors import NumericalError
 from ..faces.embed import FaceEmbedder
+from ..files import check_writable
 from ..interrupts import uninterrupted
 from ..losses import needs
 from ..memory import memory_explained
@@ -33,7 +34,7 @@ from .look import look
 from .loras import Loras
 from .optim import make_optimizer, set_rates
 from .prepare import Materials, prepared
-from .state import EVERY_STEPS, StateKeeper, check_space
+from .state import EVERY_STEPS, SPACE, StateKeeper
 from .step import Objective, gradients
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ class Trainer:
             tell(Warned(text))
         check_backbone(job, backbone)
         if state_folder:
-            check_space(state_folder)
+            check_writable(state_folder, SPACE)
         with ExitStack() as scope:
             with memory_explained(*_IN_LESS_MEMORY):
                 keeper = None

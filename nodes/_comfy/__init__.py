@@ -17,7 +17,7 @@ from .host import (
 )
 from .looking import look
 from .marks import encode_marked
-from .refocusing import refocus, regions_used
+from .refocusing import UsedRegions, refocus
 from .scope import Part, gradients
 from .sockets import (
     images_from_socket,
@@ -32,6 +32,7 @@ __all__ = [
     "ComfyBackbone",
     "Part",
     "Progress",
+    "UsedRegions",
     "apply_adapter",
     "check_cancel",
     "encode_marked",
@@ -46,7 +47,6 @@ __all__ = [
     "node_id",
     "output_folder",
     "refocus",
-    "regions_used",
     "saved_when_stopped",
     "show_text",
 ]

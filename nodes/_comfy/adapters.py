@@ -7,39 +7,65 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import comfy.lora
 import comfy.sd
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ...magicapture.adapters import Adapter, check_strength, to_kohya
 from ...magicapture.errors import InputError
 from .models import ENCODERS, context_width, family_of, text_encoder_of
 
+_UP, _DOWN = ".lora_up.weight", ".lora_down.weight"
 _NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)(.*)", re.DOTALL)
 
 
 def apply_adapter(
     model: ModelPatcher,
     clip: Any,
-    lora: Mapping[str, Tensor],
-    tokens: Mapping[str, Mapping[str, Tensor]],
+    adapter: Adapter,
     strength_model: float = 1.0,
     strength_clip: float = 1.0,
 ) -> tuple[ModelPatcher, Any]:
-    """MODEL and CLIP with a LoRA, and with tokens that stock prompts find.
+    """MODEL and CLIP with the adapter's LoRA, and with its tokens, which stock prompts find.
 
-    lora: a state dict in kohya's form. tokens: vectors (n,width) by token name and encoder;
     `embedding:<name>` in a prompt finds them before any file of that name. What came in stays as
     it was. Raises UnsupportedModelError or InputError where `ComfyBackbone` would, and InputError
-    for vectors of another width.
+    for a strength that is no sane number, and for a model of another family or of other sizes.
     """
-    family_of(model)
+    check_strength(strength_model)
+    check_strength(strength_clip)
+    adapter.check_family(family_of(model))
     text_encoder_of(clip, context_width(model))
-    model, clip = comfy.sd.load_lora_for_models(
-        model, clip, dict(lora), strength_model, strength_clip
-    )
-    if tokens:
-        clip.tokenizer = _knowing(clip.tokenizer, tokens)
+    lora = to_kohya(adapter)
+    _check_layers(lora, model, clip)
+    model, clip = comfy.sd.load_lora_for_models(model, clip, lora, strength_model, strength_clip)
+    if adapter.tokens:
+        clip.tokenizer = _knowing(clip.tokenizer, adapter.tokens)
     return model, clip
+
+
+def _check_layers(lora: Mapping[str, Tensor], model: ModelPatcher, clip: Any) -> None:
+    """Raise InputError where the models lack a layer; stock code would only log it."""
+    names = comfy.lora.model_lora_keys_unet(model.model, {})
+    names = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, names)
+    shapes = {
+        name: tuple(value.shape[:2])
+        for part in (model.model, clip.cond_stage_model)
+        for name, value in part.state_dict().items()
+        if value.ndim >= 2
+    }
+    for key, up in lora.items():
+        layer = key.removesuffix(_UP)
+        if layer == key:
+            continue
+        needed = (up.shape[0], lora[layer + _DOWN].shape[1])
+        found = shapes.get(names.get(layer))
+        if found != needed:
+            raise InputError(
+                f"The adapter changes the layer {layer} of size {needed}, and the model's is "
+                f"{found or 'not there'}: it was trained for another kind of base model."
+            )
 
 
 def _knowing(tokenizer: Any, tokens: Mapping[str, Mapping[str, Tensor]]) -> Any:

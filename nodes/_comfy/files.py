@@ -42,6 +42,19 @@ def state_folder() -> Path:
     return output_folder() / "magicapture" / "runs"
 
 
+def saved_folder() -> Path:
+    """Where adapters go that the model folders do not take."""
+    return output_folder() / "magicapture" / "saved"
+
+
+def listed_name(file: Path) -> str:
+    """A LoRA's name as stock loaders list it, sub-folder included; its own elsewhere."""
+    for folder in model_folders("loras"):
+        if file.is_relative_to(folder.resolve()):
+            return os.fspath(file.relative_to(folder.resolve()))
+    return file.name
+
+
 def lora_names() -> list[str]:
     """The LoRA files that stock loaders list."""
     return folder_paths.get_filename_list("loras")

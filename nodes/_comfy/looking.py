@@ -12,7 +12,15 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...magicapture.errors import InputError
-from ...magicapture.refocusing import Finder, Recorder, RefocusGuidance, Sight, fit, sights
+from ...magicapture.refocusing import (
+    Finder,
+    RefocusGuidance,
+    TokenMap,
+    all_maps,
+    capture_of,
+    fit,
+    token_maps,
+)
 from .host import check_cancel
 from .marks import TOKENS, Marks, marks_in
 from .patching import with_options, wrapped
@@ -31,7 +39,7 @@ def look(
     *,
     region: Tensor | None = None,
     seed: int = 0,
-) -> list[Sight]:
+) -> list[TokenMap]:
     """The tokens' attention in the first of some finished latents, noised as at some steps.
 
     positive: encoded with the tokens marked. latent: what the LATENT socket carries. shares: of
@@ -44,31 +52,48 @@ def look(
             "The input 'positive' has no marked tokens; encode the prompt with Encode Prompt."
         )
     picture = latent["samples"][:1]
-    seen: list[Sight] = []
+    seen: list[TokenMap] = []
     model = unrefocused(model)
-    sampler = comfy.samplers.sampler_object("euler")
-    noise = torch.randn(picture.shape, generator=torch.Generator().manual_seed(seed))
-    schedule = comfy.samplers.calculate_sigmas(
-        model.get_model_object("model_sampling"), "normal", _STEPS
-    )
     for share in shares:
         check_cancel()
         viewer = _Viewer(share, region)
-        watched = wrapped(model, _KEY, viewer, _WRAPPED)
-        guider = comfy.samplers.CFGGuider(watched)
-        guider.set_conds(positive, positive)  # at CFG 1 the second is left out
-        sigma = schedule[min(int(share * _STEPS), _STEPS - 1)]
-        sigmas = torch.stack([sigma, torch.zeros_like(sigma)])
-        guider.sample(noise.to(picture), picture, sampler, sigmas, disable_pbar=True, seed=seed)
+        predict_noised(
+            wrapped(model, _KEY, viewer, _WRAPPED), positive, positive, picture, share, seed
+        )
         seen += viewer.seen
     return seen
+
+
+def predict_noised(
+    model: ModelPatcher,
+    positive: Any,
+    negative: Any,
+    latents: Tensor,
+    share: float,
+    seed: int = 0,
+    cfg: float = 1.0,
+) -> None:
+    """One prediction of MODEL for finished latents, noised as at a share of the sampling steps.
+
+    What it looks at is for MODEL's patches to record. At cfg 1 the negative prompt is left out.
+    """
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
+    sampling = model.get_model_object("model_sampling")
+    schedule = comfy.samplers.calculate_sigmas(sampling, "normal", _STEPS)
+    sigma = schedule[min(int(share * _STEPS), _STEPS - 1)]
+    sigmas = torch.stack([sigma, torch.zeros_like(sigma)])
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    sampler = comfy.samplers.sampler_object("euler")
+    guider.sample(noise.to(latents), latents, sampler, sigmas, disable_pbar=True, seed=seed)
 
 
 class _Viewer:
     """The wrappers that record one prediction."""
 
     def __init__(self, share: float, region: Tensor | None) -> None:
-        self.seen: list[Sight] = []
+        self.seen: list[TokenMap] = []
         self._share, self._region = share, region
 
     def calc_cond_batch(
@@ -89,15 +114,15 @@ class _Viewer:
         rows = [() if mark is None else mark.for_context(context.shape[1]) for mark in held]
         size = (x.shape[-2], x.shape[-1])
         unet = executor.class_obj
-        recorder, finder = Recorder(unet), Finder(unet, RefocusGuidance())
-        with recorder.recording(), finder.recording():
+        capture, finder = capture_of(unet), Finder(unet, RefocusGuidance())
+        with capture.recording(), finder.recording():
             output = executor(x, timesteps, context, *args, **kwargs)
-        maps = recorder.maps(rows, size)
+        maps = all_maps(capture, rows, size)
         if self._region is None:
             regions = finder.regions(rows, size)
         else:
             whole = fit(self._region, marks.size)[0, 0]
             regions = [None if mark is None else mark.part_of(whole, size) for mark in held]
         for row, tokens in enumerate(rows):
-            self.seen += sights(maps, row, tokens, regions[row], self._share)
+            self.seen += token_maps(maps, row, tokens, regions[row], self._share)
         return output

@@ -26,10 +26,12 @@ from ...magicapture.magicface import (
     Session,
     Stage,
     reference_rows,
+    share_at,
 )
 from .host import show_text
+from .looking import predict_noised
 from .models import autoencoder_of, downscale_of, latent_channels
-from .patching import patches, share_done, wrapped
+from .patching import patches, step_sigma, wrapped
 from .prompts import Encoded, encode_prompt, word_columns
 from .sockets import images_to_socket
 
@@ -118,17 +120,7 @@ def look(
     found: list[tuple[tuple[str, ...], Seen]] = []
     model = model.clone()
     model.model_options["transformer_options"][_LOOK] = found.append
-    schedule = comfy.samplers.calculate_sigmas(
-        model.get_model_object("model_sampling"), "normal", 100
-    )
-    sigma = schedule[min(int(share * 100), 99)]
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(2.0)  # any but 1, which would leave the negative prompt out
-    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0)).to(latent)
-    sampler = comfy.samplers.sampler_object("euler")
-    sigmas = torch.stack([sigma, torch.zeros_like(sigma)])
-    guider.sample(noise, latent, sampler, sigmas, disable_pbar=True, seed=0)
+    predict_noised(model, positive, negative, latent, share, cfg=2.0)  # 1 leaves out the negative
     if not found:
         raise InputError("The model was never run with the prompt given to Apply MagicFace.")
     return found[-1]
@@ -194,7 +186,7 @@ class _Patch:
     def _stage_at(self, sigma: Tensor, options: dict[str, Any]) -> Stage:
         if _LOOK in options:
             return "look"
-        return self._settings.stage(share_done(sigma, options))
+        return self._settings.stage(share_at(step_sigma(sigma, options)))
 
     def apply_model(
         self,

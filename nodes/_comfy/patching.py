@@ -38,6 +38,17 @@ def with_options(options: Any, more: dict[str, Any]) -> Any:
     return {**options, "transformer_options": {**inner, **more}}
 
 
+def step_sigma(sigma: Tensor, transformer_options: dict[str, Any]) -> float:
+    """The noise level at which the step began that asks for a sigma (B,).
+
+    A level between two steps, which some samplers ask for as well, belongs to the first.
+    """
+    level = float(sigma.flatten()[0])
+    levels = transformer_options.get("sample_sigmas")
+    reached = [] if levels is None else [s for s in levels.tolist() if s >= level * (1 - 1e-4)]
+    return min(reached, default=level)
+
+
 def share_done(sigma: Tensor, transformer_options: dict[str, Any]) -> float:
     """The share of a sampling's steps done at a sigma (B,): 0 at the first, below 1 at the last."""
     sigmas = transformer_options.get("sample_sigmas")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.samplers
@@ -21,7 +22,7 @@ from ...magicapture.refocusing import Refocuser, RefocusGuidance, descend, fit
 from .backbone import unet_blocks
 from .marks import TOKENS, Mark, Marks, marked, marks_in
 from .models import compute_dtype
-from .patching import patches, share_done, unwrapped, with_options, wrapped
+from .patching import share_done, unwrapped, with_options, wrapped
 from .scope import Part, gradients_while_sampling
 
 logger = logging.getLogger(__name__)
@@ -40,14 +41,28 @@ _WRAPPED = (  # each the name of a method of _Patch as well
 Regions = Sequence[Tensor | None]
 
 
+@dataclass(eq=False)
+class UsedRegions:
+    """The regions that held the first image's tokens in the last sampling of a MODEL.
+
+    steps: one for each pass of the UNet, with the share of the steps done: (h,w), or None where
+    there was none yet. Empty until a sampling has found some.
+    """
+
+    steps: list[tuple[float, Tensor | None]] = field(default_factory=list)
+
+
 def refocus(
-    model: ModelPatcher, settings: RefocusGuidance, region: Tensor | None = None
+    model: ModelPatcher,
+    settings: RefocusGuidance,
+    region: Tensor | None = None,
+    used: UsedRegions | None = None,
 ) -> ModelPatcher:
     """A clone of MODEL whose sampling holds the marked tokens to their region.
 
     region: the subject's (B,1,H,W) in 0..1 at any size, one for all images or taken in turn; None
-    finds it. Both strengths 0 give a clone without any patch. Raises UnsupportedModelError for a
-    model without Stable Diffusion's UNet.
+    finds it, and writes into `used` what it found in a sampling. Both strengths 0 give a clone
+    without any patch. Raises UnsupportedModelError for a model without Stable Diffusion's UNet.
     """
     network = getattr(model.model, "diffusion_model", None)
     if not isinstance(network, UNetModel):
@@ -57,7 +72,7 @@ def refocus(
         )
     if not settings.acts:
         return model.clone()
-    return wrapped(model, _KEY, _Patch(settings, region), _WRAPPED)
+    return wrapped(model, _KEY, _Patch(settings, region, used or UsedRegions()), _WRAPPED)
 
 
 def unrefocused(model: ModelPatcher) -> ModelPatcher:
@@ -65,34 +80,23 @@ def unrefocused(model: ModelPatcher) -> ModelPatcher:
     return unwrapped(model, _KEY, _WRAPPED)
 
 
-def regions_used(model: ModelPatcher) -> list[tuple[float, Tensor | None]]:
-    """The regions that held the first image's tokens in the last sampling of a refocused MODEL.
-
-    One for each pass of the UNet, with the share of the steps done: (h,w), or None where there was
-    none yet. Empty for a model that is not refocused, was not sampled, or was given its region.
-    """
-    return [used for patch in patches(model, _KEY, WrappersMP.OUTER_SAMPLE) for used in patch.used]
-
-
 class _Patch:
-    """The wrappers of one patched MODEL. `_found` holds regions while it is sampled; `used` those
-    of the last sampling, for `regions_used`.
-    """
+    """The wrappers of one patched MODEL. `_found` holds regions while it is sampled."""
 
-    def __init__(self, settings: RefocusGuidance, region: Tensor | None) -> None:
-        self._settings, self._region = settings, region
+    def __init__(self, settings: RefocusGuidance, region: Tensor | None, used: UsedRegions) -> None:
+        self._settings, self._region, self._used = settings, region, used
         self._found: dict[Any, Regions] = {}  # by the conditioning's uuid, one for each image
         self._engines: dict[nn.Module, Refocuser] = {}
         self._warned = False
-        self.used: list[tuple[float, Tensor | None]] = []
 
     def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         """A whole sampling: what is held for it is let go at its end, also when cancelled."""
-        self.used = []
+        self._used.steps = []
         try:
             return executor(*args, **kwargs)
         finally:
-            self.used = [(share, r if r is None else r.cpu()) for share, r in self.used]
+            steps = self._used.steps
+            self._used.steps = [(share, r if r is None else r.cpu()) for share, r in steps]
             self._found, self._engines, self._warned = {}, {}, False
 
     def predict_noise(
@@ -158,7 +162,7 @@ class _Patch:
         self._warn_of(options)
         if self._region is None:
             first = next(i for i, tokens in enumerate(rows) if tokens)
-            self.used.append((share_done(options["sigmas"], options), regions[first]))
+            self._used.steps.append((share_done(options["sigmas"], options), regions[first]))
 
         def found(regions: Regions) -> None:
             for i, uuid in enumerate(uuids):

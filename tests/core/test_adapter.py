@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from magicapture.adapters.adapter import Adapter
+from magicapture.adapters.adapter import MAX_STRENGTH, Adapter, check_strength
 from magicapture.errors import InputError
 from magicapture.lora import LoraWeights
+from magicapture.recipes import recipe
+from magicapture.tokens import Concept
 
 WEIGHTS = LoraWeights(torch.ones(1, 2), torch.ones(3, 1), 1.0)
 LORA = {"unet.mid_block.proj": WEIGHTS, "clip_l.text_model.encoder.fc1": WEIGHTS}
@@ -48,3 +52,32 @@ def test_what_does_not_belong_together_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=message):
         Adapter(lora, tokens, family)
+
+
+def test_the_prompt_is_a_sentence_of_its_recipe_or_one_of_ours() -> None:
+    concepts = (Concept("ada", "subject", "woman"), Concept("film", "style"))
+    known = Adapter({}, {}, "sd1", recipe("paper"), concepts)
+    assert known.prompt() == "a photo of <ada> woman in the <film> style"
+    assert known.prompt("subject", extra=" smiling ").endswith("<ada> woman, smiling")
+    unknown = Adapter({}, {}, "sd1", concepts=concepts)
+    second = unknown.prompt("composed", sentence=1)
+    assert second == "a portrait of <ada> woman in the <film> style"
+    with pytest.raises(InputError, match="one subject and one style"):
+        Adapter({}, {}, "sd1").prompt()
+
+
+def test_a_base_model_of_another_family_is_named() -> None:
+    adapter = Adapter(LORA, TOKENS, "sd1")
+    adapter.check_family("sd1")
+    with pytest.raises(
+        InputError, match=r"is for Stable Diffusion 1\.x and .* Stable Diffusion XL"
+    ):
+        adapter.check_family("sdxl")
+
+
+@pytest.mark.parametrize("strength", [math.nan, math.inf, -math.inf, 1e30, 10.1])
+def test_a_strength_that_is_no_sane_number_is_refused(strength: float) -> None:
+    with pytest.raises(InputError, match="strength"):
+        check_strength(strength)
+    for sane in (0.0, 1.0, -MAX_STRENGTH, MAX_STRENGTH):
+        check_strength(sane)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,8 +13,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from magicapture.attention import (
+    AttentionCapture,
     captured,
     cross_attentions,
+    last_blocks,
     select,
     self_attentions,
     token_attention,
@@ -215,6 +215,66 @@ def test_nothing_is_left_behind_after_an_exception(unet, inputs) -> None:
         capture.maps(POSITIONS, SIZE)
 
 
+def test_a_pass_stops_silently_behind_the_layer_it_is_wanted_until(unet, inputs) -> None:
+    layers, ended = cross_attentions(unet), []
+    unet.conv_out.register_forward_hook(lambda *_: ended.append(1))
+    whole, early = AttentionCapture(layers), AttentionCapture(layers)
+    until = select(unet)[1]
+    with whole.recording():
+        unet(*inputs)
+    with whole.recording(), early.recording(until=until):  # the outer one keeps what it saw
+        unet(*inputs)
+    assert ended == [1]
+    seen = list(layers)[: list(layers).index(until) + 1]
+    assert [m.layer for m in early.maps(POSITIONS, SIZE)] == seen
+    assert [m.layer for m in whole.maps(POSITIONS, SIZE)] == seen
+    # A stop passes through recordings inside that it does not belong to.
+    with early.recording(until=until), whole.recording():
+        unet(*inputs)
+    assert early.has(until) and ended == [1]
+    assert hooks(unet) - 1 == 0
+
+
+def test_any_projections_can_be_recorded_and_taken_once(unet, inputs) -> None:
+    name, layer = next(iter(self_attentions(unet).items()))
+    seen: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    capture = AttentionCapture({name: layer}, projections=("to_k", "to_v"))
+    with capture.recording():
+        unet(*inputs)
+    handle.remove()
+    key, value = capture.take(name)
+    assert torch.equal(key, layer.to_k(seen[0])) and torch.equal(value, layer.to_v(seen[0]))
+    with pytest.raises(UnsupportedModelError, match="compiled or patched"):
+        capture.take(name)
+
+
+def test_an_exception_drops_what_was_recorded(unet, inputs) -> None:
+    capture = AttentionCapture(cross_attentions(unet))
+    with pytest.raises(KeyError), capture.recording():
+        unet(*inputs)
+        raise KeyError("cancelled")
+    assert not any(capture.has(name) for name in capture.layers) and hooks(unet) == 0
+
+
+def test_the_last_block_of_every_stack(unet) -> None:
+    deep = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=24,
+        attention_head_dim=4,
+        norm_num_groups=8,
+        transformer_layers_per_block=(1, 3),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    blocks = last_blocks(deep)
+    assert len(blocks) == 6 == len(last_blocks(unet))
+    assert [b[-1] for b in blocks] == ["0", "2", "2", "2", "0", "0"]
+    assert len(last_blocks(deep, middle=True)) == 7
+    assert {f"{block}.attn2" for block in blocks} <= set(cross_attentions(deep))
+
+
 def test_a_lora_injected_after_capture_began_counts(unet, inputs) -> None:
     with captured(unet) as capture:
         with_lora(unet)
@@ -247,15 +307,8 @@ def test_errors_say_what_was_expected(unet, inputs) -> None:
 
 
 @pytest.fixture
-def comfy_unet(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
+def comfy_unet(comfyui: Path) -> nn.Module:
     """ComfyUI's own UNet, tiny, with random weights."""
-    root = os.environ.get("COMFYUI_PATH")
-    if not root or not Path(root, "comfy").is_dir():
-        pytest.skip("COMFYUI_PATH names no ComfyUI checkout")
-    monkeypatch.setattr(sys, "path", [root, *sys.path])
-    import comfy.cli_args
-
-    comfy.cli_args.args.cpu = True
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import nn
 
-from magicapture.adapters import load_adapter
+from magicapture.adapters import Adapter, load_adapter, save_adapter
 from magicapture.backbones import DiffusersBackbone
 from magicapture.backbones.support import BETAS
 from magicapture.cli import main
@@ -29,7 +30,7 @@ from magicapture.cli.progress import Progress
 from magicapture.config import Recipe, from_dict, to_dict
 from magicapture.files import atomic_write
 from magicapture.recipes import RECIPE_NAMES, recipe
-from magicapture.training import Event, Stepped
+from magicapture.training import Event, Stepped, Trainer
 
 SIDE = 128
 
@@ -154,15 +155,17 @@ def test_the_same_command_goes_on_after_ctrl_c(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert main(command(out="whole", out_dir=tmp_path / "whole")) == 0
-    show = Progress.__call__
+    show, pressed = Progress.__call__, []
 
     def press_ctrl_c(progress: Progress, event: Event) -> None:
         show(progress, event)
         if isinstance(event, Stepped) and event.step == 3:
+            pressed.append(number)
             os.kill(os.getpid(), number)
 
     def press_it_again(file: int) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        if pressed:
+            os.kill(os.getpid(), signal.SIGINT)
         flush(file)
 
     flush = os.fsync
@@ -276,6 +279,56 @@ def test_a_file_of_somebody_else_is_left_alone(
     assert theirs.read_bytes() == b"theirs"
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_the_photos_are_read(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in its place")
+    assert main(command(out_dir=tmp_path / "file", source=tmp_path / "missing")) == 2
+    assert "Nothing can be written to" in errors(caplog)[0]
+
+
+def test_a_disk_that_fails_in_the_end_loses_nothing(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch
+) -> None:
+    """The place of the embeddings becomes a file while the training runs."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    embeddings = tmp_path / "out" / "embeddings"
+    real = Trainer.run
+
+    def run(trainer: Trainer, **options: object) -> Adapter:
+        adapter = real(trainer, **options)
+        embeddings.parent.mkdir(parents=True, exist_ok=True)
+        embeddings.write_text("in its place")
+        return adapter
+
+    monkeypatch.setattr(Trainer, "run", run)
+    assert main(command(steps=2)) == 0
+    saved = tmp_path / "home" / "magicapture-saved"
+    assert f"saved in {saved} instead" in caplog.text
+    assert load_adapter(saved / "ada.safetensors", [saved / "embeddings"]).lora
+
+
+def test_a_second_training_leaves_the_first_ones_tokens(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    assert main(command(steps=2)) == 0
+    first = load_adapter(out / "ada.safetensors", [out / "embeddings"])
+    assert main(command(steps=2, seed=1, out="people/bob.safetensors")) == 0
+    assert main(command(steps=2, seed=2, out="eve")) == 0
+    assert "embedding:my-person belongs to another LoRA, so this one is embedding:my-person-2" in (
+        caplog.text
+    )
+    again = load_adapter(out / "ada.safetensors", [out / "embeddings"])
+    assert all(
+        torch.equal(first.tokens[n]["clip_l"], again.tokens[n]["clip_l"]) for n in first.tokens
+    )
+    bob = load_adapter(out / "people" / "bob.safetensors", [out / "people" / "embeddings"])
+    eve = load_adapter(out / "eve.safetensors", [out / "embeddings"])
+    assert set(bob.tokens) == {"my-person", "my-style"}
+    assert set(eve.tokens) == {"my-person-2", "my-style-2"}
+
+
 def test_sample_names_what_is_missing(
     base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -284,6 +337,30 @@ def test_sample_names_what_is_missing(
     assert "missing.safetensors" in errors(caplog)[0]
     assert main([*words, str(tmp_path / "missing.safetensors"), "--guidance", "0"]) == 2
     assert "guidance" in errors(caplog)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        *(([f"--strength={value}"], "strength") for value in ("nan", "inf", "-inf", "1e30")),
+        (["--guidance", "nan"], "guidance"),
+        (["--refocus-bias", "inf"], "bias"),
+        (["--count", "0"], "--count"),
+        (["--prompt", " "], "--prompt"),
+        (["--prompt", "a photo of <somebody>"], r"<somebody>.*<ada>, <film>"),
+        (["--out", "FILE/sub"], "choose another folder"),
+    ],
+)
+def test_sample_refuses_what_would_draw_nothing_or_something_else(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, words: list[str], message: str
+) -> None:
+    vectors = {name: {"clip_l": torch.ones(1, 32)} for name in ("ada", "film")}
+    lora = save_adapter(Adapter({}, vectors, "sd1"), tmp_path, tmp_path, "a").lora
+    words = [word.replace("FILE", str(lora)) for word in words]
+    out = ["--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main(["sample", "--base", str(base), "--adapter", str(lora), *out, *words]) == 2
+    (text,) = errors(caplog)
+    assert re.search(message, text)
 
 
 @pytest.mark.parametrize("words", [[], ["train"], ["train", "--steps", "many"], ["fly"]])
@@ -306,6 +383,44 @@ def test_a_recipe_can_be_printed_changed_and_used(
     mine.write_text(json.dumps(to_dict(replace(recipe("textual-inversion"), name="mine"))))
     assert main(command(recipe=mine, steps=1, out="tokens")) == 0
     assert (tmp_path / "out" / "embeddings" / "my-style.safetensors").exists()
+
+
+def test_any_field_of_a_recipe_can_be_set(command: Command, tmp_path: Path) -> None:
+    words = ["--set", "lora.rank=3", "--set", "lora.rank=4", "--set", "phases[*].warmup=1"]
+    words += ["--set", 'prompts.source=["a photo of {subject}"]', "--set", "name=mine"]
+    words += ["--set", "phases[0].steps=1", "--set", "phases[1].steps=2"]
+    assert main([*command(steps=None, rank=None), *words]) == 0
+    out = tmp_path / "out"
+    made = load_adapter(out / "ada.safetensors", [out / "embeddings"]).recipe
+    assert made is not None
+    assert (made.name, made.lora.rank, made.steps) == ("mine", 4, 3)
+    assert made.prompts.source == ("a photo of {subject}",)
+    assert [phase.warmup for phase in made.phases] == [1, 1]
+
+
+def test_without_masks_none_is_needed(command: Command, tmp_path: Path) -> None:
+    source = write_photos(tmp_path / "bare", 2, 4, masks=False)
+    style = write_photos(tmp_path / "bare style", 2, 5, masks=False)
+    assert main([*command(source=source, style=style, steps=2), "--without-masks"]) == 0
+
+
+def test_masks_are_found_by_a_detector(
+    command: Command, tmp_path: Path, shared_assets: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = {}
+    for name, some in (("source", "person/foreground__0*.jpg"), ("style", "styles/*.jpg")):
+        folders[name] = tmp_path / f"real-{name}"
+        folders[name].mkdir()
+        for photo in sorted((shared_assets / "photos").glob(some))[:2]:
+            small = Image.open(photo).convert("RGB")
+            small.thumbnail((256, 256))
+            small.save(folders[name] / photo.name)
+    words = command(**folders, steps=2)
+    assert main(words) == 2
+    assert "no mask" in errors(caplog)[0]
+    assert main([*words, "--models", str(shared_assets / "face")]) == 0
+    found = [r.getMessage() for r in caplog.records if "mask from landmarks" in r.getMessage()]
+    assert len(found) == 4, "each photo has its mask"
 
 
 def test_a_bug_exits_with_1_and_shows_where_if_asked(
@@ -349,7 +464,8 @@ def test_a_disk_that_is_full_is_said_truly(
     assert caplog.text.count("cannot be saved") == 1
     assert "Stopped after step 3 of 4. Not saved: the disk is full." in caplog.text
     assert "Nothing is lost" not in caplog.text and "Traceback" not in caplog.text
-    assert not list((tmp_path / "elsewhere").iterdir()) and not (tmp_path / "out").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
 def test_too_little_memory_is_no_bug(

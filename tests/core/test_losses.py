@@ -12,6 +12,7 @@ from magicapture.losses.equations import (
     identity,
     leakage,
     masked_reconstruction,
+    outside_share,
     refocusing,
     scale_map,
     timestep_weights,
@@ -115,7 +116,7 @@ def test_a_uniform_floor_is_punished_by_max_and_not_by_minmax() -> None:
     assert float(refocusing(good + 0.1, inside, "max")) == pytest.approx(0.75 * 0.25**2, rel=1e-5)
 
 
-@pytest.mark.parametrize("scaling", ["minmax", "max", "mean", "none"])
+@pytest.mark.parametrize("scaling", ["minmax", "max", "mean", "share", "none"])
 def test_a_flat_map_has_finite_small_gradients(scaling) -> None:
     noise = 1e-9 * torch.rand(1, 8, 8)
     values = (torch.full((1, 8, 8), 1 / 77) + noise).requires_grad_()
@@ -163,6 +164,34 @@ def test_refocusing_leaves_the_inside_free() -> None:
     refocusing(values, inside, "minmax").sum().backward()
     assert torch.all(values.grad[inside[:, 0] == 1] == 0)
     assert values.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("side", [16, 32])
+def test_a_peak_outside_costs_no_more_than_1_by_the_share(side) -> None:
+    values = torch.full((1, side, side), 1e-3)
+    values[0, 0, 0] = 0.2  # a token's peak, outside the mask
+    inside = torch.zeros(1, 1, side, side)
+    inside[..., side // 4 :, side // 4 :] = 1
+    outside = 0.2 + 1e-3 * (side**2 - (3 * side // 4) ** 2 - 1)
+    expected = outside / (0.2 + 1e-3 * (side**2 - 1))
+    assert float(refocusing(values, inside, "share")) == pytest.approx(expected, rel=1e-5)
+    assert float(refocusing(values, inside, "mean")) > 25  # what the share is for
+
+
+def test_the_share_closed_form_and_its_slope() -> None:
+    values, inside = torch.rand(3, 4, 5, dtype=torch.float64), torch.rand(3, 1, 4, 5).double()
+    values.requires_grad_()
+    losses = refocusing(values, inside, "share")
+    for r, loss in enumerate(losses.tolist()):
+        a, m = values[r].detach().numpy(), inside[r, 0].float().double().numpy()
+        assert loss == pytest.approx((a * (1 - m)).sum() / a.sum(), rel=1e-9)
+    assert torch.autograd.gradcheck(lambda v: outside_share(v, inside), values, eps=1e-6)
+    losses.sum().backward()
+    # Less attention everywhere gains nothing: the slope along the map itself is 0.
+    along = (values.grad * values.detach()).sum((1, 2))
+    torch.testing.assert_close(along, torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
+    torch.testing.assert_close(refocusing(0.01 * values, inside, "share"), losses)
+    torch.testing.assert_close(leakage(values, inside, "share"), losses)
 
 
 def test_leakage_is_the_share_outside() -> None:

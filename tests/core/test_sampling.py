@@ -1,12 +1,16 @@
 """Samplers against loops written by hand, seeds, and guidance."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from magicapture.adapters import Adapter
 from magicapture.backbone import NoiseSchedule
-from magicapture.errors import InputError
+from magicapture.errors import InputError, NumericalError
 from magicapture.sampling import (
     SamplingSettings,
+    adapted,
     denoise,
     guided_conditioning,
     guided_prediction,
@@ -201,3 +205,25 @@ def test_a_noise_level_between_two_steps_belongs_to_the_first():
     assert share_of(20.0, levels) == 0
     assert share_of(7.0000002, levels) == 0.25
     assert share_of(1.0, [1.0, 0.0]) == 0
+
+
+def test_a_black_picture_is_an_error(backbone):
+    with torch.no_grad():
+        backbone.unet.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(NumericalError, match="would be black"):
+        sample(backbone, "a cat", settings=SamplingSettings("ddim", **SMALL))
+
+
+def test_an_adapter_of_another_width_strength_or_family_is_refused(backbone, vectors):
+    fits = Adapter({}, vectors.tensors(), "sd1")
+    with adapted(backbone, fits):
+        pass
+    wide = Adapter({}, {"ada": {"clip_l": torch.ones(1, 768)}}, "sd1")
+    for adapter, strength, message in (
+        (wide, 1.0, "'ada' has vectors of width 768, and .* 32 wide"),
+        (fits, float("nan"), "strength is nan"),
+        (fits, 1e30, "strength"),
+        (replace(fits, family="sd2"), 1.0, r"for Stable Diffusion 2\.x and .* 1\.x"),
+    ):
+        with pytest.raises(InputError, match=message), adapted(backbone, adapter, strength):
+            pass

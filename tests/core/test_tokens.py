@@ -16,6 +16,13 @@ def lay(text, counts, length=12):
     return layout(Prompt(text), counts, words, start=1, end=2, pad=3, length=length)
 
 
+@pytest.mark.parametrize("word", ["<my-person>", "a {noun}", "person\nperson", "x" * 61, " "])
+def test_a_class_word_is_an_ordinary_noun(word: str) -> None:
+    with pytest.raises(InputError, match="class word"):
+        Concept("ada", "subject", word)
+    assert Concept("rex", "subject", "border collie").class_word == "border collie"
+
+
 def test_pieces():
     prompt = Prompt("a <ada> woman, <who> in the <ink-2> style")
     assert prompt.pieces(["ada", "ink-2"]) == [
@@ -104,6 +111,36 @@ def test_vectors_are_copies():
 def test_names_that_cannot_be_files_or_tokens(name):
     with pytest.raises(InputError, match="cannot be used"):
         Concept(name, "subject")
+
+
+@pytest.mark.parametrize("name", ["nul", "CON", "com1", "x" * 121, "x" * 300])
+def test_names_that_no_file_can_have_are_refused_before_training(name):
+    with pytest.raises(InputError, match="token name"):
+        Concept(name, "subject")
+
+
+@pytest.mark.parametrize("name", ["train", "keys", "forward", "training"])
+def test_names_that_torch_keeps_for_itself_are_refused(name):
+    """`TokenVectors` could not hold them."""
+    with pytest.raises(InputError, match="reserved"):
+        Concept(name, "subject")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": 5}, "cannot be used"),
+        ({"role": "king"}, "subject or style"),
+        ({"vectors": 1.5}, "1 to 16"),
+        ({"vectors": "2"}, "1 to 16"),
+        ({"vectors": True}, "1 to 16"),
+        ({"class_word": []}, "class word"),
+        ({"init": 3}, "starts from 3"),
+    ],
+)
+def test_values_of_a_wrong_type_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        Concept(**{"name": "ada", "role": "subject", **changes})
 
 
 @pytest.mark.parametrize("count", [0, 17])

@@ -1,15 +1,10 @@
-"""A real ComfyUI in this process, the pack loaded as ComfyUI does, and tiny models for both.
-
-ComfyUI is looked for at COMFYUI_PATH, then two levels up (the pack inside custom_nodes), then
-beside the checkout. Without one, every test here is skipped.
-"""
+"""The pack loaded as ComfyUI does, and tiny models for both; skipped where there is no ComfyUI."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -32,46 +27,10 @@ ROOT = Path(__file__).resolve().parents[2]
 PACK = "ComfyUI-MagiCapture_x_test"  # ComfyUI writes the "." of a folder's name as "_x_"
 
 
-def comfyui_path() -> Path | None:
-    """The folder of ComfyUI, or None."""
-    places = [os.environ.get("COMFYUI_PATH"), ROOT.parents[1], ROOT.parent / "ComfyUI"]
-    for place in filter(None, places):
-        if (Path(place) / "comfy" / "model_management.py").is_file():
-            return Path(place)
-    return None
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.comfyui)
-
-
-@pytest.fixture(scope="session")
-def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ComfyUI, started in this process on the CPU with folders of its own; its path."""
-    path = comfyui_path()
-    if path is None:
-        pytest.skip("no ComfyUI: set COMFYUI_PATH to a checkout of it")
-    base = tmp_path_factory.mktemp("comfyui")
-    sys.argv = ["main.py", "--cpu", "--base-directory", str(base)]
-    sys.path.insert(0, str(path))
-    import comfy.options
-
-    comfy.options.enable_args_parsing()
-    from comfy.cli_args import args
-
-    args.cpu = True
-    for name in ("utils.extra_config", "utils.install_util", "nodes"):
-        importlib.import_module(name)  # in this order: nodes puts comfy/, with its utils, first
-    import folder_paths
-
-    for kind in ("output", "temp", "input", "user"):
-        (base / kind).mkdir(exist_ok=True)
-    for kind in ("loras", "embeddings", "checkpoints"):
-        Path(folder_paths.get_folder_paths(kind)[0]).mkdir(parents=True, exist_ok=True)
-    assert Path(folder_paths.get_output_directory()).is_relative_to(base)
-    return path
 
 
 @dataclass

@@ -104,9 +104,11 @@ def test_what_goes_out_is_where_comfyui_keeps_its_pictures(pack, monkeypatch):
 
 @pytest.mark.usefixtures("executor")
 def test_matching_of_a_restored_part(nodes):
-    given = picture(1), picture(2), middle()
-    expected = nodes.MatchGrainAndColour.execute(*given, 1.0, 1.0, 0)[0]
-    found = nodes.MatchGrainAndColour.execute(*map(Elsewhere, given), 1.0, 1.0, 0)[0]
+    given = {"images": picture(1), "originals": picture(2), "mask": middle()}
+    settings = {"colour": 1.0, "grain": 1.0, "grain_seed": 0}
+    expected = nodes.MatchGrainAndColour.execute(**given, **settings)[0]
+    there = {name: Elsewhere(tensor) for name, tensor in given.items()}
+    found = nodes.MatchGrainAndColour.execute(**there, **settings)[0]
     assert torch.equal(found, expected)
 
 
@@ -119,7 +121,7 @@ def test_photos_masks_likeness_and_the_guard(nodes):
     reports = []
     for place in (Elsewhere, lambda tensor: tensor):
         photos = [place(image.movedim(0, -1)[None].clone()) for image in person.images]
-        masks = [place(person.face(i).clone()) for i in range(len(person))]
+        masks = [place(photo.face_mask.clone()) for photo in person]
         loaded = nodes.LoadPhotoSet.execute(["(none: use images)"], photos, masks, [""])[0]
         assert all(image.device.type == "cpu" for image in loaded.images)
         masked = nodes.MakeFaceMasks.execute(loaded, detector, "face", 0, 0, parser, embedder)

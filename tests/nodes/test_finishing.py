@@ -191,6 +191,8 @@ def test_match_brings_the_tint_back_inside_the_mask(nodes) -> None:
 
 
 def test_the_loader_lists_and_reads_restorers(nodes, pack, upscaler) -> None:
+    from comfy_extras.nodes_upscale_model import ImageUpscaleWithModel
+
     (folder,) = pack.comfy.model_folders("facerestore_models")
     (_made(folder) / "readme.txt").write_text("not a model")
     with pytest.raises(pack("magicapture.errors").StorageError, match=r"GFPGANv1\.4"):
@@ -199,5 +201,5 @@ def test_the_loader_lists_and_reads_restorers(nodes, pack, upscaler) -> None:
     (choice,) = nodes.LoadFaceRestorer.define_schema().inputs
     assert "my own.pth" in choice.options and "readme.txt" not in choice.options
     loaded = nodes.LoadFaceRestorer.execute("my own.pth")[0]
-    assert type(loaded) is type(upscaler)
-    assert hasattr(loaded, "patcher") == hasattr(upscaler, "patcher")
+    stock, images = ImageUpscaleWithModel.execute, torch.rand(1, SIDE, SIDE, 3)
+    assert torch.equal(stock(loaded, images)[0], stock(upscaler, images)[0])

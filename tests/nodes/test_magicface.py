@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -27,7 +28,7 @@ def nodes_of(pack) -> SimpleNamespace:
 
 
 def reference(nodes_of, words="man", seed=0, weight=3.0, **changes):
-    given = {"image": image(seed), "part": "inside mask", "photo": 1, **changes}
+    given = {"image": image(seed), "part": "whole picture", "photo": 1, **changes}
     return nodes_of.reference.execute(words, f"a photo of a {words}", weight, **given)[0]
 
 
@@ -119,6 +120,25 @@ def test_little_memory_draws_the_same(nodes_of, tiny, scarce):
     assert len(layer.weight_function) == 1, "the LoRA waits for its use"
     torch.testing.assert_close(little, enough, rtol=1e-3, atol=1e-3)
     assert (enough - drawn(tiny.model, tiny, positive, steps=3)).abs().max() > 1e-2
+
+
+def test_every_scheduler_switches_at_the_releases_noise_level(nodes_of, tiny):
+    """Its 50 steps lay out down to t = 581, sigma 2.135; a step's further passes stay with it."""
+    import comfy.samplers
+    from comfy.patcher_extension import WrappersMP
+
+    model = applied(nodes_of, tiny, reference(nodes_of)).args[0]
+    (wrappers,) = model.wrappers[WrappersMP.OUTER_SAMPLE].values()
+    patch = wrappers[0].__self__
+    sampling = model.get_model_object("model_sampling")
+    for scheduler in comfy.samplers.SCHEDULER_NAMES:
+        for steps in (12, 20):
+            levels = comfy.samplers.calculate_sigmas(sampling, scheduler, steps)
+            for began, ends in pairwise(levels):
+                expected = "layout" if began > 2.134 else "details"
+                for sigma in (began, (began + ends) / 2, began * 0.6 + ends * 0.4):
+                    stage = patch._stage_at(sigma[None], {"sample_sigmas": levels})
+                    assert stage == expected, (scheduler, steps, float(sigma))
 
 
 @pytest.mark.parametrize("changes", [{"stop": 0.0}, {"switch": 0.0, "others": 2.0}])
@@ -224,7 +244,8 @@ def test_regions_are_shown_in_colour_and_as_masks(nodes_of, tiny):
 
 def test_words_may_be_several_weighted_or_a_learned_token(nodes_of, tiny, pack):
     vectors = {"anna": {"clip_l": torch.randn(2, 32)}}
-    clip = pack.comfy.apply_adapter(tiny.model, tiny.clip, {}, vectors)[1]
+    adapter = pack("magicapture.adapters").Adapter({}, vectors, "sd1")
+    clip = pack.comfy.apply_adapter(tiny.model, tiny.clip, adapter)[1]
     trained = SimpleNamespace(model=tiny.model, clip=clip, vae=tiny.vae)
     text = "a photo of a (young man:1.2) named embedding:anna, a man"
     own = reference(nodes_of, "young man, embedding:anna")
@@ -242,8 +263,17 @@ def test_mistakes_are_told_with_what_to_do(nodes_of, tiny, pack):
         model = applied(nodes_of, tiny, reference(nodes_of)).args[0]
         twice = SimpleNamespace(model=model, clip=tiny.clip, vae=tiny.vae)
         applied(nodes_of, twice, reference(nodes_of, "hat"))
-    with pytest.raises(input_error, match="marks nothing"):
-        reference(nodes_of, mask=torch.zeros(1, 64, 64))
+    black, white = torch.zeros(1, 64, 64), torch.ones(1, 64, 64)
+    for part in ("inside mask", "outside mask"):
+        with pytest.raises(input_error, match="Add MagicFace Reference: The input 'part'"):
+            reference(nodes_of, part=part)
+        with pytest.raises(input_error, match="'mask' marks nothing"):
+            reference(nodes_of, mask=black, part=part)
+    with pytest.raises(input_error, match="white everywhere"):
+        reference(nodes_of, mask=white, part="outside mask")
+    assert reference(nodes_of, mask=black, part="whole picture")[0].mask is None
+    with pytest.raises(input_error, match="Photo 3 was asked for, but 'mask' holds 2"):
+        reference(nodes_of, image=image(0).repeat(3, 1, 1, 1), mask=white.repeat(2, 1, 1), photo=3)
     with pytest.raises(input_error, match="holds 1"):
         reference(nodes_of, photo=2)
     with pytest.raises(input_error, match="no references"):
@@ -251,12 +281,26 @@ def test_mistakes_are_told_with_what_to_do(nodes_of, tiny, pack):
         nodes_of.regions.execute(tiny.model, [], [], empty, image(0), 0.5)
 
 
+def test_bypassed_it_hands_on_model_and_prompt(nodes_of, tiny):
+    """The frontend joins a bypassed node's output to the first input of the same type."""
+    import nodes
+
+    schema = nodes_of.apply.define_schema()
+    types = [given.get_io_type() for given in schema.inputs]
+    sources = [schema.inputs[types.index(out.get_io_type())].id for out in schema.outputs[:2]]
+    assert sources == ["model", "positive"]
+    encoded = nodes.CLIPTextEncode().encode(tiny.clip, TEXT)[0]
+    handed = applied(nodes_of, tiny, reference(nodes_of), positive=encoded).args[1]
+    assert handed is encoded
+
+
 def test_a_reference_set_serves_with_its_face_mask(nodes_of, pack):
     mask = torch.zeros(1, 64, 64)
     mask[:, :20] = 1
     photos = (torch.rand(3, 64, 64), torch.rand(3, 64, 64))
     references = pack("magicapture.data").ReferenceSet.of(photos, face_masks=(mask, mask))
-    own = reference(nodes_of, image=None, references=references, photo=2)[0]
+    inside = {"image": None, "part": "inside mask"}
+    own = reference(nodes_of, **inside, references=references, photo=2)[0]
     assert torch.equal(own.image, photos[1])
     assert torch.equal(own.mask, mask)
     around = reference(nodes_of, image=None, references=references, part="outside mask")[0]

@@ -144,7 +144,7 @@ def test_previews_show_the_pictures_colours(demo, diffusers):
 def test_references_have_exact_masks_and_the_true_pictures(pack, nodes):
     outputs = nodes.MagiCaptureDrawPaperdollPhotos.execute(*PAIR, count=3).args
     person, style, person_images, style_images, person_masks, style_masks, truth = outputs
-    assert person.role == "subject" and len(person) == len(style) == 3
+    assert len(person) == len(style) == 3
     assert person_images.shape == style_images.shape == truth.shape == (3, 128, 128, 3)
     world = pack("magicapture.paperdoll")
     pair = pack("magicapture.paperdoll.pairs").make_pair(*PAIR, photos=3)
@@ -154,7 +154,7 @@ def test_references_have_exact_masks_and_the_true_pictures(pack, nodes):
             inside = torch.isin(torch.tensor(doll.labels), torch.tensor(sorted(world.FACE_LABELS)))
             assert ((masks[i] >= 0.5) == inside).float().mean() > 0.995
             assert torch.equal(references.photos[i].face_mask[0], masks[i])
-            assert torch.equal(references.landmarks[i], torch.from_numpy(doll.landmarks))
+            assert torch.equal(references.photos[i].landmarks, torch.from_numpy(doll.landmarks))
     assert not person.images[0].is_inference(), "training needs ordinary tensors"
 
 

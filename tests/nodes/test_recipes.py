@@ -60,13 +60,32 @@ def test_a_weight_acts_where_the_recipe_has_none(nodes, recipes, loss):
     assert tune(nodes, off, **{f"{loss}_weight": own}) == ours
 
 
+def test_every_loss_has_a_weight_a_new_one_too(nodes, recipes, pack):
+    losses = pack("magicapture.losses")
+
+    class Shrink(losses.Loss):
+        name, help = "shrink", "Pull of the output towards 0."
+
+    def weights():
+        inputs = nodes.TuneRecipe.define_schema().inputs
+        return [i.id.removesuffix("_weight") for i in inputs if i.id.endswith("_weight")]
+
+    assert weights() == list(losses.LOSSES)
+    with losses.LOSSES.added(Shrink()):
+        assert weights()[-1] == "shrink"
+        tuned = tune(nodes, recipes.recipe(), shrink_weight=0.5)
+        assert tuned.phases[1].weights.shrink == 0.5 and tuned.phases[0].weights.shrink == 0
+    assert "shrink" not in weights()
+
+
 @pytest.mark.parametrize("group", ["tokens", "unet", "text_encoder"])
 def test_a_rate_acts_where_the_recipe_has_none(nodes, recipes, group):
     name = {"tokens": "token_rate"}.get(group, f"{group}_rate")
     for recipe in map(recipes.recipe, recipes.RECIPE_NAMES):
         off = tune(nodes, recipe, **{name: 0.0})
-        assert not off.trains(group)
-        assert tune(nodes, off, **{name: 1e-4}).trains(group)
+        assert not any(getattr(phase.rates, group) for phase in off.phases)
+        on = tune(nodes, off, **{name: 1e-4})
+        assert any(getattr(phase.rates, group) for phase in on.phases)
 
 
 def test_masks_off_and_a_weight_that_needs_them_are_refused(nodes, recipes, pack):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -321,28 +322,50 @@ def test_both_kinds_of_unet_agree(pack, make, tiny, settings, mask) -> None:
 
 
 def test_the_regions_of_the_last_sampling_are_kept(pack, tiny, prompts, settings, mask) -> None:
-    found = pack.comfy.refocus(tiny.model, settings(bias=4.0))
-    draw(found, *prompts)
+    used = pack.comfy.UsedRegions()
+    found = pack.comfy.refocus(tiny.model, settings(bias=4.0), used=used)
+    assert used.steps == []
     for _ in range(2):  # a second sampling begins anew
-        draw(found, *prompts)
-        used = pack.comfy.regions_used(found.clone())
-        assert [share for share, _ in used] == pytest.approx([0, 1 / 3, 2 / 3])
-        assert used[0][1] is None
-        assert used[1][1].shape == (8, 8)
-    assert pack.comfy.regions_used(pack.comfy.refocus(tiny.model, settings(bias=4.0), mask)) == []
-    assert pack.comfy.regions_used(tiny.model) == []
+        draw(found.clone(), *prompts)
+        assert [share for share, _ in used.steps] == pytest.approx([0, 1 / 3, 2 / 3])
+        assert used.steps[0][1] is None
+        assert used.steps[1][1].shape == (8, 8)
+    given = pack.comfy.UsedRegions()
+    draw(pack.comfy.refocus(tiny.model, settings(bias=4.0), mask, given), *prompts)
+    assert given.steps == []
 
 
 def test_the_preview_node_shows_the_regions_of_the_sampling(pack, tiny, prompts, settings) -> None:
-    node = pack("nodes.sampling").MagiCapturePreviewAttention
-    found = pack.comfy.refocus(tiny.model, settings(bias=4.0))
+    sampling = pack("nodes.sampling")
+    node = sampling.MagiCapturePreviewAttention
+    held = dataclasses.asdict(settings(bias=4.0))
+    del held["factors"]
+    found, used = sampling.MagiCaptureRefocusAttention.execute(tiny.model, **held).args
     latent = {"samples": draw(found, *prompts)}
-    for model, steps in ((found, 3), (tiny.model, 2)):  # of the sampling; of this look
+    for given, steps in ((used, 3), (None, 2)):  # of the sampling; of this look
         *_, told, regions = node.execute(
-            model, prompts[0], latent, 2, 0, torch.rand(1, 64, 64, 3)
+            found, prompts[0], latent, 2, 0, torch.rand(1, 64, 64, 3), regions=given
         ).args
         assert regions.shape == (1, 128, steps * 128, 3)
         assert "ada: " in told
+
+
+def test_a_mask_that_holds_nothing_is_refused(pack, tiny, prompts, settings) -> None:
+    """An unpainted mask is black; both nodes name themselves and the input."""
+    nodes, error = pack("nodes.sampling"), pack("magicapture.errors").InputError
+    held = dataclasses.asdict(settings())
+    del held["factors"]
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    for mask, message in (
+        (torch.zeros(1, 64, 64), "nothing: it is black"),
+        (torch.ones(2, 8, 8), "white every"),
+    ):
+        with pytest.raises(error, match=f"Refocus Attention: The input 'mask' .*{message}"):
+            nodes.MagiCaptureRefocusAttention.execute(tiny.model, mask=mask, **held)
+        with pytest.raises(error, match=f"Preview Attention: The input 'mask' .*{message}"):
+            nodes.MagiCapturePreviewAttention.execute(
+                tiny.model, prompts[0], latent, 1, 0, mask=mask
+            )
 
 
 # -- looking ----------------------------------------------------------------------------------

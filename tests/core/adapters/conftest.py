@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from magicapture.adapters.adapter import Adapter
-from magicapture.lora import LoraWeights, target_names, text_target_names
+from magicapture.lora import LoraWeights, applied, target_names, text_target_names
 from magicapture.recipes import recipe
 from magicapture.tokens import Concept
 
@@ -108,3 +108,64 @@ def outputs() -> Callable[[Any, Any], tuple[torch.Tensor, torch.Tensor]]:
             return prediction, encoder(ids).last_hidden_state
 
     return outputs
+
+
+# -- files of other programs, written by their own code from models of SD 1's widths -----------
+
+TARGETS = {"unet": ("attn2.to_k", "attn2.to_v"), "text_encoder": ("q_proj", "v_proj")}
+
+
+def models(tiny: SimpleNamespace) -> dict[str, Any]:
+    """A UNet and a text encoder of width 768, by diffusers' names of them."""
+    encoder = {"vocab_size": 100, "hidden_size": 768, "bos_token_id": 98, "eos_token_id": 99}
+    return {
+        "unet": tiny.unet(cross_attention_dim=768),
+        "text_encoder": tiny.text_encoder(**encoder, pad_token_id=99),
+    }
+
+
+def config_for(part: str, **changes: Any) -> Any:
+    """A LoRA of PEFT's, rank 2 and alpha 1, in a part's TARGETS."""
+    from peft import LoraConfig
+
+    return LoraConfig(**{"r": 2, "lora_alpha": 1, "target_modules": TARGETS[part], **changes})
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """The model with random numbers in its LoRA."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape) / 4
+    return model
+
+
+def put_out(unet: Any, encoder: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the two models make of the same numbers."""
+    random = torch.Generator().manual_seed(3)
+    latent, context = (torch.randn(*s, generator=random) for s in ((1, 4, 16, 16), (1, 7, 768)))
+    with torch.no_grad():
+        prediction = unet(latent, torch.tensor([50]), context).sample
+        return prediction, encoder(torch.arange(77)[None]).last_hidden_state
+
+
+def drawn_with(adapter: Adapter, tiny: SimpleNamespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the models put out with an adapter that was read."""
+    plain = models(tiny)
+    names = {name for name, _ in plain["text_encoder"].named_modules()}
+    text = adapter.part("clip_l").items()
+    own = {n if n in names else n.removeprefix("text_model."): of for n, of in text}
+    with applied(plain["unet"], adapter.part("unet")), applied(plain["text_encoder"], own):
+        return put_out(*plain.values())
+
+
+@pytest.fixture
+def foreign(tiny: SimpleNamespace) -> SimpleNamespace:
+    """The functions above."""
+    return SimpleNamespace(
+        TARGETS=TARGETS,
+        models=partial(models, tiny),
+        config_for=config_for,
+        randomised=randomised,
+        put_out=put_out,
+        drawn_with=partial(drawn_with, tiny=tiny),
+    )

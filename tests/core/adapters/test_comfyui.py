@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,11 +67,8 @@ TOKENS = {"sd1": {"ada": {"clip_l": TWO["clip_l"]}}, "sdxl": {"ada": TWO}}
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def answers(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What ComfyUI's own code, in a process of its own, makes of files of every kind."""
-    comfyui = os.environ.get("COMFYUI_PATH")
-    if not comfyui:
-        pytest.skip("needs a ComfyUI checkout; set COMFYUI_PATH")
     folder = tmp_path_factory.mktemp("files")
     requests: dict[str, dict[str, Any]] = {"difference": {"folder": str(folder)}}
     for family in FAMILIES:
@@ -86,7 +82,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             requests[f"embedding {family} {key}"] = request
     listed = [{"what": name.split()[0], **request} for name, request in requests.items()]
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), comfyui, json.dumps(listed)], capture_output=True, text=True
+        [sys.executable, SCRIPT, comfyui_path, json.dumps(listed)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(zip(requests, json.loads(done.stdout.splitlines()[-1]), strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from magicapture.adapters import detect, load_adapter, save_adapter, save_diffusers, save_peft
+from magicapture.adapters import load_adapter, read_info, save_adapter
 from magicapture.adapters.adapter import Adapter
 from magicapture.errors import InputError, MagiCaptureError, StorageError
 
@@ -138,27 +137,35 @@ def test_a_missing_embedding_is_named(adapter: Adapter, tmp_path: Path) -> None:
         load_adapter(files.lora, [tmp_path / "embeddings"])
 
 
-def test_an_embedding_of_another_run_is_noticed(
-    make_adapter: Callable[..., Adapter], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_each_lora_finds_its_own_embeddings(
+    make_adapter: Callable[..., Adapter],
+    same: Callable[[Adapter, Adapter], None],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    first = save_adapter(make_adapter(), tmp_path, tmp_path, "first").lora
-    with caplog.at_level(logging.WARNING):
-        load_adapter(first, [tmp_path])
-    assert not caplog.records
-    other = make_adapter()
-    save_adapter(replace(other, tokens={"ada": other.tokens["ada"]}), tmp_path, tmp_path, "second")
-    load_adapter(first, [tmp_path])
-    (record,) = caplog.records
-    assert "ada.safetensors is not the embedding" in record.getMessage()
+    """Three trainings with the same token names, one of them saved over the first."""
+    adapters = [make_adapter() for _ in range(3)]
+    first = save_adapter(adapters[0], tmp_path, tmp_path, "first").lora
+    kept = first.with_name("kept.safetensors")
+    kept.write_bytes(first.read_bytes())
+    second = save_adapter(adapters[1], tmp_path, tmp_path, "second")
+    assert [path.stem for path in second.embeddings] == ["ada-2", "film-2"]
+    save_adapter(adapters[2], tmp_path, tmp_path, "first")
+    same(load_adapter(kept, [tmp_path]), adapters[0])  # from backups
+    same(load_adapter(first, [tmp_path]), adapters[2])
+    loaded = load_adapter(second.lora, [tmp_path])
+    assert [concept.name for concept in loaded.concepts] == ["ada-2", "film-2"]
+    assert torch.equal(loaded.tokens["ada-2"]["clip_l"], adapters[1].tokens["ada"]["clip_l"])
 
 
-def test_the_first_place_that_has_the_token_wins(adapter: Adapter, tmp_path: Path) -> None:
-    files = save_adapter(adapter, tmp_path, tmp_path / "embeddings", "portrait")
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    torch.save({"<ada>": torch.zeros(1, 32)}, elsewhere / "ada.pt")
-    tokens = load_adapter(files.lora, [elsewhere, tmp_path / "embeddings"]).tokens
-    assert not tokens["ada"]["clip_l"].any() and tokens["film"]["clip_l"].any()
+def test_an_embedding_of_another_run_is_never_taken(
+    make_adapter: Callable[..., Adapter], tmp_path: Path
+) -> None:
+    first = save_adapter(make_adapter(), tmp_path, tmp_path / "one", "first").lora
+    save_adapter(make_adapter(), tmp_path, tmp_path / "two", "second")
+    with pytest.raises(StorageError, match=r"ada\.safetensors that was trained with it.*another"):
+        load_adapter(first, [tmp_path / "two"])
+    assert load_adapter(first, [tmp_path / "two", tmp_path / "one"]).tokens
 
 
 def test_an_embedding_alone_is_an_adapter_of_one_token(adapter: Adapter, tmp_path: Path) -> None:
@@ -186,7 +193,28 @@ def test_a_foreign_embedding_tells_its_family(tmp_path: Path) -> None:
         ({"magicapture.format": "2"}, InputError, "format 2"),
         ({"magicapture.concepts": "[{"}, StorageError, "metadata is damaged"),
         ({"magicapture.concepts": '[{"name": "a", "colour": 1}]'}, StorageError, "colour"),
-        ({"magicapture.family": "flux"}, InputError, "flux"),
+        ({"magicapture.family": "flux"}, StorageError, "flux"),
+        *(
+            ({f"magicapture.{key}": text}, StorageError, "metadata is damaged")
+            for key, text in (
+                ("concepts", "5"),
+                ("concepts", "[null]"),
+                ("concepts", "[" * 100_000),
+                ("concepts", '[{"name": 5, "role": "subject"}]'),
+                ("concepts", '[{"name": "a/b", "role": "subject"}]'),
+                ("concepts", '[{"name": "ada", "role": "king"}]'),
+                ("concepts", '[{"name": "ada", "role": "subject", "class_word": []}]'),
+                ("concepts", '[{"name": "ada", "role": "subject", "vectors": 1.5}]'),
+                ("info", "[1, 2]"),
+                ("info", '{"a":' * 100_000),
+                ("tokens", "[]"),
+                ("tokens", '{"ada": 5}'),
+                ("tokens", '{"../ada": "00"}'),
+                ("tokens", '{"CON": "00"}'),
+                ("tokens", '"ada"'),
+                ("family", ""),
+            )
+        ),
     ],
 )
 def test_metadata_that_cannot_be_read_is_refused(
@@ -198,26 +226,40 @@ def test_metadata_that_cannot_be_read_is_refused(
         load_adapter(path, [tmp_path])
 
 
-def test_a_recipe_of_another_version_costs_the_recipe_alone(
-    adapter: Adapter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        *['{"sorcery": 1}', "{", "[1]", "5", '"text"', "[" * 100_000, '{"a":' * 100_000],
+        *['{"lora": {"rank": {}}}', '{"lora": {"rank": 10' + "0" * 5000 + "}}"],
+        *['{"phases": 5}', '{"phases": [{"rates": 1e999}]}', '{"resolution": []}'],
+        *['{"prompts": {"composed": 5}}', '{"prompts": {"composed": ["{subject:>3000000000}"]}}'],
+    ],
+)
+def test_a_recipe_that_cannot_be_read_costs_the_recipe_alone(
+    adapter: Adapter, tmp_path: Path, caplog: pytest.LogCaptureFixture, recipe: str
 ) -> None:
     path = save_adapter(adapter, tmp_path, tmp_path, "portrait").lora
-    metadata = metadata_of(path) | {"magicapture.recipe": '{"sorcery": 1}'}
+    metadata = metadata_of(path) | {"magicapture.recipe": recipe}
     save_file(load_file(path), path, metadata=metadata)
     loaded = load_adapter(path, [tmp_path])
-    assert loaded.recipe is None and loaded.lora.keys() == adapter.lora.keys()
-    assert "sorcery" in caplog.text
+    assert loaded.lora.keys() == adapter.lora.keys() and loaded.tokens.keys() == {"ada", "film"}
+    assert loaded.recipe is None and "The recipe in the file is left out" in caplog.text
+    assert loaded.prompt() == "a photo of <ada> woman in the <film> style"
 
 
-def test_each_form_is_told_by_its_keys(adapter: Adapter, tmp_path: Path) -> None:
-    files = save_adapter(adapter, tmp_path, tmp_path, "kohya")
-    assert detect(files.lora) == "kohya"
-    assert detect(files.embeddings[0]) == "embedding"
-    assert detect(save_diffusers(adapter, tmp_path / "d", "diffusers").lora) == "diffusers"
-    (folder, _) = save_peft(adapter, tmp_path / "peft")
-    assert detect(folder) == detect(folder.parent) == "peft"
-    with pytest.raises(InputError, match="the folder"):
-        detect(folder / "adapter_model.safetensors")
-    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.lora_up.weight"
-    save_file({key: torch.ones(1)}, tmp_path / "native.safetensors")
-    assert detect(tmp_path / "native.safetensors") == "comfyui"
+def test_our_file_with_weights_of_another_family_is_refused(
+    adapter: Adapter, tmp_path: Path
+) -> None:
+    path = save_adapter(replace(adapter, tokens={}), tmp_path, tmp_path, "portrait").lora
+    save_file(lora_of_width(2048), path, metadata=metadata_of(path))
+    with pytest.raises(InputError, match=r"says .* Diffusion 1\.x, but .* Diffusion XL"):
+        load_adapter(path)
+
+
+def test_the_facts_of_a_run_are_read_alone(adapter: Adapter, tmp_path: Path) -> None:
+    path = save_adapter(adapter, tmp_path, tmp_path, "portrait").lora
+    assert read_info(path) == adapter.info
+    with pytest.raises(StorageError, match="no file"):
+        read_info(tmp_path / "missing.safetensors")
+    save_file(lora_of_width(768), path)
+    assert read_info(path) == {}

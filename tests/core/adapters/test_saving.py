@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +97,120 @@ def test_own_files_are_kept_as_numbered_backups(
     same(load_adapter(old / "portrait.safetensors", [old]), adapters[0])
 
 
+def test_the_three_newest_backups_are_kept_of_what_changed(
+    make_adapter: Callable[..., Adapter], tmp_path: Path
+) -> None:
+    adapters = [make_adapter() for _ in range(6)]
+    for adapter in adapters:
+        for _ in range(2):  # the second time, nothing has changed
+            files = save_adapter(adapter, tmp_path, tmp_path, "portrait")
+        assert files.backups == ()
+    kept = sorted(path.name for path in tmp_path.glob("*.bak*"))
+    names = ("ada", "film", "portrait")
+    assert kept == [f"{name}.safetensors.bak{n}" for name in names for n in (3, 4, 5)]
+    for number, older in zip((3, 4, 5), adapters[2:5], strict=True):
+        (tensor,) = load_file(tmp_path / f"ada.safetensors.bak{number}").values()
+        assert torch.equal(tensor, older.tokens["ada"]["clip_l"])
+
+
+def test_a_changed_style_leaves_the_persons_embedding_without_a_backup(
+    make_adapter: Callable[..., Adapter], tmp_path: Path
+) -> None:
+    one, other = make_adapter(), make_adapter()
+    save_adapter(one, tmp_path, tmp_path, "portrait")
+    mixed = {"ada": one.tokens["ada"], "film": other.tokens["film"]}
+    backups = save_adapter(replace(one, tokens=mixed), tmp_path, tmp_path, "portrait").backups
+    assert {path.name for path in backups} == {
+        "film.safetensors.bak1",
+        "portrait.safetensors.bak1",  # the same tensors, and other tokens
+    }
+
+
+def test_a_token_name_of_another_lora_is_left_to_it(
+    make_adapter: Callable[..., Adapter], same: Same, tmp_path: Path
+) -> None:
+    adapters = [make_adapter() for _ in range(4)]
+    names = ["first", "second", "third", "second"]
+    saved = [
+        save_adapter(adapter, tmp_path, tmp_path, name)
+        for adapter, name in zip(adapters, names, strict=True)
+    ]
+    stems = [[path.stem for path in files.embeddings] for files in saved]
+    assert stems == [["ada", "film"], *([f"ada-{n}", f"film-{n}"] for n in (2, 3, 2))]
+    assert saved[0].notes == ()
+    assert "belongs to another LoRA, so this one is embedding:ada-2" in saved[1].notes[0]
+    same(load_adapter(saved[0].lora, [tmp_path]), adapters[0])
+    again = load_adapter(saved[3].lora, [tmp_path])
+    assert torch.equal(again.tokens["ada-2"]["clip_l"], adapters[3].tokens["ada"]["clip_l"])
+    assert again.prompt() == "a photo of <ada-2> woman in the <film-2> style"
+
+
+def test_the_name_may_have_its_ending_and_a_sub_folder(adapter: Adapter, tmp_path: Path) -> None:
+    for name in ("ada.safetensors", "ADA.SafeTensors", "people/ada", "people\\bob.safetensors"):
+        save_adapter(adapter, tmp_path / "loras", tmp_path, name)
+    written = {str(p.relative_to(tmp_path / "loras")) for p in (tmp_path / "loras").rglob("*.s*")}
+    assert written == {
+        *("ada.safetensors", "ADA.safetensors", "people/ada.safetensors"),
+        "people/bob.safetensors",
+    }
+    (tmp_path / "loras" / "out").symlink_to(tmp_path)
+    with pytest.raises(StorageError, match="is not inside"):
+        save_adapter(adapter, tmp_path / "loras", tmp_path, "out/ada")
+
+
+def test_what_the_disk_does_not_take_is_saved_elsewhere(
+    adapter: Adapter, same: Same, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_bytes(b"where a folder is needed")
+    bad, spare = tmp_path / "file" / "sub", [tmp_path / "file", tmp_path / "spare"]
+    with pytest.raises(StorageError, match="file"):
+        save_adapter(adapter, bad, tmp_path, "people/ada")
+    files = save_adapter(adapter, bad, tmp_path, "people/ada", spare=spare)
+    assert files.lora == tmp_path / "spare" / "people" / "ada.safetensors"
+    assert f"saved in {tmp_path / 'spare'} instead" in files.notes[0] and str(bad) in files.notes[0]
+    same(load_adapter(files.lora, [files.lora.parent / "embeddings"]), adapter)
+
+
+def test_a_file_is_held_in_memory_once(tmp_path: Path) -> None:
+    """256 MiB of a LoRA are written with less than 64 MiB more."""
+    script = f"""
+import resource, torch
+from magicapture.adapters import save_adapter
+from magicapture.adapters.adapter import Adapter
+from magicapture.lora import LoraWeights
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+big = LoraWeights(torch.ones(64, 2**18), torch.ones(2**18, 64) , 1e-3)
+lora = {{f"unet.down_blocks.0.attentions.{{n}}.proj_in": big for n in range(2)}}
+adapter = Adapter(lora, {{"ada": {{"clip_l": torch.ones(1, 768)}}}}, "sd1")
+before = peak()
+save_adapter(adapter, {str(tmp_path)!r}, {str(tmp_path)!r}, "portrait")
+print(peak() - before)
+"""
+    pytest.importorskip("resource", reason="memory is measured as on POSIX")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "portrait.safetensors").stat().st_size > 2**28
+    assert float(done.stdout) < 64
+
+
+def test_a_killed_save_leaves_nothing_that_is_listed(adapter: Adapter, tmp_path: Path) -> None:
+    """SIGKILL while the file is half written; the next save takes the leftover away."""
+    script = f"""
+import os, signal
+from magicapture.files import atomic_write
+def write(path):
+    path.write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+atomic_write({str(tmp_path / "portrait.safetensors")!r}, write)
+"""
+    done = subprocess.run([sys.executable, "-c", script])
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.suffix == ".tmp-magicapture"
+    save_adapter(adapter, tmp_path, tmp_path, "portrait")
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors"}
+
+
 def test_own_files_are_refused_where_replacing_is_not_wanted(
     adapter: Adapter, tmp_path: Path
 ) -> None:
@@ -132,6 +248,10 @@ def test_names_are_checked_before_training(adapter: Adapter, tmp_path: Path) -> 
     save_adapter(adapter, tmp_path, tmp_path, "portrait")
     lines = check_names([ADA], [tmp_path], lora)
     assert len(lines) == 2 and "ada.safetensors" in lines[0] and "backup" in lines[0]
+    (line,) = check_names([ADA], [tmp_path], tmp_path / "other.safetensors")
+    assert "'ada' belongs to another LoRA, so this one will be 'ada-2'" in line
+    (line,) = check_names([ADA], [tmp_path])
+    assert "embedding:ada-2" in line
     torch.save({"<ada>": torch.ones(768)}, tmp_path / "ada.pt")
     with pytest.raises(InputError, match=r"ada\.pt"):
         check_names([ADA], [tmp_path])
@@ -140,42 +260,39 @@ def test_names_are_checked_before_training(adapter: Adapter, tmp_path: Path) -> 
         check_names([], [], lora)
 
 
+@pytest.mark.parametrize("name", ["portrait", "new"])
 def test_a_failed_write_leaves_every_file_as_it_was(
-    make_adapter: Callable[..., Adapter], tmp_path: Path
+    make_adapter: Callable[..., Adapter], tmp_path: Path, name: str
 ) -> None:
-    save_adapter(make_adapter(), tmp_path / "loras", tmp_path / "embeddings", "portrait")
-    (tmp_path / "file").write_bytes(b"where a folder is needed")
-    before = contents(tmp_path)
-    for name in ("portrait", "new"):  # the LoRA is written first, and taken back
-        with pytest.raises(StorageError, match=r"ada\.safetensors could not be written"):
-            save_adapter(make_adapter(), tmp_path / "loras", tmp_path / "file" / "sub", name)
-        assert contents(tmp_path) == before
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_named_and_undone(
-    make_adapter: Callable[..., Adapter], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from magicapture.adapters import saving
-
+    """The system refuses the LoRA, after the embeddings are written."""
+    resource = pytest.importorskip("resource", reason="file size limits are POSIX's")
     loras, embeddings = tmp_path / "loras", tmp_path / "embeddings"
-    save_adapter(make_adapter(), loras, embeddings, "portrait")
+    files = save_adapter(make_adapter(), loras, embeddings, "portrait")
     before = contents(tmp_path)
-    real, written = saving.writer, []
-
-    def writer(*content: dict) -> Callable[[Path], object]:
-        written.append(real(*content))
-        if len(written) < 3:
-            return written[-1]
-        return lambda path: Path("/dev/full").write_bytes(b"x")  # the system's own error
-
-    monkeypatch.setattr(saving, "writer", writer)
-    with pytest.raises(StorageError, match="full"):
-        save_adapter(make_adapter(), loras, embeddings, "portrait")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    largest = max(path.stat().st_size for path in files.embeddings)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest + 100, hard))
+    try:
+        with pytest.raises(StorageError, match="full"):
+            save_adapter(make_adapter(), loras, embeddings, name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["../portrait", "a/b", "", "con", "x" * 300])
+def test_a_folder_that_is_none_costs_nothing(adapter: Adapter, tmp_path: Path) -> None:
+    save_adapter(adapter, tmp_path / "loras", tmp_path / "embeddings", "portrait")
+    (tmp_path / "file").write_bytes(b"where a folder is needed")
+    before = contents(tmp_path)
+    for loras, embeddings in (("file", "embeddings"), ("loras", "file/sub")):
+        with pytest.raises(StorageError, match=r"could not be written"):
+            save_adapter(adapter, tmp_path / loras, tmp_path / embeddings, "new")
+        assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["../portrait", "a//b", "a/../b", "/a", "", ".safetensors", "a/con", "x" * 300]
+)
 def test_a_name_that_is_no_name_is_refused(adapter: Adapter, tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="output name"):
         save_adapter(adapter, tmp_path / "loras", tmp_path, name)

@@ -1,8 +1,6 @@
 """CLIP's words, derived from the merges in the package."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 from transformers import CLIPTokenizer
@@ -27,11 +25,8 @@ def test_known_ids(tokenizer):
 
 
 @pytest.mark.comfyui
-def test_it_is_the_tokenizer_comfyui_ships(tokenizer):
-    root = Path(os.environ.get("COMFYUI_PATH", "absent"))
-    folder = root / "comfy" / "sd1_tokenizer"
-    if not folder.is_dir():
-        pytest.skip("COMFYUI_PATH names no ComfyUI checkout")
+def test_it_is_the_tokenizer_comfyui_ships(tokenizer, comfyui_path):
+    folder = comfyui_path / "comfy" / "sd1_tokenizer"
     assert vocabulary(merges()) == json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     theirs = CLIPTokenizer.from_pretrained(folder)
     for text in ("Crème brûlée, half-body, 35mm f/1.4!", "日本語 👩‍🎤", " the the's  x"):

@@ -49,7 +49,7 @@ def test_too_few_photos(reference_set):
 def test_missing_masks_are_listed_once_and_only_matter_where_used(reference_set):
     references = reference_set(face_masks=(None, reference_set().photos[1].face_mask, None))
     message = problems(references)
-    assert "- image 1, image 3: no mask of the face. Give one, or train without masks" in message
+    assert "- image 1, image 3: no mask of the face. Make one" in message
     assert "image 2" not in message
     assert check(references, ADA, UNMASKED) == ()
 

@@ -389,7 +389,9 @@ def test_a_caption_is_short(tmp_path):
     (tmp_path / "a.txt").write_text("word " * (LONGEST_CAPTION // 5))
     assert len(load_folder(tmp_path).photos[0].caption) < LONGEST_CAPTION
     (tmp_path / "a.txt").write_text("word " * 1000)
-    with pytest.raises(InputError, match=r"a.txt has 4,999 characters .*at most 2,000") as error:
+    with pytest.raises(
+        InputError, match=r"a.txt is a caption of 4,999 characters .*at most 2,000"
+    ) as error:
         load_folder(tmp_path)
     assert len(str(error.value)) < 400
     (tmp_path / "a.txt").write_text("word " * 2_000_000)

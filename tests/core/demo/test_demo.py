@@ -18,7 +18,6 @@ from magicapture.demo import (
     DemoSettings,
     held_out_pair,
     recipe_for,
-    require_writable,
     run,
     sheet,
     write,
@@ -148,12 +147,6 @@ def test_heat_is_brightest_at_the_peak() -> None:
 def test_seeds_of_training_are_refused(identity: int, style: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         held_out_pair(identity, style)
-
-
-def test_a_folder_that_takes_no_file_is_told_first(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="another folder"):
-        require_writable(tmp_path / "file" / "below")
 
 
 def test_missing_weights_are_told(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from magicapture.faces.content import Content
 from magicapture.faces.detect import load_detector
 from magicapture.faces.find import best, files, inventory, missing, places
 from magicapture.faces.models import TITLES, ModelFile, ModelKind
-from magicapture.faces.registry import registered
+from magicapture.faces.registry import registered_model
 from magicapture.faces.square import SquareDetector
 
 
@@ -58,7 +58,7 @@ def test_a_further_detector_is_found_listed_and_loaded(tmp_path) -> None:
     other.touch()
     path = write_toy(tmp_path / "toys" / "toy.safetensors")
     nameless = write_toy(tmp_path / "facexlib" / "mine.safetensors")
-    with registered(TOY):
+    with registered_model(TOY):
         where = places(tmp_path)
         assert best("detector", where) == path
         assert list(files("detector", where).values()) == [path, other, nameless]
@@ -87,7 +87,7 @@ def test_a_kind_whose_package_is_missing_says_so(tmp_path) -> None:
         TOY.recognises,
         TOY.load,
     )
-    with registered(kind):
+    with registered_model(kind):
         assert "toy-package missing" in inventory({"magicapture": [tmp_path]})
         with pytest.raises(MagiCaptureError, match=r"needs toy-package.*'pip install toy-package'"):
             load_detector(write_toy(tmp_path / "toy.safetensors"))
@@ -98,7 +98,7 @@ def test_what_a_package_raises_of_a_file_is_told_in_words(tmp_path) -> None:
         raise KeyError("Expected 480")
 
     kind = ModelKind("detector", "Toy", (), (".safetensors",), {}, TOY.recognises, load)
-    with registered(kind), pytest.raises(InputError, match=r"looks like Toy.*Expected 480"):
+    with registered_model(kind), pytest.raises(InputError, match=r"looks like Toy.*Expected 480"):
         load_detector(write_toy(tmp_path / "toy.safetensors"))
 
 
@@ -109,6 +109,13 @@ def test_ranks_and_names_are_no_ones_twice() -> None:
         for file in registry.model_files(role):
             assert registry.known(file.file) == (role, file) and file.is_called(file.file)
             assert Path(file.file).suffix in registry.endings(role)
+
+
+def test_the_documents_name_every_kind(repo) -> None:
+    page = (repo / "docs" / "faces.md").read_text("utf-8")
+    for role in ("detector", "parser", "embedder"):
+        name = TITLES[role].removeprefix("face ") if role != "embedder" else TITLES[role]
+        assert f"| {name} | {registry.titles(role)} |" in page
 
 
 def test_a_damaged_header_is_no_file_of_a_role(tmp_path) -> None:

@@ -67,6 +67,14 @@ def test_of_two_masks_in_one_picture_the_smaller_keeps_the_place():
     assert torch.equal(exclusive_masks([one, elsewhere])[0], person)
 
 
+def test_a_reference_that_others_cover_is_refused():
+    """Two concepts, each the whole of one picture: the second would give nothing."""
+    with pytest.raises(InputError, match="Nothing is left of the reference 'hat'"):
+        exclusive_masks([reference("man"), reference("hat")])
+    nothing = torch.zeros(1, 32, 32)
+    assert not exclusive_masks([reference("man"), reference("hat", mask=nothing)])[1].any()
+
+
 def test_a_picture_is_kept_whole_on_a_square():
     wide = torch.rand(3, 16, 32)
     assert torch.equal(square(wide, 32, mirrored=True)[:, 8:24], wide)
@@ -77,9 +85,11 @@ def test_a_picture_is_kept_whole_on_a_square():
 
 
 def test_concepts_of_one_picture_share_a_row():
+    upper, lower = torch.zeros(2, 1, 32, 32)
+    upper[:, :8], lower[:, 16:] = 1, 1
     references = [
-        reference("face"),
-        reference("hair"),
+        reference("face", mask=lower),
+        reference("hair", mask=upper),
         reference("hat", image=torch.rand(3, 20, 32)),
         reference("suit", prompt="another"),
     ]

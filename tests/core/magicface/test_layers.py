@@ -6,8 +6,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from magicapture.attention import last_blocks, self_attentions
 from magicapture.errors import UnsupportedModelError
-from magicapture.magicface import decoder_layers, mapped_layers
+from magicapture.magicface import decoder_layers
 
 SD1 = {"cross_attention_dim": 768}
 SD2 = {
@@ -50,16 +51,18 @@ def test_all_of_sdxls_decoder():
 
 def test_eleven_maps_of_32_and_below_in_stable_diffusion():
     """5 at 32, 5 at 16, 1 at 8; those at 64 (the first level) are too large to map."""
-    pairs = mapped_layers(unet(**SD1))
+    model = unet(**SD1)
+    blocks = last_blocks(model, middle=True)
     finest = ("down_blocks.0", "up_blocks.3")
-    assert len([p for p in pairs if not p.self_attention.startswith(finest)]) == 11
-    assert all(p.cross_attention == p.self_attention[:-1] + "2" for p in pairs)
+    assert len([block for block in blocks if not block.startswith(finest)]) == 11
+    assert {f"{block}.attn1" for block in blocks} == set(self_attentions(model))
+    assert set(blocks) - set(last_blocks(model)) == {"mid_block.attentions.0.transformer_blocks.0"}
 
 
 def test_sdxls_stacks_are_mapped_once_each():
-    pairs = mapped_layers(unet(**SDXL))
-    assert len(pairs) == 11
-    assert "up_blocks.0.attentions.0.transformer_blocks.9.attn1" in [p[0] for p in pairs]
+    blocks = last_blocks(unet(**SDXL), middle=True)
+    assert len(blocks) == 11
+    assert "up_blocks.0.attentions.0.transformer_blocks.9" in blocks
 
 
 def test_a_network_without_attention_in_its_decoder_is_refused():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from magicapture.attention import LayerMaps
-from magicapture.refocusing import Focus, grid, mean_leakage, region_strip, sights
+from magicapture.refocusing import Focus, grid, mean_leakage, region_strip, token_maps
 
 TOKENS = (Focus("ada", "subject", (2,)), Focus("ink", "style", (5,)))
 
@@ -24,10 +24,10 @@ def seen():
     ]
     region = torch.zeros(8, 8)
     region[:, :4] = 1
-    return [s for share in (0.0, 0.5) for s in sights(maps, 1, TOKENS, region, share)]
+    return [s for share in (0.0, 0.5) for s in token_maps(maps, 1, TOKENS, region, share)]
 
 
-def test_sights_are_means_over_the_layers_of_a_size(seen) -> None:
+def test_token_maps_are_means_over_the_layers_of_a_size(seen) -> None:
     found = {(s.token, s.factor): (s.values.tolist(), round(s.leakage, 6)) for s in seen}
     assert found[("ada", 4)] == (
         [[pytest.approx(0.2), pytest.approx(0.1)]] * 2,
@@ -39,7 +39,7 @@ def test_sights_are_means_over_the_layers_of_a_size(seen) -> None:
 
 def test_mean_leakage_of_each_token(seen) -> None:
     assert mean_leakage(seen) == pytest.approx({"ada": (1 / 3 + 0.5) / 2, "ink": 0.25})
-    unknown = sights(
+    unknown = token_maps(
         [LayerMaps("c", 2, ((0, "ada"), (0, "ink")), torch.ones(2, 4, 4))], 0, TOKENS, None, 0.0
     )
     assert mean_leakage(unknown) == {} and unknown[0].leakage is None

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from magicapture.attention import LayerMaps
-from magicapture.refocusing import Finder, Focus, Recorder, RefocusGuidance, blur, region
+from magicapture.refocusing import (
+    Finder,
+    Focus,
+    RefocusGuidance,
+    all_maps,
+    blur,
+    capture_of,
+    region,
+)
 from magicapture.refocusing.regions import _evidence, _evidence_columns
 from magicapture.tokens import places
 
@@ -152,11 +160,11 @@ def test_maps_are_of_8x8_to_32x32_cells_or_as_asked(factors, mapped) -> None:
         (RefocusGuidance(factors=factors), mapped),
         (None, [1, 2, 4, 8]),
     ):
-        recorder = Recorder(unet, settings)
-        with recorder.recording():
+        capture = capture_of(unet)
+        with capture.recording():
             for block in unet.values():
                 block["attn2"]()
-        assert [m.factor for m in recorder.maps([(SUBJECT,)], (32, 32))] == expected
+        assert [m.factor for m in all_maps(capture, [(SUBJECT,)], (32, 32), settings)] == expected
 
 
 def test_no_subject_or_a_flat_map_gives_no_region(scene) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from magicapture.config import Phase, PriorSettings, Rates, Weights
-from magicapture.errors import InputError
+from magicapture.errors import InputError, MagiCaptureError
+from magicapture.lora import check_peft
 from magicapture.prompts import class_prompt
 from magicapture.training import Prepared, Trainer
 from magicapture.training.job import generator
@@ -66,4 +68,18 @@ def test_a_caption_that_pushes_the_token_out_is_found_before_anything_is_encoded
     ):
         pass
     assert len(str(caught.value)) < 400
+    assert not any(isinstance(event, Prepared) for event in told)
+
+
+def test_a_peft_that_does_not_work_is_found_before_anything_is_encoded(
+    make_job, backbone, monkeypatch
+):
+    told = []
+    check_peft.cache_clear()
+    monkeypatch.setitem(sys.modules, "peft", None)  # as where the package is missing
+    with (
+        pytest.raises(MagiCaptureError, match="pip install -U peft"),
+        Trainer.open(make_job(), backbone, listener=told.append),
+    ):
+        pass
     assert not any(isinstance(event, Prepared) for event in told)

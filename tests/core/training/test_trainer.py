@@ -237,9 +237,9 @@ def test_previews_do_not_disturb_the_run(make_job, make_backbone, embedder):
     assert_same_adapter(plain, shown)
     for preview in previews:
         assert preview.leakages.keys() == {"ada-1", "oil-1"}
-        assert {sight.token for sight in preview.sights} == {"ada-1", "oil-1"}
+        assert {one.token for one in preview.token_maps} == {"ada-1", "oil-1"}
         # The subject's region is the portraits' face, the style's the rest: they share the picture.
-        ada, oil = (next(s for s in preview.sights if s.token == n) for n in ("ada-1", "oil-1"))
+        ada, oil = (next(s for s in preview.token_maps if s.token == n) for n in ("ada-1", "oil-1"))
         assert torch.equal(ada.region, 1 - oil.region)
         assert 0 < ada.region.mean() < 0.5
     assert previews[0].leakages != previews[1].leakages
@@ -276,7 +276,7 @@ def test_without_masks_a_preview_has_no_leakage(make_job, make_backbone):
     job = replace(job, style=replace(job.style, photos=bare))
     with Trainer.open(job, make_backbone()) as trainer:
         preview = trainer.preview(SamplingSettings(steps=2, width=128, height=128))
-    assert preview.sights
+    assert preview.token_maps
     assert preview.leakages == {}
 
 
@@ -438,7 +438,7 @@ def test_a_map_size_the_unet_lacks_is_refused_before_step_one(make_job, backbone
 
 
 def test_a_full_disk_is_told_before_step_one(make_job, backbone, tmp_path, monkeypatch):
-    monkeypatch.setattr("magicapture.training.state.SPACE", 2**62)  # more than any disk has
+    monkeypatch.setattr("magicapture.training.trainer.SPACE", 2**62)  # more than any disk has
     with (
         pytest.raises(StorageError, match="MiB free"),
         Trainer.open(make_job(), backbone, state_folder=tmp_path),

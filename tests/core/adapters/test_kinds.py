@@ -1,0 +1,133 @@
+"""Files of other kinds are named as what they are, and files of other families as theirs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from magicapture.adapters import load_adapter
+from magicapture.errors import InputError
+
+BLOCK = "mid_block.attentions.0.transformer_blocks.0"
+FLAT = "lora_unet_" + BLOCK.replace(".", "_")
+
+
+def pair(key: str, width: int = 768, out: int = 8) -> dict[str, torch.Tensor]:
+    """lora_down and lora_up of rank 2."""
+    return {
+        f"{key}.lora_down.weight": torch.ones(2, width),
+        f"{key}.lora_up.weight": torch.ones(out, 2),
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [
+        ("lora_unet_double_blocks_0_img_attn_proj.lora_down.weight", "Flux"),
+        ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", "Flux"),
+        ("lora_transformer_single_transformer_blocks_0_attn_to_q.lora_up.weight", "Flux"),
+        ("diffusion_model.single_blocks.3.linear1.lora_A.weight", "Flux"),
+        ("lora_unet_joint_blocks_0_context_block_attn_qkv.lora_down.weight", "Diffusion 3"),
+        ("lora_te3_encoder_block_0_layer_0_SelfAttention_k.alpha", "Diffusion 3"),
+        ("transformer.transformer_blocks.0.attn.to_q.lora_A.weight", "a transformer"),
+        ("diffusion_model.blocks.0.cross_attn.k.lora_A.weight", "Wan"),
+        ("lora_unet__blocks_0_cross_attn_k.lora_down.weight", "Wan"),
+        ("lora_prior_unet_down_blocks_0_1.lora_down.weight", "Cascade"),
+        ("lycoris_down_blocks_0_attentions_0_proj_in.lora_down.weight", "LyCORIS"),
+        (f"{FLAT}_attn2_to_k.hada_w1_a", "LoHa"),
+        (f"{FLAT}_attn2_to_k.lokr_w1", "LoKr"),
+        (f"{FLAT}_attn2_to_k.dora_scale", "DoRA"),
+        (f"unet.{BLOCK}.attn2.to_k.lora_magnitude_vector", "DoRA"),
+        (f"{FLAT}_attn2_to_k.oft_blocks", "OFT"),
+        (f"{FLAT}_attn2_to_k.a1.weight", "GLoRA"),
+        (f"{FLAT}_attn2_to_k.on_input", r"\(IA\)3"),
+        (f"{FLAT}_attn2_to_k.diff", "full-rank"),
+        (f"{FLAT}_proj_in.lora_mid.weight", "Tucker"),
+        ("down_blocks.0.motion_modules.0.temporal_transformer.to_q.lora_A.weight", "AnimateDiff"),
+        ("model.diffusion_model.out.2.weight", "whole checkpoint"),
+        ("control_model.input_blocks.0.0.weight", "ControlNet"),
+        ("lllite_unet_input_blocks_4_1.down.0.weight", "ControlNet"),
+        ("image_proj.proj.weight", "IP-Adapter"),
+        ("decoder.conv_in.weight", "VAE"),
+        ("time_embedding.linear_1.weight", "UNet"),
+        ("text_model.encoder.layers.0.self_attn.q_proj.weight", "text encoder"),
+        ("t5xxl", "not CLIP"),
+    ],
+)
+def test_each_kind_has_a_name(tmp_path: Path, key: str, what: str) -> None:
+    path = tmp_path / "a.safetensors"
+    for others in ({}, pair(f"{FLAT}_attn2_to_k")):  # among a LoRA's layers as well
+        save_file({**others, key: torch.ones(2, 8)}, path)
+        with pytest.raises(
+            InputError, match=rf"a\.safetensors is an? .*{what}.*it holds"
+        ) as caught:
+            load_adapter(path)
+        assert key in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        f"{FLAT}_attn2_to_k",
+        f"unet.{BLOCK}.attn2.to_k",
+        "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k",
+    ],
+)
+def test_loras_for_stable_diffusion_are_none_of_them(tmp_path: Path, key: str) -> None:
+    save_file(pair(key), tmp_path / "a.safetensors")
+    assert list(load_adapter(tmp_path / "a.safetensors").lora) == [f"unet.{BLOCK}.attn2.to_k"]
+
+
+TEXT = "text_model_encoder_layers_0_self_attn_q_proj"
+XL_TEXT = {**pair(f"lora_te1_{TEXT}", 768), **pair(f"{FLAT}_attn2_to_k", 2048)}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "family"),
+    [
+        (pair(f"{FLAT}_attn2_to_v", 768), {}, "sd1"),
+        (pair(f"{FLAT}_attn2_to_v", 1024), {}, "sd2"),
+        (pair(f"{FLAT}_attn2_to_v", 2048), {}, "sdxl"),
+        (XL_TEXT, {}, "sdxl"),  # the text encoder's 768 comes first
+        (pair(f"lora_te_{TEXT}", 768), {}, "sd1"),
+        (pair(f"lora_te_{TEXT}", 1024), {}, "sd2"),
+        (pair(f"lora_te1_{TEXT}", 768), {}, "sdxl"),
+        (pair(f"lora_te2_{TEXT}", 1280), {}, "sdxl"),
+        (pair(f"lora_te_{TEXT}", 768), {"ss_base_model_version": "sdxl_base_v1-0"}, "sdxl"),
+        (pair(FLAT.replace("_blocks_0", "_blocks_7") + "_attn1_to_q", 1280), {}, "sdxl"),
+        (pair(f"{FLAT}_attn1_to_q", 1280), {"ss_base_model_version": "sd_v1"}, "sd1"),
+        (
+            pair(f"{FLAT}_attn1_to_q", 1280),
+            {"modelspec.architecture": "stable-diffusion-v2-768-v/lora"},
+            "sd2",
+        ),
+    ],
+)
+def test_a_foreign_lora_tells_its_family(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str], family: str
+) -> None:
+    save_file(tensors, tmp_path / "a.safetensors", metadata)
+    assert load_adapter(tmp_path / "a.safetensors").family == family
+
+
+def test_a_lora_that_fits_several_families_is_refused(tmp_path: Path) -> None:
+    save_file(pair(f"{FLAT}_attn1_to_q", 1280), tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"Stable Diffusion 1\.x.*Stable Diffusion 2\.x"):
+        load_adapter(tmp_path / "a.safetensors")
+
+
+def test_a_lora_of_two_families_is_refused(tmp_path: Path) -> None:
+    mixed = {**pair(f"{FLAT}_attn2_to_k", 768), **pair(f"{FLAT}_attn2_to_v", 1024)}
+    save_file(mixed, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"mixes base models.*1\.x.*1024 for Stable Diffusion 2"):
+        load_adapter(tmp_path / "a.safetensors")
+
+
+def test_embeddings_of_another_family_than_the_loras_are_refused(tmp_path: Path) -> None:
+    save_file(pair(f"{FLAT}_attn2_to_k", 768), tmp_path / "a.safetensors")
+    save_file({"emb_params": torch.ones(1, 1024)}, tmp_path / "ada.safetensors")
+    with pytest.raises(InputError, match="mixes base models"):
+        load_adapter(tmp_path / "a.safetensors", [tmp_path / "ada.safetensors"])
