@@ -11,6 +11,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture.adapters import Adapter, check_names
+from ..magicapture.errors import StorageError
 from ..magicapture.files import check_writable
 from ..magicapture.images import to_pil
 from ..magicapture.plot import loss_curves
@@ -126,8 +127,7 @@ class MagiCaptureTrain(Node):
     ) -> io.NodeOutput:
         monitor = Monitor(node_id(cls))
         job = TrainingJob(subject, style, recipe or named_recipe(), training_seed)
-        for kind in ("loras", "embeddings"):  # Save Adapter writes there once all is trained
-            check_writable(model_folders(kind)[0])
+        monitor.warnings += _unwritable()
         replaced = check_names(job.concepts, model_folders("embeddings"))
         backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
         with (
@@ -151,6 +151,19 @@ class MagiCaptureTrain(Node):
         curves = images_to_socket(pixels(monitor.curves(trainer.steps)))
         previews = images_to_socket(torch.stack(monitor.previews)) if monitor.previews else curves
         return io.NodeOutput(adapter, curves, previews, monitor.report(adapter, replaced))
+
+
+def _unwritable() -> list[str]:
+    """What Save Adapter would meet once all is trained; Apply Adapter needs no folder."""
+    problems = []
+    for kind in ("loras", "embeddings"):
+        try:
+            check_writable(model_folders(kind)[0])
+        except StorageError as error:
+            problems.append(
+                f"Save Adapter cannot write to its folder and will save elsewhere. {error}"
+            )
+    return problems
 
 
 class Monitor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from .. import sampling
-from ..adapters import Adapter, check_strength, load_adapter
+from ..adapters import MAX_STRENGTH, Adapter, load_adapter
 from ..backbone import Backbone
 from ..data.folder import read_mask
 from ..errors import InputError
@@ -29,7 +29,7 @@ def sample(arguments: argparse.Namespace) -> None:
     """Draw pictures with a trained adapter."""
     require_range("--count", arguments.count, 1)
     require_range("--seed", arguments.seed, 0, MAX_SEED)
-    check_strength(arguments.strength)
+    require_range("--strength", arguments.strength, -MAX_STRENGTH, MAX_STRENGTH)
     require_text("--prompt", arguments.prompt)
     names = ("sampler", "steps", "guidance", "negative", "width", "height")
     settings = settings_from(SamplingSettings, arguments, names)
@@ -79,8 +79,6 @@ def _prompt(arguments: argparse.Namespace, adapter: Adapter) -> str:
     if arguments.prompt is None:
         return adapter.prompt(arguments.prompt_kind)
     prompt: str = arguments.prompt
-    if not prompt.strip():
-        raise InputError("--prompt is empty; leave it out for a sentence of the training.")
     unknown = sorted(token_names(prompt) - adapter.tokens.keys())
     if unknown:
         tokens = ", ".join(f"<{name}>" for name in adapter.tokens) or "none"

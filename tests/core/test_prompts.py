@@ -6,6 +6,7 @@ import string
 
 import pytest
 
+from magicapture import sentences
 from magicapture.config import PromptTemplates
 from magicapture.errors import InputError
 from magicapture.prompts import as_embeddings, fill, prompt_for
@@ -51,10 +52,11 @@ def test_every_template_has_the_tokens_of_its_task():
 
 
 def test_a_value_in_braces_stays_as_it_is():
-    odd = Concept("ada-1", "subject", "{style} {noun} {x.y}")
-    assert fill("{subject} {noun}", odd, CONCEPTS[1]) == "<ada-1> {style} {noun} {x.y}"
+    filled = sentences.fill("{subject} {noun}", subject="<ada-1>", noun="{style} {noun} {x.y}")
+    assert filled == "<ada-1> {style} {noun} {x.y}"
     # What a recipe's check refuses is left as text, not evaluated.
-    assert fill("{subject:>9}{subject.token}{", odd, CONCEPTS[1]) == "{subject:>9}{subject.token}{"
+    odd = "{subject:>9}{subject.token}{"
+    assert fill(odd, *CONCEPTS) == odd
 
 
 def test_a_prompt_of_megabytes_is_refused_before_it_is_read():

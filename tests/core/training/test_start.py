@@ -17,8 +17,9 @@ def started(make_job, backbone, init=None, **changes):
     """The subject's vectors before step 1, and how far its prompt is from the class word's."""
     phase = Phase("tokens", 1, Rates(tokens=1e-3), Weights(source=1, style=1))
     job = make_job(phases=(phase,), **changes)
-    job = replace(job, subject=replace(job.subject, init=init))
-    with Trainer(job, backbone) as trainer, torch.no_grad():
+    concept = replace(job.subject.concept, init=init)
+    job = replace(job, subject=replace(job.subject, concept=concept))
+    with Trainer.open(job, backbone) as trainer, torch.no_grad():
         prompts = [Prompt("a photo of <ada-1> woman"), Prompt("a photo of woman woman")]
         ours, word = backbone.encode_prompts(prompts, trainer.vectors).context
         return trainer.vectors.tensors(), float((ours - word).abs().max())
