@@ -12,13 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from .config import LoraTargets
-from .errors import InputError, UnsupportedModelError
+from .errors import InputError, MagiCaptureError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -225,6 +226,7 @@ def _wrapped(
 ) -> Iterator[dict[str, LoraLayer]]:
     """Let PEFT wrap the named layers at their (rank, alpha), with float32 parameters."""
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners import lora
 
     _check_injectable(model, sizes)
     config = LoraConfig(
@@ -233,6 +235,9 @@ def _wrapped(
         alpha_pattern=_patterns({name: alpha for name, (_, alpha) in sizes.items()}),
         init_lora_weights=False,
     )
+    # PEFT's own choice, without asking every library for quantised layers first: it raises
+    # ImportError where an old torchao or gptqmodel is installed, for whatever other purpose.
+    config._register_custom_module({nn.Linear: lora.Linear, nn.Conv2d: lora.Conv2d})
     with _restored(model, sizes):
         # Building a layer draws random numbers, even if other values replace them.
         with torch.random.fork_rng(devices=[]):
@@ -242,6 +247,23 @@ def _wrapped(
             for linear in _pair(layer):
                 linear.to(device=device, dtype=torch.float32)
         yield layers
+
+
+@cache
+def check_peft() -> None:
+    """Put a LoRA into one small layer; to be called before any long work.
+
+    Raises MagiCaptureError where PEFT is missing or does not work beside what is installed.
+    """
+    try:
+        with injected(nn.ModuleDict({"layer": nn.Linear(1, 1)}), ["layer"], rank=1):
+            pass
+    except Exception as error:  # ImportError, or what a broken package raises when it is asked for
+        raise MagiCaptureError(
+            "The package peft, which puts the LoRA into the model, does not work here "
+            f"({type(error).__name__}: {error}). Update it with 'pip install -U peft'; a package "
+            "named in brackets can be updated or removed as well."
+        ) from error
 
 
 def _check_injectable(model: nn.Module, names: Iterable[str]) -> None:

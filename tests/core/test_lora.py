@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from magicapture.errors import InputError, UnsupportedModelError
-from magicapture.lora import LoraWeights, applied, injected, target_names, text_target_names
+from magicapture.errors import InputError, MagiCaptureError, UnsupportedModelError
+from magicapture.lora import (
+    LoraWeights,
+    applied,
+    check_peft,
+    injected,
+    target_names,
+    text_target_names,
+)
 
 BLOCKS = 10  # transformer blocks of the tiny UNet: 3 levels down, the middle, 3 x 2 up
 
@@ -319,3 +327,41 @@ def test_weights_whose_ranks_differ_are_refused() -> None:
 def test_delta_is_the_merged_update() -> None:
     weights = LoraWeights(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]]), alpha=0.5)
     assert torch.equal(weights.delta(), torch.tensor([[1.5, 3.0], [2.0, 4.0]]))
+
+
+@pytest.fixture
+def old_torchao(tmp_path, monkeypatch):
+    """A torchao that peft raises ImportError for, as some other pack may have brought it."""
+    from peft.import_utils import is_torchao_available
+
+    (tmp_path / "torchao").mkdir()
+    (tmp_path / "torchao" / "__init__.py").touch()
+    facts = tmp_path / "torchao-0.1.dist-info" / "METADATA"
+    facts.parent.mkdir()
+    facts.write_text("Metadata-Version: 2.1\nName: torchao\nVersion: 0.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    is_torchao_available.cache_clear()
+    with pytest.raises(ImportError, match="torchao"):
+        is_torchao_available()
+    yield
+    monkeypatch.undo()
+    is_torchao_available.cache_clear()
+
+
+def test_a_lora_beside_an_old_torchao(old_torchao) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2), nn.Linear(9, 2))
+    state = random_state(model, ["0", "2"], [2])
+    x = torch.randn(1, 3, 3, 3)
+    with torch.no_grad():
+        expected = merged(model, state)(x)
+        with applied(model, state):
+            torch.testing.assert_close(model(x), expected)
+    check_peft.cache_clear()
+    check_peft()
+
+
+def test_a_peft_that_does_not_work_is_told_before_any_work(monkeypatch) -> None:
+    check_peft.cache_clear()
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MagiCaptureError, match="pip install -U peft"):
+        check_peft()
