@@ -11,13 +11,13 @@ from pathlib import Path
 from torch import Tensor
 
 from ..adapters.metadata import restore
-from ..adapters.reading import read_file
 from ..data.folder import read_picture
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import load_face_embedder
 from ..faces.find import best, places
 from ..files import atomic_write
 from ..person import Person, measure_identity
+from ..weight_files import read_metadata
 from .faces import detector_from
 from .images import photos_in
 
@@ -53,7 +53,7 @@ def _loss(arguments: argparse.Namespace) -> Path | str | None:
     if arguments.loss_face_model:
         return Path(arguments.loss_face_model)
     if arguments.adapter:
-        facts = restore(read_file(arguments.adapter)[1])
+        facts = restore(read_metadata(arguments.adapter))
         return facts.info.get("face_model") if facts else None
     return None
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from safetensors import SafetensorError
 from torch import nn
 
-from ..errors import StorageError
+from ..errors import InputError, StorageError
+from ..weight_files import difference, read_tensors
 from .readers import ConvEmbedder, FaceFinder, Parser, PatchEmbedder, Probe, StyleEmbedder
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -56,14 +56,13 @@ def model_folder(folder: Path = WEIGHTS) -> Path:
 
 
 def _filled(network: _Network, file: Path) -> _Network:
-    from safetensors.torch import load_file
-
     if not file.is_file():
         raise StorageError(f"The paperdoll weights are missing: there is no {file}. {_REBUILD}.")
     try:
-        network.load_state_dict(load_file(file))
-    except (SafetensorError, RuntimeError) as error:
-        raise StorageError(
-            f"{file} is damaged or holds another network ({error}). {_REBUILD}."
-        ) from error
+        weights = read_tensors(file)
+    except (InputError, StorageError) as error:
+        raise StorageError(f"{error} {_REBUILD}.") from error
+    if wrong := difference(network, weights):
+        raise StorageError(f"{file} holds another network's weights: it {wrong}. {_REBUILD}.")
+    network.load_state_dict(weights)
     return network.eval().requires_grad_(False)

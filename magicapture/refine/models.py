@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError, MagiCaptureError, StorageError, UnsupportedModelError
 from ..faces.align import HEAD_SIZE
+from ..weight_files import read_entries
 
 if TYPE_CHECKING:
-    from spandrel import ArchRegistry, ImageModelDescriptor
+    from spandrel import ArchRegistry, ImageModelDescriptor, ModelDescriptor
 
 logger = logging.getLogger(__name__)
 
@@ -38,23 +39,13 @@ def load_image_model(path: str | Path) -> ImageModelDescriptor[nn.Module]:
     if not path.is_file():
         raise StorageError(f"There is no model at {path}; give a .safetensors or .pth file.")
     try:
-        from spandrel import ImageModelDescriptor, ModelLoader
-        from spandrel import UnsupportedModelError as Unknown
+        from spandrel import ImageModelDescriptor, canonicalize_state_dict
     except ImportError as error:
         raise MagiCaptureError(
             "Super-resolution and face restoration need the package spandrel; install it with "
             "'pip install spandrel'."
         ) from error
-    weights = _read(path)
-    registry, extra = _registry()
-    hint = "" if extra else " CodeFormer needs 'pip install spandrel_extra_arches'."
-    try:
-        model = ModelLoader(registry=registry).load_from_state_dict(weights)
-    except (Unknown, RuntimeError, KeyError, AttributeError) as error:
-        raise UnsupportedModelError(
-            f"{path.name} is no network that spandrel knows ({_first_line(error)}); give a "
-            f"super-resolution or face-restoration model.{hint}"
-        ) from error
+    model = _built(canonicalize_state_dict(read_entries(path)), path)
     if not isinstance(model, ImageModelDescriptor):
         raise UnsupportedModelError(
             f"{path.name} holds {model.architecture.name}, which needs a mask; give a "
@@ -63,27 +54,38 @@ def load_image_model(path: str | Path) -> ImageModelDescriptor[nn.Module]:
     return model.eval()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _built(weights: Mapping[str, Any], path: Path) -> ModelDescriptor[nn.Module]:
+    """The network that spandrel takes the weights for."""
+    _require_plain_numbers(weights, path)
+    registry, extra = _registry()
+    name = "a network that spandrel knows"
     try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors', pickle's and torch's own types, by kind of damage
-        raise StorageError(
-            f"{path.name} is damaged or holds more than weights ({_first_line(error)}); download "
-            "it again, or take a .safetensors file."
-        ) from error
-    if not isinstance(weights, dict):
+        known = registry.architectures("detection")
+        found = next((support for support in known if support.detect(weights)), None)
+        if found is not None:
+            name = found.architecture.id
+            return found.architecture.load(weights)
+    except Exception as error:  # sizes are read off the weights; where those are wrong, anything
         raise UnsupportedModelError(
-            f"{path.name} holds a {type(weights).__name__}; expected a model's named weights."
+            f"{path.name} looks like {name}, but its weights do not fit: it is damaged, or a "
+            "variant that spandrel does not know. Download it again, or give another model."
+        ) from error
+    hint = "" if extra else " CodeFormer needs 'pip install spandrel_extra_arches'."
+    raise UnsupportedModelError(
+        f"{path.name} is no network that spandrel knows; give a super-resolution or "
+        f"face-restoration model.{hint}"
+    )
+
+
+def _require_plain_numbers(weights: Mapping[str, Any], path: Path) -> None:
+    """Refuse layers numbered in the millions: spandrel would build as many."""
+    parts = (part for name in weights for part in str(name).split("."))
+    numbers = [int(part[:9]) for part in parts if part.isdecimal()]
+    if max(numbers, default=0) > 10 * len(weights):
+        raise UnsupportedModelError(
+            f"{path.name} has a layer {max(numbers)}, but only {len(weights)} weights; it is "
+            "damaged. Download it again."
         )
-    return weights
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _registry() -> tuple[ArchRegistry, bool]:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from spandrel import MAIN_REGISTRY
 from spandrel.architectures.Compact import Compact
+from spandrel.architectures.ESRGAN import ESRGAN
 from spandrel.architectures.GFPGAN import GFPGAN
 from spandrel.architectures.RestoreFormer import RestoreFormer
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def test_files_that_cannot_be_read(tmp_path) -> None:
         with pytest.raises(StorageError, match="damaged"):
             load_image_model(tmp_path / name)
     torch.save({"params": Runs()}, tmp_path / "evil.pth")
-    with pytest.raises(StorageError, match="more than weights"):
+    with pytest.raises(InputError, match="more than weights"):
         load_image_model(tmp_path / "evil.pth")
 
 
@@ -57,13 +58,40 @@ def test_files_of_another_kind(tmp_path) -> None:
     with pytest.raises(UnsupportedModelError, match="spandrel"):
         load_image_model(tmp_path / "linear.pth")
     torch.save([torch.ones(1)], tmp_path / "list.pth")
-    with pytest.raises(UnsupportedModelError, match="list"):
+    with pytest.raises(InputError, match="list"):
         load_image_model(tmp_path / "list.pth")
     weights = Compact(num_feat=8, num_conv=1, upscale=2).state_dict()
     weights["body.0.weight"] = torch.zeros(8, 3, 5, 5)
     torch.save(weights, tmp_path / "wrong.pth")
     with pytest.raises(UnsupportedModelError, match="wrong"):
         load_image_model(tmp_path / "wrong.pth")
+
+
+def old_esrgan() -> dict[str, Tensor]:
+    """ESRGAN's first names, one block of four channels."""
+    return dict(ESRGAN(num_filters=4, num_blocks=1, scale=1).state_dict())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model.0.weight": torch.zeros(4)},
+        {"model.0.weight": torch.zeros(())},
+        {"model.0.weight": torch.zeros(0, 0, 3, 3)},
+        {"model.4.weight": torch.zeros(())},
+        {"model.x.weight": torch.zeros(1)},
+        {"model.1.sub.0.RDB1.conv1.0.weight": torch.zeros(7, 4, 3, 3)},
+        {"model.1.sub.99999999.weight": torch.zeros(1)},
+        {f"model.{'9' * 5000}.weight": torch.zeros(1)},
+    ],
+    ids=lambda changes: next(iter(changes))[:40],
+)
+def test_names_of_a_network_with_other_shapes(tmp_path, changes) -> None:
+    torch.save(old_esrgan(), tmp_path / "whole.pth")
+    assert architecture_of(load_image_model(tmp_path / "whole.pth")) == "ESRGAN"
+    torch.save({**old_esrgan(), **changes}, tmp_path / "other.pth")
+    with pytest.raises(UnsupportedModelError, match=r"other\.pth .* damaged"):
+        load_image_model(tmp_path / "other.pth")
 
 
 def test_spandrels_own_list_stays_as_it_is(tmp_path) -> None:
