@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from torch import nn
 
 from ..backbone import NoiseSchedule, PredictionType
-from ..errors import StorageError, UnsupportedModelError
+from ..errors import StorageError
+from ..weight_files import PICKLES, SAFETENSORS
+from .building import build_text_encoder, build_unet, build_vae, understood
 from .diffusers import DiffusersBackbone
-from .reading import errors_only, no_progress_bars, read_tensors
+from .reading import read_json, read_part, read_tokenizer
+from .renaming import vae_weights
 from .single_file import parts_of_file
-from .support import BETAS, MODELS, SUPPORTED, family_of, refuse
+from .support import BETAS, MODELS, family_of, refuse
 from .taesd import load_taesd
 
 _FOREIGN_PARTS = {
@@ -23,7 +24,10 @@ _FOREIGN_PARTS = {
     "transformer": "a diffusion transformer (Stable Diffusion 3, Flux and the like)",
     "prior": "a model of several stages",
 }
-_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+_FILES = (SAFETENSORS, *PICKLES)
+_SCHEDULER = Path("scheduler", "scheduler_config.json")
+_MOST_STEPS = 100_000
+"""No schedule has more; a number out of a damaged file could fill the memory."""
 
 
 def load_backbone(
@@ -41,121 +45,88 @@ def load_backbone(
     and merges.txt, for a text encoder with words other than CLIP's. prediction_type: what the
     UNet predicts, where the folder or the rule of `shapes.prediction_type` is wrong.
 
-    All parts are frozen and in evaluation mode. Nothing is downloaded. Raises StorageError for a
-    file that cannot be read, UnsupportedModelError for a model of another kind or without one of
-    its parts.
+    All parts are frozen and in evaluation mode. Nothing is downloaded. Of a folder only
+    .safetensors files are read. Raises StorageError for a file that cannot be read, InputError for
+    one that could hold code, UnsupportedModelError for a model of another kind or without some of
+    its weights.
     """
     path = Path(path)
     if path.is_dir():
         tokenizer = tokenizer or path / "tokenizer"
-        with no_progress_bars():
-            parts, scheduler = _from_folder(path, dtype)
+        parts, scheduler = _from_folder(path, dtype)
+        source = path / _SCHEDULER
     elif path.is_file() and path.suffix.lower() in _FILES:
-        with no_progress_bars():
-            parts, scheduler = parts_of_file(path, dtype)
+        parts, scheduler = parts_of_file(path, dtype)
+        source = path
     else:
         raise StorageError(
             f"There is no model at {path}: expected a diffusers folder, or a file ending in "
             f"{', '.join(_FILES)}."
         )
-    words = _clip_tokenizer(Path(tokenizer)) if tokenizer else parts["tokenizer"]
     backbone = DiffusersBackbone(
         unet=parts["unet"],
         vae=parts["vae"],
         text_encoders={"clip_l": parts["text_encoder"]},
-        tokenizers={"clip_l": words},
-        schedule=_schedule(scheduler, prediction_type),
+        tokenizers={"clip_l": read_tokenizer(Path(tokenizer)) if tokenizer else parts["tokenizer"]},
+        schedule=_schedule(scheduler, prediction_type, source),
         decoder=load_taesd(decoder).to(dtype) if decoder else None,
     )
-    for name, module in backbone.modules.items():
-        _require_complete(module, name, path)
+    for module in backbone.modules.values():
         module.to(device).eval().requires_grad_(False)
     return backbone
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """The parts of a diffusers folder and its scheduler's config."""
-    import diffusers
-
-    index = _json(folder / "model_index.json")
+    index = read_json(folder / "model_index.json")
     for part, kind in _FOREIGN_PARTS.items():
-        if (index.get(part) or [None])[0] is not None:
-            refuse(f"{kind} ({index.get('_class_name')})")
-    unet, vae, text = (_json(folder / part / "config.json") for part in MODELS)
+        if index.get(part) not in (None, [None, None]):
+            refuse(f"{kind} ({_short(index.get('_class_name'))})")
+    unet, vae, text = (read_json(folder / part / "config.json") for part in MODELS)
     if text.get("model_type") not in ("clip_text_model", "clip"):
-        refuse(f"one with a text encoder of the kind {text.get('model_type')}")
+        refuse(f"one with a text encoder of the kind {_short(text.get('model_type'))}")
     if vae.get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
-        refuse(f"one with a VAE of the kind {vae.get('_class_name')}")
-    family_of(unet, vae, [text["hidden_size"]])  # refused before gigabytes are read
+        refuse(f"one with a VAE of the kind {_short(vae.get('_class_name'))}")
+    with understood(folder):
+        family_of(unet, vae, [text["hidden_size"]])  # refused before gigabytes are read
+    scheduler = read_json(folder / _SCHEDULER)
 
-    options = {"torch_dtype": dtype, "local_files_only": True}
-    try:
-        with errors_only():  # AutoencoderTiny warns of a setting that it writes itself
-            autoencoder = getattr(diffusers, vae["_class_name"])
-            models = {"vae": autoencoder.from_pretrained(folder / "vae", **options)}
-        models["unet"] = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **options)
-        models["text_encoder"] = _text_encoder(folder / "text_encoder", options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise StorageError(f"The model in {folder} cannot be loaded: {error}") from error
-    return models, _json(folder / "scheduler" / "scheduler_config.json")
-
-
-def _text_encoder(folder: Path, options: Mapping[str, Any]) -> Any:
-    """CLIP's text encoder; raises StorageError where the file lacks some of its weights.
-
-    transformers 5 writes names without "text_model.", which 4 does not know: it would go on with
-    random weights.
-    """
-    from transformers import CLIPTextModel
-
-    model, report = CLIPTextModel.from_pretrained(folder, output_loading_info=True, **options)
-    if missing := set(report["missing_keys"]):
-        weights = read_tensors(folder / "model.safetensors")
-        longer = {f"text_model.{name}": value for name, value in weights.items()}
-        if not missing <= longer.keys():
-            raise StorageError(
-                f"{folder} lacks {len(missing)} weights of the text encoder, such as "
-                f"{min(missing)}; the file is incomplete. Fetch it again."
-            )
-        model.load_state_dict(longer, strict=False)
-    return model
+    stem = "diffusion_pytorch_model"
+    vae_tensors = read_part(folder / "vae", stem)
+    if vae["_class_name"] == "AutoencoderKL":
+        vae_tensors = vae_weights(vae_tensors)
+    return {
+        "unet": build_unet(unet, read_part(folder / "unet", stem), dtype, folder),
+        "vae": build_vae(vae, vae_tensors, dtype, folder),
+        "text_encoder": build_text_encoder(
+            text, read_part(folder / "text_encoder", "model"), dtype, folder
+        ),
+    }, scheduler
 
 
-def _schedule(config: Mapping[str, Any], prediction_type: PredictionType | None) -> NoiseSchedule:
-    """The noise schedule of a diffusers scheduler's config."""
+def _short(value: object) -> str:
+    """For a message: a damaged file may hold a value of any length."""
+    return str(value)[:60]
+
+
+def _schedule(
+    config: Mapping[str, Any], prediction_type: PredictionType | None, source: Path
+) -> NoiseSchedule:
+    """The noise schedule of a diffusers scheduler's config; StorageError where it is none."""
     from diffusers import DDIMScheduler
 
     keys = ("num_train_timesteps", "trained_betas", "rescale_betas_zero_snr", *BETAS)
     predicts = prediction_type or config.get("prediction_type", "epsilon")
     if predicts not in get_args(PredictionType):
-        refuse(f"one that predicts {predicts!r}")
-    scheduler: Any = DDIMScheduler(**{key: config[key] for key in keys if key in config})
+        refuse(f"one that predicts {predicts!r:.60}")
+    with understood(source):
+        if not 1 < config.get("num_train_timesteps", 1000) <= _MOST_STEPS:
+            raise ValueError("num_train_timesteps")
+        scheduler: Any = DDIMScheduler(**{key: config[key] for key in keys if key in config})
+        alphas = scheduler.alphas_cumprod.float()
+        if not (len(alphas) > 1 and 0 < alphas[0] < 1 and alphas[-1] >= 0):
+            raise ValueError("betas")
+        if not (alphas.diff() < 0).all():
+            raise ValueError("betas")
     # diffusers' stand-in for the 0 that a schedule rescaled to zero terminal SNR ends in
-    return NoiseSchedule(scheduler.alphas_cumprod.float().clamp(min=2**-24), predicts)
-
-
-def _require_complete(module: nn.Module, part: str, path: Path) -> None:
-    """Refuse a model of which the file lacked some weights; diffusers leaves them on "meta"."""
-    empty = [name for name, value in module.state_dict().items() if value.is_meta]
-    if empty:
-        raise UnsupportedModelError(
-            f"{path} lacks {len(empty)} weights of the {part}, such as {empty[0]}; it is not "
-            f"{SUPPORTED}, or the file is incomplete."
-        )
-
-
-def _clip_tokenizer(folder: Path) -> Any:
-    from transformers import CLIPTokenizer
-
-    if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
-        raise StorageError(f"There is no tokenizer in {folder}: expected vocab.json, merges.txt.")
-    return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise StorageError(
-            f"{path} cannot be read, which a diffusers folder of {SUPPORTED} has: {error}"
-        ) from error
+    return NoiseSchedule(alphas.clamp(min=2**-24), predicts)

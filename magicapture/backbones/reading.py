@@ -1,66 +1,85 @@
-"""Reading weights: files with nothing else in them, and the libraries kept quiet."""
+"""The files of a diffusers folder, and the libraries kept quiet."""
 
 from __future__ import annotations
 
-import zipfile
+import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import StorageError
+from ..weight_files import PICKLES, SAFETENSORS, read_tensors
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .ckpt, .pt, .pth or .bin file, on the CPU.
-
-    Large files are mapped, so that a tensor is read when it is used. Raises StorageError for a
-    file that is missing, damaged, or holds more than weights.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = Path(path)
-    if not path.is_file():
-        raise StorageError(f"There is no file {path}.")
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; raises StorageError for any other."""
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StorageError(f"There is no file {path}, which a diffusers folder has.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise StorageError(f"{path} is damaged or not JSON; fetch it again.") from error
+    if not isinstance(data, dict):
         raise StorageError(
-            f"{path} cannot be read as a file of weights (damaged, cut short, or with code in "
-            f"it): {error}. Convert a .ckpt to .safetensors, or fetch the file again."
+            f'{path} holds a {type(data).__name__}; expected an object, {{"name": value, ...}}. '
+            "Fetch it again."
+        )
+    return data
+
+
+def read_part(folder: Path, stem: str) -> dict[str, Tensor]:
+    """The tensors of a folder's one .safetensors file, called `stem`.
+
+    Raises StorageError where there is none. Pickles beside it are never read: whoever names the
+    folder has not named them.
+    """
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    wanted = f"{stem}{SAFETENSORS}"
+    found = next((file for file in files if file.name.lower() == wanted), None)
+    if found is not None:
+        return read_tensors(found)
+    pickles = [file.name for file in files if file.suffix.lower() in PICKLES]
+    others = [file.name for file in files if file.suffix.lower() == SAFETENSORS]
+    if others:
+        hint = f"There is {others[0]}: if it is the whole of it, give it that name."
+    elif pickles:
+        hint = (
+            f"There is {pickles[0]}, a pickle, which could hold code and is not read from a "
+            "folder. Fetch the .safetensors file, or save the model anew with diffusers."
+        )
+    else:
+        hint = "Fetch it again."
+    raise StorageError(f"{folder} holds no {wanted}. {hint}")
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """CLIP's tokenizer from a folder with vocab.json and merges.txt, or tokenizer.json.
+
+    Raises StorageError for files that are missing or damaged.
+    """
+    from transformers import CLIPTokenizer
+
+    if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
+        raise StorageError(f"There is no tokenizer in {folder}: expected vocab.json, merges.txt.")
+    try:
+        tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        ids = tokenizer("a photo", add_special_tokens=False).input_ids
+        ids = [*ids, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+        if len(ids) < 4 or not all(type(number) is int and number >= 0 for number in ids):
+            raise ValueError("ids")
+    except Exception as error:  # JSON's, the tokenizers package's and transformers' own
+        raise StorageError(
+            f"The tokenizer in {folder} is damaged ({type(error).__name__}); fetch it again."
         ) from error
-    while isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict):
-        raise StorageError(f"{path} holds a {type(state).__name__}; expected named tensors.")
-    return {key: value for key, value in state.items() if isinstance(value, Tensor)}
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Keep diffusers and transformers from drawing their own bars while they load."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    with ExitStack() as restore:
-        for logging in (diffusers_logging, transformers_logging):
-            if logging.is_progress_bar_enabled():
-                logging.disable_progress_bar()
-                restore.callback(logging.enable_progress_bar)
-        yield
+    return tokenizer
 
 
 @contextmanager
 def errors_only() -> Iterator[None]:
-    """Keep diffusers from warning about what it does itself, as casts in a single-file load."""
+    """Keep diffusers from warning of settings that it writes itself."""
     from diffusers.utils import logging
 
     level = logging.get_verbosity()

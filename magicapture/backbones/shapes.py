@@ -7,7 +7,6 @@ architecture from the weights also lets small models of the same build load.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from itertools import count
 from typing import Any
 
 from torch import Tensor
@@ -21,8 +20,14 @@ Weights = Mapping[str, Tensor]
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 CLIP = "cond_stage_model.transformer.text_model."
+CLIP_LAYERS = CLIP + "encoder.layers."
 OPEN_CLIP = "cond_stage_model.model."
+OPEN_CLIP_LAYERS = OPEN_CLIP + "transformer.resblocks."
 TINY_VAE = VAE + "taesd_"
+
+CLIP_WORDS = 49408
+CLIP_DEPTH, OPEN_CLIP_DEPTH = 12, 23
+"""Layers that a text encoder over CLIP's words has, and those that SD 2.x uses of OpenCLIP's 24."""
 
 _OTHERS = {
     "conditioner.embedders.": "an SDXL model",
@@ -36,34 +41,81 @@ _OTHERS = {
 }
 
 
+def with_text_model(weights: Weights) -> dict[str, Tensor]:
+    """The weights with CLIP's names whole: NovelAI's files leave "text_model." out of them."""
+    short = CLIP.removesuffix("text_model.")
+    return {
+        name.replace(short, CLIP, 1)
+        if name.startswith(short) and not name.startswith(CLIP)
+        else name: value
+        for name, value in weights.items()
+    }
+
+
 def configs(weights: Weights) -> dict[str, dict[str, Any]]:
     """The configs of "unet", "vae" and "text_encoder" that the checkpoint's shapes stand for.
 
-    Raises UnsupportedModelError for another model, or when a part is missing.
+    Raises UnsupportedModelError for another model, or when a part, a block or a weight is missing.
     """
     for prefix, kind in _OTHERS.items():
-        if any(key.startswith(prefix) for key in weights):
+        if _has(weights, prefix):
             refuse(kind)
-    parts = {
-        "UNet": (UNET + "input_blocks.0.0.weight",),
-        "VAE": (VAE + "decoder.conv_in.weight", TINY_VAE + "decoder.1.weight"),
-        "CLIP text encoder": (
-            CLIP + "embeddings.token_embedding.weight",
-            OPEN_CLIP + "token_embedding.weight",
-        ),
-    }
-    missing = [part for part, keys in parts.items() if not any(key in weights for key in keys)]
+    parts = {"UNet": (UNET,), "VAE": (VAE,), "CLIP text encoder": (CLIP, OPEN_CLIP)}
+    missing = [part for part, of in parts.items() if not any(_has(weights, p) for p in of)]
+    missing = missing or _missing_blocks(weights)
     if missing:
         raise UnsupportedModelError(
-            f"The checkpoint is without {' and '.join(missing)}; give a complete one of "
+            f"The checkpoint is without {' and '.join(missing[:3])}; give a complete one of "
             f"{SUPPORTED}."
         )
-    tiny = TINY_VAE + "decoder.1.weight" in weights
-    return {
-        "unet": _unet(weights),
-        "vae": _tiny_vae(weights) if tiny else _vae(weights),
-        "text_encoder": _open_clip(weights) if _is_open_clip(weights) else _clip(weights),
-    }
+    try:
+        return {
+            "unet": _unet(weights),
+            "vae": _tiny_vae(weights) if _has(weights, TINY_VAE) else _vae(weights),
+            "text_encoder": _open_clip(weights) if _is_open_clip(weights) else _clip(weights),
+        }
+    except KeyError as error:
+        raise UnsupportedModelError(
+            f"The checkpoint lacks the weight {error.args[0]}; give a complete one of {SUPPORTED}."
+        ) from error
+
+
+def _has(weights: Weights, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in weights)
+
+
+def _missing_blocks(weights: Weights) -> list[str]:
+    """Names of the numbered blocks of which the file has nothing, though it must."""
+    # What is halved on the way down is doubled on the way up, in as many blocks.
+    pairs = (
+        (UNET + "input_blocks.", UNET + "output_blocks."),
+        (VAE + "encoder.down.", VAE + "decoder.up."),
+    )
+    lengths = {side: max(_length(weights, s) for s in pair) for pair in pairs for side in pair}
+    text, table, depth = (
+        (OPEN_CLIP_LAYERS, OPEN_CLIP + "token_embedding.weight", OPEN_CLIP_DEPTH)
+        if _is_open_clip(weights)
+        else (CLIP_LAYERS, CLIP + "embeddings.token_embedding.weight", CLIP_DEPTH)
+    )
+    lengths[text] = _length(weights, text)
+    if table in weights and len(weights[table]) == CLIP_WORDS:
+        lengths[text] = max(lengths[text], depth)
+    return [
+        f"{prefix}{number}"
+        for prefix, length in lengths.items()
+        for number in sorted({*range(length)} - _numbers(weights, prefix))
+    ]
+
+
+def _numbers(weights: Weights, prefix: str) -> set[int]:
+    """The numbers that follow a prefix."""
+    starts = (k.removeprefix(prefix).partition(".")[0] for k in weights if k.startswith(prefix))
+    return {int(start) for start in starts if start.isdecimal() and len(start) < 5}
+
+
+def _length(weights: Weights, prefix: str) -> int:
+    """How many blocks a prefix has, by the last one's number."""
+    return max(_numbers(weights, prefix), default=-1) + 1
 
 
 def prediction_type(weights: Weights) -> PredictionType:
@@ -79,7 +131,7 @@ def prediction_type(weights: Weights) -> PredictionType:
 
 
 def _is_open_clip(weights: Weights) -> bool:
-    return OPEN_CLIP + "token_embedding.weight" in weights
+    return _has(weights, OPEN_CLIP)
 
 
 def _unet(weights: Weights) -> dict[str, Any]:
@@ -88,7 +140,7 @@ def _unet(weights: Weights) -> dict[str, Any]:
     channels = [
         len(weights[UNET + f"input_blocks.{level[-1]}.0.out_layers.3.weight"]) for level in levels
     ]
-    attends = [prefix + "proj_in.weight" in weights for prefix in attention]
+    attends = [_has(weights, prefix) for prefix in attention]
     if not any(attends):
         refuse("a UNet without cross-attention")
     first = attention[attends.index(True)]
@@ -111,31 +163,26 @@ def _unet(weights: Weights) -> dict[str, Any]:
 
 
 def _levels(weights: Weights) -> Iterator[list[int]]:
-    """The indices of the residual blocks of each level of the UNet's way down."""
+    """The numbers of the residual blocks of each level of the UNet's way down."""
     level: list[int] = []
-    for index in count(1):
-        block = UNET + f"input_blocks.{index}.0."
-        if block + "out_layers.3.weight" in weights:
-            level.append(index)
-        else:  # a downsampler, or the end
+    for number in range(1, _length(weights, UNET + "input_blocks.")):
+        if _has(weights, UNET + f"input_blocks.{number}.0.op."):
             yield level
             level = []
-            if block + "op.weight" not in weights:
-                return
+        else:
+            level.append(number)
+    yield level
 
 
 def _vae(weights: Weights) -> dict[str, Any]:
-    def block(level: int, index: int) -> str:
-        return VAE + f"encoder.down.{level}.block.{index}.conv2.weight"
-
-    levels = _length(weights, lambda level: block(level, 0))
-    channels = [len(weights[block(level, 0)]) for level in range(levels)]
+    levels = _length(weights, VAE + "encoder.down.")
+    last = VAE + "encoder.down.{}.block.0.conv2.weight"
     return {
         "_class_name": "AutoencoderKL",
         "sample_size": 512,
         "latent_channels": weights[VAE + "decoder.conv_in.weight"].shape[1],
-        "block_out_channels": channels,
-        "layers_per_block": _length(weights, lambda index: block(0, index)),
+        "block_out_channels": [len(weights[last.format(level)]) for level in range(levels)],
+        "layers_per_block": _length(weights, VAE + "encoder.down.0.block."),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "scaling_factor": 0.18215,
@@ -150,23 +197,26 @@ def _tiny_vae(weights: Weights) -> dict[str, Any]:
 
 
 def _clip(weights: Weights) -> dict[str, Any]:
-    layer = CLIP + "encoder.layers.{}.mlp.fc1.weight"
     return _text_encoder(
         table=weights[CLIP + "embeddings.token_embedding.weight"],
         positions=weights[CLIP + "embeddings.position_embedding.weight"],
-        inner=weights[layer.format(0)],
-        layers=_length(weights, layer.format),
+        inner=weights[CLIP_LAYERS + "0.mlp.fc1.weight"],
+        layers=_length(weights, CLIP_LAYERS),
         activation="quick_gelu",
     )
 
 
 def _open_clip(weights: Weights) -> dict[str, Any]:
-    layer = OPEN_CLIP + "transformer.resblocks.{}.mlp.c_fc.weight"
+    table, layers = (
+        weights[OPEN_CLIP + "token_embedding.weight"],
+        _length(weights, OPEN_CLIP_LAYERS),
+    )
     return _text_encoder(
-        table=weights[OPEN_CLIP + "token_embedding.weight"],
+        table=table,
         positions=weights[OPEN_CLIP + "positional_embedding"],
-        inner=weights[layer.format(0)],
-        layers=_length(weights, layer.format) - 1,  # SD 2.x reads the last but one
+        inner=weights[OPEN_CLIP_LAYERS + "0.mlp.c_fc.weight"],
+        # SD 2.x reads the last but one, and files that diffusers wrote stop there.
+        layers=OPEN_CLIP_DEPTH if len(table) == CLIP_WORDS else layers - 1,
         activation="gelu",
     )
 
@@ -190,8 +240,3 @@ def _text_encoder(
         "eos_token_id": words - 1,
         "pad_token_id": words - 1,
     }
-
-
-def _length(weights: Weights, key: Any) -> int:
-    """How many of key(0), key(1), ... there are."""
-    return next(index for index in count() if key(index) not in weights)

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, UnsupportedModelError
-from .reading import read_tensors
+from ..errors import InputError, StorageError, UnsupportedModelError
+from ..weight_files import read_tensors
+from .building import build_vae
+from .reading import read_json, read_part
 
 _INDEX = re.compile(r"(\d+)\.(.+)")
 
@@ -22,32 +25,28 @@ def load_taesd(path: str | Path) -> nn.Module:
     `taesd_decoder.safetensors`, or one of these two files (also .pth); the other one lies beside
     it. Raises InputError when one is missing, UnsupportedModelError for another architecture.
     """
-    from diffusers import AutoencoderTiny
-
     path = Path(path)
     if (path / "config.json").is_file():
-        ready: Any = AutoencoderTiny.from_pretrained(path, local_files_only=True)
-        return ready.eval().requires_grad_(False)
+        config = {**read_json(path / "config.json"), "_class_name": "AutoencoderTiny"}
+        weights = read_part(path, "diffusion_pytorch_model")
+        return build_vae(config, weights, torch.float32, path).eval().requires_grad_(False)
     found = {part: _file(path, part) for part in ("encoder", "decoder")}
     return taesd_from({part: read_tensors(file) for part, file in found.items()})
 
 
 def taesd_from(parts: Mapping[str, Mapping[str, Tensor]]) -> nn.Module:
     """Build TAESD from the state dicts of its "encoder" and "decoder", in the author's layout."""
-    from diffusers import AutoencoderTiny
-
     # The author's decoder counts its clamp as layer 0; diffusers' clamps outside the layers.
     state = {
         **_renumbered(parts["encoder"], "encoder.layers", 0),
         **_renumbered(parts["decoder"], "decoder.layers", -1),
     }
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = {"_class_name": "AutoencoderTiny"}
     if (last := state.get("encoder.layers.14.bias")) is not None:
         config["latent_channels"] = len(last)
-    model: Any = AutoencoderTiny(**config)
     try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
+        model = build_vae(config, state, torch.float32, Path("TAESD"))
+    except (StorageError, UnsupportedModelError) as error:
         raise UnsupportedModelError(
             f"The tiny VAE is not laid out as TAESD (four levels of 64 channels): {error}"
         ) from error

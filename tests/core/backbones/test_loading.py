@@ -70,7 +70,7 @@ def test_a_text_encoder_without_a_weight_is_refused(save):
     folder = save()
     file = folder / "text_encoder" / "model.safetensors"
     renamed(file, lambda name: None if name.endswith("layers.1.mlp.fc1.weight") else name)
-    with pytest.raises(StorageError, match="lacks 1 weights of the text encoder"):
+    with pytest.raises(UnsupportedModelError, match=r"text encoder .* lacks 1 of its weights"):
         load_backbone(folder)
 
 
@@ -172,3 +172,124 @@ def test_nothing_is_printed(save, capfd):
     capfd.readouterr()
     load_backbone(folder)
     assert "%|" not in "".join(capfd.readouterr())
+
+
+JUNK = ["[]", "null", "5", '"x"', "{", "[" * 100_000, "9" * 5_000, "\x00"]
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "vae/config.json"])
+def test_json_that_is_no_object(save, file):
+    folder = save()
+    for text in JUNK:
+        (folder / file).write_text(text)
+        with pytest.raises(StorageError, match=r"config|model_index"):
+            load_backbone(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("unet/config.json", {"block_out_channels": []}),
+        ("unet/config.json", {"block_out_channels": "x"}),
+        ("unet/config.json", {"layers_per_block": 10**9}),
+        ("unet/config.json", {"layers_per_block": [10**9] * 3}),
+        ("unet/config.json", {"norm_num_groups": 0}),
+        ("unet/config.json", {"in_channels": None}),
+        ("unet/config.json", {"down_block_types": ["Spam"]}),
+        ("unet/config.json", {"norm_eps": [1e-5]}),
+        ("unet/config.json", {"norm_eps": True}),
+        ("unet/config.json", {"resnet_out_scale_factor": float("nan")}),
+        ("unet/config.json", {"flip_sin_to_cos": "x"}),
+        ("vae/config.json", {"latent_channels": []}),
+        ("vae/config.json", {"scaling_factor": float("nan")}),
+        ("vae/config.json", {"scaling_factor": "x"}),
+        ("text_encoder/config.json", {"hidden_size": []}),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**9}),
+        ("text_encoder/config.json", {"hidden_act": "spam"}),
+        ("text_encoder/config.json", {"num_hidden_layers": 1}),  # of the two that the file has
+        ("scheduler/scheduler_config.json", {"trained_betas": "x"}),
+        ("scheduler/scheduler_config.json", {"trained_betas": [2.0] * 10}),
+        ("scheduler/scheduler_config.json", {"trained_betas": [float("nan")] * 10}),
+        ("scheduler/scheduler_config.json", {"beta_end": -1}),
+        ("scheduler/scheduler_config.json", {"beta_start": None}),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "spam"}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": []}),
+    ],
+)
+def test_settings_that_cannot_be_used(save, file, changes):
+    folder = save(vae="kl")
+    edit(folder / file, **changes)
+    with pytest.raises((StorageError, UnsupportedModelError)):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "{", "[" * 100_000])
+def test_a_broken_tokenizer(save, tmp_path, text):
+    words = tmp_path / "words"
+    words.mkdir()
+    (words / "vocab.json").write_text(text)
+    (words / "merges.txt").write_text(text)
+    with pytest.raises(StorageError, match="tokenizer"):
+        load_backbone(save(), tokenizer=words)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_folder_never_falls_back_to_pickles(save, part):
+    folder = save()
+    (file,) = (folder / part).glob("*.safetensors")
+    pickle = file.with_name("pytorch_model.bin" if part == "text_encoder" else f"{file.stem}.bin")
+    torch.save(load_file(file), pickle)
+    file.unlink()
+    with pytest.raises(StorageError, match=rf"holds no {file.name}.*{pickle.name}, a pickle"):
+        load_backbone(folder)
+
+
+def test_a_variant_is_named(save):
+    folder = save()
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.raises(StorageError, match=r"There is diffusion_pytorch_model\.fp16\.safetensors"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_folder_with_weights_missing_or_strange(save, part):
+    """Never in torch's words of a tensor without data."""
+    folder = save()
+    (file,) = (folder / part).glob("*.safetensors")
+    whole = load_file(file)
+    name = next(name for name in whole if name.endswith("weight"))
+    for state in (
+        {k: v for k, v in whole.items() if k != name},
+        {**whole, name: whole[name][:1].clone()},
+        {**whole, name: torch.zeros(())},
+    ):
+        save_file(state, file)
+        with pytest.raises(
+            UnsupportedModelError, match=rf"{name.removeprefix('text_model.')}"
+        ) as e:
+            load_backbone(folder)
+        assert "meta" not in str(e.value)
+
+
+def test_a_vae_with_the_names_diffusers_gave_at_first(save, tiny):
+    folder = save(vae="kl")
+    first = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(name):
+        for new, old in first.items():
+            name = name.replace(f".attentions.0.{new}.", f".attentions.0.{old}.")
+        return name
+
+    renamed(folder / "vae" / "diffusion_pytorch_model.safetensors", rename)
+    found = load_backbone(folder).vae.state_dict()
+    for name, value in tiny.vae("kl").state_dict().items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_loading_draws_no_random_numbers(save):
+    folder = save()
+    before = torch.get_rng_state()
+    load_backbone(folder)
+    assert torch.equal(torch.get_rng_state(), before)

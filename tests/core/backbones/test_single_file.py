@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 from magicapture.backbones import load_backbone
-from magicapture.backbones.shapes import UNET, prediction_type
-from magicapture.errors import StorageError, UnsupportedModelError
+from magicapture.backbones.shapes import UNET, configs, prediction_type
+from magicapture.errors import InputError, StorageError, UnsupportedModelError
 from magicapture.tokens import Prompt, TokenVectors
 
 
@@ -217,6 +217,89 @@ def test_weights_missing_are_noticed(parts, ldm_layout, tmp_path, name):
         load_backbone(tmp_path / "holes.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("prefix", "named"),
+    [
+        ("cond_stage_model.transformer.text_model.encoder.layers.11.", "layers.11"),
+        ("cond_stage_model.transformer.text_model.encoder.layers.5.", "layers.5"),
+        ("model.diffusion_model.input_blocks.11.", "input_blocks.11"),
+        ("model.diffusion_model.output_blocks.0.", "output_blocks.0"),
+        ("model.diffusion_model.input_blocks.4.1.", "down_blocks.1.attentions"),
+        ("first_stage_model.encoder.down.3.", "encoder.down.3"),
+        ("first_stage_model.encoder.", "encoder.down.0"),
+        ("model.diffusion_model.out.2.weight", "out.2.weight"),
+        ("first_stage_model.decoder.up.1.block.2.conv1.bias", "conv1.bias"),
+    ],
+)
+def test_blocks_missing_are_not_trained_without(parts, ldm_layout, tmp_path, prefix, named):
+    """The shapes of what is left make a smaller model, which would load."""
+    state = {k: v for k, v in ldm_layout(*parts).items() if not k.startswith(prefix)}
+    save_file(state, tmp_path / "less.safetensors")
+    with pytest.raises(UnsupportedModelError, match=named.replace(".", r"\.")) as error:
+        load_backbone(tmp_path / "less.safetensors")
+    assert "meta" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("model.diffusion_model.input_blocks.1.1.transformer_blocks.1.attn1.to_q.weight", (1,)),
+        ("model.diffusion_model.middle_block.3.weight", (1,)),
+        ("model.diffusion_model.time_embed.0.weight", (7, 7)),
+        ("cond_stage_model.transformer.text_model.encoder.layers.3.mlp.fc3.weight", (1,)),
+        ("first_stage_model.decoder.conv_in.weight", ()),
+    ],
+)
+def test_weights_that_have_no_place(parts, ldm_layout, tmp_path, name, shape):
+    save_file({**ldm_layout(*parts), name: torch.zeros(shape)}, tmp_path / "other.safetensors")
+    with pytest.raises((StorageError, UnsupportedModelError), match=r"other\.safetensors"):
+        load_backbone(tmp_path / "other.safetensors")
+
+
+def test_what_lies_beside_the_networks_is_left(parts, ldm_layout, tmp_path):
+    beside = (
+        "first_stage_model.loss.logvar",
+        "cond_stage_model.logit_scale",
+        "cond_stage_model.transformer.text_model.embeddings.position_ids",
+        "model_ema.decay",
+        "betas",
+    )
+    state = {**ldm_layout(*parts), **{name: torch.zeros(1) for name in beside}}
+    save_file(state, tmp_path / "model.safetensors")
+    assert_same(load_backbone(tmp_path / "model.safetensors").unet, parts[0])
+
+
+def test_novelais_names_and_an_ending_in_capitals(parts, ldm_layout, tmp_path):
+    """They leave "text_model." out; so do many merges."""
+    whole = ldm_layout(*parts)
+    state = {
+        name.replace(".transformer.text_model.", ".transformer."): whole[name] for name in whole
+    }
+    assert state.keys() != whole.keys()
+    save_file(state, tmp_path / "animefull.SAFETENSORS")
+    backbone = load_backbone(tmp_path / "animefull.SAFETENSORS")
+    assert_same(backbone.text_encoders["clip_l"], parts[2])
+
+
+@pytest.mark.parametrize("stored", [23, 24])
+def test_sd2_reads_23_layers_however_many_the_file_keeps(parts, ldm_layout, stored):
+    """OpenCLIP has 24, of which SD 2.x reads the last but one; diffusers writes 23 back."""
+    start = "cond_stage_model.model."
+    text = {
+        f"{start}token_embedding.weight": (49408, 1024),
+        f"{start}positional_embedding": (77, 1024),
+        **{
+            f"{start}transformer.resblocks.{n}.mlp.c_fc.weight": (4096, 1024) for n in range(stored)
+        },
+    }
+    kept = {k: v for k, v in ldm_layout(*parts).items() if not k.startswith("cond_stage_model")}
+    weights = {**kept, **{name: torch.empty(s, device="meta") for name, s in text.items()}}
+    assert configs(weights)["text_encoder"]["num_hidden_layers"] == 23
+    del weights[f"{start}transformer.resblocks.22.mlp.c_fc.weight"]
+    with pytest.raises(UnsupportedModelError, match=r"resblocks\.22"):
+        configs(weights)
+
+
 @pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
 def test_damaged_files(tmp_path, suffix):
     path = tmp_path / f"model.{suffix}"
@@ -231,7 +314,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
             return print, ("ran",)
 
     torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(StorageError, match="code"):
+    with pytest.raises(InputError, match="could run code"):
         load_backbone(tmp_path / "evil.ckpt")
 
 

@@ -1,0 +1,161 @@
+"""Networks from their config and their weights: whole, or refused with what does not fit."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import MagiCaptureError, StorageError, UnsupportedModelError
+from ..weight_files import difference
+from .reading import errors_only
+from .support import SUPPORTED
+
+_COUNTS = (
+    "layers_per_block",
+    "num_decoder_blocks",
+    "num_encoder_blocks",
+    "num_hidden_layers",
+    "reverse_transformer_layers_per_block",
+    "transformer_layers_per_block",
+)
+"""Settings that say how much is built."""
+
+
+@contextmanager
+def understood(source: str | Path) -> Iterator[None]:
+    """Turn whatever a library raises over settings in `source` into StorageError."""
+    try:
+        yield
+    except MagiCaptureError:
+        raise
+    except Exception as error:  # types, sizes, missing names: each library has errors of its own
+        raise StorageError(
+            f"{source} is damaged: it has settings that cannot be used "
+            f"({type(error).__name__}). Fetch it again."
+        ) from error
+
+
+def build_unet(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
+) -> nn.Module:
+    """diffusers' UNet with these weights, which have its own names.
+
+    source: the file or folder, for messages. Raises StorageError for settings that cannot be used,
+    UnsupportedModelError for weights that are missing, unknown or of other shapes.
+    """
+    from diffusers import UNet2DConditionModel
+
+    network = _empty(_diffusers(UNet2DConditionModel), config, len(weights), source)
+    return fill(network, weights, dtype, f"The UNet of {source}")
+
+
+def build_vae(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
+) -> nn.Module:
+    """diffusers' AutoencoderKL or AutoencoderTiny, whichever `_class_name` is; as `build_unet`."""
+    import diffusers
+
+    kind = getattr(diffusers, config["_class_name"])
+    network: Any = _empty(_diffusers(kind), config, len(weights), source)
+    with understood(source):
+        if not 0 < network.config.scaling_factor < float("inf"):
+            raise ValueError("scaling_factor")
+    return fill(network, weights, dtype, f"The VAE of {source}")
+
+
+def build_text_encoder(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
+) -> nn.Module:
+    """CLIP's text encoder; as `build_unet`, but names may start with "text_model." or not.
+
+    Left out is what files hold beside it: the positions' numbers, a projection, a vision half.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    def make(config: Mapping[str, Any]) -> nn.Module:
+        return CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
+
+    network = _empty(make, config, len(weights), source)
+    # transformers 4 has "text_model." before every name, 5 has not.
+    first = next(iter(network.state_dict()))
+    prefix = "text_model." if first.startswith("text_model.") else ""
+    bare = {name.removeprefix("text_model."): value for name, value in weights.items()}
+    own = {
+        prefix + name: value
+        for name, value in bare.items()
+        if name.startswith(("embeddings.", "encoder.", "final_layer_norm."))
+        and not name.endswith(".position_ids")
+    }
+    fill(network, own, dtype, f"The text encoder of {source}")
+    for module in network.modules():
+        ids = module._buffers.get("position_ids")
+        if ids is not None and ids.is_meta:  # it is in no file
+            module.register_buffer(
+                "position_ids", torch.arange(ids.shape[-1])[None], persistent=False
+            )
+    return network
+
+
+def fill(
+    network: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype, what: str
+) -> nn.Module:
+    """Give a network its weights, without a copy where they have the dtype already.
+
+    Raises UnsupportedModelError for weights that are missing, unknown or of other shapes.
+    """
+    if wrong := difference(network, weights):
+        raise UnsupportedModelError(
+            f"{what} {wrong}. It is incomplete, or not one of {SUPPORTED}; fetch it again."
+        )
+    network.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, assign=True)
+    return network
+
+
+def _diffusers(kind: Any) -> Callable[[Mapping[str, Any]], nn.Module]:
+    """How a class of diffusers is made of settings that are like its defaults.
+
+    Others it often takes without a word, and fails, or computes NaN, when it runs.
+    """
+
+    def make(config: Mapping[str, Any]) -> nn.Module:
+        for name, parameter in inspect.signature(kind.__init__).parameters.items():
+            if name in config and not _is_like(config[name], parameter.default):
+                raise TypeError(name)
+        return kind.from_config(dict(config))
+
+    return make
+
+
+def _is_like(value: object, default: object) -> bool:
+    if value is None or default is None or default is inspect.Parameter.empty:
+        return True
+    if isinstance(default, list | tuple):
+        return isinstance(value, list) and all(_is_like(v, d) for v in value for d in default[:1])
+    if isinstance(value, list) and isinstance(default, int):  # for each level, not for all
+        return all(_is_like(v, default) for v in value)
+    if isinstance(default, bool | str):
+        return isinstance(value, type(default))
+    return isinstance(value, int | float) and value is not True and math.isfinite(value)
+
+
+def _empty(
+    make: Callable[[Mapping[str, Any]], nn.Module],
+    config: Mapping[str, Any],
+    weights: int,
+    source: Path,
+) -> nn.Module:
+    """The network without values: at no cost in memory, and without drawing random numbers."""
+    with understood(source):
+        counts = (config.get(name) or 0 for name in _COUNTS)
+        flat = (n for count in counts for n in (count if isinstance(count, list) else [count]))
+        if any(n > weights for n in flat):
+            raise ValueError("more layers than weights")  # and it would take for ever
+        with torch.device("meta"), errors_only():
+            return make(config)
