@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, MagiCaptureError, StorageError
+from ..weight_files import may_hold_code
 from .align import FACE_SIZE
 from .models import ENDINGS
+from .script import SCRIPTS, load_script
 from .weights import filled, read_weights
 
 logger = logging.getLogger(__name__)
@@ -84,8 +85,10 @@ def load_face_embedder(
     """A face embedder from an ONNX file, TorchScript, or the weights of facexlib's ArcFace ir_se50.
 
     normalisation: a `Normalisation`, "arcface" (InsightFace's models) or "imagenet". The network
-    is tried with 112x112 faces before it is returned. Raises StorageError for a file that is
-    missing or damaged, InputError for one that does not embed 112x112 faces differentiably.
+    is tried with 112x112 faces before it is returned. TorchScript (.pt, .pts, .torchscript) runs
+    the code in it: give only a file that you trust. Raises StorageError for a file that is missing
+    or damaged, InputError for one that does not embed 112x112 faces differentiably, or is
+    TorchScript under another ending.
     """
     path = Path(path)
     if isinstance(normalisation, str):
@@ -114,11 +117,9 @@ def _reader(path: Path) -> Callable[[Path], nn.Module]:
             f"{path.name} cannot be read as a face recognition model; expected a file ending in "
             f"{', '.join(ENDINGS['embedder'])}."
         )
-    # A TorchScript file is a zip with code in it; bare weights may have the same ending.
-    if not zipfile.is_zipfile(path):
-        return _from_script if ending in (".pts", ".torchscript") else _from_weights
-    with zipfile.ZipFile(path) as archive:
-        return _from_script if any("/code/" in n for n in archive.namelist()) else _from_weights
+    if ending in SCRIPTS and (may_hold_code(path) or ending != ".pt"):
+        return load_script
+    return _from_weights  # which refuses TorchScript under an ending that promises weights
 
 
 def _from_weights(path: Path) -> nn.Module:
@@ -170,6 +171,11 @@ def _from_onnx(path: Path) -> nn.Module:
             f"{path.name} has an operation without a differentiable form ({error}); give another "
             "export of the model, or a TorchScript file."
         ) from error
+    except Exception as error:  # of a graph without nodes, or whose nodes lead nowhere
+        raise InputError(
+            f"{path.name} holds no network that turns faces into embeddings; download it again, "
+            "or give an ArcFace-like face recognition model."
+        ) from error
 
 
 def _fits(shape: list[int | None]) -> bool:
@@ -178,16 +184,6 @@ def _fits(shape: list[int | None]) -> bool:
     return len(shape) == 4 and all(
         size in (None, want) for size, want in zip(shape[1:], wanted, strict=True)
     )
-
-
-def _from_script(path: Path) -> nn.Module:
-    try:
-        return torch.jit.load(str(path), map_location="cpu")
-    except Exception as error:  # RuntimeError or an unpickling error, by kind of damage
-        raise StorageError(
-            f"{path.name} is damaged or not TorchScript ({error}); save the network with "
-            "torch.jit.trace or torch.jit.script, or give an ONNX file."
-        ) from error
 
 
 def _try(embedder: FaceEmbeddingNetwork, name: str) -> None:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..errors import InputError, StorageError
+from ..weight_files import may_hold_code
 from .models import ENDINGS, FOLDERS, MODELS, ModelFile, Role, known
 
 VARIABLE = "MAGICAPTURE_MODELS"
@@ -73,10 +74,11 @@ def locate(model: ModelFile, where: Places) -> list[Path]:
 def best(role: Role, where: Places, *, other_than: Path | None = None) -> Path:
     """The best file of the table for a role; raises StorageError that says what to get.
 
-    other_than: a file of another network is taken where there is one.
+    other_than: a file of another network is taken where there is one. TorchScript is passed over,
+    whatever its name: it runs code, so the user has to name it.
     """
     found = files(role, where)
-    in_table = [path for path in found.values() if known(path.name)]
+    in_table = [p for p in found.values() if known(p.name) and not may_hold_code(p)]
     if not in_table:
         raise missing(role, where, ", ".join(found))
     taken = known(other_than.name) if other_than else None

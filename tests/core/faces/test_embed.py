@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from magicapture.errors import InputError, StorageError
+from magicapture.faces import script as script_module
 from magicapture.faces.align import similarity, warp
 from magicapture.faces.embed import Normalisation, load_face_embedder
 
@@ -135,6 +136,70 @@ def test_networks_that_are_no_embedder(tmp_path) -> None:
         torch.jit.script(network).save(str(path))
         with pytest.raises(InputError, match=name):
             load_face_embedder(path)
+
+
+class Loops(nn.Module):
+    """TorchScript that never comes to an end when it is loaded, or when it is run."""
+
+    def __init__(self, while_loading: bool) -> None:
+        super().__init__()
+        self.while_loading = while_loading
+
+    @torch.jit.export
+    def __getstate__(self) -> tuple[bool, bool]:
+        return (self.while_loading, self.training)
+
+    @torch.jit.export
+    def __setstate__(self, state: tuple[bool, bool]) -> None:
+        self.while_loading = state[0]
+        self.training = state[1]
+        while self.while_loading:
+            pass
+
+    def forward(self, faces: Tensor) -> Tensor:
+        while not self.while_loading:
+            pass
+        return faces
+
+
+@pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "recognition_arcface_ir_se50.pth"])
+def test_torchscript_is_refused_under_endings_of_weights(tmp_path, name) -> None:
+    torch.jit.script(Loops(while_loading=True)).save(str(tmp_path / name))
+    with pytest.raises(InputError, match="TorchScript, which runs code"):
+        load_face_embedder(tmp_path / name)
+
+
+@pytest.mark.parametrize("while_loading", [True, False])
+def test_torchscript_that_hangs_is_stopped(tmp_path, monkeypatch, while_loading) -> None:
+    monkeypatch.setattr(script_module, "SECONDS", 5.0)
+    path = tmp_path / "x.PT"
+    torch.jit.script(Loops(while_loading)).save(str(path))
+    with pytest.raises(StorageError, match="did not come to an end in 5 seconds"):
+        load_face_embedder(path)
+
+
+def test_torchscript_with_a_loop_that_ends_is_loaded(tmp_path) -> None:
+    class Sums(nn.Module):
+        def forward(self, faces: Tensor) -> Tensor:
+            total = faces[:, :, 0, 0]
+            for row in range(1, 8):
+                total = total + faces[:, :, row, row]
+            return total
+
+    torch.jit.script(Sums()).save(str(tmp_path / "sums.torchscript"))
+    faces = torch.rand(2, 3, 112, 112)
+    expected = Sums()(2 * faces - 1)
+    torch.testing.assert_close(load_face_embedder(tmp_path / "sums.torchscript")(faces), expected)
+
+
+def test_an_onnx_file_that_cannot_be_run(tmp_path) -> None:
+    """A model without nodes, and one whose node names an input that is nowhere."""
+    faces = helper.make_tensor_value_info("faces", TensorProto.FLOAT, ["n", 3, 112, 112])
+    for nodes in ([], [helper.make_node("Relu", ["nowhere"], ["embedding"])]):
+        graph = helper.make_graph(nodes, "small", [faces], [faces])
+        onnx.save(helper.make_model(graph), str(tmp_path / "x.onnx"))
+        with pytest.raises((InputError, StorageError), match=r"x\.onnx"):
+            load_face_embedder(tmp_path / "x.onnx")
 
 
 def test_unknown_normalisation(script) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from magicapture.errors import InputError, StorageError
 from magicapture.faces.find import best, files, inventory, places
@@ -37,6 +39,19 @@ def test_files_of_a_role_best_first(models) -> None:
     ]
     assert best("embedder", where).name == "glintr100.onnx"
     assert best("parser", where).name == "parsing_parsenet.pth"
+
+
+def test_torchscript_is_never_taken_unasked(models) -> None:
+    """Under a name of the table it would run its code, which nobody asked for."""
+    for old in models.rglob("*.onnx"):
+        old.unlink()
+    file = models / "facexlib" / "recognition_arcface_ir_se50.pth"
+    torch.jit.script(nn.Identity()).save(str(file))
+    with pytest.raises(StorageError, match=r"no face embedder.*"):
+        best("embedder", places(models))
+    assert list(files("embedder", places(models))) == [file.name]  # for the user to name
+    torch.save({"weight": torch.ones(1)}, file)
+    assert best("embedder", places(models)) == file
 
 
 def test_the_best_of_another_network_where_there_is_one(models) -> None:
