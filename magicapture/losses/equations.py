@@ -72,9 +72,9 @@ def scale_map(values: Tensor, scaling: Scaling) -> Tensor:
     """P's S: bring each attention map (R,h,w) to 0..1, its minimum and maximum as constants.
 
     minmax: (A - min A) / (max A - min A), blind to a uniform floor; max: A / max A, which sees
-    it; mean: A / mean A, the mean with its gradient and values around 1: whoever gives up
-    attention everywhere gains nothing, but a peak has no bound; share: A / sum A, likewise;
-    none: A itself. A flat map (minmax) or an all but zero one (the others) stays near 0.
+    it; mean: A / mean A, the mean with its gradient and values around 1: shrinking
+    attention everywhere does not lower the loss, but a peak has no bound; share: A / sum A,
+    likewise; none: A itself. A flat map (minmax) or an all but zero one (the others) stays near 0.
     """
     if scaling == "none":
         return values
