@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from magicapture.backbones import load_backbone
 from magicapture.magicface import MagicFaceSettings, ReferenceGuide
+from magicapture.metrics import METRICS
 from magicapture.paperdoll import Split
 from magicapture.paperdoll.judge import Judge
 from magicapture.paperdoll.pairs import Pair, make_pair
@@ -32,11 +33,7 @@ from magicapture.sampling import SamplingSettings, sample
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("no reference", "one concept", "two concepts", "three concepts")
-MEASURED = {
-    **SCORES,
-    "collapse": "collapse",
-    "faces": "faces",
-}
+MEASURED = SCORES | {n: METRICS[n].heading for n in ("collapse", "faces")}
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Plan:
 
     @property
     def version(self) -> str:
-        """A hash of what decides the figures."""
+        """A hash of what decides the scores."""
         settings = (self.seeds, self.weight, self.sampling, self.magicface)
         return version(settings, sorted(WEIGHTS.rglob("*.safetensors")))
 
@@ -72,7 +69,7 @@ class Study:
         for count, row in enumerate(ROWS):
             images = self._draw(pair, count, 1000 * index)
             save_strip(images, self.plan.pictures / f"{row} {index}" / "pictures.png")
-            scores = asdict(self.judge.scores(images, case))
+            scores = {**self.judge.scores(images, case), "tone": case.tone}
             lines.append({"row": row, "pair": index, "version": self.plan.version, **scores})
         return lines
 

@@ -107,7 +107,7 @@ def _chosen(every: Sequence[Row], names: Sequence[str] | None) -> list[Row]:
 
 
 def _write(plan: Plan, every: Sequence[Row], file: Path) -> None:
-    """The table and the figures of what the file holds."""
+    """The table and the pictures of what the file holds."""
     known = {row.name: plan.version(row) for row in every}
     lines = [line for line in read(file).values() if line["version"] == known.get(line["row"])]
     table = Table(lines, [row.name for row in every])

@@ -33,6 +33,7 @@ from magicapture.config import to_dict
 from magicapture.data import Learnable
 from magicapture.demo.drawing import SAMPLING, prompt_of
 from magicapture.magicface import MagicFaceSettings, ReferenceGuide
+from magicapture.metrics import METRICS
 from magicapture.paperdoll import Split, identity_from_seed
 from magicapture.paperdoll.attention import token_leakage
 from magicapture.paperdoll.captions import TONES, tone_word
@@ -44,10 +45,7 @@ from magicapture.paperdoll.weights import loss_embedder
 from magicapture.recipes import with_steps
 from magicapture.sampling import adapted
 
-BESIDE = (
-    *("obeys_face", "obeys_scene", "leakage_subject", "leakage_style"),
-    *("leakage_subject_peak", "leakage_style_peak", "sample_seconds"),
-)
+BESIDE = tuple(name for name, metric in METRICS.items() if metric.measure is None)
 COMPOSED, EDITED = 16, 8  # pictures of the composed prompt, and of each of its two edits
 
 Draw = Callable[[str, int, int], Tensor]
@@ -81,7 +79,7 @@ class Plan:
         return with_steps(replace(row.recipe, prior=prior, variants=2), 12)
 
     def version(self, row: Row) -> str:
-        """A hash of all that decides a row's figures; a line of another version is not reused."""
+        """A hash of all that decides a row's scores; a line of another version is not reused."""
         recipe = self.recipe_of(row)
         named = json.dumps(to_dict(recipe) if recipe else row.name, sort_keys=True)
         if row.name == MAGICFACE:
@@ -135,7 +133,8 @@ class Bench:
             "version": self.plan.version(row),
             "identity_seed": identity,
             "style_seed": style,
-            **asdict(self.judge.scores(drawn, case)),
+            **self.judge.scores(drawn, case),
+            "tone": case.tone,
             **(dict.fromkeys(BESIDE, "") | further),
             "train_seconds": trained,
         }

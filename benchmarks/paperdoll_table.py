@@ -9,49 +9,54 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from magicapture.metrics import Interval, bootstrap
+from magicapture.metrics import METRICS, Interval, Metric, bootstrap
 from magicapture.paperdoll.captions import TONES
 from magicapture.paperdoll.pairs import make_pair
 
 Line = Mapping[str, str]
 
-NOTES = """\
-- identity, style: likeness to the photos (to the portraits, faces left out), as a share of what
-  those have among themselves, by networks that no training has seen; both: the harmonic mean.
-- distance to truth: mean absolute difference of R, G, B (0..1) at 32 x 32 to the true composition
-  of the nearest of 74 poses.
-- leakage: share of a token's attention outside its region, on noised true compositions.
-- collapse: share of pictures that show no more of the person, or of the style, than 95 % of dolls
-  without it do. copies: share nearer to a training picture than to any true composition, and nearer
-  to it than any true composition comes; of pictures far from both, as untrained ones are, it says
-  little.
-- obeys: how often an edit of the face ("with round glasses") or of the scene ("on a plain red
-  background") is read off the picture.
-- training: seconds of one core; they compare within the rows of one day and machine.
-- magicface: nothing is trained; the style is said in words, and shown by the clothes and the
-  background of one portrait, the person by the face of one photo.
-- truth: true compositions in unseen poses, the ceiling."""
+for metric in (
+    Metric("sample_seconds", help="Seconds of one core to draw the composed prompt.", unit="s"),
+    Metric(
+        "train_seconds",
+        help="Seconds of one core; they compare within the rows of one day and machine.",
+        title="training",
+        unit="s",
+        better="lower",
+        place="table",
+    ),
+):
+    METRICS.add(metric)
 
-SCORES = {
-    "identity": "identity",
-    "style": "style",
-    "both": "both",
-    "distance": "distance to truth",
-}
+IN_TABLES = sorted(
+    (metric for metric in METRICS.values() if metric.place != "file"),
+    key=lambda metric: ("headline", "compared", "table").index(metric.place),
+)
+SCORES = {metric.name: metric.heading for metric in IN_TABLES if metric.place == "headline"}
 """What every table of drawn pairs has; the names in the file, and the headings."""
 
-WITH_INTERVAL = tuple(SCORES)
-COLUMNS = {
-    **SCORES,
-    "leakage_subject": "leakage of subject",
-    "leakage_style": "leakage of style",
-    "collapse": "collapse",
-    "copies": "copies",
-    "obeys_face": "obeys, face",
-    "obeys_scene": "obeys, scene",
-    "train_seconds": "training, s",
-}
-COMPARED = ("identity", "style", "both", "distance", "leakage_subject", "leakage_style")
+COLUMNS = {metric.name: metric.heading for metric in IN_TABLES}
+COMPARED = tuple(metric.name for metric in IN_TABLES if metric.place != "table")
+
+
+def _notes() -> str:
+    """What the columns mean, and the rows that need words."""
+    said = [(metric.heading, metric.help) for metric in IN_TABLES if metric.help]
+    said += [
+        (
+            "row magicface",
+            "nothing is trained; the style is said in words, and shown by the clothes and the "
+            "background of one portrait, the person by the face of one photo.",
+        ),
+        ("row truth", "true compositions in unseen poses, the ceiling."),
+    ]
+    return "\n".join(
+        textwrap.fill(f"{name}: {text}", 100, initial_indent="- ", subsequent_indent="  ")
+        for name, text in said
+    )
+
+
+NOTES = _notes()
 
 
 class Table:
@@ -62,7 +67,7 @@ class Table:
         self.order = [name for name in order if any(row == name for row, _ in self.by)]
 
     def values(self, row: str, column: str, tone: str | None = None) -> dict[int, float]:
-        """A column's figure for each pair that has one."""
+        """A column's value for each pair that has one."""
         return {
             pair: float(line[column])
             for (name, pair), line in sorted(self.by.items())
@@ -83,15 +88,15 @@ class Table:
     # -- Markdown -----------------------------------------------------------------------------
 
     def scores(self) -> str:
-        """Every row's figures; the interval where it matters most."""
+        """Every row's means; the interval where it matters most."""
 
         def cell(row: str, column: str) -> str:
             found = self.interval(row, column)
             if found is None:
                 return ""
-            if column == "train_seconds":
+            if METRICS[column].unit == "s":
                 return f"{found.mean:.0f}"
-            return str(found) if column in WITH_INTERVAL else f"{found.mean:.3f}"
+            return str(found) if column in SCORES else f"{found.mean:.3f}"
 
         body = [
             [name, str(len(self.values(name, "both"))), *(cell(name, c) for c in COLUMNS)]

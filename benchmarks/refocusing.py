@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from magicapture import Adapter, load_backbone, sample
 from magicapture.demo.drawing import SAMPLING, prompt_of
+from magicapture.metrics import METRICS
 from magicapture.paperdoll import Split
 from magicapture.paperdoll.attention import token_leakage
 from magicapture.paperdoll.judge import Judge
@@ -44,11 +45,8 @@ ADAPTERS = ("magicapture", "without refocusing")  # rows of benchmarks/paperdoll
 NEITHER = "neither"
 BIAS, GRADIENT = RefocusGuidance().bias, 0.02  # as chosen on development pairs
 GRID = {"bias": (2.0, 4.0, 8.0), "gradient": (0.02, 0.05, 0.1)}
-MEASURED = {
-    **SCORES,
-    "collapse": "collapse",
-    "leakage_subject": "leakage of subject",
-    "leakage_style": "leakage of style",
+MEASURED = SCORES | {
+    n: METRICS[n].heading for n in ("collapse", "leakage_subject", "leakage_style")
 }
 OVERLAP = {"overlap": "overlap"}
 
@@ -73,7 +71,7 @@ class Plan:
     forms: tuple[Form, ...]
 
     def version(self, form: Form, adapter: str, index: int) -> str:
-        """A hash of what decides a line's figures."""
+        """A hash of what decides a line's scores."""
         file = self.keep / f"{adapter} {index}" / "adapter.safetensors"
         readers = sorted(WEIGHTS.rglob("*.safetensors"))
         return version((SAMPLING, self.seeds, form), [file, *readers])
@@ -120,7 +118,8 @@ class Study:
                         "row": row,
                         "pair": index,
                         "version": self.plan.version(form, name, index),
-                        **asdict(self.judge.scores(images, case)),
+                        **self.judge.scores(images, case),
+                        "tone": case.tone,
                         "leakage_subject": leakages.subject,
                         "leakage_style": leakages.style,
                         "overlap": "" if found is None else _overlap(found, faces),

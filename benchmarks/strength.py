@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from paperdoll_run import kept_adapter, pair_seeds, save_strip
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from magicapture import Adapter, load_backbone, sample
 from magicapture.demo.drawing import SAMPLING, prompt_of
+from magicapture.metrics import METRICS
 from magicapture.paperdoll import Split
 from magicapture.paperdoll.edits import edits
 from magicapture.paperdoll.judge import Judge
@@ -31,12 +32,7 @@ from magicapture.sampling import adapted
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTER = "magicapture"  # the row of benchmarks/paperdoll.py
 STRENGTHS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-MEASURED = {
-    **SCORES,
-    "collapse": "collapse",
-    "obeys_face": "obeys, face",
-    "obeys_scene": "obeys, scene",
-}
+MEASURED = SCORES | {n: METRICS[n].heading for n in ("collapse", "obeys_face", "obeys_scene")}
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Plan:
     seeds: int
 
     def version(self, strength: float, index: int) -> str:
-        """A hash of what decides a line's figures."""
+        """A hash of what decides a line's scores."""
         file = self.keep / f"{ADAPTER} {index}" / "adapter.safetensors"
         readers = sorted(WEIGHTS.rglob("*.safetensors"))
         return version((SAMPLING, self.seeds, strength), [file, *readers])
@@ -80,7 +76,8 @@ class Study:
                     "row": row_of(strength),
                     "pair": index,
                     "version": self.plan.version(strength, index),
-                    **asdict(self.judge.scores(drawn, case)),
+                    **self.judge.scores(drawn, case),
+                    "tone": case.tone,
                     "obeys_face": self.judge.obedience(face, wanted[0]),
                     "obeys_scene": self.judge.obedience(scene, wanted[1]),
                 }

@@ -112,7 +112,7 @@ def append(file: Path, lines: Sequence[Line]) -> None:
 
 
 def command() -> str:
-    """The call that makes the figures: this one, but for the option that only writes them anew."""
+    """The call that makes the table: this one, but for the option that only writes them anew."""
     options = [option for option in sys.argv[1:] if option != "--table"]
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *options])
 

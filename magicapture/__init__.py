@@ -34,6 +34,7 @@ from .faces.parse import load_parser
 from .faces.registry import registered_model
 from .losses import LOSSES, Loss
 from .magicface import Reference, ReferenceGuide
+from .metrics import METRICS, Metric
 from .person import Person, measure_identity
 from .prompts import prompt_for
 from .recipes import recipe
@@ -49,6 +50,7 @@ from .version import __version__
 
 __all__ = [
     "LOSSES",
+    "METRICS",
     "Adapter",
     "Backbone",
     "Concept",
@@ -58,6 +60,7 @@ __all__ = [
     "Learnable",
     "Loss",
     "MagiCaptureError",
+    "Metric",
     "ModelKind",
     "NumericalError",
     "OutOfMemoryError",

@@ -52,13 +52,6 @@ class NoiseSchedule:
         signal, noise = self.signal_and_noise(timesteps, latents)
         return signal * epsilon - noise * latents
 
-    def to_epsilon(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """The noise that the model's output stands for."""
-        if self.prediction_type == "epsilon":
-            return prediction
-        signal, noise = self.signal_and_noise(timesteps, noisy)
-        return signal * prediction + noise * noisy
-
     def to_x0(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """Tweedie's estimate of the clean latent: (z_t - sqrt(1-abar_t) epsilon) / sqrt(abar_t)."""
         signal, noise = self.signal_and_noise(timesteps, noisy)

@@ -62,13 +62,6 @@ def checksum(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def checksums(card: Path) -> dict[str, str]:
-    """The checksums that a card states, by file."""
-    rows = [line.split("|") for line in card.read_text(encoding="utf-8").splitlines()]
-    files = [[cell.strip(" `") for cell in row[1:-1]] for row in rows if len(row) == 8]
-    return {row[0]: row[-1] for row in files if row[0] in SOURCES}
-
-
 def _files(out: Path, target: Path) -> str:
     lines = [
         "## Files\n",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from magicapture.metrics import METRICS
 from magicapture.paperdoll import Split, identity_from_seed, split_of
 from magicapture.paperdoll.captions import TONES, tone_word
 
@@ -138,3 +140,23 @@ def test_differences_are_paired(bench) -> None:
     assert change.low == pytest.approx(0.05) and change.high == pytest.approx(0.05)
     assert table.interval("a", "both", "dark") is None
     assert "+0.050 [+0.050, +0.050]" in table.differences("a")
+
+
+def test_tables_and_notes_are_the_metrics(bench) -> None:
+    assert list(bench.table.COLUMNS.values()) == [
+        *("identity", "style", "both", "distance to truth"),
+        *("leakage of subject", "leakage of style", "collapse", "copies"),
+        *("obeys, face", "obeys, scene", "training, s"),
+    ]
+    notes = bench.table.NOTES
+    for name in bench.table.COLUMNS:
+        assert METRICS[name].help.split()[0] in notes and f"- {METRICS[name].heading}: " in notes
+    assert all(len(line) <= 100 for line in notes.splitlines())
+
+
+def test_published_files_have_every_metric(bench, repo: Path) -> None:
+    with (repo / "docs/benchmarks/paperdoll.csv").open(newline="") as opened:
+        columns = next(csv.reader(opened))
+    assert set(METRICS) == set(columns) - {
+        *("row", "pair", "version", "identity_seed", "style_seed", "tone"),
+    }

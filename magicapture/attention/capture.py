@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import InputError, UnsupportedModelError
@@ -159,7 +160,7 @@ class AttentionCapture:
         out. Returns (B,T,h,w) float32, `values` itself where no layer has that size.
         """
         recorded = self._taken()
-        cells = values.float().flatten(2).transpose(1, 2)
+        cells = rearrange(values.float(), "b t h w -> b (h w) t")
         spread = [
             token_attention(of["to_q"], of["to_k"], cells, self.heads(name))
             for name, of in recorded.items()
@@ -167,7 +168,7 @@ class AttentionCapture:
         ]
         if not spread:
             return values
-        return torch.stack(spread).mean(0).transpose(1, 2).unflatten(2, values.shape[-2:])
+        return rearrange(torch.stack(spread).mean(0), "b (h w) t -> b t h w", h=values.shape[-2])
 
     def whole_map(self, name: str) -> Tensor:
         """A layer's softmax(Q K^T / sqrt d), the mean over its heads: (B,N,L) float32."""

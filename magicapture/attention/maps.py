@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -47,7 +48,7 @@ def head_mean(query: Tensor, key: Tensor, heads: int) -> Tensor:
     query (B,N,heads*d) and key (B,L,heads*d) of any float type.
     """
     with torch.autocast(query.device.type, enabled=False):
-        q, k = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key))
+        q, k = (rearrange(x.float(), "b n (h d) -> b h n d", h=heads) for x in (query, key))
         return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
 
 

@@ -23,10 +23,10 @@ def demo(arguments: argparse.Namespace) -> None:
     check_writable(arguments.out)
     with Progress(arguments.out) as progress:
         made = run(settings, progress)
-    for measure, of in made.scores.items():
+    for metric, of in made.scores.items():
         logger.info(
             "%s",
-            f"{measure.replace('_', ' '):<14} "
+            f"{metric.replace('_', ' '):<16} "
             + "  ".join(f"{n} {v:.3f}" for n, v in of.items() if v is not None),
         )
     for file in write(made, arguments.out):

@@ -17,7 +17,7 @@ from ..backbones import load_backbone
 from ..config import Recipe
 from ..paperdoll.attention import Leakages, token_leakage
 from ..paperdoll.edits import Edit, edits
-from ..paperdoll.judge import Case, Judge, Scores
+from ..paperdoll.judge import Case, Judge
 from ..paperdoll.pairs import Pair, masks, pictures
 from ..paperdoll.weights import WEIGHTS, loss_embedder, model_folder
 from ..sampling import adapted
@@ -28,8 +28,6 @@ from .settings import DemoSettings, held_out_pair, recipe_for
 
 Rows = Mapping[str, Mapping[str, float | None]]
 
-_MEASURES = ("identity", "style", "both", "distance", "face_distance", "scene_distance", "collapse")
-
 
 @dataclass(frozen=True, eq=False)
 class Demo:
@@ -38,7 +36,7 @@ class Demo:
     results: pictures (N,3,H,W) of the composed prompt, 0..1. truth: for each the true composition
     whose pose is nearest. untrained: the same pictures by the untrained model. edited: pictures
     (n,3,H,W) by edit; obedience: share of them that show it. maps: by token, where it looks in
-    the results (N,h,w), 1 at each peak. scores: by measure the untrained model's, the trained
+    the results (N,h,w), 1 at each peak. scores: by metric the untrained model's, the trained
     one's and the ceiling, which true compositions reach; None where there is none.
     seconds: by part of the work.
     """
@@ -137,13 +135,13 @@ def _look(
 
 
 def _scores(judge: Judge, case: Case, pair: Pair, before: _Look, after: _Look) -> Rows:
-    """Every measure, and the leakage of both tokens, which has no ceiling but 0."""
+    """Every metric of pictures, and the leakage of both tokens, which has no ceiling but 0."""
     shown = before.drawing.results, after.drawing.results, pictures(pair.unseen)
-    columns: list[Scores] = [judge.scores(images, case) for images in shown]
+    columns = [judge.scores(images, case) for images in shown]
     names = ("untrained", "trained", "ceiling")
     rows: dict[str, dict[str, float | None]] = {
-        measure: {n: getattr(of, measure) for n, of in zip(names, columns, strict=True)}
-        for measure in _MEASURES
+        metric: {name: of[metric] for name, of in zip(names, columns, strict=True)}
+        for metric in columns[0]
     }
     for role in ("subject", "style"):
         values = getattr(before.leakages, role), getattr(after.leakages, role), None

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..images import to_pil
+from ..metrics import METRICS
 from ..paperdoll.pairs import pictures
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class _Page:
     def compared(self) -> None:
         """Results, and the true pictures below them."""
         self._text(0, "the person in the style", "made by MagiCapture")
-        self._figures()
+        self._scores()
         self._row(list(self.demo.results[:COLUMNS]), LARGE, top=LINE)
         self._y += LINE + LARGE + 14
         self._text(
@@ -95,13 +96,13 @@ class _Page:
             self._text(x, "", text, width=LARGE)
             self._row([image], LARGE, x=x, top=LINE)
 
-    def _figures(self) -> None:
-        scores = self.demo.scores
-        parts = []
-        for measure in ("identity", "style"):
-            of = scores[measure]
-            parts.append(f"{measure} {of['trained']:.2f}  (untrained {of['untrained']:.2f})")
-        text = "      ".join(parts)
+    def _scores(self) -> None:
+        headlines = [metric for metric in METRICS.values() if metric.place == "headline"][:2]
+        text = "      ".join(
+            f"{metric.heading} {of['trained']:.2f}  (untrained {of['untrained']:.2f})"
+            for metric in headlines
+            for of in (self.demo.scores[metric.name],)
+        )
         font = _font(19)
         x = self.width - self._pen.textlength(text, font)
         self._pen.text((MARGIN + x, self._y + 10), text, FAINT, font)

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -46,9 +47,9 @@ def reference_attention(
     for reference in references:
         bias[..., start : start + len(reference.key)] = reference.weight
         start += len(reference.key)
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, keys, values))
+    q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=heads) for x in (query, keys, values))
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    return mixed.transpose(1, 2).flatten(2)
+    return rearrange(mixed, "b h n d -> b n (h d)")
 
 
 def region_attention(

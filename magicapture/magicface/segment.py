@@ -38,8 +38,8 @@ class Seen:
 class Segmenter:
     """Finds where the K concepts of a prompt are drawn.
 
-    columns: of each concept's words in the prompt's context, which is `length` long. others: what
-    a word that is no concept's counts. to_foreground: cut the regions to it.
+    columns: of each concept's words in the prompt's context, which is `length` long. others: weight
+    of words that belong to no concept. to_foreground: cut the regions to it.
     """
 
     def __init__(

@@ -1,18 +1,31 @@
-"""Figures for pictures of a person in a style: likeness, leakage of attention, intervals."""
+"""Metrics for pictures of a person in a style: likeness, leakage of attention, intervals.
+
+A new metric is one `METRICS.add(Metric(...))`, here or anywhere; scores, the demo, and the
+benchmarks' files, tables and notes follow from it.
+"""
 
 from .intervals import Interval, bootstrap
-from .leakage import leakages
 from .likeness import among, both, leave_one_out, likeness, share
-from .style import without_faces
+from .metric import METRICS, Metric, score
+from .shown import Case, Shown, Sight
+
+from . import pictures  # isort: skip  (files have them in this order)
+from .leakage import leakages  # isort: skip
 
 __all__ = [
+    "METRICS",
+    "Case",
     "Interval",
+    "Metric",
+    "Shown",
+    "Sight",
     "among",
     "bootstrap",
     "both",
     "leakages",
     "leave_one_out",
     "likeness",
+    "pictures",
+    "score",
     "share",
-    "without_faces",
 ]

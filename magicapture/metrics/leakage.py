@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..losses.equations import FLAT, leakage
+from .metric import METRICS, Metric
 
 
 class Leakage(NamedTuple):
@@ -31,3 +32,29 @@ def leakages(values: Tensor, inside: Tensor) -> Leakage:
     return Leakage(
         leakage(values, inside, "none"), outside / values.amax(dim=(-2, -1)).clamp_min(FLAT)
     )
+
+
+_PEAK = "The highest attention outside the region as a share of the map's highest."
+
+for metric in (
+    Metric(
+        "leakage_subject",
+        help="Share of the attention to the person's token that lies outside the face, on noised "
+        "true compositions.",
+        title="leakage of subject",
+        high=1.0,
+        better="lower",
+        place="compared",
+    ),
+    Metric(
+        "leakage_style",
+        help="Share of the attention to the style's token that lies on the face.",
+        title="leakage of style",
+        high=1.0,
+        better="lower",
+        place="compared",
+    ),
+    Metric("leakage_subject_peak", help=_PEAK, high=1.0, better="lower"),
+    Metric("leakage_style_peak", help=_PEAK, high=1.0, better="lower"),
+):
+    METRICS.add(metric)

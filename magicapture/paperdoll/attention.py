@@ -47,11 +47,11 @@ def token_leakage(
     roles = {concept.name: concept.role for concept in adapter.concepts}
     found: dict[str, list[Tensor]] = {"subject": [], "style": []}
     for layer in adapter_maps(backbone, adapter, images, timesteps):
-        for role, figures in found.items():
+        for role, values in found.items():
             own = [i for i, (_, name) in enumerate(layer.keys) if roles[name] == role]
             face = faces[[layer.keys[i][0] for i in own]].to(layer.values)
             inside = face if role == "subject" else 1 - face
-            figures.append(torch.stack(leakages(layer.values[own], inside), 1).mean(0))
+            values.append(torch.stack(leakages(layer.values[own], inside), 1).mean(0))
     (subject, subject_peak), (style, style_peak) = (
         torch.stack(found[role]).mean(0).tolist() for role in ("subject", "style")
     )

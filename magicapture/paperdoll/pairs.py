@@ -60,11 +60,6 @@ class Pair:
         """All pictures that a training sees."""
         return self.source + self.reference
 
-    @property
-    def truth_in_training_poses(self) -> tuple[Doll, ...]:
-        """The true composition in the pose of each training picture."""
-        return self.truth[-len(self.training) :]
-
 
 def make_pair(identity: int, style: int, *, photos: int = PHOTOS, poses: int = POSES) -> Pair:
     """The pair of an identity's and a style's seed; all else comes from seeds of their split.

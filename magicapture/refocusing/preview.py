@@ -72,10 +72,8 @@ def token_maps(
 def mean_leakage(seen: Sequence[TokenMap]) -> dict[str, float]:
     """Each token's leakage, the mean over steps and resolutions where it is known."""
     names = dict.fromkeys(shown.token for shown in seen)
-    figures = {
-        n: [s.leakage for s in seen if s.token == n and s.leakage is not None] for n in names
-    }
-    return {name: sum(known) / len(known) for name, known in figures.items() if known}
+    known = {n: [s.leakage for s in seen if s.token == n and s.leakage is not None] for n in names}
+    return {name: sum(values) / len(values) for name, values in known.items() if values}
 
 
 def grid(seen: Sequence[TokenMap], image: Tensor | None = None) -> Image:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import comfy.model_management as management
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ...magicapture.errors import InputError
@@ -24,13 +25,13 @@ def images_from_socket(images: Tensor) -> Tensor:
             f"An image came in as {tuple(images.shape)}; expected (batch, height, width, 3)."
         )
     with torch.inference_mode(False):
-        rgb = images.to("cpu", torch.float32)[..., :3].movedim(-1, 1).expand(-1, 3, -1, -1)
-        return rgb.clone(memory_format=torch.contiguous_format)
+        rgb = rearrange(images.to("cpu", torch.float32)[..., :3], "b h w c -> b c h w")
+        return rgb.expand(-1, 3, -1, -1).clone(memory_format=torch.contiguous_format)
 
 
 def images_to_socket(images: Tensor) -> Tensor:
     """RGB (B,3,H,W) to IMAGE (B,H,W,3), float32 within 0..1 on ComfyUI's device for pictures."""
-    shown = images.detach().movedim(1, -1).float().clamp(0, 1)
+    shown = rearrange(images.detach(), "b c h w -> b h w c").float().clamp(0, 1)
     return shown.to(management.intermediate_device()).contiguous()
 
 

@@ -46,7 +46,7 @@ def test_ddim_is_the_papers_loop(make_backbone, vectors, kind):
             both = backbone.predict(torch.cat([z, z]), now.repeat(2), conditioning)
             output = both[:1] + 3.0 * (both[1:] - both[:1])
             x0 = backbone.schedule.to_x0(output, z, now)
-            epsilon = backbone.schedule.to_epsilon(output, z, now)
+            epsilon = (z - abar[t].sqrt() * x0) / (1 - abar[t]).sqrt()
             after = torch.tensor(1.0) if following is None else abar[following]
             z = after.sqrt() * x0 + (1 - after).sqrt() * epsilon
 

@@ -124,8 +124,3 @@ class Canvas:
         part = self.image[(slice(None), *(window or self.everywhere))]
         paint = planes(colour) if isinstance(colour, tuple) else colour
         part += alpha * (paint - part)
-
-    def shade(self, amount: Array, window: Window | None = None) -> None:
-        """Darkens (amount > 0) or lightens (< 0) what is there, by a share of its own colour."""
-        part = self.image[(slice(None), *(window or self.everywhere))]
-        part *= 1.0 - amount

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from magicapture import METRICS, Metric
 from magicapture.cli import main
 from magicapture.demo import (
     Demo,
@@ -26,6 +27,7 @@ from magicapture.demo.demo import nearest
 from magicapture.demo.drawing import SAMPLING
 from magicapture.demo.figure import LARGE, heat
 from magicapture.errors import InputError, StorageError
+from magicapture.paperdoll.pairs import pictures
 from magicapture.training import Event, Prepared, Stepped
 
 
@@ -33,6 +35,9 @@ from magicapture.training import Event, Prepared, Stepped
 def told() -> list[Event]:
     """What the demo told its listener."""
     return []
+
+
+BRIGHTNESS = Metric("brightness", lambda shown: shown.images.mean(dim=(1, 2, 3)), high=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,8 @@ def made(paperdoll_weights: Path, told: list[Event]) -> Demo:
         patch.setattr(f"{drawing}.SAMPLING", replace(SAMPLING, steps=2))
         patch.setattr(f"{drawing}.RESULTS", 2)
         patch.setattr(f"{drawing}.EDITED", 1)
-        return run(DemoSettings(), told.append, recipe=recipe, weights=paperdoll_weights)
+        with METRICS.added(BRIGHTNESS):
+            return run(DemoSettings(), told.append, recipe=recipe, weights=paperdoll_weights)
 
 
 def test_it_trains_both_phases_with_every_loss(made: Demo, told: list[Event]) -> None:
@@ -73,6 +79,16 @@ def test_every_score_stands_beside_the_untrained_model_and_the_ceiling(made: Dem
     assert {"identity", "style", "distance", "subject_leakage", "style_leakage"} <= measured
     distance = made.scores["distance"]
     assert distance["ceiling"] < distance["trained"], "true pictures are nearer to the truth"
+
+
+def test_a_metric_added_from_outside_is_scored_and_written(made: Demo, tmp_path: Path) -> None:
+    found = made.scores["brightness"]
+    assert found["trained"] == pytest.approx(float(made.results.mean()), rel=1e-5)
+    assert found["ceiling"] == pytest.approx(float(pictures(made.pair.unseen).mean()), rel=1e-5)
+    write(made, tmp_path)
+    facts = json.loads((tmp_path / "scores.json").read_text("utf-8"))
+    assert facts["scores"]["brightness"]["trained"] == round(found["trained"], 4)
+    assert "brightness" not in METRICS
 
 
 def test_the_truth_is_the_nearest_true_picture(made: Demo) -> None:

@@ -1,4 +1,4 @@
-"""The general figures against closed forms."""
+"""The general metrics against closed forms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from magicapture.metrics import (
     leave_one_out,
     likeness,
     share,
-    without_faces,
 )
 
 
@@ -85,11 +84,3 @@ def test_leakage_by_mass_and_by_peak() -> None:
     found = leakages(torch.stack([uniform, peaked]), inside)
     torch.testing.assert_close(found.mass, torch.tensor([0.5, 0.25]))
     torch.testing.assert_close(found.peak, torch.tensor([1.0, 1 / 3]))
-
-
-def test_faces_are_left_out_of_the_style() -> None:
-    images, faces = torch.rand(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
-    faces[..., :2] = 1
-    found = without_faces(images, faces)
-    assert torch.equal(found[..., 2:], images[..., 2:])
-    assert (found[..., :2] == 0.5).all()

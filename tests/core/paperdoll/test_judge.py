@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ from magicapture.paperdoll import (
 from magicapture.paperdoll.attributes import ATTRIBUTES
 from magicapture.paperdoll.captions import vocabulary
 from magicapture.paperdoll.edits import edits
-from magicapture.paperdoll.judge import Case, Judge, Readers, Scores
+from magicapture.paperdoll.judge import Case, Judge, Readers
 from magicapture.paperdoll.pairs import Pair, _other_seeds, make_pair, masks, pictures, references
 from magicapture.paperdoll.weights import READERS
 
@@ -53,7 +53,7 @@ def case(judge: Judge, pair: Pair) -> Case:
 
 
 @pytest.fixture(scope="module")
-def ceiling(judge: Judge, pair: Pair, case: Case) -> Scores:
+def ceiling(judge: Judge, pair: Pair, case: Case) -> dict[str, float]:
     """True compositions, scored as results are."""
     return judge.scores(pictures(pair.unseen), case)
 
@@ -89,12 +89,13 @@ def test_a_pair_of_two_splits_is_refused() -> None:
 
 def test_a_pair_holds_what_it_says(pair: Pair) -> None:
     assert len(pair.source) == len(pair.reference) == 5
-    assert len(pair.truth_in_training_poses) == len(pair.training) == 10
-    for true, shown in zip(pair.truth_in_training_poses, pair.training, strict=True):
+    in_training_poses = pair.truth[-len(pair.training) :]
+    assert len(in_training_poses) == len(pair.training) == 10
+    for true, shown in zip(in_training_poses, pair.training, strict=True):
         assert abs(true.landmarks[:2].mean(0) - shown.landmarks[:2].mean(0)).max() < 3
-    outside = ~((masks(pair.reference) + masks(pair.truth_in_training_poses[5:])) > 0)
+    outside = ~((masks(pair.reference) + masks(in_training_poses[5:])) > 0)
     ears_and_neck = 0.06  # the neck takes the person's skin tone
-    same = (pictures(pair.reference) - pictures(pair.truth_in_training_poses[5:])).abs() < 1e-3
+    same = (pictures(pair.reference) - pictures(in_training_poses[5:])).abs() < 1e-3
     assert (same | ~outside).float().mean() > 1 - ears_and_neck
 
 
@@ -140,55 +141,55 @@ def test_distance_and_copies_need_no_trained_network(pair: Pair) -> None:
         "pale",
     )
     exact = judge.scores(pictures(pair.truth[:4]), case)
-    assert exact.distance == exact.face_distance == exact.scene_distance == 0
-    assert exact.copies == 0
+    assert exact["distance"] == exact["face_distance"] == exact["scene_distance"] == 0
+    assert exact["copies"] == 0
     lighter = judge.scores((pictures(pair.truth[:4]) * 0.9 + 0.1), case)
     expected = (0.1 * (1 - pictures(pair.truth[:4]))).mean()
-    assert lighter.distance == pytest.approx(float(expected), abs=2e-3)
+    assert lighter["distance"] == pytest.approx(float(expected), abs=2e-3)
     trained_on = judge.scores(pictures(pair.training[3:7]), case)
-    assert trained_on.copies == 1
-    assert judge.scores(pictures(pair.training[3:7]).flip(-1), case).copies == 1
+    assert trained_on["copies"] == 1
+    assert judge.scores(pictures(pair.training[3:7]).flip(-1), case)["copies"] == 1
 
 
 # -- with the shipped networks ----------------------------------------------------------------
 
 
-def test_true_compositions_score_high(ceiling: Scores) -> None:
-    assert ceiling.identity > 0.85 and ceiling.style > 0.9 and ceiling.both > 0.85
-    assert ceiling.faces == 1 and ceiling.collapse < 0.1 and ceiling.copies == 0
-    assert json.loads(json.dumps(asdict(ceiling)))["tone"] in ("pale", "tan", "dark")
+def test_true_compositions_score_high(ceiling: dict[str, float]) -> None:
+    assert ceiling["identity"] > 0.85 and ceiling["style"] > 0.9 and ceiling["both"] > 0.85
+    assert ceiling["faces"] == 1 and ceiling["collapse"] < 0.1 and ceiling["copies"] == 0
+    assert json.loads(json.dumps(ceiling)) == ceiling
 
 
 def test_another_person_lowers_identity_alone(
-    judge: Judge, pair: Pair, case: Case, ceiling: Scores
+    judge: Judge, pair: Pair, case: Case, ceiling: dict[str, float]
 ) -> None:
     swapped = judge.scores(pictures(pair.others_in_style[:16]), case)
-    assert swapped.identity < ceiling.identity - 0.5
-    assert swapped.style > 0.9 * ceiling.style
-    assert swapped.face_distance > ceiling.face_distance
-    assert swapped.identity_missing > 0.8 and swapped.style_missing < 0.1
+    assert swapped["identity"] < ceiling["identity"] - 0.5
+    assert swapped["style"] > 0.9 * ceiling["style"]
+    assert swapped["face_distance"] > ceiling["face_distance"]
+    assert swapped["identity_missing"] > 0.8 and swapped["style_missing"] < 0.1
 
 
 def test_another_style_lowers_style_alone(
-    judge: Judge, pair: Pair, case: Case, ceiling: Scores
+    judge: Judge, pair: Pair, case: Case, ceiling: dict[str, float]
 ) -> None:
     swapped = judge.scores(pictures(pair.source), case)
-    assert swapped.style < ceiling.style - 0.5
-    assert swapped.identity > 0.9 * ceiling.identity
-    assert swapped.scene_distance > 2 * ceiling.scene_distance
-    assert swapped.style_missing >= 0.6 and swapped.identity_missing < 0.2
+    assert swapped["style"] < ceiling["style"] - 0.5
+    assert swapped["identity"] > 0.9 * ceiling["identity"]
+    assert swapped["scene_distance"] > 2 * ceiling["scene_distance"]
+    assert swapped["style_missing"] >= 0.6 and swapped["identity_missing"] < 0.2
 
 
-def test_blur_lowers_both(judge: Judge, pair: Pair, case: Case, ceiling: Scores) -> None:
+def test_blur_lowers_both(judge: Judge, pair: Pair, case: Case, ceiling: dict[str, float]) -> None:
     soft = judge.scores(blurred(pictures(pair.unseen)), case)
-    assert soft.identity < ceiling.identity - 0.1
-    assert soft.style < ceiling.style - 0.1
-    assert soft.distance > ceiling.distance
+    assert soft["identity"] < ceiling["identity"] - 0.1
+    assert soft["style"] < ceiling["style"] - 0.1
+    assert soft["distance"] > ceiling["distance"]
 
 
 def test_training_pictures_are_told_as_copies(judge: Judge, pair: Pair, case: Case) -> None:
-    assert judge.scores(pictures(pair.training), case).copies == 1
-    assert judge.scores(pictures(pair.unseen), case).copies == 0
+    assert judge.scores(pictures(pair.training), case)["copies"] == 1
+    assert judge.scores(pictures(pair.unseen), case)["copies"] == 0
 
 
 def test_the_probe_reads_edits(judge: Judge, pair: Pair) -> None:
