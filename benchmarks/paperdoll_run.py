@@ -33,12 +33,12 @@ from magicapture.config import to_dict
 from magicapture.data import Learnable
 from magicapture.demo.drawing import SAMPLING, prompt_of
 from magicapture.magicface import MagicFaceSettings, ReferenceGuide
-from magicapture.metrics import METRICS
+from magicapture.metrics import METRICS, Case
 from magicapture.paperdoll import Split, identity_from_seed
 from magicapture.paperdoll.attention import token_leakage
 from magicapture.paperdoll.captions import TONES, tone_word
 from magicapture.paperdoll.edits import edits
-from magicapture.paperdoll.judge import Case, Judge
+from magicapture.paperdoll.judge import Judge
 from magicapture.paperdoll.pairs import Pair, make_pair, masks, pictures, references
 from magicapture.paperdoll.recipe import doll_recipe
 from magicapture.paperdoll.weights import loss_embedder

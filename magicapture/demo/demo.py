@@ -15,9 +15,10 @@ from ..adapters import Adapter
 from ..backbone import Backbone
 from ..backbones import load_backbone
 from ..config import Recipe
+from ..metrics import Case
 from ..paperdoll.attention import Leakages, token_leakage
 from ..paperdoll.edits import Edit, edits
-from ..paperdoll.judge import Case, Judge
+from ..paperdoll.judge import Judge
 from ..paperdoll.pairs import Pair, masks, pictures
 from ..paperdoll.weights import WEIGHTS, loss_embedder, model_folder
 from ..sampling import adapted

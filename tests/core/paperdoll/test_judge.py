@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from magicapture.errors import InputError, StorageError
+from magicapture.metrics import Case
 from magicapture.paperdoll import (
     Identity,
     Split,
@@ -24,7 +25,7 @@ from magicapture.paperdoll import (
 from magicapture.paperdoll.attributes import ATTRIBUTES
 from magicapture.paperdoll.captions import vocabulary
 from magicapture.paperdoll.edits import edits
-from magicapture.paperdoll.judge import Case, Judge, Readers
+from magicapture.paperdoll.judge import Judge, Readers
 from magicapture.paperdoll.pairs import Pair, _other_seeds, make_pair, masks, pictures, references
 from magicapture.paperdoll.weights import READERS
 
