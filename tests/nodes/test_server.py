@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import numpy as np
 import pytest
 from PIL import Image
@@ -121,6 +120,7 @@ def test_an_error_names_the_node(server, photos, checkpoint):
 
 def at_work(server, prompt: dict[str, Any], steps: int) -> str:
     """Queue a workflow and wait until its training has done a few of `steps`; its id."""
+    import aiohttp  # ComfyUI's own: it is there wherever a server runs
 
     async def wait() -> str:
         address = f"{server.url}/ws?clientId=me"
