@@ -323,8 +323,10 @@ def test_folders_and_files_that_may_not_be_read(tmp_path):
     tmp_path.chmod(0o755)
     script = (
         "import os, sys\n"
+        "from PIL import Image\n"
         "from magicapture.data import load_folder\n"
         "from magicapture.errors import InputError\n"
+        "Image.init()\n"  # its readers are files too, which that user may not be able to read
         "if os.geteuid() == 0: os.setuid(65534)\n"
         "for folder in sys.argv[1:]:\n"
         "    try: load_folder(folder)\n"
