@@ -12,6 +12,7 @@ from ..magicapture.faces.models import Role
 from ..magicapture.faces.parse import load_parser
 from ..magicapture.faces.registry import homes, titles
 from ..magicapture.paperdoll.faces import doll_analyzer
+from ._comfy import own_parts
 from ._comfy.files import AUTO, SECOND, face_file, face_files, face_places
 from ._node import Node, schema
 from ._sockets import DetectorSocket, FaceModelSocket, ParserSocket
@@ -29,7 +30,7 @@ class MagiCaptureLoadFaceDetector(Node):
         return schema(
             "Load Face Detector",
             "faces",
-            aliases="face detection, scrfd, retinaface, yunet, insightface, landmarks",
+            aliases="face detection, scrfd, retinaface, yunet, mediapipe, insightface, landmarks",
             description=f"Finds faces and their landmarks: {titles('detector')}. Runs on the CPU.",
             inputs=[
                 file_input(
@@ -147,7 +148,7 @@ class MagiCaptureCheckModels(Node):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        report = inventory(face_places())
+        report = f"{inventory(face_places())}\n{own_parts()}"
         return io.NodeOutput(report, ui=ui.PreviewText(report))
 
     @classmethod

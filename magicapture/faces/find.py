@@ -23,7 +23,7 @@ _PURPOSES: dict[Role, str] = {
 }
 
 _SHARED = "detection"
-"""ComfyUI's own folder, for models that its own nodes run (MediaPipe)."""
+"""ComfyUI's own folder, for models that its own nodes run; most of them are none of ours."""
 
 Places = Mapping[str, Sequence[Path]]
 """For each name of `folders()` the folders it stands for."""
