@@ -198,7 +198,7 @@ def test_masks_that_do_not_match_in_number(nodes, pack):
     [
         ({"images": [photos(1)]}, "There is 1 photo .*expected 2 or more"),
         ({"masks": []}, "no mask of the face"),
-        ({"masks": [torch.zeros(3, SIDE, SIDE)]}, "the mask is empty"),
+        ({"masks": [torch.zeros(3, SIDE, SIDE)]}, "no mask of the face"),
         ({"masks": [torch.ones(3, SIDE, SIDE)]}, "the mask is full"),
         ({"images": [photos(3, (40, 40))], "masks": [face((40, 40)).expand(3, -1, -1)]}, "40x40"),
         ({"images": [photos() * torch.nan]}, "NaN"),
