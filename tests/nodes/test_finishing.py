@@ -203,3 +203,11 @@ def test_the_loader_lists_and_reads_restorers(nodes, pack, upscaler) -> None:
     loaded = nodes.LoadFaceRestorer.execute("my own.pth")[0]
     stock, images = ImageUpscaleWithModel.execute, torch.rand(1, SIDE, SIDE, 3)
     assert torch.equal(stock(loaded, images)[0], stock(upscaler, images)[0])
+
+
+def test_masks_by_which_nothing_can_be_matched_are_told(pack) -> None:
+    masks = torch.zeros(3, 1, 8, 8)
+    masks[1], masks[2, :, :4] = 1, 1
+    nothing, everything = pack("nodes.guarding")._odd_masks(masks)
+    assert nothing.startswith("picture 1: the mask marks nothing")
+    assert everything.startswith("picture 2: the mask marks all of it")
