@@ -94,7 +94,7 @@ def best(role: Role, where: Places, *, other_than: Path | None = None) -> Path:
 
 def missing(role: Role, where: Places, instead: str = "") -> StorageError:
     """The error for a role without a file: which there are, where from, where to."""
-    choices = "\n".join(f"- {file}" for file in model_files(role))
+    choices = "\n".join(f"- {file}" for file in model_files(role) if not file.shipped)
     searched = ", ".join(str(folder) for given in where.values() for folder in given)
     searched = searched or f"no folder: name one (--models), or set {VARIABLE}"
     other = f" Found instead, and not known by name: {instead}." if instead else ""
