@@ -102,8 +102,8 @@ class MagiCaptureLoadFaceRecognitionModel(Node):
             "Load Face Recognition Model",
             "faces",
             aliases="face embedder, face embedding, arcface, insightface, buffalo_l, "
-            "antelopev2, identity loss",
-            description="A face embedder for the identity loss and for likeness, 112x112: "
+            "antelopev2, dlib, identity loss",
+            description="A face embedder for the identity loss and for likeness: "
             f"{titles('embedder')}. Mind the licence of the weights.",
             inputs=[
                 file_input(
