@@ -39,7 +39,7 @@ _WITHOUT: dict[Role, str] = {
 }
 
 _SHARED = "detection"
-"""ComfyUI's own folder, for models that its own nodes run (MediaPipe)."""
+"""ComfyUI's own folder, for models that its own nodes run; most of them are none of ours."""
 
 _TELLING = (".safetensors", ".dat")
 """Endings of files whose first bytes tell what they hold."""
