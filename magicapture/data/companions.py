@@ -22,6 +22,9 @@ from ..images.reading import ENDINGS, NEEDS, formats
 MOST_PHOTOS = 200
 """A folder with more photos is refused before the first is read: it is the wrong folder."""
 
+CAPTION = ".txt"
+LANDMARKS = ".landmarks.json"
+
 _MASK = re.compile(r"(.+?)[-_. ]+(?:face[-_. ]?)?mask(?:label)?", re.IGNORECASE)
 _MASK_BEFORE = re.compile(r"(?:face[-_. ]?)?mask[-_. ]+(.+)", re.IGNORECASE)
 _NEVER_A_PHOTO = re.compile(r".+-condlabel", re.IGNORECASE)  # OneTrainer's conditioning image
@@ -73,14 +76,19 @@ def found_in(path: str | os.PathLike[str], masks: str | os.PathLike[str] | None 
         folder,
         photos,
         apart | beside if masks is None else beside | apart,
-        _by_photo(_ending_in(".txt", files), photos),
-        _by_photo(_ending_in(".landmarks.json", files), photos),
+        _by_photo(_ending_in(CAPTION, files), photos),
+        _by_photo(_ending_in(LANDMARKS, files), photos),
     )
     used = {*photos, *mask_folders}
     for of_photos in (found.masks, found.captions, found.landmarks):
         used.update(of_photos.values())
     left = [f for f in (*files, *in_mask_folder) if f not in used]
     return dataclasses.replace(found, warnings=list(_left_alone(folder, left)))
+
+
+def picture_endings() -> tuple[str, ...]:
+    """The endings of the pictures that are read here."""
+    return tuple(ending for name in formats() for ending in ENDINGS[name])
 
 
 def natural(name: str) -> list[str | int]:
@@ -170,7 +178,7 @@ def _ending_in(ending: str, files: Iterable[Path]) -> Iterator[tuple[str, Path]]
 
 
 def _no_photo(folder: Path, files: list[Path]) -> str:
-    endings = ", ".join(ending for name in formats() for ending in ENDINGS[name])
+    endings = ", ".join(picture_endings())
     text = f"The folder {printable(folder)} has no photo; expected files ending in {endings}"
     if not files:
         return f"{text}; it is empty."
