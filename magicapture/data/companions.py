@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..backups import is_backup
 from ..errors import InputError
 from ..files import printable
 from ..images.reading import ENDINGS, NEEDS, formats
@@ -22,6 +23,7 @@ from ..images.reading import ENDINGS, NEEDS, formats
 MOST_PHOTOS = 200
 """A folder with more photos is refused before the first is read: it is the wrong folder."""
 
+MASK = ".mask.png"
 CAPTION = ".txt"
 LANDMARKS = ".landmarks.json"
 
@@ -82,13 +84,18 @@ def found_in(path: str | os.PathLike[str], masks: str | os.PathLike[str] | None 
     used = {*photos, *mask_folders}
     for of_photos in (found.masks, found.captions, found.landmarks):
         used.update(of_photos.values())
-    left = [f for f in (*files, *in_mask_folder) if f not in used]
+    left = [f for f in (*files, *in_mask_folder) if f not in used and not is_backup(f)]
     return dataclasses.replace(found, warnings=list(_left_alone(folder, left)))
 
 
 def picture_endings() -> tuple[str, ...]:
     """The endings of the pictures that are read here."""
     return tuple(ending for name in formats() for ending in ENDINGS[name])
+
+
+def is_mask_name(stem: str) -> bool:
+    """Whether a file name without its ending may be read as a mask's."""
+    return any(pattern.fullmatch(stem) for pattern in (_MASK, _MASK_BEFORE, _NEVER_A_PHOTO))
 
 
 def natural(name: str) -> list[str | int]:
