@@ -183,9 +183,7 @@ class MagiCaptureCheckModels(Node):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         parts = [inventory(face_places()), own_parts(), versions(**host_versions())]
-        report = "
-
-".join(part for part in parts if part)
+        report = "\n\n".join(parts)
         return io.NodeOutput(report, ui=ui.PreviewText(report))
 
     @classmethod

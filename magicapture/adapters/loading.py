@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import weight_files
+from ..backups import backups_of
 from ..errors import InputError, MagiCaptureError, StorageError
 from ..lora import LoraWeights
 from .adapter import FAMILY_NAMES, Adapter
@@ -21,7 +22,6 @@ from .layers import check_finite, gather
 from .metadata import Facts, digest, restore
 from .peft import START, read_peft, with_stated_alphas
 from .reading import AnyPath, read_file
-from .replacing import backups_of
 
 logger = logging.getLogger(__name__)
 

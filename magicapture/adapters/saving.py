@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..backups import write_all
 from ..errors import InputError, MagiCaptureError, StorageError
 from ..files import inside, require_space, safe_path
 from ..tokens import Concept
@@ -19,7 +20,7 @@ from .embeddings import SUFFIXES, embedding_metadata, to_embedding
 from .kohya import kohya_metadata, to_kohya
 from .metadata import TOKEN, digest, restore
 from .reading import AnyPath, read_metadata
-from .replacing import check_replaceable, write_all
+from .replacing import check_replaceable, same_tensors
 from .writing import writer
 
 _ENDING = ".safetensors"
@@ -171,7 +172,8 @@ def _save(
     size = sum(tensor.nbytes for tensors, _ in contents.values() for tensor in tensors.values())
     for place in (lora.parent, folder):
         require_space(place, size)
-    backups = write_all({path: writer(*content) for path, content in contents.items()})
+    files = {path: writer(*content) for path, content in contents.items()}
+    backups = write_all(files, same_tensors)
     notes = tuple(
         f"embedding:{token} belongs to another LoRA, so this one is embedding:{name}."
         for token, name in names.items()
