@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,8 +35,15 @@ def check_replaceable(path: Path, *, replace: bool = True) -> None:
         raise InputError(f"{path} is there already; choose another name, or allow to replace it.")
 
 
-def write_all(files: Mapping[Path, Callable[[Path], object]]) -> list[Path]:
-    """Write each file through its function and return the backups made of earlier ones.
+class Kept(NamedTuple):
+    """The backups that `write_all` made, and the old ones that went for them."""
+
+    backups: tuple[Path, ...]
+    removed: tuple[Path, ...]
+
+
+def write_all(files: Mapping[Path, Callable[[Path], object]]) -> Kept:
+    """Write each file through its function; earlier ones are kept as backups.
 
     An earlier `ada.safetensors` is kept as `ada.safetensors.bak1`, then `.bak2`: endings that no
     loader lists. One with the same tensors is not kept, and of each file the KEPT newest are. When
@@ -52,13 +60,15 @@ def write_all(files: Mapping[Path, Callable[[Path], object]]) -> list[Path]:
                 atomic_write(path, write)
                 undo.callback(path.unlink)
         undo.pop_all()
+    removed = []
     for path, backup in backups.items():
         with suppress(OSError):
             if _same(path, backup):
                 backup.unlink()
             for old in backups_of(path)[KEPT:]:
                 old.unlink()
-    return [backup for backup in backups.values() if backup.exists()]
+                removed.append(old)
+    return Kept(tuple(backup for backup in backups.values() if backup.exists()), tuple(removed))
 
 
 def backups_of(path: Path) -> list[Path]:
