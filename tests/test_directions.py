@@ -25,6 +25,7 @@ DIRECTIONS: dict[str, str] = {
     "interrupts": "",
     "memory": "errors",
     "paperdoll": "metrics recipes training losses images",
+    "liveview": "refocusing",
     "plot": "losses",
     "version": "",
     "weight_files": "errors",

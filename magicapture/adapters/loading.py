@@ -32,8 +32,8 @@ def load_adapter(path: AnyPath, embeddings: Iterable[AnyPath] = ()) -> Adapter:
     embeddings: files, or folders in which to look up the tokens that the LoRA names and does not
     hold itself; each is told by its digest, also among backups of embeddings that a later training
     replaced. A LoRA that MagiCapture did not write gets the tokens that are bundled with it and
-    those of the files given. Raises InputError for a file of another kind, or with numbers that no model can use;
-    StorageError for one that is damaged or missing, an embedding among them.
+    those of the files given. Raises InputError for a file of another kind, or with numbers that no
+    model can use; StorageError for one that is damaged or missing, an embedding among them.
     """
     path, places = Path(path), [Path(place) for place in embeddings]
     bundle: dict[str, dict[str, Tensor]] = {}

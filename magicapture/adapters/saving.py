@@ -129,8 +129,8 @@ def save_adapter(
 ) -> SavedFiles:
     """Write `name`.safetensors in kohya's form and one embedding for each token.
 
-    name: may have a sub-folder ("people/ada"). bundle: put the tokens into the LoRA's file and
-    write no other, for sharing; stock loaders of LoRAs pass over them. dtype: of the LoRA; float32 keeps every bit, float16
+    name: may have a sub-folder ("people/ada"). bundle: the tokens go into the LoRA's file too, for
+    sharing, and no other file is written. dtype: of the LoRA; float32 keeps every bit, float16
     halves the file. An adapter without a LoRA gets a file of metadata alone, so that it can be
     loaded by its name all the same. An embedding of the LoRA that is replaced is kept as a
     backup, as that LoRA is; one of another LoRA stays, and the token is saved under another name
