@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from .files import atomic_write
 
@@ -23,11 +24,18 @@ def same_bytes(one: Path, other: Path) -> bool:
     return filecmp.cmp(one, other, shallow=False)
 
 
+class Kept(NamedTuple):
+    """The backups that `write_all` made, and the old ones that went for them."""
+
+    backups: tuple[Path, ...]
+    removed: tuple[Path, ...]
+
+
 def write_all(
     files: Mapping[Path, Callable[[Path], object]],
     same: Callable[[Path, Path], bool] = same_bytes,
-) -> list[Path]:
-    """Write each file through its function and return the backups made of earlier ones.
+) -> Kept:
+    """Write each file through its function; earlier ones are kept as backups.
 
     An earlier `ada.safetensors` is kept as `ada.safetensors.bak1`, then `.bak2`: endings that no
     loader lists. One that is the `same` as the new is not kept, and of each file the KEPT newest
@@ -44,13 +52,15 @@ def write_all(
                 atomic_write(path, write)
                 undo.callback(path.unlink)
         undo.pop_all()
+    removed = []
     for path, backup in backups.items():
         with suppress(OSError):
             if same(path, backup):
                 backup.unlink()
             for old in backups_of(path)[KEPT:]:
                 old.unlink()
-    return [backup for backup in backups.values() if backup.exists()]
+                removed.append(old)
+    return Kept(tuple(backup for backup in backups.values() if backup.exists()), tuple(removed))
 
 
 def is_backup(file: Path) -> bool:

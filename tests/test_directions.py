@@ -26,6 +26,7 @@ DIRECTIONS: dict[str, str] = {
     "interrupts": "",
     "memory": "errors",
     "paperdoll": "metrics recipes training losses images",
+    "liveview": "refocusing",
     "plot": "losses",
     "version": "",
     "environment": "version",

@@ -57,9 +57,9 @@ def save_photo_set(references: ReferenceSet, folder: str | os.PathLike[str]) -> 
         for kind, file, write in _of_photo(photo, owner, found):
             files[file] = kind, write
     require_space(found.folder, sum(_PIXEL * photo.image[0].numel() for photo in references))
-    backups = write_all({file: write for file, (_, write) in files.items()})
+    kept = write_all({file: write for file, (_, write) in files.items()})
     kinds = {file: kind for file, (kind, _) in files.items()}
-    return SavedSet(found.folder, kinds, tuple(backups))
+    return SavedSet(found.folder, kinds, kept.backups)
 
 
 def _place(references: ReferenceSet, wanted: Path) -> tuple[Found, list[Owner]]:
