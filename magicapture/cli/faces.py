@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from pathlib import Path
 
 from ..data import ReferenceSet
@@ -13,7 +12,7 @@ from ..errors import StorageError
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.detect import load_detector
 from ..faces.embed import FaceEmbedder, FaceEmbeddingNetwork, load_face_embedder
-from ..faces.find import VARIABLE, best, places
+from ..faces.find import best, places
 from ..faces.labelling import FaceParser
 from ..faces.models import TITLES, Role
 from ..faces.parse import load_parser
@@ -81,9 +80,8 @@ def _optional(role: Role, named: str | None, arguments: argparse.Namespace) -> P
 
 def _best(role: Role, arguments: argparse.Namespace) -> Path | None:
     """The best file found; None without one. Raises InputError for a folder that is not there."""
-    models = arguments.models or os.environ.get(VARIABLE)
     try:
-        return best(role, places(models)) if models else None
+        return best(role, places(arguments.models))
     except StorageError as error:
         logger.debug("%s", error)
         return None

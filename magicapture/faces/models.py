@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any, Literal
 
 from .content import Content
@@ -32,6 +33,7 @@ class ModelFile:
     published: repository and release. licence: of the weights, as far as stated.
     rank: among the files of its role; the lowest that is found is taken where the user names none.
     names: patterns of the names it goes by; empty for `file` alone.
+    shipped: where it lies in the pack, if it comes with it.
     """
 
     file: str
@@ -40,6 +42,7 @@ class ModelFile:
     licence: str
     rank: int
     names: tuple[str, ...] = ()
+    shipped: Path | None = None
 
     def is_called(self, name: str) -> bool:
         """Whether a file of this name is taken to be this one."""

@@ -14,7 +14,7 @@ from ..errors import InputError, MagiCaptureError, StorageError
 from .content import Content, first_line
 from .detectors import DETECTORS
 from .embed import EMBEDDERS
-from .models import TITLES, ModelFile, ModelKind, Role
+from .models import ONNX, TITLES, ModelFile, ModelKind, Role
 from .parsers import PARSERS
 from .restorers import RESTORERS
 
@@ -70,7 +70,26 @@ def known(name: str) -> tuple[Role, ModelFile] | None:
 
 def packages() -> dict[str, str]:
     """Every package that runs a model, by its name in the package registry, and its module."""
-    return {name: module for kind in _kinds for name, module in sorted(kind.packages.items())}
+    return {
+        name: module
+        for kind in _kinds
+        for ending in kind.endings
+        for name, module in sorted(_needed(kind, ending).items())
+    }
+
+
+def runnable(role: Role, path: Path) -> bool:
+    """Whether the packages that run this file, known by its name, are installed."""
+    return any(
+        not lacking(_needed(kind, path.suffix))
+        for kind in kinds(role)
+        if any(file.is_called(path.name) for file in kind.files)
+    )
+
+
+def _needed(kind: ModelKind, ending: str) -> dict[str, str]:
+    """The packages that run a kind of model and read its files of this ending."""
+    return {**kind.packages, **({"onnx": "onnx"} if ending.lower() in ONNX else {})}
 
 
 def lacking(needed: dict[str, str]) -> list[str]:
@@ -109,7 +128,7 @@ def load_model(role: Role, path: str | Path) -> Any:
         if kind is None or kind.load is None:
             raise InputError(f"{content} is no {TITLES[role]}; expected {titles(role)}.")
         doing = f"Running {name} ({kind.title})"
-        if absent := lacking(dict(kind.packages)):
+        if absent := lacking(_needed(kind, content.path.suffix)):
             raise _needs(doing, absent)
         try:
             return kind.load(content)
