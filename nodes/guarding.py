@@ -26,10 +26,11 @@ from ._comfy import (
     node_id,
     show_text,
 )
+from ._detector import detector_input, detector_or_best
 from ._finishing import preview
 from ._inputs import plain
 from ._node import Node, schema
-from ._sockets import DetectorSocket, FaceModelSocket, References
+from ._sockets import FaceModelSocket, References
 
 
 class MagiCaptureGuardIdentity(Node):
@@ -46,7 +47,7 @@ class MagiCaptureGuardIdentity(Node):
                 io.Image.Input("after", tooltip="The finished pictures."),
                 io.Image.Input("before", tooltip="The same pictures before, of any size."),
                 References.Input("person", tooltip="Photos of the person."),
-                DetectorSocket.Input("detector", tooltip="Finds the faces."),
+                detector_input(),
                 FaceModelSocket.Input(
                     "face_model",
                     tooltip="Tells how alike faces are. Use a different face model than in "
@@ -76,8 +77,8 @@ class MagiCaptureGuardIdentity(Node):
         )
 
     @classmethod
-    def execute(cls, after, before, person, detector, face_model, tolerance) -> io.NodeOutput:
-        analyzer = FaceAnalyzer(detector, embedder=face_model)
+    def execute(cls, after, before, person, face_model, tolerance, detector=None) -> io.NodeOutput:
+        analyzer = FaceAnalyzer(detector_or_best(detector), embedder=face_model)
         known = Person.in_photos(person.images, analyzer)
         firsts, lasts = _paired(images_from_socket(before), images_from_socket(after))
         bar, kept, reports, rows = Progress(len(lasts), node_id(cls)), [], [], []

@@ -6,6 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture.data import Learnable, ReferenceSet, load_folder
+from ..magicapture.data.companions import CAPTION, LANDMARKS, picture_endings
 from ..magicapture.data.folder import caption_of
 from ..magicapture.data.given import with_landmarks, with_masks
 from ..magicapture.errors import InputError
@@ -25,6 +26,20 @@ def _bounded(image: Tensor) -> Tensor:
     return resize(image, bounded(image.shape[-2], image.shape[-1]))
 
 
+def _folder_input() -> io.Combo.Input:
+    folder = io.Combo.Input(
+        "folder",
+        options=[NO_FOLDER, *input_folders()],
+        default=NO_FOLDER,
+        tooltip="A folder inside ComfyUI's input folder; the button below makes one from your "
+        "photos. Beside photo.jpg it may hold photo.mask.png (white = face), photo.txt (a caption) "
+        "and photo.landmarks.json.",
+    )
+    # What web/js/upload.js may send; 0.3.64 takes no further options in the call above.
+    folder.extra_dict["endings"] = [*picture_endings(), CAPTION, LANDMARKS]
+    return folder
+
+
 class MagiCaptureLoadPhotoSet(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -37,14 +52,7 @@ class MagiCaptureLoadPhotoSet(Node):
             "sizes: a folder, an image batch or an image list.",
             is_input_list=True,
             inputs=[
-                io.Combo.Input(
-                    "folder",
-                    options=[NO_FOLDER, *input_folders()],
-                    default=NO_FOLDER,
-                    tooltip="A folder inside ComfyUI's input folder. Beside photo.jpg it may hold "
-                    "photo.mask.png (white = face), photo.txt (a caption) and "
-                    "photo.landmarks.json.",
-                ),
+                _folder_input(),
                 io.Image.Input(
                     "images",
                     optional=True,

@@ -56,23 +56,31 @@ def load_folder(
     return ReferenceSet(tuple(photos), tuple(warnings))
 
 
-def _read(photo: Path, found: Found) -> tuple[Photo, list[str]]:
+def _read(file: Path, found: Found) -> tuple[Photo, list[str]]:
     """A photo with what lies beside it, and what was noticed."""
-    name, warnings = printable(photo.name), []
-    picture = read_picture(photo)
+    name, warnings = printable(file.name), []
+    picture = read_picture(file)
     if picture.warning:
         warnings.append(f"{name}: {picture.warning}")
-    mask_file, mask = found.masks.get(photo), picture.alpha
-    if mask_file is not None:
-        mask = read_mask(mask_file, picture)
-    elif mask is not None:
+    photo = read_beside(file, picture, found)
+    mask = photo.face_mask
+    if mask is not None and file not in found.masks:
         warnings.append(f"{name}: no mask file, so what is not transparent is taken as the face.")
-    landmarks = _read_landmarks(found.landmarks.get(photo), picture)
-    if mask is not None and landmarks is None and looks_inverted(mask):
+    if mask is not None and photo.landmarks is None and looks_inverted(mask):
         warnings.append(f"{name}: {INVERTED}")
-    text = found.captions.get(photo)
+    return photo, warnings
+
+
+def read_beside(file: Path, picture: Picture, found: Found) -> Photo:
+    """A photo of a folder that has been read, with the mask, landmarks and caption beside it.
+
+    Raises InputError for one of them that cannot be read.
+    """
+    mask_file, text = found.masks.get(file), found.captions.get(file)
+    mask = picture.alpha if mask_file is None else read_mask(mask_file, picture)
+    landmarks = _read_landmarks(found.landmarks.get(file), picture)
     caption = None if text is None else caption_of(_read_text(text), printable(text))
-    return Photo(picture.image, mask, landmarks, caption, name), warnings
+    return Photo(picture.image, mask, landmarks, caption, printable(file.name))
 
 
 def read_mask(file: Path, picture: Picture) -> Tensor:
