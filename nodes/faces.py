@@ -13,7 +13,7 @@ from ..magicapture.faces.models import Role
 from ..magicapture.faces.parse import load_parser
 from ..magicapture.faces.registry import homes, titles
 from ..magicapture.paperdoll.faces import doll_analyzer
-from ._comfy import host_versions, node_id, show_text
+from ._comfy import host_versions, node_id, own_parts, show_text
 from ._comfy.files import (
     AUTO,
     OR_NONE,
@@ -40,7 +40,7 @@ class MagiCaptureLoadFaceDetector(Node):
         return schema(
             "Load Face Detector",
             "faces",
-            aliases="face detection, scrfd, retinaface, yunet, insightface, landmarks",
+            aliases="face detection, scrfd, retinaface, yunet, mediapipe, insightface, landmarks",
             description=f"Finds faces and their landmarks: {titles('detector')}. Runs on the CPU.",
             inputs=[
                 file_input(
@@ -102,8 +102,8 @@ class MagiCaptureLoadFaceRecognitionModel(Node):
             "Load Face Recognition Model",
             "faces",
             aliases="face embedder, face embedding, arcface, insightface, buffalo_l, "
-            "antelopev2, identity loss",
-            description="A face embedder for the identity loss and for likeness, 112x112: "
+            "antelopev2, dlib, identity loss",
+            description="A face embedder for the identity loss and for likeness: "
             f"{titles('embedder')}. Mind the licence of the weights.",
             inputs=[
                 file_input(
@@ -182,7 +182,8 @@ class MagiCaptureCheckModels(Node):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        report = f"{inventory(face_places())}\n\n{versions(**host_versions())}"
+        parts = [inventory(face_places()), own_parts(), versions(**host_versions())]
+        report = "\n\n".join(parts)
         return io.NodeOutput(report, ui=ui.PreviewText(report))
 
     @classmethod

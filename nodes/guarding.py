@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import torch
 from comfy_api.latest import io
@@ -104,6 +105,18 @@ class MagiCaptureGuardIdentity(Node):
         )
 
 
+def _odd_masks(masks: Tensor) -> Iterator[str]:
+    """What to say of masks (B,1,H,W) by which nothing, or no grain, can be matched."""
+    for number, mask in enumerate(masks, start=1):
+        if not (mask > 0).any():
+            yield f"picture {number}: the mask marks nothing, so that it stays as it is."
+        elif (mask > 0).all():
+            yield (
+                f"picture {number}: the mask marks all of it, so that there are no surroundings "
+                "whose grain could be matched. Mark the restored part alone."
+            )
+
+
 def _paired(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """As many pictures before as after, at the size after."""
     if len(before) not in (1, len(after)):
@@ -154,6 +167,7 @@ class MagiCaptureMatchGrainAndColour(Node):
                 ),
             ],
             outputs=[io.Image.Output(display_name="images")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -165,10 +179,12 @@ class MagiCaptureMatchGrainAndColour(Node):
         masks = masks_from_socket(mask)
         if len(masks) not in (1, len(batch)):
             raise InputError(
-                f"There are {len(masks)} masks for {len(batch)} pictures; give one for all, or "
-                "one for each, as Restore Faces does."
+                f"There are {len(masks)} masks for {len(batch)} picture{'s' * (len(batch) != 1)}; "
+                "give one for all, or one for each, as Restore Faces does."
             )
         masks = masks.expand(len(batch), -1, -1, -1)
+        if odd := "\n".join(_odd_masks(masks)):
+            show_text(odd, node_id(cls))
         result = torch.stack(
             [match_picture(*one, settings) for one in zip(batch, before, masks, strict=True)]
         )

@@ -93,6 +93,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = result.add_argument
     add("--out", required=True, metavar="NAME", help="Name of the LoRA's file, without ending.")
     _add_folder(result, "--out-dir")
+    add("--bundle", action="store_true", help="One file to share: the tokens inside the LoRA's.")
     option(
         result,
         "--preview-every",

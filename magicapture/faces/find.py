@@ -39,7 +39,10 @@ _WITHOUT: dict[Role, str] = {
 }
 
 _SHARED = "detection"
-"""ComfyUI's own folder, for models that its own nodes run (MediaPipe)."""
+"""ComfyUI's own folder, for models that its own nodes run; most of them are none of ours."""
+
+_TELLING = (".safetensors", ".dat")
+"""Endings of files whose first bytes tell what they hold."""
 
 Places = Mapping[str, Sequence[Path]]
 """For each name of `folders()` the folders it stands for."""
@@ -65,7 +68,7 @@ def files(role: Role, where: Places) -> dict[str, Path]:
     """The files that may serve a role, by name relative to their folder.
 
     Those known by name first, best first; then others, but for files that are something else.
-    What comes with the pack is among them.
+    What comes with the pack, or with another package, is among them.
     """
     found: dict[str, Path] = {}
     for kind, name, path in _walk(where):
@@ -79,7 +82,7 @@ def _may_serve(role: Role, kind: str, path: Path) -> bool:
     if entry := known(path.name):
         return entry[0] == role
     readers = [k.recognises for k in kinds(role) if path.suffix.lower() in k.endings]
-    if path.suffix.lower() != ".safetensors" or None in readers:
+    if path.suffix.lower() not in _TELLING or None in readers:
         return kind != _SHARED
     try:
         return any(recognises(Content(path)) for recognises in readers if recognises)
@@ -160,8 +163,8 @@ def _walk(where: Places) -> Iterator[tuple[str, str, Path]]:
             for path in sorted(_below(folder)):
                 yield kind, path.relative_to(folder).as_posix(), path
     for file in (file for role in TITLES for file in model_files(role)):
-        if file.shipped:
-            yield file.folder, file.file, file.shipped
+        if installed := file.installed:
+            yield file.folder, file.file, installed
 
 
 def _below(folder: Path) -> Iterator[Path]:

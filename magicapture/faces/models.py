@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +35,7 @@ class ModelFile:
     rank: among the files of its role; the lowest that is found is taken where the user names none.
     names: patterns of the names it goes by; empty for `file` alone.
     shipped: where it lies in the pack, if it comes with it.
+    package: where it lies in another package that brings it, as "module/folder".
     """
 
     file: str
@@ -43,6 +45,18 @@ class ModelFile:
     rank: int
     names: tuple[str, ...] = ()
     shipped: Path | None = None
+    package: str = ""
+
+    @property
+    def installed(self) -> Path | None:
+        """Where it lies in this pack or in the package that brings it, which is not imported."""
+        if self.shipped or not self.package:
+            return self.shipped
+        module, _, folder = self.package.partition("/")
+        spec = find_spec(module)
+        roots = (spec.submodule_search_locations if spec else None) or ()
+        paths = (Path(root, folder, self.file) for root in roots)
+        return next((path for path in paths if path.is_file()), None)
 
     def is_called(self, name: str) -> bool:
         """Whether a file of this name is taken to be this one."""

@@ -16,7 +16,7 @@ from PIL import Image
 Cancelled = management.InterruptProcessingException
 """Raised when the user cancels; an `Exception`, so a broad except would swallow it."""
 
-_PREVIEW_SIDE = 768  # pixels; larger previews are scaled down
+_PREVIEW_SIDE = 1024  # pixels; larger previews are scaled down
 
 
 def model_folders(kind: str) -> list[Path]:

@@ -189,7 +189,7 @@ def test_a_folder_outside_the_input_folder(nodes, pack):
 
 
 def test_masks_that_do_not_match_in_number(nodes, pack):
-    with bad(pack, "number of face masks is 2 and that of photos 3"):
+    with bad(pack, "There are 2 face masks for 3 photos"):
         references(nodes, pack, masks=[face().expand(2, -1, -1)])
 
 
