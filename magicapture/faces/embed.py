@@ -10,13 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, MagiCaptureError, StorageError
+from ..errors import InputError, StorageError
 from ..weight_files import may_hold_code
 from .align import ARCFACE, FACE_SIZE, Alignment
 from .content import Content, first_line, onnx_inputs, read_onnx
 from .dlib_file import is_network
 from .dlib_resnet import DLIB_ALIGNMENT, load_dlib
 from .models import FACEXLIB, INSIGHTFACE, ONNX, RESEARCH, WEIGHTS, ModelFile, ModelKind
+from .packages import needs
 from .script import SCRIPTS, load_script
 from .trial import try_embedder, within_limit
 from .weights import filled, read_weights
@@ -222,10 +223,7 @@ def _from_weights(path: Path) -> nn.Module:
     try:
         from facexlib.recognition.arcface_arch import Backbone
     except ImportError as error:
-        raise MagiCaptureError(
-            f"Reading {path.name} needs the package facexlib; install it with 'pip install "
-            "facexlib', or give an .onnx file."
-        ) from error
+        raise needs(f"Reading {path.name}", ["facexlib"], error) from error
     return filled(Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se"), weights, path.name)
 
 
@@ -234,10 +232,7 @@ def _from_onnx(path: Path) -> nn.Module:
         import onnx
         import onnx2torch
     except ImportError as error:
-        raise MagiCaptureError(
-            "Reading an ONNX face recognition model needs the package onnx2torch; install it with "
-            "'pip install onnx2torch', or give a TorchScript file."
-        ) from error
+        raise needs(f"Reading {path.name}", ["onnx", "onnx2torch"], error) from error
     model = read_onnx(path)
     try:
         onnx.checker.check_model(model)

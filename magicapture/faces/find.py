@@ -10,7 +10,16 @@ from ..errors import InputError, MagiCaptureError, StorageError
 from ..weight_files import may_hold_code
 from .content import Content
 from .models import TITLES, ModelFile, Role
-from .registry import endings, folders, kinds, known, lacking, model_files, packages, runnable
+from .packages import install_command, lacking
+from .registry import (
+    endings,
+    folders,
+    kinds,
+    known,
+    lacking_for,
+    model_files,
+    packages,
+)
 
 VARIABLE = "MAGICAPTURE_MODELS"
 """The environment variable that names a folder of models."""
@@ -22,8 +31,15 @@ _PURPOSES: dict[Role, str] = {
     "restorer": "redraws faces of finished pictures",
 }
 
+_WITHOUT: dict[Role, str] = {
+    "detector": "no faces are found",
+    "parser": "a mask is an oval",
+    "embedder": "people are not told apart, and the identity loss is off",
+    "restorer": "no faces are restored",
+}
+
 _SHARED = "detection"
-"""ComfyUI's own folder, for models that its own nodes run (MediaPipe)."""
+"""ComfyUI's own folder, for models that its own nodes run; most of them are none of ours."""
 
 _TELLING = (".safetensors", ".dat")
 """Endings of files whose first bytes tell what they hold."""
@@ -90,14 +106,29 @@ def best(role: Role, where: Places, *, other_than: Path | None = None) -> Path:
     by_name = [p for p in found.values() if _known_file(p) and not may_hold_code(p)]
     if not by_name:
         raise missing(role, where, ", ".join(found))
-    able = [path for path in by_name if runnable(role, path)] or by_name
+    able = [path for path in by_name if not lacking_for(role, path)] or by_name
     taken = _known_file(other_than) if other_than else None
     return next((path for path in able if _known_file(path) is not taken), able[0])
 
 
+def best_or_none(role: Role, where: Places) -> tuple[Path | None, str]:
+    """The best known file for a role that can be run; without one None, and a sentence on it."""
+    try:
+        path = best(role, where)
+    except StorageError:
+        first = next(file for file in model_files(role))
+        return None, f"No {TITLES[role]} found, so {_WITHOUT[role]}; one is {first}."
+    if absent := lacking_for(role, path):
+        return None, (
+            f"{path.name} needs {' and '.join(absent)}, so {_WITHOUT[role]}; run "
+            f"{install_command(absent)}"
+        )
+    return path, ""
+
+
 def missing(role: Role, where: Places, instead: str = "") -> StorageError:
     """The error for a role without a file: which there are, where from, where to."""
-    choices = "\n".join(f"- {file}" for file in model_files(role))
+    choices = "\n".join(f"- {file}" for file in model_files(role) if not file.shipped)
     searched = ", ".join(str(folder) for given in where.values() for folder in given)
     searched = searched or f"no folder: name one (--models), or set {VARIABLE}"
     other = f" Found instead, and not known by name: {instead}." if instead else ""
@@ -117,7 +148,11 @@ def inventory(where: Places) -> str:
             there = ", ".join(str(path) for path in copies)
             lines.append(f"  found    {file.file}: {there}" if copies else f"  missing  {file}")
     absent = lacking(packages())
-    lines.append(f"Packages: {', '.join(absent)} missing" if absent else "Packages: all there")
+    lines.append(
+        f"Packages: {', '.join(absent)} missing; run {install_command(absent)}"
+        if absent
+        else "Packages: all there"
+    )
     return "\n".join(lines)
 
 

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import folder_paths
 
-from ...magicapture.errors import InputError
-from ...magicapture.faces.find import Places, best, files, missing
+from ...magicapture.errors import InputError, StorageError
+from ...magicapture.faces.find import Places, best, best_or_none, files, missing
 from ...magicapture.faces.models import Role
 from ...magicapture.faces.registry import folders
 from .host import find_file, model_folders, output_folder
 
 AUTO = "best found"
 """Stands for the best known file there is, in a drop-down of model files."""
+
+OR_NONE = "best found, or none"
+"""Stands for AUTO's file, or for no model where there is none that can be run."""
 
 RECIPES = "magicapture/recipes"
 """The folder of the user's recipe files, below ComfyUI's models folder."""
@@ -101,6 +104,20 @@ def face_file(role: Role, name: str) -> Path:
     if found is None:
         raise missing(role, face_places())
     return found
+
+
+def face_file_if_any(role: Role, name: str) -> tuple[Path | None, str]:
+    """As `face_file`; for OR_NONE the best file that can be run, or None and a sentence on it."""
+    return best_or_none(role, face_places()) if name == OR_NONE else (face_file(role, name), "")
+
+
+def face_stamp(role: Role, name: str) -> str:
+    """A text that changes when the file that a name stands for does."""
+    try:
+        path, why = face_file_if_any(role, name)
+    except StorageError as error:
+        return str(error)
+    return why if path is None else f"{path} {stamp(path)}"
 
 
 def face_places() -> Places:

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -306,6 +307,21 @@ def test_a_disk_that_fails_in_the_end_loses_nothing(
     saved = tmp_path / "home" / "magicapture-saved"
     assert f"saved in {saved} instead" in caplog.text
     assert load_adapter(saved / "ada.safetensors", [saved / "embeddings"]).lora
+
+
+def test_one_file_to_share_is_enough_to_draw_with(
+    command: Command, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert main([*command(steps=2), "--bundle"]) == 0
+    out = tmp_path / "out"
+    assert {f.name for f in out.iterdir()} == {"ada.safetensors", "states"}
+    (said,) = (r.getMessage() for r in caplog.records if r.getMessage().startswith("Next: "))
+    line, hint = said.removeprefix("Next: ").split("\n")
+    assert "a photo of embedding:my-person person in the embedding:my-style style" in hint
+    words = [*shlex.split(line)[1:], "--out", str(tmp_path / "drawn"), "--device", "cpu"]
+    assert main([*words, "--steps", "2", "--width", "64", "--height", "64"]) == 0
+    assert (tmp_path / "drawn" / "ada-0001.png").is_file()
 
 
 def test_a_second_training_leaves_the_first_ones_tokens(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ...errors import InputError
 from ..content import Content, convolutions
 from ..models import ONNX, ModelFile, ModelKind
 from ..square import SquareDetector
@@ -54,29 +55,32 @@ class YuNet(nn.Module):
         )
 
     def forward(self, pictures: Tensor) -> list[list[Tensor]]:
-        """Pictures (B,3,H,W) BGR in 0..255, sides of whole 32 pixels: four maps for each stride."""
-        x = F.relu(self.stem(pictures))
+        """Pictures (B,3,H,W) BGR in 0..255, sides of whole 32 pixels: of each head three maps."""
+        x = F.relu_(self.stem(pictures))
         levels: list[Tensor] = []
         for i, stage in enumerate(self.stages):
             if i in (1, 3, 4, 5):
                 x = F.max_pool2d(x, 2)
             for unit in stage:  # type: ignore[attr-defined]
-                x = F.relu(unit(x))
+                x = F.relu_(unit(x))
             levels.append(x)
         eight, sixteen, coarse = levels[3:]
-        coarse = F.relu(self.neck[0](coarse))
-        sixteen = F.relu(self.neck[1](sixteen + F.interpolate(coarse, scale_factor=2.0)))
-        eight = F.relu(self.neck[2](eight + F.interpolate(sixteen, scale_factor=2.0)))
+        coarse = F.relu_(self.neck[0](coarse))
+        sixteen = F.relu_(self.neck[1](sixteen + F.interpolate(coarse, scale_factor=2.0)))
+        eight = F.relu_(self.neck[2](eight + F.interpolate(sixteen, scale_factor=2.0)))
         seen = [eight, sixteen, coarse]
         if self.shared:
-            seen = [F.relu(unit(x)) for unit, x in zip(self.shared, seen, strict=True)]
-        return [[head[i](x) for head in self.heads] for i, x in enumerate(seen)]  # type: ignore[index]
+            seen = [F.relu_(unit(x)) for unit, x in zip(self.shared, seen, strict=True)]
+        return [
+            [unit(x) for unit, x in zip(head, seen, strict=True)]  # type: ignore[call-overload]
+            for head in self.heads
+        ]
 
 
 def decode(maps: list[list[Tensor]]) -> Tensor:
     """Every cell of one picture as a face (N,15): x0, y0, x1, y1, five points, score."""
     rows = []
-    for stride, (face, box, middle, points) in zip(_STRIDES, maps, strict=True):
+    for stride, face, box, middle, points in zip(_STRIDES, *maps, strict=True):
         height, width = face.shape[-2:]
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         cell = torch.stack([x, y], dim=-1).to(face)
@@ -120,10 +124,11 @@ def _recognises(content: Content) -> bool:
 def _load(content: Content) -> SquareDetector:
     weights = content.weights or _from_onnx(content.path)
     network = filled(YuNet("shared.0.point.weight" in weights), weights, content.path.name)
+    network.to(memory_format=torch.channels_last)  # twice as fast as the usual order
 
     @torch.no_grad()
     def find(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
-        pixels = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
+        pixels = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)
         rows = decode(network(pixels[None].float()))
         return apart(rows[rows[:, 14] >= _SURE]).numpy()
 
@@ -133,8 +138,13 @@ def _load(content: Content) -> SquareDetector:
 def _from_onnx(path: Path) -> dict[str, Tensor]:
     """The weights of an export to ONNX, by our names."""
     given = convolutions(path)
-    network = YuNet(wide=len(given) > 106)  # a weight and a bias for each of 53, or of 59
-    return dict(zip(network.state_dict(), given, strict=False))
+    names = {len(names): names for names in (YuNet(w).state_dict().keys() for w in (False, True))}
+    if len(given) not in names:
+        raise InputError(
+            f"{path.name} looks like YuNet, but holds {len(given)} weights; expected one of "
+            f"{', '.join(map(str, names))}. It is a later version, or damaged."
+        )
+    return dict(zip(names[len(given)], given, strict=True))
 
 
 YUNET = ModelKind(
