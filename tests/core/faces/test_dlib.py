@@ -249,10 +249,10 @@ def test_sizes_are_bounded_by_the_file_before_anything_is_allocated(written, tmp
 
 def test_weights_that_are_no_numbers(written, tmp_path) -> None:
     data = bytearray(written.read_bytes())
-    data[len(data) // 2 : len(data) // 2 + 400] = struct.pack("<f", math.nan) * 100
+    data[len(data) // 2 : len(data) // 2 + 400] = b"\xff" * 400
     path = tmp_path / "nan.dat"
     path.write_bytes(data)
-    refuse(path, StorageError, "not finite|makes|ends too soon")
+    refuse(path, StorageError, "weights are not finite")
 
 
 def test_other_networks_and_other_weights(written, tmp_path) -> None:

@@ -22,6 +22,11 @@ MODELS = [(role, file) for role in TITLES for file in model_files(role)]
 SHIPPED = "yunet_s.safetensors"
 
 
+@pytest.fixture(autouse=True)
+def _no_package_brings_a_file(monkeypatch) -> None:
+    monkeypatch.setattr("magicapture.faces.models.find_spec", lambda module: None)
+
+
 @pytest.fixture
 def models(tmp_path) -> Path:
     """A folder laid out as ComfyUI's, with names that say what the files are."""
