@@ -38,7 +38,9 @@ def spoken(nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[Said]:
         if node["description"]:
             yield Said("texts", node["description"], (*here, "description"))
         for name, options in _inputs(node["input"]):
-            yield Said("names", options.get("display_name") or name, (*here, "inputs", name, "name"))
+            yield Said(
+                "names", options.get("display_name") or name, (*here, "inputs", name, "name")
+            )
             if options.get("tooltip"):
                 yield Said("texts", options["tooltip"], (*here, "inputs", name, "tooltip"))
         tooltips = node["output_tooltips"] or [None] * len(node["output"])

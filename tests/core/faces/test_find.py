@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from magicapture.errors import InputError, StorageError
-from magicapture.faces import registry
+from magicapture.faces import packages
 from magicapture.faces.detect import load_detector
 from magicapture.faces.find import best, files, inventory, locate, missing, places
 from magicapture.faces.models import TITLES
@@ -102,7 +102,7 @@ def test_a_detector_comes_with_the_pack(models, tmp_path_factory) -> None:
 def test_a_file_whose_packages_are_missing_is_the_last_choice(models, monkeypatch) -> None:
     where, absent = places(models), {"insightface"}
     monkeypatch.setattr(
-        registry, "find_spec", lambda name: None if name in absent else find_spec(name)
+        packages, "find_spec", lambda name: None if name in absent else find_spec(name)
     )
     assert best("detector", where).name == "detection_Resnet50_Final.pth"
     absent |= {"facexlib", "onnx2torch"}

@@ -91,7 +91,7 @@ def test_a_kind_whose_package_is_missing_says_so(tmp_path) -> None:
     )
     with registered_model(kind):
         assert "toy-package missing" in inventory({"magicapture": [tmp_path]})
-        with pytest.raises(MagiCaptureError, match=r"needs toy-package.*'pip install toy-package'"):
+        with pytest.raises(MagiCaptureError, match=r"needs toy-package.*pip install toy-package"):
             load_detector(write_toy(tmp_path / "toy.safetensors"))
 
 
