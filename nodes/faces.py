@@ -13,7 +13,7 @@ from ..magicapture.faces.parse import load_parser
 from ..magicapture.faces.registry import homes, titles
 from ..magicapture.paperdoll.faces import doll_analyzer
 from ._comfy.files import AUTO, SECOND, face_file, face_files, face_places
-from ._node import Node, schema
+from ._node import Node, refusal, schema
 from ._sockets import DetectorSocket, FaceModelSocket, ParserSocket
 
 
@@ -45,6 +45,11 @@ class MagiCaptureLoadFaceDetector(Node):
     def execute(cls, file) -> io.NodeOutput:
         return io.NodeOutput(load_detector(face_file("detector", file)))
 
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Say what to get before anything runs."""
+        return refusal(face_file, "detector", file)
+
 
 class MagiCaptureLoadFaceParser(Node):
     @classmethod
@@ -68,6 +73,11 @@ class MagiCaptureLoadFaceParser(Node):
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
         return io.NodeOutput(load_parser(face_file("parser", file)))
+
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Say what to get before anything runs."""
+        return refusal(face_file, "parser", file)
 
 
 class MagiCaptureLoadFaceRecognitionModel(Node):
@@ -101,6 +111,11 @@ class MagiCaptureLoadFaceRecognitionModel(Node):
     @classmethod
     def execute(cls, file, normalisation) -> io.NodeOutput:
         return io.NodeOutput(load_face_embedder(face_file("embedder", file), normalisation))
+
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Say what to get before anything runs."""
+        return refusal(face_file, "embedder", file)
 
 
 class MagiCaptureLoadPaperdollFaceModels(Node):

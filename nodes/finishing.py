@@ -24,7 +24,7 @@ from ._comfy.files import AUTO, face_file, face_files
 from ._comfy.finishing import load_restorer, on_device
 from ._finishing import preview
 from ._inputs import plain
-from ._node import Node, schema
+from ._node import Node, refusal, schema
 from ._sockets import DetectorSocket, ParserSocket
 
 _CLOSE_UP = 384  # side in pixels of what a preview shows of a large picture
@@ -62,6 +62,11 @@ class MagiCaptureLoadFaceRestorer(Node):
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
         return io.NodeOutput(load_restorer(face_file("restorer", file)))
+
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Say what to get before anything runs."""
+        return refusal(face_file, "restorer", file)
 
 
 class MagiCaptureUpscalePortrait(Node):
