@@ -11,7 +11,7 @@ from ..magicapture.files import spare_folders
 from ._comfy import apply_adapter, model_folders
 from ._comfy.files import listed_name, lora_names, lora_path, saved_folder, stamp
 from ._common import prompts_of
-from ._node import Node, schema
+from ._node import Node, refusal, schema
 from ._sockets import AdapterSocket
 
 logger = logging.getLogger(__name__)
@@ -102,6 +102,11 @@ class MagiCaptureLoadAdapter(Node):
     @classmethod
     def execute(cls, lora_name) -> io.NodeOutput:
         return io.NodeOutput(load_adapter(lora_path(lora_name), model_folders("embeddings")))
+
+    @classmethod
+    def validate_inputs(cls, lora_name=None) -> bool | str:
+        """Instead of "Value not in list", what to do."""
+        return refusal(lora_path, lora_name)
 
     @classmethod
     def fingerprint_inputs(cls, lora_name) -> str:
