@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .config import IdentitySettings
-from .faces.align import FACE_SIZE, invert, similarity, transform, warp
-from .faces.embed import FaceEmbedder
+from .faces.align import ARCFACE, Alignment, invert, transform
+from .faces.embed import FaceEmbedder, alignment_of
 from .images import luma
 from .losses.equations import identity
 
@@ -24,13 +24,15 @@ norms take in the whole latent, so a crop never equals it exactly.
 """
 
 
-def colour_blind(embedder: FaceEmbedder) -> FaceEmbedder:
-    """The face embedder as it sees faces without their colours: in Rec. 601 luma."""
+class ColourBlind:
+    """A face embedder as it sees faces without their colours: in Rec. 601 luma."""
 
-    def grey(faces: Tensor) -> Tensor:
-        return embedder(luma(faces).expand_as(faces))
+    def __init__(self, embedder: FaceEmbedder) -> None:
+        self.embedder, self.alignment = embedder, alignment_of(embedder)
 
-    return grey
+    def __call__(self, faces: Tensor) -> Tensor:
+        """Aligned faces (B,3,H,W) in 0..1 to embeddings (B,D)."""
+        return self.embedder(luma(faces).expand_as(faces))
 
 
 class IdentityLoss:
@@ -56,6 +58,7 @@ class IdentityLoss:
         margin: int = MARGIN,
     ) -> None:
         self.embedder, self.decode, self.downscale = embedder, decode, downscale
+        self.alignment = alignment_of(embedder)
         self.settings, self.margin = settings, margin
         targets = F.normalize(torch.atleast_2d(target.detach()).float(), dim=-1)
         self.targets = targets.mean(dim=0, keepdim=True) if settings.mean_target else targets
@@ -72,15 +75,17 @@ class IdentityLoss:
         return loss * abar.to(loss) if self.settings.weight_by_signal else loss
 
     def faces(self, x0: Tensor, landmarks: Tensor) -> Tensor:
-        """The aligned faces (B,3,112,112) in 0..1 that the face embedder is shown."""
+        """The aligned faces (B,3,S,S) in 0..1 that the face embedder is shown."""
         landmarks = landmarks.float()
-        corners, size = face_windows(landmarks, x0.shape[-2:], self.downscale, self.margin)
+        corners, size = face_windows(
+            landmarks, x0.shape[-2:], self.downscale, self.margin, self.alignment
+        )
         crops = torch.stack(
             [z[:, y : y + size[0], x : x + size[1]] for z, (x, y) in zip(x0, corners, strict=True)]
         )
         offset = self.downscale * landmarks.new_tensor(corners)[:, None]
         pixels = clamp(self.decode(crops).float(), self.settings.straight_through)
-        return warp(pixels, similarity(landmarks - offset), antialias=True)
+        return self.alignment.faces(pixels, landmarks - offset)
 
 
 def clamp(pixels: Tensor, straight_through: bool) -> Tensor:
@@ -90,15 +95,19 @@ def clamp(pixels: Tensor, straight_through: bool) -> Tensor:
 
 
 def face_windows(
-    landmarks: Tensor, latent_size: tuple[int, ...], downscale: int, margin: int
+    landmarks: Tensor,
+    latent_size: tuple[int, ...],
+    downscale: int,
+    margin: int,
+    alignment: Alignment = ARCFACE,
 ) -> tuple[list[tuple[int, int]], tuple[int, int]]:
     """Where to cut the latents so that the aligned faces are whole: [(x, y)], (height, width).
 
     All windows of a batch share one size in cells, that of the largest face, and lie inside the
     latents of `latent_size` (h, w).
     """
-    square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]) * FACE_SIZE - 0.5
-    matrices = invert(similarity(landmarks))
+    square = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]) * alignment.size - 0.5
+    matrices = invert(alignment.matrices(landmarks))
     quads = (transform(matrices, square.to(matrices)) + 0.5) / downscale
     extent = quads.new_tensor([latent_size[1], latent_size[0]])
     low = (quads.amin(dim=1) - margin).floor().clamp_min(0).minimum(extent - 1)

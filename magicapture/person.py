@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import InputError
-from .faces.align import FACE_SIZE
 from .faces.analyzer import FaceAnalyzer, device_of
-from .faces.embed import FaceEmbedder, name_of
+from .faces.embed import FaceEmbedder, alignment_of, name_of
 from .faces.protocols import Face
 from .metrics import among, likeness
 
@@ -195,7 +194,10 @@ def same(one: FaceEmbedder | None, other: FaceEmbedder | None) -> bool:
     """Whether two face embedders give the same embeddings, however each was loaded."""
     if one is None or other is None or one is other:
         return one is other
-    noise = torch.rand(2, 3, FACE_SIZE, FACE_SIZE, generator=torch.Generator().manual_seed(0))
+    side = alignment_of(one).size
+    if alignment_of(other).size != side:
+        return False
+    noise = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         first, second = (F.normalize(r(noise.to(device_of(r))).float()).cpu() for r in (one, other))
     return first.shape == second.shape and torch.allclose(first, second, atol=1e-2)

@@ -20,17 +20,19 @@ def loss_curves(
     *,
     phases: Sequence[int] = (),
     size: tuple[int, int] = (640, 400),
+    dpi: int = 100,
 ) -> Image:
     """Draw each loss of a history (one mapping a step; a loss may be missing) against the step.
 
-    steps is the length of the whole run; phases the steps at which one ends; size in pixels.
+    steps is the length of the whole run; phases the steps at which one ends; size in pixels; the
+    letters grow with the dpi.
     Every curve is smoothed and divided by its own start, so that all fit one axis.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
-    figure = Figure(figsize=(size[0] / 100, size[1] / 100), dpi=100, layout="constrained")
+    figure = Figure(figsize=(size[0] / dpi, size[1] / dpi), dpi=dpi, layout="constrained")
     canvas, axes = FigureCanvasAgg(figure), figure.add_subplot()
     for name, loss in LOSSES.items():
         points = [(i + 1, losses[name]) for i, losses in enumerate(history) if name in losses]

@@ -1,4 +1,4 @@
-"""What several nodes share: lists of pictures, pictures to show."""
+"""What several nodes share: lists of pictures, pictures to show, prompts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..magicapture.adapters import Adapter
 from ..magicapture.images import from_pil
+from ..magicapture.prompts import as_embeddings
 from ._comfy import images_from_socket, masks_from_socket
 
 if TYPE_CHECKING:
@@ -24,17 +26,12 @@ def single_masks(batches: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(mask for batch in batches for mask in masks_from_socket(batch))
 
 
-def side_by_side(left: Image, right: Image) -> Image:
-    """Two pictures beside each other, the right one brought to the left one's height."""
-    from PIL import Image as Pillow
-
-    width = round(right.width * left.height / right.height)
-    both = Pillow.new("RGB", (left.width + width, left.height), "white")
-    both.paste(left, (0, 0))
-    both.paste(right.resize((width, left.height), Pillow.Resampling.LANCZOS), (left.width, 0))
-    return both
-
-
 def pixels(image: Image) -> Tensor:
     """A Pillow picture as an image (1,3,H,W) in 0..1."""
     return from_pil(image.convert("RGB"))[None]
+
+
+def prompts_of(adapter: Adapter) -> list[str]:
+    """A prompt of the adapter's training for ComfyUI; none where its concepts are not known."""
+    known = {concept.role for concept in adapter.concepts} == {"subject", "style"}
+    return [as_embeddings(adapter.prompt(), adapter.concepts)] if known else []

@@ -1,4 +1,4 @@
-"""The pack's own socket types, each named once."""
+"""The pack's own socket types, and ComfyUI's that its older versions lack, each named once."""
 
 from comfy_api.latest import io
 
@@ -28,3 +28,6 @@ RegionsSocket = io.Custom("MAGICAPTURE_REGIONS")
 
 MagicFaceSocket = io.Custom("MAGICAPTURE_MAGICFACE")
 """A tuple of MagicFace's `Reference`s."""
+
+FaceLandmarks = io.Custom("FACE_LANDMARKS")
+"""ComfyUI's own, newer than 0.3.64: the faces that its node Detect Face Landmarks found."""

@@ -6,11 +6,12 @@ import logging
 
 from comfy_api.latest import io
 
-from ..magicapture.adapters import load_adapter, save_adapter
+from ..magicapture.adapters import SavedFiles, load_adapter, save_adapter
 from ..magicapture.files import spare_folders
 from ._comfy import apply_adapter, model_folders
 from ._comfy.files import listed_name, lora_names, lora_path, saved_folder, stamp
-from ._node import Node, schema
+from ._common import prompts_of
+from ._node import Node, refusal, schema
 from ._sockets import AdapterSocket
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,8 @@ class MagiCaptureSaveAdapter(Node):
             aliases="save lora, save embedding, export lora",
             description="Write the LoRA to the loras folder and each token to the embeddings "
             "folder, where stock nodes find them. Earlier ones of the same name are kept as "
-            "backups; a token whose name another LoRA's has gets another one, which is shown.",
+            "backups; a token whose name another LoRA's has gets another one, which is shown. "
+            "Or all in one file, to share.",
             inputs=[
                 AdapterSocket.Input("adapter"),
                 io.String.Input(
@@ -33,6 +35,13 @@ class MagiCaptureSaveAdapter(Node):
                     default="my-person-in-style",
                     tooltip="Name of the LoRA's file; people/ada puts it into a sub-folder. "
                     "Embeddings are named after their tokens.",
+                ),
+                io.Boolean.Input(
+                    "one_file",
+                    default=False,
+                    optional=True,
+                    tooltip="Put the tokens into the LoRA's file, to share it: for Load Adapter "
+                    "here, A1111 and Forge. Load LoRA takes the LoRA alone, without the tokens.",
                 ),
             ],
             outputs=[
@@ -43,17 +52,31 @@ class MagiCaptureSaveAdapter(Node):
         )
 
     @classmethod
-    def execute(cls, adapter, name) -> io.NodeOutput:
+    def execute(cls, adapter, name, one_file=False) -> io.NodeOutput:
         loras, embeddings = model_folders("loras")[0], model_folders("embeddings")[0]
         spare = [saved_folder(), *spare_folders()]
-        files = save_adapter(adapter, loras, embeddings, name, spare=spare)
+        files = save_adapter(adapter, loras, embeddings, name, bundle=one_file, spare=spare)
         for note in files.notes:
             logger.warning("Save Adapter: %s", note)
         listed = listed_name(files.lora)
-        lines = [f"LoRA: {listed}", *(f"embedding:{e.stem}" for e in files.embeddings)]
-        lines += [f"Note: {note}" for note in files.notes]
-        lines += [f"Kept of an earlier training: {backup.name}" for backup in files.backups]
-        return io.NodeOutput(adapter, listed, ui={"text": ["\n".join(lines)]})
+        text = _told(files, listed)
+        logger.info("Save Adapter: %s", text)
+        return io.NodeOutput(adapter, listed, ui={"text": [text]})
+
+
+def _told(files: SavedFiles, listed: str) -> str:
+    """What was saved, where it lies, what to do next, and what the user should know."""
+    lines = [f"LoRA: {listed}", *(f"embedding:{token}" for token in files.adapter.tokens)]
+    folders = dict.fromkeys(path.parent for path in (files.lora, *files.embeddings))
+    lines.append(f"Saved in {' and '.join(map(str, folders))}.")
+    if files.embeddings:
+        lines.append("Next: Load LoRA takes the LoRA; write the tokens in any prompt.")
+    else:
+        lines.append("All in one file. Next: Load Adapter, Apply Adapter.")
+    lines += [f"Prompt: {prompt}" for prompt in prompts_of(files.adapter)]
+    lines += [f"Note: {note}" for note in files.notes]
+    lines += [f"Kept of an earlier training: {backup.name}" for backup in files.backups]
+    return "\n".join(lines)
 
 
 class MagiCaptureLoadAdapter(Node):
@@ -63,12 +86,14 @@ class MagiCaptureLoadAdapter(Node):
             "Load Adapter",
             "adapters",
             aliases="load lora, load embedding, textual inversion",
-            description="Read a LoRA that Save Adapter wrote, with the tokens of its training.",
+            description="Read a LoRA that Save Adapter wrote, with the tokens of its training; or "
+            "another program's, with the embeddings bundled in it.",
             inputs=[
                 io.Combo.Input(
                     "lora_name",
                     options=lora_names(),
-                    tooltip="A LoRA trained by MagiCapture, in the loras folder.",
+                    tooltip="A LoRA in the loras folder. Its tokens are inside the file, or in "
+                    "the embeddings folder.",
                 )
             ],
             outputs=[AdapterSocket.Output(display_name="adapter")],
@@ -77,6 +102,11 @@ class MagiCaptureLoadAdapter(Node):
     @classmethod
     def execute(cls, lora_name) -> io.NodeOutput:
         return io.NodeOutput(load_adapter(lora_path(lora_name), model_folders("embeddings")))
+
+    @classmethod
+    def validate_inputs(cls, lora_name=None) -> bool | str:
+        """Instead of "Value not in list", what to do."""
+        return refusal(lora_path, lora_name)
 
     @classmethod
     def fingerprint_inputs(cls, lora_name) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io, ui
 
+from ..magicapture.environment import versions
 from ..magicapture.faces.detect import load_detector
 from ..magicapture.faces.embed import load_face_embedder
 from ..magicapture.faces.find import inventory
@@ -12,15 +13,25 @@ from ..magicapture.faces.models import Role
 from ..magicapture.faces.parse import load_parser
 from ..magicapture.faces.registry import homes, titles
 from ..magicapture.paperdoll.faces import doll_analyzer
-from ._comfy.files import AUTO, SECOND, face_file, face_files, face_places
-from ._node import Node, schema
+from ._comfy import host_versions, node_id, own_parts, show_text
+from ._comfy.files import (
+    AUTO,
+    OR_NONE,
+    SECOND,
+    face_file,
+    face_file_if_any,
+    face_files,
+    face_places,
+    face_stamp,
+)
+from ._node import Node, refusal, schema
 from ._sockets import DetectorSocket, FaceModelSocket, ParserSocket
 
 
 def file_input(role: Role, tooltip: str, *found: str) -> io.Combo.Input:
-    """A drop-down of what may be `found`, and of the files for a role."""
-    options = [AUTO, *found, *face_files(role)]
-    return io.Combo.Input("file", options=options, default=AUTO, tooltip=tooltip)
+    """A drop-down of what may be `found`, its default first, and of the files for a role."""
+    options = [*found, *face_files(role)]
+    return io.Combo.Input("file", options=options, default=options[0], tooltip=tooltip)
 
 
 class MagiCaptureLoadFaceDetector(Node):
@@ -29,13 +40,14 @@ class MagiCaptureLoadFaceDetector(Node):
         return schema(
             "Load Face Detector",
             "faces",
-            aliases="face detection, scrfd, retinaface, yunet, insightface, landmarks",
+            aliases="face detection, scrfd, retinaface, yunet, mediapipe, insightface, landmarks",
             description=f"Finds faces and their landmarks: {titles('detector')}. Runs on the CPU.",
             inputs=[
                 file_input(
                     "detector",
-                    f"A file in {homes('detector')}, say. Check MagiCapture Models lists what "
-                    "there is and where to get the rest.",
+                    f"A file in {homes('detector')}, say. YuNet comes with the pack. Check "
+                    "MagiCapture Models lists what there is and where to get the rest.",
+                    AUTO,
                 )
             ],
             outputs=[DetectorSocket.Output(display_name="detector")],
@@ -44,6 +56,15 @@ class MagiCaptureLoadFaceDetector(Node):
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
         return io.NodeOutput(load_detector(face_file("detector", file)))
+
+    @classmethod
+    def fingerprint_inputs(cls, file) -> str:
+        return face_stamp("detector", file)
+
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Say what to get before anything runs."""
+        return refusal(face_file, "detector", file)
 
 
 class MagiCaptureLoadFaceParser(Node):
@@ -60,14 +81,28 @@ class MagiCaptureLoadFaceParser(Node):
                     "parser",
                     f"A file in {homes('parser')}, say. Check MagiCapture Models tells what there "
                     "is and where to get it.",
+                    OR_NONE,
+                    AUTO,
                 )
             ],
             outputs=[ParserSocket.Output(display_name="parser")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        return io.NodeOutput(load_parser(face_file("parser", file)))
+        path, why = face_file_if_any("parser", file)
+        show_text(why, node_id(cls))
+        return io.NodeOutput(path and load_parser(path))
+
+    @classmethod
+    def fingerprint_inputs(cls, file) -> str:
+        return face_stamp("parser", file)
+
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Say what to get before anything runs."""
+        return refusal(face_file_if_any, "parser", file)
 
 
 class MagiCaptureLoadFaceRecognitionModel(Node):
@@ -77,14 +112,16 @@ class MagiCaptureLoadFaceRecognitionModel(Node):
             "Load Face Recognition Model",
             "faces",
             aliases="face embedder, face embedding, arcface, insightface, buffalo_l, "
-            "antelopev2, identity loss",
-            description="A face embedder for the identity loss and for likeness, 112x112: "
+            "antelopev2, dlib, identity loss",
+            description="A face embedder for the identity loss and for likeness: "
             f"{titles('embedder')}. Mind the licence of the weights.",
             inputs=[
                 file_input(
                     "embedder",
                     "For insightface packs: w600k_r50.onnx (buffalo_l) or glintr100.onnx "
                     "(antelopev2). second best found: to measure, when training uses the best.",
+                    OR_NONE,
+                    AUTO,
                     SECOND,
                 ),
                 io.Combo.Input(
@@ -96,11 +133,23 @@ class MagiCaptureLoadFaceRecognitionModel(Node):
                 ),
             ],
             outputs=[FaceModelSocket.Output(display_name="face_model")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, file, normalisation) -> io.NodeOutput:
-        return io.NodeOutput(load_face_embedder(face_file("embedder", file), normalisation))
+        path, why = face_file_if_any("embedder", file)
+        show_text(why, node_id(cls))
+        return io.NodeOutput(path and load_face_embedder(path, normalisation))
+
+    @classmethod
+    def fingerprint_inputs(cls, file, normalisation) -> str:
+        return face_stamp("embedder", file)
+
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Say what to get before anything runs."""
+        return refusal(face_file_if_any, "embedder", file)
 
 
 class MagiCaptureLoadPaperdollFaceModels(Node):
@@ -136,9 +185,10 @@ class MagiCaptureCheckModels(Node):
         return schema(
             "Check MagiCapture Models",
             "faces",
-            aliases="missing models, download, insightface, facexlib, doctor, licence",
-            description="Lists the face models found and missing, with publisher and licence. "
-            "Nothing is downloaded.",
+            aliases="missing models, download, insightface, facexlib, doctor, licence, "
+            "version, bug report",
+            description="Lists the face models found and missing, with publisher and licence, and "
+            "the versions of everything, for bug reports. Nothing is downloaded.",
             inputs=[],
             outputs=[io.String.Output(display_name="report")],
             is_output_node=True,
@@ -147,7 +197,8 @@ class MagiCaptureCheckModels(Node):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        report = inventory(face_places())
+        parts = [inventory(face_places()), own_parts(), versions(**host_versions())]
+        report = "\n\n".join(parts)
         return io.NodeOutput(report, ui=ui.PreviewText(report))
 
     @classmethod

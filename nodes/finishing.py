@@ -22,10 +22,11 @@ from ._comfy import (
 )
 from ._comfy.files import AUTO, face_file, face_files
 from ._comfy.finishing import load_restorer, on_device
+from ._detector import detector_input, detector_or_best
 from ._finishing import preview
 from ._inputs import plain
-from ._node import Node, schema
-from ._sockets import DetectorSocket, ParserSocket
+from ._node import Node, refusal, schema
+from ._sockets import ParserSocket
 
 _CLOSE_UP = 384  # side in pixels of what a preview shows of a large picture
 
@@ -62,6 +63,11 @@ class MagiCaptureLoadFaceRestorer(Node):
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
         return io.NodeOutput(load_restorer(face_file("restorer", file)))
+
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Say what to get before anything runs."""
+        return refusal(face_file, "restorer", file)
 
 
 class MagiCaptureUpscalePortrait(Node):
@@ -140,7 +146,7 @@ class MagiCaptureRestoreFaces(Node):
                     "restorer", tooltip="From Load Face Restorer or Load Upscale Model."
                 ),
                 io.Image.Input("images", tooltip="The pictures whose faces to restore."),
-                DetectorSocket.Input("detector", tooltip="Finds the faces."),
+                detector_input(),
                 plain(RestoreSettings, "strength", step=0.05),
                 io.Combo.Input(
                     "faces",
@@ -175,13 +181,14 @@ class MagiCaptureRestoreFaces(Node):
 
     @classmethod
     def execute(
-        cls, restorer, images, detector, strength, faces, fidelity, feather, parser=None
+        cls, restorer, images, strength, faces, fidelity, feather, detector=None, parser=None
     ) -> io.NodeOutput:
         with on_device(restorer):
             network = FaceRestorer(restorer, fidelity)
             settings = RestoreSettings(strength, feather)
             batch = images_from_socket(images)
-            found = [detector(image)[: 1 if faces == "largest" else None] for image in batch]
+            find = detector_or_best(detector)
+            found = [find(image)[: 1 if faces == "largest" else None] for image in batch]
             bar, done, results = Progress(max(sum(map(len, found)), 1), node_id(cls)), 0, []
             for image, of_image in zip(batch, found, strict=True):
                 step = _from(bar, done)

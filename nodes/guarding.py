@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
 import torch
 from comfy_api.latest import io
@@ -25,10 +26,11 @@ from ._comfy import (
     node_id,
     show_text,
 )
+from ._detector import detector_input, detector_or_best
 from ._finishing import preview
 from ._inputs import plain
 from ._node import Node, schema
-from ._sockets import DetectorSocket, FaceModelSocket, References
+from ._sockets import FaceModelSocket, References
 
 
 class MagiCaptureGuardIdentity(Node):
@@ -45,7 +47,7 @@ class MagiCaptureGuardIdentity(Node):
                 io.Image.Input("after", tooltip="The finished pictures."),
                 io.Image.Input("before", tooltip="The same pictures before, of any size."),
                 References.Input("person", tooltip="Photos of the person."),
-                DetectorSocket.Input("detector", tooltip="Finds the faces."),
+                detector_input(),
                 FaceModelSocket.Input(
                     "face_model",
                     tooltip="Tells how alike faces are. Use a different face model than in "
@@ -75,8 +77,8 @@ class MagiCaptureGuardIdentity(Node):
         )
 
     @classmethod
-    def execute(cls, after, before, person, detector, face_model, tolerance) -> io.NodeOutput:
-        analyzer = FaceAnalyzer(detector, embedder=face_model)
+    def execute(cls, after, before, person, face_model, tolerance, detector=None) -> io.NodeOutput:
+        analyzer = FaceAnalyzer(detector_or_best(detector), embedder=face_model)
         known = Person.in_photos(person.images, analyzer)
         firsts, lasts = _paired(images_from_socket(before), images_from_socket(after))
         bar, kept, reports, rows = Progress(len(lasts), node_id(cls)), [], [], []
@@ -101,6 +103,18 @@ class MagiCaptureGuardIdentity(Node):
             json.dumps([r.as_dict() if r else None for r in reports]),
             ui=preview(rows),
         )
+
+
+def _odd_masks(masks: Tensor) -> Iterator[str]:
+    """What to say of masks (B,1,H,W) by which nothing, or no grain, can be matched."""
+    for number, mask in enumerate(masks, start=1):
+        if not (mask > 0).any():
+            yield f"picture {number}: the mask marks nothing, so that it stays as it is."
+        elif (mask > 0).all():
+            yield (
+                f"picture {number}: the mask marks all of it, so that there are no surroundings "
+                "whose grain could be matched. Mark the restored part alone."
+            )
 
 
 def _paired(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,6 +167,7 @@ class MagiCaptureMatchGrainAndColour(Node):
                 ),
             ],
             outputs=[io.Image.Output(display_name="images")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -164,10 +179,12 @@ class MagiCaptureMatchGrainAndColour(Node):
         masks = masks_from_socket(mask)
         if len(masks) not in (1, len(batch)):
             raise InputError(
-                f"There are {len(masks)} masks for {len(batch)} pictures; give one for all, or "
-                "one for each, as Restore Faces does."
+                f"There are {len(masks)} masks for {len(batch)} picture{'s' * (len(batch) != 1)}; "
+                "give one for all, or one for each, as Restore Faces does."
             )
         masks = masks.expand(len(batch), -1, -1, -1)
+        if odd := "\n".join(_odd_masks(masks)):
+            show_text(odd, node_id(cls))
         result = torch.stack(
             [match_picture(*one, settings) for one in zip(batch, before, masks, strict=True)]
         )

@@ -9,8 +9,9 @@ from comfy_api.latest import io, ui
 from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.person import Person, measure_identity
 from ._comfy import images_from_socket
+from ._detector import detector_input, detector_or_best
 from ._node import Node, schema
-from ._sockets import AdapterSocket, DetectorSocket, FaceModelSocket, References
+from ._sockets import AdapterSocket, FaceModelSocket, References
 
 
 class MagiCaptureMeasureIdentity(Node):
@@ -26,7 +27,7 @@ class MagiCaptureMeasureIdentity(Node):
             inputs=[
                 io.Image.Input("images", tooltip="The pictures to measure."),
                 References.Input("person", tooltip="Photos of the person; the more, the better."),
-                DetectorSocket.Input("detector", tooltip="Finds the faces."),
+                detector_input(),
                 FaceModelSocket.Input(
                     "face_model",
                     tooltip="Tells how alike faces are. Use a different face model than in "
@@ -59,9 +60,9 @@ class MagiCaptureMeasureIdentity(Node):
 
     @classmethod
     def execute(
-        cls, images, person, detector, face_model, loss_face_model=None, adapter=None
+        cls, images, person, face_model, detector=None, loss_face_model=None, adapter=None
     ) -> io.NodeOutput:
-        analyzer = FaceAnalyzer(detector, embedder=face_model)
+        analyzer = FaceAnalyzer(detector_or_best(detector), embedder=face_model)
         known = Person.in_photos(person.images, analyzer)
         pictures = images_from_socket(images)
         loss = loss_face_model or (adapter.info.get("face_model") if adapter else None)

@@ -14,9 +14,10 @@ from ..magicapture.errors import InputError
 from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.faces.masks import MaskSettings
 from ._comfy import Progress, images_to_socket, masks_to_socket, node_id
+from ._detector import detector_input, detector_or_best
 from ._inputs import plain
 from ._node import Node, schema
-from ._sockets import DetectorSocket, FaceModelSocket, ParserSocket, References
+from ._sockets import FaceModelSocket, ParserSocket, References
 
 
 def _progress(node: type, references: ReferenceSet) -> Callable[[int, int], None]:
@@ -46,7 +47,7 @@ class MagiCaptureMakeFaceMasks(Node):
             "of your own are kept.",
             inputs=[
                 References.Input("references", tooltip="The photos, from Load Photo Set."),
-                DetectorSocket.Input("detector", tooltip="Finds the faces."),
+                detector_input(),
                 ParserSocket.Input(
                     "parser",
                     optional=True,
@@ -76,10 +77,10 @@ class MagiCaptureMakeFaceMasks(Node):
 
     @classmethod
     def execute(
-        cls, references, detector, parts, grow, feather, parser=None, face_model=None
+        cls, references, parts, grow, feather, detector=None, parser=None, face_model=None
     ) -> io.NodeOutput:
         settings = MaskSettings(parts, grow, feather)
-        analyzer = FaceAnalyzer(detector, parser, face_model)
+        analyzer = FaceAnalyzer(detector_or_best(detector), parser, face_model)
         filled, found = with_faces(references, analyzer, settings, _progress(cls, references))
         faces = _face_masks(filled)
         styles = [1 - face for face in faces]
@@ -107,7 +108,7 @@ class MagiCaptureCheckPhotos(Node):
             "show the same person as the others, do they vary enough?",
             inputs=[
                 References.Input("references", tooltip="The photos, with or without masks."),
-                DetectorSocket.Input("detector", tooltip="Finds the faces."),
+                detector_input(),
                 io.Combo.Input(
                     "role",
                     options=["subject", "style"],
@@ -148,10 +149,10 @@ class MagiCaptureCheckPhotos(Node):
 
     @classmethod
     def execute(
-        cls, references, detector, role, resolution, drop, face_model=None, parser=None
+        cls, references, role, resolution, drop, detector=None, face_model=None, parser=None
     ) -> io.NodeOutput:
         known = face_model if role == "subject" else None
-        analyzer = FaceAnalyzer(detector, parser, known)
+        analyzer = FaceAnalyzer(detector_or_best(detector), parser, known)
         progress = _progress(cls, references)
         filled, found = with_faces(references, analyzer, on_progress=progress)
         result = judge_photos(filled, found, role, resolution=resolution, embedder=known)

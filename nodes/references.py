@@ -6,14 +6,18 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..magicapture.data import Learnable, ReferenceSet, load_folder
+from ..magicapture.data.companions import CAPTION, LANDMARKS, picture_endings
 from ..magicapture.data.folder import caption_of
+from ..magicapture.data.given import with_landmarks, with_masks
+from ..magicapture.data.writing import save_photo_set
 from ..magicapture.errors import InputError
 from ..magicapture.images import bounded, resize
 from ..magicapture.tokens import Concept
-from ._comfy.files import input_folder, input_folders, stamp
+from ._comfy import given_faces, node_id, show_text
+from ._comfy.files import input_folder, input_folders, input_name, new_input_folder, stamp
 from ._common import single_images, single_masks
-from ._node import Node, schema
-from ._sockets import ConceptSocket, References
+from ._node import Node, refusal, schema
+from ._sockets import ConceptSocket, FaceLandmarks, References
 
 NO_FOLDER = "(none: use images)"
 
@@ -21,6 +25,20 @@ NO_FOLDER = "(none: use images)"
 def _bounded(image: Tensor) -> Tensor:
     """A photo or mask (C,H,W), no larger than those of a folder."""
     return resize(image, bounded(image.shape[-2], image.shape[-1]))
+
+
+def _folder_input() -> io.Combo.Input:
+    folder = io.Combo.Input(
+        "folder",
+        options=[NO_FOLDER, *input_folders()],
+        default=NO_FOLDER,
+        tooltip="A folder inside ComfyUI's input folder; the button below makes one from your "
+        "photos. Beside photo.jpg it may hold photo.mask.png (white = face), photo.txt (a caption) "
+        "and photo.landmarks.json.",
+    )
+    # What web/js/upload.js may send; 0.3.64 takes no further options in the call above.
+    folder.extra_dict["endings"] = [*picture_endings(), CAPTION, LANDMARKS]
+    return folder
 
 
 class MagiCaptureLoadPhotoSet(Node):
@@ -35,14 +53,7 @@ class MagiCaptureLoadPhotoSet(Node):
             "sizes: a folder, an image batch or an image list.",
             is_input_list=True,
             inputs=[
-                io.Combo.Input(
-                    "folder",
-                    options=[NO_FOLDER, *input_folders()],
-                    default=NO_FOLDER,
-                    tooltip="A folder inside ComfyUI's input folder. Beside photo.jpg it may hold "
-                    "photo.mask.png (white = face), photo.txt (a caption) and "
-                    "photo.landmarks.json.",
-                ),
+                _folder_input(),
                 io.Image.Input(
                     "images",
                     optional=True,
@@ -52,7 +63,7 @@ class MagiCaptureLoadPhotoSet(Node):
                     "face_masks",
                     optional=True,
                     tooltip="One mask a photo, in the same order, white on the face - for a style "
-                    "too. Replaces the folder's masks.",
+                    "too. Replaces the folder's masks. One that marks nothing counts as none.",
                 ),
                 io.String.Input(
                     "captions",
@@ -61,12 +72,21 @@ class MagiCaptureLoadPhotoSet(Node):
                     optional=True,
                     tooltip="Your own words for the photos, one line each; empty lines for none.",
                 ),
+                FaceLandmarks.Input(
+                    "landmarks",
+                    optional=True,
+                    tooltip="From ComfyUI's own Detect Face Landmarks (MediaPipe), run on these "
+                    "photos. Of several faces counts the one in the mask, or else the largest.",
+                ),
             ],
             outputs=[References.Output(display_name="references")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, folder, images=None, face_masks=None, captions=None) -> io.NodeOutput:
+    def execute(
+        cls, folder, images=None, face_masks=None, captions=None, landmarks=None
+    ) -> io.NodeOutput:
         folder, captions = folder[0], (captions or [""])[0]
         if images is not None:
             references = ReferenceSet.of(map(_bounded, single_images(images)))
@@ -76,7 +96,9 @@ class MagiCaptureLoadPhotoSet(Node):
             raise InputError("No photos are given: choose a folder or connect images.")
         if face_masks is not None:
             masks = [*map(_bounded, single_masks(face_masks))]
-            references = references.known("face_masks", masks)
+            references = with_masks(references, masks)
+        if landmarks is not None:
+            references = with_landmarks(references, given_faces(landmarks, references))
         if captions.strip():
             lines = [
                 caption_of(line, f"Line {number}")
@@ -84,10 +106,17 @@ class MagiCaptureLoadPhotoSet(Node):
             ]
             lines += [None] * (len(references) - len(lines))
             references = references.known("captions", lines)
+        if references.warnings:
+            show_text("\n".join(references.warnings), node_id(cls))
         return io.NodeOutput(references)
 
     @classmethod
-    def fingerprint_inputs(cls, folder, images=None, face_masks=None, captions=None) -> str:
+    def validate_inputs(cls, folder=(None,)) -> bool | str:
+        """Instead of "Value not in list", what to do."""
+        return folder[0] == NO_FOLDER or refusal(input_folder, folder[0])
+
+    @classmethod
+    def fingerprint_inputs(cls, folder, **other) -> str:
         """Look again when a file of the folder has changed."""
         return "" if folder[0] == NO_FOLDER else stamp(input_folder(folder[0]))
 
@@ -145,3 +174,44 @@ class MagiCaptureDefineConcept(Node):
         start = start_from.strip() or None
         concept = Concept(name.strip(), role, class_word.strip(), vectors, start)
         return io.NodeOutput(Learnable(concept, references))
+
+
+class MagiCaptureSavePhotoSet(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "Save Photo Set",
+            "references",
+            aliases="save masks, save captions, save landmarks, export dataset, save images to "
+            "folder",
+            description="Writes photos with their face masks, landmarks and captions into a folder "
+            "of ComfyUI's input folder, from which Load Photo Set reads them again.",
+            inputs=[
+                References.Input("references", tooltip="From Make Face Masks or Check Photos."),
+                io.String.Input(
+                    "name",
+                    default="my-person",
+                    tooltip="The folder's name; people/ada puts it into a sub-folder. Photos that "
+                    "lie there stay as they are, and get what is known about them. If other photos "
+                    "lie there, the folder is NAME-2.",
+                ),
+            ],
+            outputs=[
+                References.Output(display_name="references"),
+                io.String.Output(display_name="folder"),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, references, name) -> io.NodeOutput:
+        saved = save_photo_set(references, new_input_folder(name))
+        folder = input_name(saved.folder)
+        lines = [f"Folder: {folder}", f"Written: {saved}"]
+        lines += [f"Kept of before: {backup.name}" for backup in saved.backups]
+        return io.NodeOutput(references, folder, ui={"text": ["\n".join(lines)]})
+
+    @classmethod
+    def validate_inputs(cls, name=None) -> bool | str:
+        """Refuse a name before anything runs."""
+        return refusal(new_input_folder, name)

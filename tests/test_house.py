@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import magicapture
+from magicapture.faces.packages import FACES
 
 try:
     import tomllib
@@ -80,6 +81,9 @@ def _project() -> dict[str, Any]:
 def test_requirements_are_the_dependencies() -> None:
     lines = (ROOT / "requirements.txt").read_text("utf-8").splitlines()
     assert lines == _project()["dependencies"]
+    lines = (ROOT / "requirements-faces.txt").read_text("utf-8").splitlines()
+    assert lines == _project()["optional-dependencies"]["faces"]
+    assert tuple(re.split("[<>=]", line)[0] for line in lines) == FACES
 
 
 def test_the_version_is_the_same_everywhere() -> None:

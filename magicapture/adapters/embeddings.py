@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,19 @@ def to_embedding(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A token as its file holds it: {"emb_params"}, or {"clip_l", "clip_g"} for two encoders."""
     tensors = {e: v.detach().to("cpu", torch.float32) for e, v in vectors.items()}
     return {"emb_params": tensors["clip_l"]} if set(tensors) == {"clip_l"} else tensors
+
+
+def to_bundle(tokens: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Tokens as a LoRA file holds them: "bundle_emb.NAME.KEY", by the keys that A1111 reads.
+
+    KEY is "string_to_param.*", which ComfyUI's embedding loader looks for as well, or "clip_l" and
+    "clip_g" for two encoders.
+    """
+    return {
+        f"{_BUNDLE}{name}.{key.replace('emb_params', 'string_to_param.*')}": values
+        for name, vectors in tokens.items()
+        for key, values in to_embedding(vectors).items()
+    }
 
 
 def embedding_metadata(adapter: Adapter, name: str) -> dict[str, str]:
@@ -117,10 +131,13 @@ def bundled(
 
 
 def usable_name(name: str, path: Path) -> str:
-    """A token's name from a file of another program, as prompts can hold it.
+    """A token's name from a file, as prompts can hold it.
 
-    What a name cannot have becomes "-"; raises InputError where nothing is left.
+    What a name of another program cannot have becomes "-"; raises InputError where nothing is left.
     """
+    with suppress(InputError):
+        check_token_name(name)
+        return name
     plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_")[:100]
     try:
         check_token_name(plain)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from .. import weight_files
+from ..backups import backups_of
 from ..errors import InputError, MagiCaptureError, StorageError
 from ..lora import LoraWeights
 from .adapter import FAMILY_NAMES, Adapter
@@ -21,7 +22,6 @@ from .layers import check_finite, gather
 from .metadata import Facts, digest, restore
 from .peft import START, read_peft, with_stated_alphas
 from .reading import AnyPath, read_file
-from .replacing import backups_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,21 +29,20 @@ logger = logging.getLogger(__name__)
 def load_adapter(path: AnyPath, embeddings: Iterable[AnyPath] = ()) -> Adapter:
     """Read an adapter from a LoRA file of any form, a PEFT folder, or a single embedding.
 
-    embeddings: files, or folders in which to look up the tokens that the LoRA names; each is told
-    by its digest, also among backups of embeddings that a later training replaced. A LoRA that
-    MagiCapture did not write gets the tokens that are bundled with it and those of the files
-    given. Raises InputError for a file of another kind, or with numbers that no model can use;
-    StorageError for one that is damaged or missing, an embedding among them.
+    embeddings: files, or folders in which to look up the tokens that the LoRA names and does not
+    hold itself; each is told by its digest, also among backups of embeddings that a later training
+    replaced. A LoRA that MagiCapture did not write gets the tokens that are bundled with it and
+    those of the files given. Raises InputError for a file of another kind, or with numbers that no
+    model can use; StorageError for one that is damaged or missing, an embedding among them.
     """
     path, places = Path(path), [Path(place) for place in embeddings]
-    tokens: dict[str, Mapping[str, Tensor]] = {}
+    bundle: dict[str, dict[str, Tensor]] = {}
     entries: Mapping[str, Any] = {}
     if path.is_dir():
         lora, metadata = read_peft(path)
     else:
         entries, metadata = read_file(path)
         entries, bundle = bundled(entries, path)
-        tokens.update(bundle)
         if any(key.startswith(START) for key in entries):
             raise InputError(
                 f"{path} is one file of a PEFT adapter; give the folder that it is in."
@@ -57,9 +56,9 @@ def load_adapter(path: AnyPath, embeddings: Iterable[AnyPath] = ()) -> Adapter:
     facts = _facts(metadata, path)
     if facts is None:
         given = [read_embedding(place) for place in places if place.is_file()]
-        tokens.update({embedding.name: embedding.vectors for embedding in given})
-        return Adapter(lora, tokens, family_of(lora, tokens, metadata, entries, path))
-    tokens = {token: _look_up(token, facts, places) for token in facts.digests}
+        found: Tokens = {**bundle, **{embedding.name: embedding.vectors for embedding in given}}
+        return Adapter(lora, found, family_of(lora, found, metadata, entries, path))
+    tokens = {token: _look_up(token, facts, bundle, places) for token in facts.digests}
     _check_family(facts, lora, tokens, path)
     return Adapter(lora, tokens, facts.family, facts.recipe, facts.concepts, facts.info)
 
@@ -105,9 +104,15 @@ def _check_family(
         )
 
 
-def _look_up(token: str, facts: Facts, places: Sequence[Path]) -> Mapping[str, Tensor]:
+def _look_up(
+    token: str, facts: Facts, bundle: Tokens, places: Sequence[Path]
+) -> Mapping[str, Tensor]:
     """The vectors of a token that the LoRA's metadata names, told by their digest."""
     others = []
+    if token in bundle:
+        if digest(bundle[token]) == facts.digests[token]:
+            return bundle[token]
+        others.append("The one bundled in the file is of another training.")
     for file in _candidates(token, places):
         try:
             vectors = read_embedding(file).vectors

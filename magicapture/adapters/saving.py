@@ -1,4 +1,4 @@
-"""An adapter on disk as a user meets it: one LoRA file, and one embedding file for each token."""
+"""An adapter on disk as a user meets it: a LoRA, and a file for each token or all in one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from pathlib import Path
 
 import torch
 
+from ..backups import KEPT, write_all
 from ..errors import InputError, MagiCaptureError, StorageError
 from ..files import inside, require_space, safe_path
 from ..tokens import Concept
 from .adapter import Adapter
-from .embeddings import SUFFIXES, embedding_metadata, to_embedding
+from .embeddings import SUFFIXES, embedding_metadata, to_bundle, to_embedding
 from .kohya import kohya_metadata, to_kohya
 from .metadata import TOKEN, digest, restore
 from .reading import AnyPath, read_metadata
-from .replacing import check_replaceable, write_all
+from .replacing import check_replaceable, same_tensors
 from .writing import writer
 
 _ENDING = ".safetensors"
@@ -27,8 +28,12 @@ _ENDING = ".safetensors"
 
 @dataclass(frozen=True)
 class SavedFiles:
-    """What `save_adapter` wrote, what it kept of earlier files, and what the user should know."""
+    """What `save_adapter` wrote, what it kept of earlier files, and what the user should know.
 
+    adapter: as it was saved, under the names that its tokens got. embeddings: none in a bundle.
+    """
+
+    adapter: Adapter
     lora: Path
     embeddings: tuple[Path, ...]
     backups: tuple[Path, ...]
@@ -118,13 +123,15 @@ def save_adapter(
     embeddings_folder: AnyPath,
     name: str,
     *,
+    bundle: bool = False,
     replace: bool = True,
     dtype: torch.dtype = torch.float32,
     spare: Iterable[AnyPath] = (),
 ) -> SavedFiles:
     """Write `name`.safetensors in kohya's form and one embedding for each token.
 
-    name: may have a sub-folder ("people/ada"). dtype: of the LoRA; float32 keeps every bit, float16
+    name: may have a sub-folder ("people/ada"). bundle: the tokens go into the LoRA's file too, for
+    sharing, and no other file is written. dtype: of the LoRA; float32 keeps every bit, float16
     halves the file. An adapter without a LoRA gets a file of metadata alone, so that it can be
     loaded by its name all the same. An embedding of the LoRA that is replaced is kept as a
     backup, as that LoRA is; one of another LoRA stays, and the token is saved under another name
@@ -135,49 +142,60 @@ def save_adapter(
     """
     lora, embeddings = lora_file(lora_folder, name), Path(embeddings_folder)
     try:
-        return _save(adapter, lora, embeddings, replace, dtype)
+        return _save(adapter, lora, None if bundle else embeddings, replace, dtype)
     except StorageError as error:
         for folder in map(Path, spare):
             with suppress(MagiCaptureError):
                 lora = lora_file(folder, name)
-                files = _save(adapter, lora, lora.parent / "embeddings", True, dtype)
+                place = None if bundle else lora.parent / "embeddings"
+                files = _save(adapter, lora, place, True, dtype)
                 note = f"{error} It was saved in {folder} instead; move the files from there."
                 return dataclasses.replace(files, notes=(note, *files.notes))
         raise
 
 
 def _save(
-    adapter: Adapter, lora: Path, folder: Path, replace: bool, dtype: torch.dtype
+    adapter: Adapter, lora: Path, folder: Path | None, replace: bool, dtype: torch.dtype
 ) -> SavedFiles:
-    own = _digests(lora)
-    names = {t: _free_name(t, folder, own, digest(of)) for t, of in adapter.tokens.items()}
-    adapter = _renamed(adapter, names)
-    embeddings = {token: inside(folder, token + _ENDING) for token in adapter.tokens}
+    """Save into a LoRA file and a folder of embeddings; without a folder all in the one file."""
+    names = {token: token for token in adapter.tokens}
+    embeddings: dict[str, Path] = {}
+    if folder is not None:
+        own = _digests(lora)
+        names = {t: _free_name(t, folder, own, digest(of)) for t, of in adapter.tokens.items()}
+        adapter = _renamed(adapter, names)
+        embeddings = {token: inside(folder, token + _ENDING) for token in adapter.tokens}
     if lora in embeddings.values():
         raise InputError(
             f"The output name {lora.stem!r} is also a token's, and both would be {lora}; choose "
             "another output name, or another folder for the embeddings."
         )
     check_replaceable(lora, replace=replace)
-    for path in (path for token in embeddings for path in _taken(token, [folder])):
-        check_replaceable(path)
+    for token, file in embeddings.items():
+        for path in _taken(token, [file.parent]):
+            check_replaceable(path)
 
     # The LoRA comes last: killed before it, the old one finds its embeddings among the backups.
     contents = {
         path: (to_embedding(adapter.tokens[token]), embedding_metadata(adapter, token))
         for token, path in embeddings.items()
     }
-    contents[lora] = (to_kohya(adapter, dtype), kohya_metadata(adapter, lora.stem))
+    inner = to_bundle(adapter.tokens) if folder is None else {}
+    contents[lora] = (to_kohya(adapter, dtype) | inner, kohya_metadata(adapter, lora.stem))
     size = sum(tensor.nbytes for tensors, _ in contents.values() for tensor in tensors.values())
-    for place in (lora.parent, folder):
+    for place in {path.parent for path in contents}:
         require_space(place, size)
-    backups = write_all({path: writer(*content) for path, content in contents.items()})
-    notes = tuple(
+    files = {path: writer(*content) for path, content in contents.items()}
+    kept = write_all(files, same_tensors)
+    notes = [
         f"embedding:{token} belongs to another LoRA, so this one is embedding:{name}."
         for token, name in names.items()
         if token != name
-    )
-    return SavedFiles(lora, tuple(embeddings.values()), tuple(backups), notes)
+    ]
+    if kept.removed:
+        gone = ", ".join(path.name for path in kept.removed)
+        notes.append(f"Removed, since {KEPT} newer backups are kept: {gone}.")
+    return SavedFiles(adapter, lora, tuple(embeddings.values()), kept.backups, tuple(notes))
 
 
 def _renamed(adapter: Adapter, names: Mapping[str, str]) -> Adapter:

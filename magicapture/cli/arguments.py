@@ -14,10 +14,12 @@ from ..recipes import DEFAULT, RECIPE_NAMES, recipe
 from ..refocusing import RefocusGuidance
 from ..sampling import SamplingSettings
 from ..training import EVERY_STEPS
+from ..version import __version__
 from .demo import demo
 from .doctor import doctor
 from .identity import identity
 from .model import DTYPES
+from .models import models
 from .options import Group, Parser, option, setting_option
 from .recipe import recipes
 from .sample import sample
@@ -30,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
         prog="magicapture",
         description="A person's face in a portrait's style, learned from a few photos of each.",
     )
+    root.add_argument("--version", action="version", version=f"magicapture {__version__}")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     for command, add in (
         (demo, _add_demo),
@@ -37,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
         (sample, _add_sample),
         (doctor, _add_doctor),
         (identity, _add_identity),
+        (models, _add_models),
         (recipes, _add_recipes),
     ):
         help = command.__doc__ or ""
@@ -89,6 +93,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add = result.add_argument
     add("--out", required=True, metavar="NAME", help="Name of the LoRA's file, without ending.")
     _add_folder(result, "--out-dir")
+    add("--bundle", action="store_true", help="One file to share: the tokens inside the LoRA's.")
     option(
         result,
         "--preview-every",
@@ -255,6 +260,10 @@ def _add_identity(parser: argparse.ArgumentParser) -> None:
     _add_faces(parser.add_argument_group("faces"))
 
 
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    _add_folder_of_models(parser)
+
+
 def _add_recipes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="The recipe to print, as JSON.")
 
@@ -299,8 +308,7 @@ def _add_faces(
     face_model: str = "A face recognition model.",
     face_model_shown: str = "the best one found",
 ) -> None:
-    models = "Where models are, laid out as ComfyUI's models folder or flat."
-    option(group, "--models", str, models, shown="$MAGICAPTURE_MODELS", metavar="DIR")
+    _add_folder_of_models(group)
     kinds = {"--detector": "A face detector."}
     if parser_model:
         kinds["--parser"] = "A face parser, which outlines a face; without one a mask is an oval."
@@ -314,6 +322,17 @@ def _add_faces(
         "What the face recognition model's pixels are scaled to.",
         default="arcface",
         choices=list(NORMALISATIONS),
+    )
+
+
+def _add_folder_of_models(group: Group) -> None:
+    option(
+        group,
+        "--models",
+        str,
+        "Where models are, laid out as ComfyUI's models folder or flat.",
+        shown="$MAGICAPTURE_MODELS",
+        metavar="DIR",
     )
 
 

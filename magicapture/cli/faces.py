@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from pathlib import Path
 
 from ..data import ReferenceSet
 from ..data.faces import with_faces
-from ..errors import StorageError
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.detect import load_detector
 from ..faces.embed import FaceEmbedder, FaceEmbeddingNetwork, load_face_embedder
-from ..faces.find import VARIABLE, best, places
+from ..faces.find import best, best_or_none, places
 from ..faces.labelling import FaceParser
-from ..faces.models import TITLES, Role
+from ..faces.models import Role
 from ..faces.parse import load_parser
 from ..faces.protocols import Detector
 
@@ -23,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 def detector_from(arguments: argparse.Namespace) -> Detector:
-    """The detector named, else the best one found; raises StorageError where there is none."""
+    """The detector named, else the best one found; one comes with the pack."""
     return load_detector(arguments.detector or best("detector", places(arguments.models)))
 
 
@@ -47,17 +45,15 @@ def faces_found(
 ) -> tuple[ReferenceSet, ReferenceSet]:
     """A person's photos and a style's, with what masks and landmarks they lack found by a detector.
 
-    Without a detector they stay as they are. embedder: tells which of several faces is the
-    person's. Raises InputError for a folder of models that does not exist, StorageError for a
-    model that cannot be read.
+    embedder: tells which of several faces is the person's. Raises InputError for a folder of models
+    that does not exist, StorageError for a model that cannot be read.
     """
     lacking = any(
         photo.face_mask is None or photo.landmarks is None for photo in (*photos, *portraits)
     )
-    file = (arguments.detector or _best("detector", arguments)) if lacking else None
-    if file is None:
+    if not lacking:
         return photos, portraits
-    detector, parser = load_detector(file), parser_from(arguments)
+    detector, parser = detector_from(arguments), parser_from(arguments)
     of_person = FaceAnalyzer(detector, parser, embedder)
     return _filled(photos, of_person), _filled(portraits, FaceAnalyzer(detector, parser))
 
@@ -73,17 +69,7 @@ def _optional(role: Role, named: str | None, arguments: argparse.Namespace) -> P
     """The file named, else the best one found; None, with a word about it, where there is none."""
     if named:
         return Path(named)
-    found = _best(role, arguments)
+    found, why = best_or_none(role, places(arguments.models))
     if found is None:
-        logger.info("No %s: what it would tell is left out.", TITLES[role])
+        logger.info("%s", why)
     return found
-
-
-def _best(role: Role, arguments: argparse.Namespace) -> Path | None:
-    """The best file found; None without one. Raises InputError for a folder that is not there."""
-    models = arguments.models or os.environ.get(VARIABLE)
-    try:
-        return best(role, places(models)) if models else None
-    except StorageError as error:
-        logger.debug("%s", error)
-        return None

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 from pathlib import Path
 
-from ..adapters import check_names, lora_file, save_adapter
+from ..adapters import SavedFiles, check_names, lora_file, save_adapter
 from ..data import Learnable, load_folder
 from ..faces.embed import FaceEmbedder, load_face_embedder
 from ..files import check_writable, spare_folders
+from ..prompts import as_embeddings
 from ..tokens import Concept
 from ..training import Trainer, TrainingJob
 from .faces import faces_found
@@ -31,13 +33,13 @@ def train(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.out_dir
     lora = lora_file(folder, arguments.out)
     embeddings = lora.parent / "embeddings"
-    for place in (lora.parent, embeddings):
+    for place in (lora.parent,) if arguments.bundle else (lora.parent, embeddings):
         check_writable(place)
     embedder = None
     if arguments.face_model:
         embedder = load_face_embedder(arguments.face_model, arguments.face_model_input)
     job = _job(arguments, embedder)
-    for line in check_names(job.concepts, [embeddings], lora):
+    for line in check_names([] if arguments.bundle else job.concepts, [embeddings], lora):
         logger.info("%s", line)
     job.check()  # before gigabytes are read
     backbone = backbone_from(arguments, job.recipe.precision)
@@ -61,11 +63,32 @@ def train(arguments: argparse.Namespace) -> None:
                 again = "the same command goes on from there; with --fresh it starts over."
                 logger.info("%s", trainer.farewell(again))
             raise
-    files = save_adapter(adapter, folder, embeddings, arguments.out, spare=spare_folders())
+    files = save_adapter(
+        adapter,
+        folder,
+        embeddings,
+        arguments.out,
+        bundle=arguments.bundle,
+        spare=spare_folders(),
+    )
     for note in files.notes:
         logger.warning("%s", note)
     for file in (files.lora, *files.embeddings):
         logger.info("Wrote %s", file)
+    logger.info("Next: %s", _next(files, arguments.base))
+
+
+def _next(files: SavedFiles, base: str) -> str:
+    """How the result is used, here and in ComfyUI."""
+    adapter = files.adapter
+    command = shlex.join(["magicapture", "sample", "--base", base, "--adapter", str(files.lora)])
+    where = "the LoRA into models/loras"
+    if files.embeddings:
+        where += " (Load LoRA), the embeddings into models/embeddings"
+    else:
+        where += " (Load Adapter)"
+    prompt = as_embeddings(adapter.prompt(), adapter.concepts)
+    return f"{command}\nIn ComfyUI: {where}. Prompt: {prompt}"
 
 
 def _job(arguments: argparse.Namespace, embedder: FaceEmbedder | None) -> TrainingJob:

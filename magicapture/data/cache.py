@@ -44,7 +44,7 @@ class LatentCache:
     `encode` takes images (B,3,S,S) in 0..1 and returns latents (B,C,S/downscale,S/downscale).
     Everything follows from the arguments, so only `state_dict` needs saving to go on exactly. No
     more variants are made than the recipe's steps can use. A variant at 512 px takes 80 KB.
-    `on_progress(done, total)` is called after each batch and may raise to cancel.
+    `on_progress(done, total)` is called at first and after each batch, and may raise to cancel.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class LatentCache:
         count = min(self.recipe.variants, max(1, used))
         wanted = [(index, number) for index in range(photos) for number in range(count)]
         made: list[EncodedVariant] = []
+        on_progress(0, len(wanted))
         at_once = max(1, _BATCH_PIXELS // self.recipe.resolution**2)
         for start in range(0, len(wanted), at_once):
             made += self._encode(wanted[start : start + at_once])

@@ -15,12 +15,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..backups import is_backup
 from ..errors import InputError
 from ..files import printable
 from ..images.reading import ENDINGS, NEEDS, formats
 
 MOST_PHOTOS = 200
 """A folder with more photos is refused before the first is read: it is the wrong folder."""
+
+MASK = ".mask.png"
+CAPTION = ".txt"
+LANDMARKS = ".landmarks.json"
 
 _MASK = re.compile(r"(.+?)[-_. ]+(?:face[-_. ]?)?mask(?:label)?", re.IGNORECASE)
 _MASK_BEFORE = re.compile(r"(?:face[-_. ]?)?mask[-_. ]+(.+)", re.IGNORECASE)
@@ -73,14 +78,24 @@ def found_in(path: str | os.PathLike[str], masks: str | os.PathLike[str] | None 
         folder,
         photos,
         apart | beside if masks is None else beside | apart,
-        _by_photo(_ending_in(".txt", files), photos),
-        _by_photo(_ending_in(".landmarks.json", files), photos),
+        _by_photo(_ending_in(CAPTION, files), photos),
+        _by_photo(_ending_in(LANDMARKS, files), photos),
     )
     used = {*photos, *mask_folders}
     for of_photos in (found.masks, found.captions, found.landmarks):
         used.update(of_photos.values())
-    left = [f for f in (*files, *in_mask_folder) if f not in used]
+    left = [f for f in (*files, *in_mask_folder) if f not in used and not is_backup(f)]
     return dataclasses.replace(found, warnings=list(_left_alone(folder, left)))
+
+
+def picture_endings() -> tuple[str, ...]:
+    """The endings of the pictures that are read here."""
+    return tuple(ending for name in formats() for ending in ENDINGS[name])
+
+
+def is_mask_name(stem: str) -> bool:
+    """Whether a file name without its ending may be read as a mask's."""
+    return any(pattern.fullmatch(stem) for pattern in (_MASK, _MASK_BEFORE, _NEVER_A_PHOTO))
 
 
 def natural(name: str) -> list[str | int]:
@@ -170,7 +185,7 @@ def _ending_in(ending: str, files: Iterable[Path]) -> Iterator[tuple[str, Path]]
 
 
 def _no_photo(folder: Path, files: list[Path]) -> str:
-    endings = ", ".join(ending for name in formats() for ending in ENDINGS[name])
+    endings = ", ".join(picture_endings())
     text = f"The folder {printable(folder)} has no photo; expected files ending in {endings}"
     if not files:
         return f"{text}; it is empty."

@@ -87,7 +87,7 @@ def with_faces(
     for i, photo in enumerate(references):
         origin: Origin = "none" if photo.face_mask is None else _own(photo.face_mask)
         own = photo.face_mask if origin == "yours" else None
-        chosen = people[i] if own is None else _inside(own, faces[i])
+        chosen = people[i] if own is None else face_in(own, faces[i])
         parts = None
         if chosen is not None:
             face = faces[i][chosen]
@@ -121,7 +121,7 @@ def _origin(made: FaceMask) -> Origin:
     return "parsed" if made.parsed else "oval"
 
 
-def _inside(mask: Tensor, faces: tuple[Face, ...]) -> int | None:
+def face_in(mask: Tensor, faces: tuple[Face, ...]) -> int | None:
     """The face most of whose landmarks lie in a mask (1,H,W); None where none lies in it."""
     inside = mask[0] >= 0.5
     height, width = inside.shape

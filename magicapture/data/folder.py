@@ -29,14 +29,13 @@ from ..images import Picture, read_picture
 from ..images.pillow import from_pil
 from ..images.reading import in_eight_bits, open_picture
 from .companions import Found, found_in
-from .masks import binarise, fit, is_full
+from .masks import INVERTED, fit, looks_inverted
 from .photos import Photo, ReferenceSet
 
 LONGEST_CAPTION = 2000
 """Captions with more characters are refused; a text encoder reads some 75 words."""
 
 _LARGEST_TEXT = 100_000  # bytes of a caption's or landmarks' file
-_CORNER = 0.05  # a corner's side, as a share of the mask's
 
 
 def load_folder(
@@ -57,26 +56,31 @@ def load_folder(
     return ReferenceSet(tuple(photos), tuple(warnings))
 
 
-def _read(photo: Path, found: Found) -> tuple[Photo, list[str]]:
+def _read(file: Path, found: Found) -> tuple[Photo, list[str]]:
     """A photo with what lies beside it, and what was noticed."""
-    name, warnings = printable(photo.name), []
-    picture = read_picture(photo)
+    name, warnings = printable(file.name), []
+    picture = read_picture(file)
     if picture.warning:
         warnings.append(f"{name}: {picture.warning}")
-    mask_file, mask = found.masks.get(photo), picture.alpha
-    if mask_file is not None:
-        mask = read_mask(mask_file, picture)
-    elif mask is not None:
+    photo = read_beside(file, picture, found)
+    mask = photo.face_mask
+    if mask is not None and file not in found.masks:
         warnings.append(f"{name}: no mask file, so what is not transparent is taken as the face.")
-    landmarks = _read_landmarks(found.landmarks.get(photo), picture)
-    if mask is not None and landmarks is None and looks_inverted(mask):
-        warnings.append(
-            f"{name}: the mask marks all four corners and leaves out what lies between them, as if "
-            "black were the face. White is the face, for a style as well; invert it if so."
-        )
-    text = found.captions.get(photo)
+    if mask is not None and photo.landmarks is None and looks_inverted(mask):
+        warnings.append(f"{name}: {INVERTED}")
+    return photo, warnings
+
+
+def read_beside(file: Path, picture: Picture, found: Found) -> Photo:
+    """A photo of a folder that has been read, with the mask, landmarks and caption beside it.
+
+    Raises InputError for one of them that cannot be read.
+    """
+    mask_file, text = found.masks.get(file), found.captions.get(file)
+    mask = picture.alpha if mask_file is None else read_mask(mask_file, picture)
+    landmarks = _read_landmarks(found.landmarks.get(file), picture)
     caption = None if text is None else caption_of(_read_text(text), printable(text))
-    return Photo(picture.image, mask, landmarks, caption, name), warnings
+    return Photo(picture.image, mask, landmarks, caption, printable(file.name))
 
 
 def read_mask(file: Path, picture: Picture) -> Tensor:
@@ -99,18 +103,6 @@ def read_mask(file: Path, picture: Picture) -> Tensor:
         return fit(from_pil(image), (height, width))
     except InputError as error:
         raise InputError(f"{printable(file)}: {error}.") from error
-
-
-def looks_inverted(mask: Tensor) -> bool:
-    """Whether a face's mask (1,H,W) marks all four corners of its picture, but not the whole."""
-    marked = binarise(mask)[0]
-    height, width = (max(1, round(_CORNER * side)) for side in marked.shape)
-    corners = [
-        rows[:, columns]
-        for rows in (marked[:height], marked[-height:])
-        for columns in (slice(None, width), slice(-width, None))
-    ]
-    return all(float(corner.mean()) > 0.5 for corner in corners) and not is_full(mask)
 
 
 def _read_text(file: Path) -> str:

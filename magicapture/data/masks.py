@@ -14,7 +14,14 @@ from ..errors import InputError
 ASPECT_TOLERANCE = 0.01
 """How much a mask's aspect ratio may differ from its picture's, relatively."""
 
+INVERTED = (
+    "the mask marks all four corners and leaves out what lies between them, as if black were the "
+    "face. White is the face, for a style as well; invert it if so."
+)
+"""What to say of a mask that `looks_inverted`."""
+
 _STRAY = 1e-4  # a share this small is a few stray pixels, not a region
+_CORNER = 0.05  # a corner's side, as a share of the mask's
 
 
 def binarise(mask: Tensor) -> Tensor:
@@ -35,6 +42,18 @@ def is_empty(mask: Tensor) -> bool:
 def is_full(mask: Tensor) -> bool:
     """Whether a mask (1,H,W) marks everything but a few stray pixels."""
     return is_empty(1 - binarise(mask))
+
+
+def looks_inverted(mask: Tensor) -> bool:
+    """Whether a face's mask (1,H,W) marks all four corners of its picture, but not the whole."""
+    marked = binarise(mask)[0]
+    height, width = (max(1, round(_CORNER * side)) for side in marked.shape)
+    corners = [
+        rows[:, columns]
+        for rows in (marked[:height], marked[-height:])
+        for columns in (slice(None, width), slice(-width, None))
+    ]
+    return all(float(corner.mean()) > 0.5 for corner in corners) and not is_full(mask)
 
 
 def fit(mask: Tensor, size: tuple[int, int]) -> Tensor:

@@ -74,9 +74,11 @@ class ReferenceSet:
     def known(self, what: str, values: Sequence[Any]) -> ReferenceSet:
         """The set with one of `of`'s lists taken over; raises InputError for another count."""
         if len(values) != len(self):
+            one, more = _NOUNS[what]
+            given = f"is {len(values)} {one}" if len(values) == 1 else f"are {len(values)} {more}"
             raise InputError(
-                f"The number of {what.replace('_', ' ')} is {len(values)} and that of photos "
-                f"{len(self)}; give one a photo, or none."
+                f"There {given} for {len(self)} photo{'s' * (len(self) != 1)}; give one for each "
+                "photo, in the same order, or none."
             )
         pairs = zip(self.photos, values, strict=True)
         return replace(self, photos=tuple(replace(p, **{_FIELDS[what]: v}) for p, v in pairs))
@@ -107,6 +109,12 @@ _FIELDS = {
     "landmarks": "landmarks",
     "captions": "caption",
     "names": "name",
+}
+_NOUNS = {
+    "face_masks": ("face mask", "face masks"),
+    "landmarks": ("set of landmarks", "sets of landmarks"),
+    "captions": ("caption", "captions"),
+    "names": ("name", "names"),
 }
 
 

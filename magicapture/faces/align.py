@@ -1,8 +1,9 @@
-"""From five landmarks to the aligned 112x112 face that face embedders read, differentiably."""
+"""From five landmarks to the aligned face that face embedders read, differentiably."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 
 FACE_SIZE = 112
-"""Side of an aligned face, in pixels."""
+"""Side of a face aligned as for ArcFace, in pixels."""
 
 ARCFACE_TEMPLATE = torch.tensor(
     [
@@ -107,6 +108,29 @@ def warp(
     grid = grid.unflatten(1, (shape[0] * k, shape[1] * k))
     samples = F.grid_sample(images.float(), grid, mode="bilinear", align_corners=False)
     return F.avg_pool2d(samples, k) if k > 1 else samples
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """Where a network wants a face: its landmarks at template (5,2), in a square of `size` pixels.
+
+    The template is in pixels (x, y), pixel centres at integers.
+    """
+
+    template: Tensor
+    size: int
+
+    def matrices(self, landmarks: Tensor) -> Tensor:
+        """The maps (B,2,3) from pictures with landmarks (B,5,2) to aligned faces."""
+        return similarity(landmarks, self.template)
+
+    def faces(self, images: Tensor, landmarks: Tensor) -> Tensor:
+        """The aligned faces (B,C,size,size) of images (B,C,H,W) with landmarks (B,5,2)."""
+        return warp(images, self.matrices(landmarks), self.size, antialias=True)
+
+
+ARCFACE = Alignment(ARCFACE_TEMPLATE, FACE_SIZE)
+"""As ArcFace and most others do."""
 
 
 def _samples(matrices: Tensor) -> int:

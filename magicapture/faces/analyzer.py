@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .align import FFHQ_TEMPLATE, HEAD_SIZE, similarity, warp
-from .embed import FaceEmbedder
+from .embed import FaceEmbedder, alignment_of
 from .protocols import Detector, Face, Parser
 
 
@@ -59,10 +59,10 @@ def embed_faces(
     landmarks: (5,2) in pixels, one set an image. device: where the face embedder is, which it
     tells itself if it is a module.
     """
-    device = device or device_of(embedder)
+    device, alignment = device or device_of(embedder), alignment_of(embedder)
     with torch.no_grad():
         rows = [
-            embedder(warp(image[None].to(device), similarity(points[None]), antialias=True))
+            embedder(alignment.faces(image[None].to(device), points[None]))
             for image, points in zip(images, landmarks, strict=True)
         ]
     return F.normalize(torch.cat(rows).float(), dim=-1)

@@ -7,9 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..errors import StorageError
+from ..errors import InputError, StorageError
 from .weights import read_weights
 
 
@@ -104,6 +105,23 @@ def read_onnx(path: Path, *, load_external_data: bool = True) -> Any:
             f"{path} is damaged: an ONNX model without a single layer; download it again."
         )
     return model
+
+
+def convolutions(path: Path) -> list[Tensor]:
+    """The weight and the bias of each convolution of an ONNX model, in the order they are run.
+
+    Raises InputError for one whose convolutions have other inputs, as quantised ones do.
+    """
+    from onnx import numpy_helper
+
+    graph = read_onnx(path).graph
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    names = [name for node in graph.node if node.op_type == "Conv" for name in node.input[1:]]
+    if not tensors.keys() >= set(names):
+        raise InputError(
+            f"{path.name} holds quantised weights; take the file without int8 in its name."
+        )
+    return [torch.from_numpy(numpy_helper.to_array(tensors[name]).copy()) for name in names]
 
 
 def onnx_inputs(graph: Any) -> list[Any]:

@@ -10,16 +10,20 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, MagiCaptureError, StorageError
+from ..errors import InputError, StorageError
 from ..weight_files import may_hold_code
-from .align import FACE_SIZE
+from .align import ARCFACE, FACE_SIZE, Alignment
 from .content import Content, first_line, onnx_inputs, read_onnx
+from .dlib_file import is_network
+from .dlib_resnet import DLIB_ALIGNMENT, load_dlib
 from .models import FACEXLIB, INSIGHTFACE, ONNX, RESEARCH, WEIGHTS, ModelFile, ModelKind
+from .packages import needs
 from .script import SCRIPTS, load_script
 from .trial import try_embedder, within_limit
 from .weights import filled, read_weights
 
 _ARCFACE = frozenset({"output_layer.3.weight", "body.0.res_layer.5.fc1.weight"})
+_DLIB = ".dat"
 
 
 def _is_arcface(content: Content) -> bool:
@@ -66,6 +70,22 @@ EMBEDDERS = (
         packages={"facexlib": "facexlib"},
         recognises=_is_arcface,
     ),
+    ModelKind(
+        "embedder",
+        "dlib's ResNet",
+        files=(
+            ModelFile(
+                "dlib_face_recognition_resnet_model_v1.dat",
+                "dlib",
+                "the repository davisking/dlib-models; or 'pip install face_recognition_models'",
+                "CC0, free for any use",
+                rank=40,
+                package="face_recognition_models/models",
+            ),
+        ),
+        endings=(_DLIB,),
+        recognises=lambda content: is_network(content.path),
+    ),
     ModelKind("embedder", "TorchScript", files=(), endings=(".pt", ".pts", ".torchscript")),
 )
 """What `load_face_embedder` reads; the container decides, so it loads them itself."""
@@ -74,10 +94,13 @@ ENDINGS = tuple(ending for kind in EMBEDDERS for ending in kind.endings)
 
 
 class FaceEmbedder(Protocol):
-    """Anything that embeds aligned faces differentiably; one person's have a high cosine."""
+    """Anything that embeds aligned faces differentiably; one person's have a high cosine.
+
+    Strangers' have one near 0. `alignment` says how it wants faces; without one, as ArcFace.
+    """
 
     def __call__(self, faces: Tensor, /) -> Tensor:
-        """Faces (B,3,112,112) RGB in 0..1 to embeddings (B,D)."""
+        """Aligned faces (B,3,H,W) RGB in 0..1 to embeddings (B,D)."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +121,8 @@ class FaceEmbeddingNetwork(nn.Module):
     """A frozen network with its normalisation; fits `FaceEmbedder` and computes in float32.
 
     batched: whether the network takes several faces at once; an ONNX file exported for one face
-    may not, and is then run face by face. name: what reports call it.
+    may not, and is then run face by face. name: what reports call it. alignment: how it wants
+    faces.
     """
 
     mean: Tensor
@@ -111,15 +135,17 @@ class FaceEmbeddingNetwork(nn.Module):
         *,
         batched: bool = True,
         name: str = "",
+        alignment: Alignment = ARCFACE,
     ) -> None:
         super().__init__()
         self.network, self.batched, self.name = network, batched, name
+        self.alignment = alignment
         self.register_buffer("mean", torch.tensor(normalisation.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(normalisation.std).view(3, 1, 1))
         self.float().eval().requires_grad_(False)
 
     def forward(self, faces: Tensor) -> Tensor:
-        """Faces (B,3,112,112) in 0..1 to embeddings (B,D)."""
+        """Aligned faces (B,3,S,S) in 0..1 to embeddings (B,D)."""
         with torch.autocast(faces.device.type, enabled=False):
             normal = (faces.float() - self.mean) / self.std
             batches = (normal,) if self.batched else normal.split(1)
@@ -131,16 +157,21 @@ def name_of(embedder: FaceEmbedder | None) -> str:
     return getattr(embedder, "name", "")
 
 
+def alignment_of(embedder: FaceEmbedder) -> Alignment:
+    """How a face embedder wants faces: as it says, else as ArcFace."""
+    return getattr(embedder, "alignment", ARCFACE)
+
+
 def load_face_embedder(
     path: str | Path, normalisation: Normalisation | str = "arcface"
 ) -> FaceEmbeddingNetwork:
-    """A face embedder from an ONNX file, TorchScript, or the weights of facexlib's ArcFace ir_se50.
+    """A face embedder from an ONNX file, TorchScript, facexlib's ArcFace ir_se50 or dlib's ResNet.
 
-    normalisation: a `Normalisation`, "arcface" (InsightFace's models) or "imagenet". The network
-    is tried with 112x112 faces before it is returned. TorchScript (.pt, .pts, .torchscript) runs
-    the code in it: give only a file that you trust. Raises StorageError for a file that is missing
-    or damaged, InputError for one that does not embed 112x112 faces differentiably, or is
-    TorchScript under another ending.
+    normalisation: a `Normalisation`, "arcface" (InsightFace's models) or "imagenet"; dlib's file
+    has its own. The network is tried with a face before it is returned. TorchScript (.pt, .pts,
+    .torchscript) runs the code in it: give only a file that you trust. Raises StorageError for a
+    file that is missing or damaged, InputError for one that does not embed faces of its size
+    differentiably, or is TorchScript under another ending.
     """
     path = Path(path)
     if isinstance(normalisation, str):
@@ -152,12 +183,20 @@ def load_face_embedder(
         normalisation = NORMALISATIONS[normalisation]
     if not path.is_file():
         raise StorageError(
-            f"There is no face recognition model at {path}; give an .onnx or .pt file."
+            f"There is no face recognition model at {path}; give an .onnx, .dat or .pt file."
         )
     with torch.inference_mode(False):  # tensors made in it could never take part in a gradient
-        embedder = FaceEmbeddingNetwork(_reader(path)(path), normalisation, name=path.name)
+        embedder = _embedder(path, normalisation)
         within_limit(lambda: try_embedder(embedder, path.name), path.name)
     return embedder
+
+
+def _embedder(path: Path, normalisation: Normalisation) -> FaceEmbeddingNetwork:
+    if path.suffix.lower() != _DLIB:
+        return FaceEmbeddingNetwork(_reader(path)(path), normalisation, name=path.name)
+    network, (red, green, blue) = load_dlib(path)
+    own = Normalisation((red / 255, green / 255, blue / 255), (256 / 255,) * 3)
+    return FaceEmbeddingNetwork(network, own, name=path.name, alignment=DLIB_ALIGNMENT)
 
 
 def _reader(path: Path) -> Callable[[Path], nn.Module]:
@@ -184,10 +223,7 @@ def _from_weights(path: Path) -> nn.Module:
     try:
         from facexlib.recognition.arcface_arch import Backbone
     except ImportError as error:
-        raise MagiCaptureError(
-            f"Reading {path.name} needs the package facexlib; install it with 'pip install "
-            "facexlib', or give an .onnx file."
-        ) from error
+        raise needs(f"Reading {path.name}", ["facexlib"], error) from error
     return filled(Backbone(num_layers=50, drop_ratio=0.6, mode="ir_se"), weights, path.name)
 
 
@@ -196,10 +232,7 @@ def _from_onnx(path: Path) -> nn.Module:
         import onnx
         import onnx2torch
     except ImportError as error:
-        raise MagiCaptureError(
-            "Reading an ONNX face recognition model needs the package onnx2torch; install it with "
-            "'pip install onnx2torch', or give a TorchScript file."
-        ) from error
+        raise needs(f"Reading {path.name}", ["onnx", "onnx2torch"], error) from error
     model = read_onnx(path)
     try:
         onnx.checker.check_model(model)

@@ -10,7 +10,16 @@ from ..errors import InputError, MagiCaptureError, StorageError
 from ..weight_files import may_hold_code
 from .content import Content
 from .models import TITLES, ModelFile, Role
-from .registry import endings, folders, kinds, known, lacking, model_files, packages
+from .packages import install_command, lacking
+from .registry import (
+    endings,
+    folders,
+    kinds,
+    known,
+    lacking_for,
+    model_files,
+    packages,
+)
 
 VARIABLE = "MAGICAPTURE_MODELS"
 """The environment variable that names a folder of models."""
@@ -22,8 +31,18 @@ _PURPOSES: dict[Role, str] = {
     "restorer": "redraws faces of finished pictures",
 }
 
+_WITHOUT: dict[Role, str] = {
+    "detector": "no faces are found",
+    "parser": "a mask is an oval",
+    "embedder": "people are not told apart, and the identity loss is off",
+    "restorer": "no faces are restored",
+}
+
 _SHARED = "detection"
-"""ComfyUI's own folder, for models that its own nodes run (MediaPipe)."""
+"""ComfyUI's own folder, for models that its own nodes run; most of them are none of ours."""
+
+_TELLING = (".safetensors", ".dat")
+"""Endings of files whose first bytes tell what they hold."""
 
 Places = Mapping[str, Sequence[Path]]
 """For each name of `folders()` the folders it stands for."""
@@ -32,15 +51,12 @@ Places = Mapping[str, Sequence[Path]]
 def places(models: str | os.PathLike[str] | None = None) -> Places:
     """The folders to look in, below a folder laid out as ComfyUI's `models`, or flat.
 
-    Without an argument that of the environment variable MAGICAPTURE_MODELS. Raises InputError
-    for none or one that does not exist.
+    Without an argument that of the environment variable MAGICAPTURE_MODELS, without that none.
+    Raises InputError for one that does not exist.
     """
     given = models or os.environ.get(VARIABLE)
     if not given:
-        raise InputError(
-            f"No folder of models is named: give one (--models), or set {VARIABLE}; ComfyUI's own "
-            "models folder will do."
-        )
+        return {}
     root = Path(given).expanduser()
     if not root.is_dir():
         raise InputError(f"The folder of models {root} does not exist; check the path.")
@@ -52,6 +68,7 @@ def files(role: Role, where: Places) -> dict[str, Path]:
     """The files that may serve a role, by name relative to their folder.
 
     Those known by name first, best first; then others, but for files that are something else.
+    What comes with the pack, or with another package, is among them.
     """
     found: dict[str, Path] = {}
     for kind, name, path in _walk(where):
@@ -65,7 +82,7 @@ def _may_serve(role: Role, kind: str, path: Path) -> bool:
     if entry := known(path.name):
         return entry[0] == role
     readers = [k.recognises for k in kinds(role) if path.suffix.lower() in k.endings]
-    if path.suffix.lower() != ".safetensors" or None in readers:
+    if path.suffix.lower() not in _TELLING or None in readers:
         return kind != _SHARED
     try:
         return any(recognises(Content(path)) for recognises in readers if recognises)
@@ -81,25 +98,47 @@ def locate(model: ModelFile, where: Places) -> list[Path]:
 def best(role: Role, where: Places, *, other_than: Path | None = None) -> Path:
     """The best known file for a role; raises StorageError that says what to get.
 
-    other_than: a file of another network is taken where there is one. TorchScript is passed over,
-    whatever its name: it runs code, so the user has to name it.
+    One whose packages are not installed is taken only where there is no other. other_than: a file
+    of another network is taken where there is one. TorchScript is passed over, whatever its name:
+    it runs code, so the user has to name it.
     """
     found = files(role, where)
     by_name = [p for p in found.values() if _known_file(p) and not may_hold_code(p)]
     if not by_name:
         raise missing(role, where, ", ".join(found))
+    able = [path for path in by_name if not lacking_for(role, path)] or by_name
     taken = _known_file(other_than) if other_than else None
-    return next((path for path in by_name if _known_file(path) is not taken), by_name[0])
+    return next((path for path in able if _known_file(path) is not taken), able[0])
+
+
+def best_or_none(role: Role, where: Places) -> tuple[Path | None, str]:
+    """The best known file for a role that can be run; without one None, and a sentence on it."""
+    try:
+        path = best(role, where)
+    except StorageError:
+        first = next(file for file in model_files(role))
+        return None, f"No {TITLES[role]} found, so {_WITHOUT[role]}; one is {first}."
+    if absent := lacking_for(role, path):
+        return None, (
+            f"{path.name} needs {' and '.join(absent)}, so {_WITHOUT[role]}; run "
+            f"{install_command(absent)}"
+        )
+    return path, ""
 
 
 def missing(role: Role, where: Places, instead: str = "") -> StorageError:
     """The error for a role without a file: which there are, where from, where to."""
-    choices = "\n".join(f"- {file}" for file in model_files(role))
+    known_files = (file for file in model_files(role) if not file.shipped)
+    first, *others = sorted(known_files, key=lambda file: (not file.is_free, file.rank))
+    choices = "\n".join(f"- {file}" for file in others)
     searched = ", ".join(str(folder) for given in where.values() for folder in given)
+    searched = searched or f"no folder: name one (--models), or set {VARIABLE}"
     other = f" Found instead, and not known by name: {instead}." if instead else ""
     return StorageError(
-        f"There is no {TITLES[role]}. Nothing is downloaded for you; get one of\n{choices}\n"
-        f"Looked in {searched}.{other}"
+        f"There is no {TITLES[role]}. Put {first.file} into models/{first.folder}; it is published "
+        f"at {first.published}, licence: {first.licence}. Nothing is downloaded for you.\n"
+        + (f"Others that do:\n{choices}\n" if choices else "")
+        + f"Looked in {searched}.{other}"
     )
 
 
@@ -113,7 +152,11 @@ def inventory(where: Places) -> str:
             there = ", ".join(str(path) for path in copies)
             lines.append(f"  found    {file.file}: {there}" if copies else f"  missing  {file}")
     absent = lacking(packages())
-    lines.append(f"Packages: {', '.join(absent)} missing" if absent else "Packages: all there")
+    lines.append(
+        f"Packages: {', '.join(absent)} missing; run {install_command(absent)}"
+        if absent
+        else "Packages: all there"
+    )
     return "\n".join(lines)
 
 
@@ -123,6 +166,9 @@ def _walk(where: Places) -> Iterator[tuple[str, str, Path]]:
         for folder in given:
             for path in sorted(_below(folder)):
                 yield kind, path.relative_to(folder).as_posix(), path
+    for file in (file for role in TITLES for file in model_files(role)):
+        if installed := file.installed:
+            yield file.folder, file.file, installed
 
 
 def _below(folder: Path) -> Iterator[Path]:

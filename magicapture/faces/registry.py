@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from ..errors import InputError, MagiCaptureError, StorageError
 from .content import Content, first_line
 from .detectors import DETECTORS
 from .embed import EMBEDDERS
-from .models import TITLES, ModelFile, ModelKind, Role
+from .models import ONNX, TITLES, ModelFile, ModelKind, Role
+from .packages import lacking, needs
 from .parsers import PARSERS
 from .restorers import RESTORERS
 
@@ -70,12 +70,23 @@ def known(name: str) -> tuple[Role, ModelFile] | None:
 
 def packages() -> dict[str, str]:
     """Every package that runs a model, by its name in the package registry, and its module."""
-    return {name: module for kind in _kinds for name, module in sorted(kind.packages.items())}
+    return {
+        name: module
+        for kind in _kinds
+        for ending in kind.endings
+        for name, module in sorted(_needed(kind, ending).items())
+    }
 
 
-def lacking(needed: dict[str, str]) -> list[str]:
-    """Those of some packages that are not installed."""
-    return [name for name, module in needed.items() if find_spec(module) is None]
+def lacking_for(role: Role, path: Path) -> list[str]:
+    """The packages that run this file, known by its name, and are not installed."""
+    kind = next(k for k in kinds(role) if any(file.is_called(path.name) for file in k.files))
+    return lacking(_needed(kind, path.suffix))
+
+
+def _needed(kind: ModelKind, ending: str) -> dict[str, str]:
+    """The packages that run a kind of model and read its files of this ending."""
+    return {**kind.packages, **({"onnx": "onnx"} if ending.lower() in ONNX else {})}
 
 
 def titles(role: Role) -> str:
@@ -105,31 +116,23 @@ def load_model(role: Role, path: str | Path) -> Any:
         try:
             kind = next((k for k in kinds(role) if k.recognises and k.recognises(content)), None)
         except ImportError as error:
-            raise _needs(f"Reading {name}", ["onnx"], error) from error
+            raise needs(f"Reading {name}", ["onnx"], error) from error
         if kind is None or kind.load is None:
             raise InputError(f"{content} is no {TITLES[role]}; expected {titles(role)}.")
         doing = f"Running {name} ({kind.title})"
-        if absent := lacking(dict(kind.packages)):
-            raise _needs(doing, absent)
+        if absent := lacking(_needed(kind, content.path.suffix)):
+            raise needs(doing, absent)
         try:
             return kind.load(content)
         except MagiCaptureError:
             raise
         except ImportError as error:
-            raise _needs(doing, list(kind.packages), error) from error
+            raise needs(doing, list(kind.packages), error) from error
         except Exception as error:  # whatever a foreign package raises of a foreign file
             raise InputError(
                 f"{name} looks like {kind.title}, but does not run ({first_line(error)}). "
                 f"Download it again; if that does not help, reinstall {_listed(kind.packages)}."
             ) from error
-
-
-def _needs(doing: str, names: list[str], error: ImportError | None = None) -> MagiCaptureError:
-    why = f" ({first_line(error)})" if error else ""
-    return MagiCaptureError(
-        f"{doing} needs {' and '.join(names)}{why}; in the environment of ComfyUI, run "
-        f"'pip install {' '.join(names)}'."
-    )
 
 
 def _listed(names: Any) -> str:

@@ -18,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
-from .align import FACE_SIZE
 from .content import first_line
 from .square import SquareDetector
 
@@ -109,8 +108,9 @@ def try_embedder(embedder: FaceEmbeddingNetwork, name: str) -> None:
 
     Sets `embedder.batched`, by whether both together give what each gives alone.
     """
-    noise = torch.rand(3, FACE_SIZE, FACE_SIZE, generator=torch.Generator().manual_seed(0))
-    drawn = torch.from_numpy(_drawn_faces()[:FACE_SIZE, :FACE_SIZE].copy()).permute(2, 0, 1) / 255
+    side = embedder.alignment.size
+    noise = torch.rand(3, side, side, generator=torch.Generator().manual_seed(0))
+    drawn = torch.from_numpy(_drawn_faces()[:side, :side].copy()).permute(2, 0, 1) / 255
     faces = torch.stack([noise, drawn]).requires_grad_()
     with torch.enable_grad():
         try:
@@ -120,7 +120,7 @@ def try_embedder(embedder: FaceEmbeddingNetwork, name: str) -> None:
             (gradient,) = torch.autograd.grad(one_number, faces)
         except Exception as error:  # whatever a foreign network raises
             raise InputError(
-                f"{name} does not embed a face of 3x{FACE_SIZE}x{FACE_SIZE} differentiably "
+                f"{name} does not embed a face of 3x{side}x{side} differentiably "
                 f"({first_line(error)}); give an ArcFace-like face recognition model."
             ) from error
     _judge(alone.detach(), gradient, name)

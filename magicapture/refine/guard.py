@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..faces.align import similarity, warp
 from ..faces.analyzer import device_of
-from ..faces.embed import FaceEmbedder
+from ..faces.embed import FaceEmbedder, alignment_of
 from ..person import Person
 
 TOLERANCE = 0.03
@@ -83,10 +82,9 @@ def guard_identity(
         )
     if not tolerance >= 0:
         raise InputError(f"The tolerance is {tolerance:g}; expected 0 or more.")
-    device = device_of(embedder)
-    matrix = similarity(landmarks[None])
+    device, alignment = device_of(embedder), alignment_of(embedder)
     # Warping is linear, so a blend of the faces is the face of the blend.
-    first, last = (warp(i[None].to(device), matrix, antialias=True) for i in (before, after))
+    first, last = (alignment.faces(i[None].to(device), landmarks[None]) for i in (before, after))
 
     def likenesses(strengths: Tensor) -> Tensor:
         share = strengths.to(first).view(-1, 1, 1, 1)

@@ -11,7 +11,7 @@ from .focus import Focus, Rows, foci
 from .gradient import descend, region_loss
 from .guide import PromptRefocuser
 from .look import noised_look
-from .preview import TokenMap, grid, mean_leakage, region_strip, token_maps
+from .preview import TokenMap, grid, mean_leakage, mean_map, region_strip, token_maps
 from .regions import Finder, all_maps, blur, capture_of, region
 from .settings import RefocusGuidance
 
@@ -33,6 +33,7 @@ __all__ = [
     "foci",
     "grid",
     "mean_leakage",
+    "mean_map",
     "noised_look",
     "region",
     "region_loss",

@@ -76,6 +76,15 @@ def mean_leakage(seen: Sequence[TokenMap]) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in known.items() if values}
 
 
+def mean_map(of: Sequence[TokenMap], side: int) -> Image:
+    """The mean of one token's maps, `side` pixels square, and its region's border in green."""
+    large = (F.interpolate(s.values[None, None].float(), (side, side))[0, 0] for s in of)
+    scaled = torch.stack([values / values.max().clamp_min(1e-8) for values in large])
+    heat = _heat(scaled.mean(0), side)
+    regions = [shown.region for shown in of if shown.region is not None]
+    return to_pil(_bordered(heat, _large(regions[-1], side)) if regions else heat)
+
+
 def grid(seen: Sequence[TokenMap], image: Tensor | None = None) -> Image:
     """The maps as a table: a row for each token and resolution, a column for each step.
 
@@ -169,9 +178,9 @@ def _sized(image: Tensor) -> Tensor:
     return F.interpolate(image[None].float().cpu(), (_CELL, _CELL), mode="area")[0]
 
 
-def _large(region: Tensor) -> Tensor:
+def _large(region: Tensor, side: int = _CELL) -> Tensor:
     """A region (h,w) at a cell's size (1,side,side)."""
-    return F.interpolate(region[None, None].float().cpu(), (_CELL, _CELL), mode="nearest")[0]
+    return F.interpolate(region[None, None].float().cpu(), (side, side), mode="nearest")[0]
 
 
 def _bordered(image: Tensor, region: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from ..config import Recipe
 from ..data import LatentCache, Learnable, ReferenceSet, with_faces_of
 from ..faces.analyzer import device_of, embed_faces
 from ..faces.embed import FaceEmbedder, name_of
-from ..identity import IdentityLoss, colour_blind
+from ..identity import ColourBlind, IdentityLoss
 from ..losses import needs
 from ..tokens import Concept, TokenVectors, initial_vectors
 from .batches import Batches
@@ -133,7 +133,7 @@ def _identity(job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder) -> I
     """The identity loss, whose target are the faces in the person's photos."""
     settings = job.recipe.identity
     if settings.colour_blind:
-        embedder = colour_blind(embedder)
+        embedder = ColourBlind(embedder)
     known = [
         (photo.image, photo.landmarks)
         for photo in job.subject.photos

@@ -10,6 +10,7 @@ from .host import (
     Progress,
     check_cancel,
     find_file,
+    host_versions,
     model_folders,
     node_id,
     output_folder,
@@ -17,6 +18,8 @@ from .host import (
 )
 from .looking import look
 from .marks import encode_marked
+from .mediapipe import given_faces
+from .native import own_parts
 from .refocusing import UsedRegions, refocus
 from .scope import Part, gradients
 from .sockets import (
@@ -37,7 +40,9 @@ __all__ = [
     "check_cancel",
     "encode_marked",
     "find_file",
+    "given_faces",
     "gradients",
+    "host_versions",
     "images_from_socket",
     "images_to_socket",
     "look",
@@ -46,6 +51,7 @@ __all__ = [
     "model_folders",
     "node_id",
     "output_folder",
+    "own_parts",
     "refocus",
     "saved_when_stopped",
     "show_text",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from PIL import Image
 Cancelled = management.InterruptProcessingException
 """Raised when the user cancels; an `Exception`, so a broad except would swallow it."""
 
-_PREVIEW_SIDE = 768  # pixels; larger previews are scaled down
+_PREVIEW_SIDE = 1024  # pixels; larger previews are scaled down
 
 
 def model_folders(kind: str) -> list[Path]:
@@ -36,6 +37,16 @@ def find_file(kind: str, name: str) -> Path | None:
     model_folders(kind)
     found = folder_paths.get_full_path(kind, name)
     return None if found is None else Path(found)
+
+
+def host_versions() -> dict[str, str]:
+    """The versions of ComfyUI and of its frontend, as far as they tell."""
+    from comfyui_version import __version__
+
+    try:
+        return {"ComfyUI": __version__, "frontend": metadata.version("comfyui_frontend_package")}
+    except metadata.PackageNotFoundError:
+        return {"ComfyUI": __version__}
 
 
 def output_folder() -> Path:

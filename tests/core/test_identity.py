@@ -19,9 +19,9 @@ from magicapture.faces.align import ARCFACE_TEMPLATE, invert, similarity, transf
 from magicapture.faces.analyzer import embed_faces
 from magicapture.faces.embed import NORMALISATIONS, FaceEmbeddingNetwork, load_face_embedder
 from magicapture.identity import (
+    ColourBlind,
     IdentityLoss,
     clamp,
-    colour_blind,
     face_windows,
 )
 
@@ -229,14 +229,14 @@ def test_embeddings_of_photos_of_any_size(embedder) -> None:
 def test_colour_blind_sees_luma_alone(embedder) -> None:
     faces = torch.rand(3, 3, 112, 112)
     luma = 0.299 * faces[:, :1] + 0.587 * faces[:, 1:2] + 0.114 * faces[:, 2:]
-    seen = colour_blind(embedder)(faces)
+    seen = ColourBlind(embedder)(faces)
     torch.testing.assert_close(seen, embedder(luma.repeat(1, 3, 1, 1)))
     assert not torch.allclose(seen, embedder(faces), atol=1e-3)
 
 
 def test_colour_blind_asks_for_no_colour(embedder) -> None:
     faces = torch.rand(1, 3, 112, 112, requires_grad=True)
-    colour_blind(embedder)(faces).sum().backward()
+    ColourBlind(embedder)(faces).sum().backward()
     red, green, blue = faces.grad[0]
     torch.testing.assert_close(red / 0.299, green / 0.587)
     torch.testing.assert_close(red / 0.299, blue / 0.114)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -182,9 +184,9 @@ def test_layers_that_the_model_lacks_are_refused(pack, tiny, adapter_of, layer, 
         pack.comfy.apply_adapter(tiny.model, tiny.clip, adapter)
 
 
-def saved(pack, adapter, name):
+def saved(pack, adapter, name, **options):
     """Save Adapter's output name and the text under it."""
-    out = pack("nodes.adapters").MagiCaptureSaveAdapter.execute(adapter, name)
+    out = pack("nodes.adapters").MagiCaptureSaveAdapter.execute(adapter, name, **options)
     return out.args[1], out.ui["text"][0]
 
 
@@ -202,6 +204,46 @@ def test_a_second_training_leaves_the_first_ones_tokens_to_it(pack, adapter_of):
 
     _, text = saved(pack, adapter_of(other), "col-A")  # trained anew under its own name
     assert "\nembedding:mine\n" in text and "mine.safetensors.bak1" in text
+
+
+def test_what_was_saved_is_told_and_what_to_do_next(pack, adapter_of, caplog):
+    caplog.set_level("INFO")
+    concept = pack("magicapture.tokens").Concept
+    adapter = replace(
+        adapter_of(tokens(), lora=True),
+        concepts=(concept("neo", "subject"), concept("noir-2", "style")),
+    )
+    name, text = saved(pack, adapter, "told")
+    folder = pack.comfy.model_folders("loras")[0]
+    assert f"LoRA: {name}\nembedding:neo\nembedding:noir-2\nSaved in {folder} and " in text
+    assert "Load LoRA" in text
+    assert "Prompt: a photo of embedding:neo person in the embedding:noir-2 style" in text
+    assert text in caplog.text
+
+
+def test_one_file_is_read_again_and_stock_loaders_take_its_lora(
+    pack, make, tiny, adapter_of, ksample, caplog
+):
+    """ComfyUI names the keys that it passes over; the picture is that of the LoRA alone."""
+    import nodes
+
+    before = sorted(make.embeddings.iterdir())
+    adapter = adapter_of(tokens(), lora=True)
+    name, text = saved(pack, adapter, "shared", one_file=True)
+    assert sorted(make.embeddings.iterdir()) == before and "Load Adapter" in text
+    loaded = pack("nodes.adapters").MagiCaptureLoadAdapter.execute(name).args[0]
+    for token, vectors in tokens().items():
+        assert torch.equal(loaded.tokens[token]["clip_l"], vectors["clip_l"])
+
+    plain, _ = saved(pack, adapter, "shared-plain")
+    drawn = []
+    for file in (name, plain):
+        caplog.clear()
+        model, clip = nodes.LoraLoader().load_lora(tiny.model, tiny.clip, file, 1.0, 1.0)
+        drawn.append(ksample(type(tiny)(model, clip, tiny.vae)))
+        passed = [m for m in caplog.messages if "lora key not loaded: bundle_emb." in m]
+        assert len(passed) == (2 if file == name else 0)
+    assert torch.equal(*drawn)
 
 
 def test_a_sub_folder_is_named_as_stock_loaders_list_it(pack, tiny, adapter_of):

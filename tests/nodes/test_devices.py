@@ -124,10 +124,10 @@ def test_photos_masks_likeness_and_the_guard(nodes):
         masks = [place(photo.face_mask.clone()) for photo in person]
         loaded = nodes.LoadPhotoSet.execute(["(none: use images)"], photos, masks, [""])[0]
         assert all(image.device.type == "cpu" for image in loaded.images)
-        masked = nodes.MakeFaceMasks.execute(loaded, detector, "face", 0, 0, parser, embedder)
-        measured = nodes.MeasureIdentity.execute(place(truth), loaded, detector, embedder)
+        masked = nodes.MakeFaceMasks.execute(loaded, "face", 0, 0, detector, parser, embedder)
+        measured = nodes.MeasureIdentity.execute(place(truth), loaded, embedder, detector)
         guarded = nodes.GuardIdentity.execute(
-            place(truth), place(finished), loaded, detector, embedder, 0.03
+            place(truth), place(finished), loaded, embedder, 0.03, detector
         )
         reports.append((masked.args[4], *measured.args, *guarded.args[1:]))
     assert reports[0] == reports[1]

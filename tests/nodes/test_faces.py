@@ -58,7 +58,7 @@ def test_photos_in_masks_landmarks_and_previews_out(nodes, pack, models, shared_
     detector = nodes.LoadFaceDetector.execute(pack("nodes._comfy.files").AUTO)[0]
     references = loaded(nodes, pack, photos(shared_assets, *PERSON))
     filled, faces, styles, preview, report = nodes.MakeFaceMasks.execute(
-        references, detector, "face", 0.02, 0.02
+        references, "face", 0.02, 0.02, detector
     ).args
     assert all(photo.face_mask is not None for photo in filled)
     assert all(photo.landmarks is not None for photo in filled)
@@ -77,7 +77,7 @@ def test_own_masks_stay(nodes, pack, models, shared_assets):
     own[:, 150:400, 150:400] = 1
     images = photos(shared_assets, *PERSON[1:2])
     filled, *_, report = nodes.MakeFaceMasks.execute(
-        loaded(nodes, pack, images, [own]), detector, "face", 0.1, 0.1
+        loaded(nodes, pack, images, [own]), "face", 0.1, 0.1, detector
     ).args
     assert torch.equal(filled.photos[0].face_mask, own) and "your own mask" in report
     assert filled.photos[0].landmarks is not None
@@ -89,7 +89,7 @@ def test_check_references_finds_the_intruder(nodes, pack, models, shared_assets)
     images = photos(shared_assets, *PERSON, "styles/Gentleman.jpg")
     references = loaded(nodes, pack, images)
     kept, sheet, report, data = nodes.CheckPhotos.execute(
-        references, detector, "subject", 512, True, face_model=embedder
+        references, "subject", 512, True, detector, embedder
     ).args
     verdicts = [photo["verdict"] for photo in json.loads(data)["photos"]]
     assert verdicts == ["use", "use", "use", "leave out"]
@@ -99,18 +99,53 @@ def test_check_references_finds_the_intruder(nodes, pack, models, shared_assets)
 def test_a_missing_model_says_what_to_get(nodes, pack):
     auto = pack("nodes._comfy.files").AUTO
     error = pack("magicapture.errors").StorageError
-    for node in (nodes.LoadFaceDetector, nodes.LoadFaceParser):
-        with pytest.raises(error, match="Nothing is downloaded") as caught:
-            node.execute(auto)
-        assert "release" in str(caught.value) and "licence" in str(caught.value)
+    with pytest.raises(error, match="Nothing is downloaded") as caught:
+        nodes.LoadFaceParser.execute(auto)
+    assert "release" in str(caught.value) and "licence" in str(caught.value)
     with pytest.raises(error, match="There is no face recognition model"):
         nodes.LoadFaceRecognitionModel.execute(auto, "arcface")
+
+
+def test_without_any_file_photos_get_masks_and_checks(nodes, pack, monkeypatch):
+    """What a new user has: the detector of the pack, no parser, no face recognition model."""
+    said = []
+    faces = pack("nodes.faces")
+    monkeypatch.setattr(faces, "show_text", lambda text, node: said.append(text))
+    loaders = (nodes.LoadFaceParser, nodes.LoadFaceRecognitionModel)
+    default = [loader.define_schema().inputs[0].default for loader in loaders]
+    assert default == ["best found, or none"] * 2
+    parser = nodes.LoadFaceParser.execute(default[0])[0]
+    embedder = nodes.LoadFaceRecognitionModel.execute(default[1], "arcface")[0]
+    assert parser is None and embedder is None
+    assert "a mask is an oval; one is parsing_bisenet.pth in models/facexlib" in said[0]
+    assert "the identity loss is off; one is " in said[1]
+    person = nodes.DrawPaperdollPhotos.execute(1_000_000, 1_000_099, 4)[0]
+    bare = loaded(nodes, pack, [image.movedim(0, -1)[None] for image in person.images])
+    filled, *_, report = nodes.MakeFaceMasks.execute(bare, "face", 0.02, 0.02).args
+    assert report.count("an oval") == 4
+    assert all(photo.landmarks is not None for photo in filled)
+    data = nodes.CheckPhotos.execute(filled, "subject", 64, False).args[3]
+    assert all(photo["faces"] == 1 for photo in json.loads(data)["photos"])
+
+
+def test_a_file_put_there_later_is_taken(nodes, pack, models):
+    """ComfyUI runs a loader again when its fingerprint changes."""
+    choice = pack("nodes._comfy.files").OR_NONE
+    before = nodes.LoadFaceRecognitionModel.fingerprint_inputs(choice, "imagenet")
+    assert nodes.LoadFaceRecognitionModel.execute(choice, "imagenet")[0] is None
+    shutil.copyfile(models / "mobile.onnx", models / "w600k_r50.onnx")
+    assert nodes.LoadFaceRecognitionModel.fingerprint_inputs(choice, "imagenet") != before
+    assert nodes.LoadFaceRecognitionModel.execute(choice, "imagenet")[0].name == "w600k_r50.onnx"
+    for loader in (nodes.LoadFaceDetector, nodes.LoadFaceParser):
+        assert loader.fingerprint_inputs(choice) == loader.fingerprint_inputs(choice)
 
 
 def test_check_models_lists_found_and_missing(nodes, models):
     report = nodes.CheckModels.execute()[0]
     assert "found    face_detection_yunet_2023mar.onnx" in report
     assert "missing  parsing_bisenet.pth" in report
+    assert "found    yunet_s.safetensors" in report
+    assert all(name in report for name in ("MagiCapture 0.", "ComfyUI 0.", "peft ", "Device: cpu"))
 
 
 def test_models_are_found_by_links_beside_others_folders_and_in_comfyuis_own(
@@ -157,13 +192,13 @@ def test_odd_pictures_by_the_sockets(nodes, pack, models, shared_assets):
     sizes = [tuple(image.shape) for image in references.images]
     assert sizes == [(3, 512, 512)] * 3 + [(3, 1536, 2304), (3, 512, 512)]
     filled, faces, _, _, report = nodes.MakeFaceMasks.execute(
-        references, detector, "face", 0.02, 0.02
+        references, "face", 0.02, 0.02, detector
     ).args
     shares = [float(face.mean()) for face in faces]
     assert all(0.01 < share < 0.4 for share in shares[:4]) and shares[4] == 0
     assert faces[3].shape == (1, 1536, 2304)
     assert "image 5: no face was found; no mask" in report
-    data = nodes.CheckPhotos.execute(filled, detector, "subject", 512, False).args[3]
+    data = nodes.CheckPhotos.execute(filled, "subject", 512, False, detector).args[3]
     verdicts = [photo["verdict"] for photo in json.loads(data)["photos"]]
     assert verdicts == ["use", "use", "use", "use", "leave out"]
 
@@ -178,7 +213,7 @@ def test_a_folder_with_files_that_are_no_photos(nodes, pack, models, shared_asse
         (folder / "notes.txt").write_text("taken in May")
         references = nodes.LoadPhotoSet.execute(["odd"])[0]
         detector = nodes.LoadFaceDetector.execute("yunet.onnx")[0]
-        report = nodes.MakeFaceMasks.execute(references, detector, "face", 0, 0).args[4]
+        report = nodes.MakeFaceMasks.execute(references, "face", 0, 0, detector).args[4]
         assert "good.jpg: face" in report and "left alone: notes.txt" in report
         (folder / "torn.jpg").write_bytes((folder / "good.jpg").read_bytes()[:5000])
         error = pack("magicapture.errors").InputError
@@ -193,18 +228,18 @@ def test_identity_of_dolls_with_networks_of_the_pack(nodes, pack):
     detector, parser, embedder = nodes.LoadPaperdollFaceModels.execute().args
     loss = pack("magicapture.paperdoll.weights").loss_embedder()
     measure = nodes.MeasureIdentity.execute
-    share, report, data = measure(truth, person, detector, embedder, loss).args
+    share, report, data = measure(truth, person, embedder, detector, loss).args
     assert share > 0.85 and json.loads(data)["of_the_loss"] is False
     assert "another than the identity loss used" in report
-    strangers, report, _ = measure(styles, person, detector, embedder, embedder).args
+    strangers, report, _ = measure(styles, person, embedder, detector, embedder).args
     assert strangers < 0.5 and "WARNING" in report
     adapter = pack("magicapture.adapters.adapter").Adapter(
         {}, {}, "sd1", info={"face_model": "one.onnx"}
     )
-    report = measure(truth, person, detector, embedder, adapter=adapter).args[1]
+    report = measure(truth, person, embedder, detector, adapter=adapter).args[1]
     assert "another than the identity loss used" in report
     bare = loaded(nodes, pack, [image.movedim(0, -1)[None] for image in person.images])
-    report = nodes.MakeFaceMasks.execute(bare, detector, "face", 0, 0, parser, embedder).args[4]
+    report = nodes.MakeFaceMasks.execute(bare, "face", 0, 0, detector, parser, embedder).args[4]
     assert report.count("mask by the parser") == 4
 
 

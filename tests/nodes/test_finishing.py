@@ -129,7 +129,7 @@ def test_cancel_stops_between_tiles(nodes, pack, upscaler) -> None:
 def test_restore_faces_changes_faces_alone(nodes, restorer, detector) -> None:
     images = photos(2)
     images[1] = 0
-    result = nodes.RestoreFaces.execute(restorer, images, detector, 1.0, "all", 0.5, 15.6)
+    result = nodes.RestoreFaces.execute(restorer, images, 1.0, "all", 0.5, 15.6, detector)
     restored, mask, report = result.args
     assert restored.shape == images.shape and mask.shape == images.shape[:3]
     changed = (restored != images).any(dim=-1)
@@ -141,7 +141,7 @@ def test_restore_faces_changes_faces_alone(nodes, restorer, detector) -> None:
 
 def test_no_face_at_all_needs_no_preview(nodes, restorer, detector) -> None:
     images = torch.zeros(1, SIDE, SIDE, 3)
-    result = nodes.RestoreFaces.execute(restorer, images, detector, 1.0, "all", 0.5, 15.6)
+    result = nodes.RestoreFaces.execute(restorer, images, 1.0, "all", 0.5, 15.6, detector)
     assert torch.equal(result[0], images) and result.ui is None
 
 
@@ -150,21 +150,21 @@ def test_guard_takes_back_what_costs_too_much(nodes, pack, detector) -> None:
     before[..., 0] = 0.8
     after = before.flip(-1) + before.roll(1, -1)  # green and blue
     references = pack("magicapture.data").ReferenceSet.of((before[0].movedim(-1, 0),) * 2)
-    given = references, detector, red_and_green
-    result = nodes.GuardIdentity.execute(after, before, *given, 0.03)
+    given = references, red_and_green
+    result = nodes.GuardIdentity.execute(after, before, *given, 0.03, detector)
     kept, report, strength, data = result.args
     assert 0.1 < strength < 0.3 and f"{strength:.2f}" in report
     torch.testing.assert_close(kept, torch.lerp(before, after, strength))
     (numbers,) = json.loads(data)
     assert numbers["before"] - numbers["kept"] <= 0.03 + 1e-5 < numbers["before"] - numbers["after"]
     assert shown(result)
-    whole = nodes.GuardIdentity.execute(after, before, *given, 1.0)
+    whole = nodes.GuardIdentity.execute(after, before, *given, 1.0, detector)
     assert torch.equal(whole[0], after) and whole[2] == 1
 
 
 def test_guard_passes_pictures_without_a_face_and_of_other_sizes(nodes, pack, detector) -> None:
     person = pack("magicapture.data").ReferenceSet.of([photos()[0].movedim(-1, 0)])
-    given = person, detector, red_and_green, 0.03
+    given = person, red_and_green, 0.03, detector
     black = torch.zeros(1, SIDE, SIDE, 3)
     result = nodes.GuardIdentity.execute(black + 0.1, black, *given)
     assert torch.equal(result[0], black + 0.1) and "no face" in result[1]
@@ -203,3 +203,11 @@ def test_the_loader_lists_and_reads_restorers(nodes, pack, upscaler) -> None:
     loaded = nodes.LoadFaceRestorer.execute("my own.pth")[0]
     stock, images = ImageUpscaleWithModel.execute, torch.rand(1, SIDE, SIDE, 3)
     assert torch.equal(stock(loaded, images)[0], stock(upscaler, images)[0])
+
+
+def test_masks_by_which_nothing_can_be_matched_are_told(pack) -> None:
+    masks = torch.zeros(3, 1, 8, 8)
+    masks[1], masks[2, :, :4] = 1, 1
+    nothing, everything = pack("nodes.guarding")._odd_masks(masks)
+    assert nothing.startswith("picture 1: the mask marks nothing")
+    assert everything.startswith("picture 2: the mask marks all of it")

@@ -59,7 +59,7 @@ SCRFD = ModelKind(
         ),
     ),
     endings=ONNX,
-    packages={"insightface": "insightface", "onnxruntime": "onnxruntime", "onnx": "onnx"},
+    packages={"insightface": "insightface", "onnxruntime": "onnxruntime"},
     recognises=_recognises,
     load=_load,
 )

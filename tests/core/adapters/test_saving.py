@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from magicapture.adapters import check_names, load_adapter, save_adapter
@@ -305,3 +306,72 @@ def test_a_lora_named_like_a_token_in_one_folder_is_refused(
     with pytest.raises(InputError, match="also a token's"):
         save_adapter(adapter, tmp_path, tmp_path, "ada")
     save_adapter(adapter, tmp_path, tmp_path / "embeddings", "ada")
+
+
+def test_one_file_holds_the_tokens_as_well(
+    make_adapter: Callable[..., Adapter], same: Same, tmp_path: Path
+) -> None:
+    """The whole adapter comes back from the file alone, every bit of it."""
+    adapter = make_adapter()
+    files = save_adapter(adapter, tmp_path, tmp_path / "embeddings", "portrait", bundle=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["portrait.safetensors"]
+    assert files.embeddings == () and set(files.adapter.tokens) == {"ada", "film"}
+    same(load_adapter(files.lora), adapter)
+    save_adapter(make_adapter(), tmp_path, tmp_path, "other")  # embeddings of the same names
+    same(load_adapter(files.lora, [tmp_path]), adapter)
+    half = save_adapter(adapter, tmp_path, tmp_path, "half", bundle=True, dtype=torch.float16)
+    for token, vectors in load_adapter(half.lora).tokens.items():
+        assert torch.equal(vectors["clip_l"], adapter.tokens[token]["clip_l"])
+
+
+@pytest.mark.parametrize("name", ["ada-", "a_", "a" * 110, "A1"])
+def test_a_bundle_keeps_every_name_that_a_token_may_have(
+    adapter: Adapter, same: Same, tmp_path: Path, name: str
+) -> None:
+    renamed = replace(adapter, tokens={name: adapter.tokens["ada"]}, concepts=())
+    same(load_adapter(save_adapter(renamed, tmp_path, "", "one", bundle=True).lora), renamed)
+
+
+def test_the_keys_of_a_bundle_are_those_that_other_programs_read(
+    adapter: Adapter, tmp_path: Path
+) -> None:
+    file = save_adapter(adapter, tmp_path, tmp_path, "one", bundle=True).lora
+    inside = {key for key in load_file(file) if not key.startswith("lora_")}
+    assert inside == {"bundle_emb.ada.string_to_param.*", "bundle_emb.film.string_to_param.*"}
+    vectors = {"clip_l": torch.randn(1, 768), "clip_g": torch.randn(1, 1280)}
+    xl = replace(adapter, lora={}, tokens={"ada": vectors}, family="sdxl")
+    file = save_adapter(xl, tmp_path, tmp_path, "xl", bundle=True).lora
+    assert set(load_file(file)) == {"bundle_emb.ada.clip_l", "bundle_emb.ada.clip_g"}
+    assert torch.equal(load_adapter(file).tokens["ada"]["clip_g"], vectors["clip_g"])
+
+
+def test_a_bundled_token_of_another_training_is_not_taken(
+    adapter: Adapter, same: Same, tmp_path: Path
+) -> None:
+    """The file was edited; the right token is taken where its file is found."""
+    files = save_adapter(adapter, tmp_path, tmp_path / "embeddings", "three")
+    bundle = save_adapter(adapter, tmp_path, tmp_path / "embeddings", "one", bundle=True).lora
+    with safe_open(bundle, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(bundle)
+    tensors["bundle_emb.ada.string_to_param.*"] += 1
+    save_file(tensors, bundle, metadata)
+    with pytest.raises(StorageError, match=r"needs the embedding ada.*bundled.*another training"):
+        load_adapter(bundle)
+    same(load_adapter(bundle, [files.embeddings[0].parent]), adapter)
+
+
+def test_a_bundle_does_not_touch_the_embeddings_folder(adapter: Adapter, tmp_path: Path) -> None:
+    torch.save({"<ada>": torch.ones(768)}, tmp_path / "ada.pt")  # would be in the way otherwise
+    before = contents(tmp_path)
+    save_adapter(adapter, tmp_path / "loras", tmp_path, "ada", bundle=True)
+    assert before.items() <= contents(tmp_path).items()
+
+
+def test_old_backups_that_go_are_named(
+    make_adapter: Callable[..., Adapter], tmp_path: Path
+) -> None:
+    for number in range(5):
+        files = save_adapter(make_adapter(), tmp_path, tmp_path, "portrait")
+        told = " ".join(files.notes)
+        assert ("portrait.safetensors.bak1" in told) == (number == 4)

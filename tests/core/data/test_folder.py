@@ -13,7 +13,7 @@ import magicapture
 from magicapture.config import Recipe
 from magicapture.data import Learnable, check_photos, load_folder
 from magicapture.data.companions import MOST_PHOTOS
-from magicapture.data.folder import LONGEST_CAPTION, looks_inverted
+from magicapture.data.folder import LONGEST_CAPTION
 from magicapture.errors import InputError
 from magicapture.images import reading
 from magicapture.tokens import Concept
@@ -223,17 +223,6 @@ def test_an_inverted_mask_is_told(tmp_path, one):
     points = [[40, 30], [50, 30], [45, 36], [41, 44], [49, 44]]
     (tmp_path / "a.landmarks.json").write_text(json.dumps(points))
     assert one().warnings == ()
-
-
-def test_what_looks_inverted():
-    full = torch.ones(1, 64, 64)
-    assert not looks_inverted(full) and not looks_inverted(0 * full)
-    close_up = full.clone()  # a face that fills the picture, hair in two corners
-    close_up[:, :12, :12] = close_up[:, :12, -12:] = 0
-    assert not looks_inverted(close_up) and not looks_inverted(1 - close_up)
-    cut_off = full.clone()  # an inverted one whose face ends at the picture's lower edge
-    cut_off[:, 20:, 20:44] = 0
-    assert looks_inverted(cut_off) and not looks_inverted(1 - cut_off)
 
 
 def test_captions_and_natural_order(tmp_path):

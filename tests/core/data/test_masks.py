@@ -61,3 +61,14 @@ def test_a_mask_of_the_same_shape_is_brought_to_the_size(disc):
 def test_a_mask_of_another_shape_is_refused(size):
     with pytest.raises(InputError, match=f"150x100 pixels and the picture {size[1]}x{size[0]}"):
         masks.fit(torch.zeros(1, 100, 150), size)
+
+
+def test_what_looks_inverted():
+    full = torch.ones(1, 64, 64)
+    assert not masks.looks_inverted(full) and not masks.looks_inverted(0 * full)
+    close_up = full.clone()  # a face that fills the picture, hair in two corners
+    close_up[:, :12, :12] = close_up[:, :12, -12:] = 0
+    assert not masks.looks_inverted(close_up) and not masks.looks_inverted(1 - close_up)
+    cut_off = full.clone()  # an inverted one whose face ends at the picture's lower edge
+    cut_off[:, 20:, 20:44] = 0
+    assert masks.looks_inverted(cut_off) and not masks.looks_inverted(1 - cut_off)

@@ -20,17 +20,16 @@ def test_what_is_unknown_is_none_for_every_photo():
 
 
 @pytest.mark.parametrize(
-    "known",
+    ("known", "expected"),
     [
-        {"captions": ("one",)},
-        {"face_masks": (None,) * 3},
-        {"landmarks": (torch.zeros(5, 2),)},
-        {"names": ("a",)},
+        ({"captions": ("one",)}, "There is 1 caption for 2 photos; give one for each"),
+        ({"face_masks": (None,)}, "There is 1 face mask for 2 photos"),
+        ({"face_masks": (None,) * 3}, "There are 3 face masks for 2 photos"),
+        ({"landmarks": (torch.zeros(5, 2),)}, "There is 1 set of landmarks for 2 photos"),
+        ({"names": ("a",)}, "There is 1 name for 2 photos"),
     ],
 )
-def test_counts_must_agree(known):
-    ((what, values),) = known.items()
-    expected = f"number of {what.replace('_', ' ')} is {len(values)} and that of photos 2"
+def test_counts_must_agree(known, expected):
     with pytest.raises(InputError, match=expected):
         ReferenceSet.of((IMAGE, IMAGE), **known)
 

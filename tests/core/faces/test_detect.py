@@ -14,13 +14,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from magicapture.data.folder import read_picture
 from magicapture.errors import InputError, MagiCaptureError, StorageError
+from magicapture.faces import trial
 from magicapture.faces.align import ARCFACE_TEMPLATE
+from magicapture.faces.content import convolutions
 from magicapture.faces.detect import load_detector
+from magicapture.faces.detectors.yunet import YuNet
+from magicapture.faces.find import best
 from magicapture.faces.registry import load_model
 from magicapture.faces.square import SquareDetector
 from magicapture.faces.trial import try_detector, within_limit
@@ -137,6 +142,95 @@ def test_two_detectors_agree_on_every_real_photo(yunet, retinaface, shared_asset
     assert np.mean(list(apart.values())) < 0.03
 
 
+def opencv_rows(model: Path, picture: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The faces (N,15) of a square picture by OpenCV, the surest first."""
+    side = len(picture)
+    network = cv2.FaceDetectorYN.create(str(model), "", (side, side), 0.6, 0.3)
+    rows = network.detect(picture)[1]
+    rows = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4], rows[:, 4:]], axis=1)
+    return rows[rows[:, 14].argsort()[::-1]]
+
+
+class Exported(torch.nn.Module):
+    """YuNet with the outputs that its published exports have, in the order of YUNET_OUTPUTS."""
+
+    def __init__(self, network: YuNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, picture: Tensor) -> tuple[Tensor, ...]:
+        maps = self.network(picture)
+        flat = [m.permute(0, 2, 3, 1).flatten(1, 2) for i in (0, 2, 1, 3) for m in maps[i]]
+        return tuple([one.sigmoid() for one in flat[:6]] + flat[6:])
+
+
+def write_yunet(path: Path, network: YuNet, side: int = 64) -> Path:
+    """A network's export to ONNX."""
+    torch.onnx.export(
+        Exported(network).eval(),
+        (torch.zeros(1, 3, side, side),),
+        str(path),
+        input_names=["input"],
+        output_names=YUNET_OUTPUTS,
+        opset_version=11,
+        dynamo=False,  # the newer exporter needs onnxscript
+    )
+    return path
+
+
+def test_yunet_is_opencvs_own_on_drawn_faces(tmp_path) -> None:
+    """The shipped weights, written as ONNX for OpenCV: the same to a thousandth of a pixel."""
+    shipped = YuNet()
+    shipped.load_state_dict(load_file(best("detector", {})))
+    file = write_yunet(tmp_path / "my_yunet.onnx", shipped, side=256)
+    picture = np.ascontiguousarray(trial._drawn_faces()[..., ::-1])
+    expected = opencv_rows(file, picture)
+    assert len(expected) == 4
+    for given in (best("detector", {}), file):
+        rows = load_detector(given).find(picture)
+        np.testing.assert_allclose(rows, expected, atol=1e-3)
+
+
+def test_the_wide_yunet_is_read_from_its_export(tmp_path) -> None:
+    """Of random weights, that of the larger release, with its second row of shared layers."""
+    network = YuNet(wide=True)
+    for head in network.heads[0], network.heads[2]:
+        for unit in head:
+            unit.depth.bias.data += 3.0  # sure of a face everywhere
+    file = write_yunet(tmp_path / "wide_yunet.onnx", network)
+    picture = (torch.rand(64, 64, 3) * 255).byte().numpy()
+    expected = opencv_rows(file, picture)
+    rows = load_model("detector", file).find(picture)
+    np.testing.assert_allclose(rows[0], expected[0], atol=1e-3)
+
+
+def test_the_shipped_weights_are_the_published_ones(shared_assets) -> None:
+    published = shared_assets / "face" / "yunet_s_640_640.onnx"
+    shipped = load_file(best("detector", {}))
+    for one, other in zip(YuNet().state_dict(), convolutions(published), strict=True):
+        assert torch.equal(shipped[one], other)
+
+
+@pytest.mark.slow
+def test_yunet_is_opencvs_own_on_real_photos(shared_assets) -> None:
+    model = shared_assets / "face" / "yunet_s_640_640.onnx"
+    detector, found = load_detector(best("detector", {})), 0
+    for file in sorted((shared_assets / "photos").glob("[ps]*/*.jpg")):
+        picture = cv2.resize(cv2.imread(str(file)), (640, 640))
+        expected = opencv_rows(model, picture)
+        np.testing.assert_allclose(detector.find(picture), expected, atol=1e-3)
+        found += len(expected)
+    assert found >= 29
+
+
+def test_quantised_weights_are_refused_in_words(tmp_path) -> None:
+    model = onnx.load(write_yunet(tmp_path / "yunet_int8.onnx", YuNet()))
+    model.graph.node[0].input[1] = "dequantised"
+    onnx.save(model, tmp_path / "yunet_int8.onnx")
+    with pytest.raises(InputError, match=r"yunet_int8\.onnx holds quantised weights"):
+        load_detector(tmp_path / "yunet_int8.onnx")
+
+
 def test_a_crowd_an_edge_and_a_small_face(yunet, portraits) -> None:
     photo = portraits[0][1].image[0]
     (face,) = yunet(photo)
@@ -228,7 +322,9 @@ def test_a_package_that_is_missing_or_broken_is_named(tmp_path, monkeypatch) -> 
     pytest.importorskip("insightface")
     path = write_scrfd(tmp_path / "det_10g.onnx")
     monkeypatch.setitem(sys.modules, "insightface.model_zoo", None)
-    with pytest.raises(MagiCaptureError, match=r"needs insightface.*pip install insightface"):
+    with pytest.raises(
+        MagiCaptureError, match=r"needs insightface and onnxruntime.*requirements-faces"
+    ):
         load_detector(path)
 
 
@@ -298,7 +394,9 @@ def test_fakes_are_refused_by_what_they_find(tmp_path, score, gain, message) -> 
 @pytest.mark.parametrize("outputs", [[f"o{i}" for i in range(9)], YUNET_OUTPUTS])
 def test_outputs_of_the_right_names_and_the_wrong_shapes_are_refused(tmp_path, outputs) -> None:
     pytest.importorskip("insightface")
-    with pytest.raises(InputError, match=r"det_10g\.onnx (looks like YuNet|cannot look)"):
+    with pytest.raises(
+        InputError, match=r"det_10g\.onnx (looks like YuNet, but holds 0|cannot look)"
+    ):
         load_detector(write_graph(tmp_path / "det_10g.onnx", outputs))
 
 

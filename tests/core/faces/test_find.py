@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,15 @@ from safetensors.torch import save_file
 from torch import nn
 
 from magicapture.errors import InputError, StorageError
-from magicapture.faces.find import best, files, inventory, locate, places
+from magicapture.faces import packages
+from magicapture.faces.detect import load_detector
+from magicapture.faces.find import best, files, inventory, locate, missing, places
 from magicapture.faces.models import TITLES
 from magicapture.faces.registry import folders, model_files
+from magicapture.faces.square import SquareDetector
 
 MODELS = [(role, file) for role in TITLES for file in model_files(role)]
+SHIPPED = "yunet_s.safetensors"
 
 
 @pytest.fixture
@@ -39,6 +44,7 @@ def test_files_of_a_role_best_first(models) -> None:
     assert list(files("detector", where)) == [
         "models/buffalo_l/det_10g.onnx",
         "detection_Resnet50_Final.pth",
+        SHIPPED,
         "mine.onnx",
     ]
     assert best("embedder", where).name == "glintr100.onnx"
@@ -79,19 +85,48 @@ def test_a_missing_role_says_what_where_and_under_which_licence(models) -> None:
     assert "://" not in text
 
 
+def test_a_detector_comes_with_the_pack(models, tmp_path_factory) -> None:
+    for where in ({}, places(tmp_path_factory.mktemp("empty"))):
+        assert list(files("detector", where)) == [SHIPPED]
+        assert isinstance(load_detector(best("detector", where)), SquareDetector)
+        assert f"found    {SHIPPED}: " in inventory(where)
+    assert SHIPPED not in files("parser", places(models))
+    assert SHIPPED not in str(missing("detector", places(models)))  # nothing to get
+    mine = models / "facexlib" / SHIPPED
+    mine.touch()
+    assert files("detector", places(models))[SHIPPED] == mine
+    notice = best("detector", {}).with_name("NOTICE.txt").read_text("utf-8")
+    assert SHIPPED in notice and best("detector", {}).with_name("LICENSE.txt").is_file()
+
+
+def test_a_file_whose_packages_are_missing_is_the_last_choice(models, monkeypatch) -> None:
+    where, absent = places(models), {"insightface"}
+    monkeypatch.setattr(
+        packages, "find_spec", lambda name: None if name in absent else find_spec(name)
+    )
+    assert best("detector", where).name == "detection_Resnet50_Final.pth"
+    absent |= {"facexlib", "onnx2torch"}
+    assert best("detector", where).name == SHIPPED
+    assert best("embedder", where).name == "glintr100.onnx"  # whose loader says what to install
+    (models / "facexlib" / "mine_yunet.onnx").touch()
+    assert best("detector", where).name == "mine_yunet.onnx"
+    absent.add("onnx")
+    assert best("detector", where).name == SHIPPED
+
+
 def test_the_inventory_names_found_and_missing(models) -> None:
     report = inventory(places(models))
     for _, model in MODELS:
         (line,) = (x for x in report.splitlines() if f" {model.file}" in x)
-        there = model.file in {path.name for path in models.rglob("*")}
+        there = model.shipped or model.file in {path.name for path in models.rglob("*")}
         assert line.strip().startswith("found" if there else "missing")
     assert "Face recognition model: tells people apart" in report and "embedder" not in report
 
 
 def test_the_folder_of_models(tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("MAGICAPTURE_MODELS", raising=False)
-    with pytest.raises(InputError, match="MAGICAPTURE_MODELS"):
-        places()
+    with pytest.raises(StorageError, match=r"Looked in no folder.*MAGICAPTURE_MODELS"):
+        best("parser", places())
     with pytest.raises(InputError, match="does not exist"):
         places(tmp_path / "gone")
     (tmp_path / "yunet.onnx").touch()
@@ -113,9 +148,10 @@ def test_links_to_folders_are_followed_once(models, tmp_path_factory) -> None:
         "detection_Resnet50_Final.pth",
         "pack/face_detection_yunet_2023mar.onnx",
         "shared/face_detection_yunet_2023mar.onnx",
+        SHIPPED,
         "mine.onnx",
     ]
-    (yunet,) = (file for _, file in MODELS if "yunet" in file.file)
+    (yunet,) = (file for _, file in MODELS if file.is_called("yunet.onnx"))
     assert len(locate(yunet, places(models))) == 2
 
 

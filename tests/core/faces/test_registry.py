@@ -20,6 +20,8 @@ from magicapture.faces.models import TITLES, ModelFile, ModelKind
 from magicapture.faces.registry import registered_model
 from magicapture.faces.square import SquareDetector
 
+SHIPPED = best("detector", {})
+
 
 def load(content: Content) -> SquareDetector:
     """Says that there is a face where one is drawn in the trial, if it is brighter than learned."""
@@ -61,7 +63,7 @@ def test_a_further_detector_is_found_listed_and_loaded(tmp_path) -> None:
     with registered_model(TOY):
         where = places(tmp_path)
         assert best("detector", where) == path
-        assert list(files("detector", where).values()) == [path, other, nameless]
+        assert list(files("detector", where).values()) == [path, other, SHIPPED, nameless]
         assert files("parser", where) == {}
         assert f"found    toy.safetensors: {path}" in inventory(where)
         assert "toy.safetensors in models/toys/faces" in str(missing("detector", where))
@@ -72,7 +74,7 @@ def test_a_further_detector_is_found_listed_and_loaded(tmp_path) -> None:
         with pytest.raises(InputError, match="1 faces in a picture of 4 drawn ones, 0 of them"):
             load_detector(write_toy(tmp_path / "blind.safetensors", 300.0))
     assert best("detector", places(tmp_path)) == other
-    assert list(files("detector", places(tmp_path)).values()) == [other]
+    assert list(files("detector", places(tmp_path)).values()) == [other, SHIPPED]
     with pytest.raises(InputError, match=r"toy\.threshold is no face detector; expected SCRFD"):
         load_detector(path)
 
@@ -89,7 +91,7 @@ def test_a_kind_whose_package_is_missing_says_so(tmp_path) -> None:
     )
     with registered_model(kind):
         assert "toy-package missing" in inventory({"magicapture": [tmp_path]})
-        with pytest.raises(MagiCaptureError, match=r"needs toy-package.*'pip install toy-package'"):
+        with pytest.raises(MagiCaptureError, match=r"needs toy-package.*pip install toy-package"):
             load_detector(write_toy(tmp_path / "toy.safetensors"))
 
 
@@ -120,7 +122,7 @@ def test_the_documents_name_every_kind(repo) -> None:
 
 def test_a_damaged_header_is_no_file_of_a_role(tmp_path) -> None:
     (tmp_path / "torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
-    assert files("detector", {"magicapture": [tmp_path]}) == {}
+    assert list(files("detector", {"magicapture": [tmp_path]}).values()) == [SHIPPED]
     with pytest.raises(StorageError, match="damaged"):
         load_detector(tmp_path / "torn.safetensors")
 
