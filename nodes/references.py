@@ -12,6 +12,7 @@ from ..magicapture.data.writing import save_photo_set
 from ..magicapture.errors import InputError
 from ..magicapture.images import bounded, resize
 from ..magicapture.tokens import Concept
+from ._comfy import node_id, show_text
 from ._comfy.files import input_folder, input_folders, input_name, new_input_folder, stamp
 from ._common import single_images, single_masks
 from ._node import Node, refusal, schema
@@ -185,6 +186,7 @@ class MagiCaptureSavePhotoSet(Node):
                 References.Output(display_name="references"),
                 io.String.Output(display_name="folder"),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -194,7 +196,9 @@ class MagiCaptureSavePhotoSet(Node):
         folder = input_name(saved.folder)
         lines = [f"Folder: {folder}", f"Written: {saved}"]
         lines += [f"Kept of before: {backup.name}" for backup in saved.backups]
-        return io.NodeOutput(references, folder, ui={"text": ["\n".join(lines)]})
+        text = "\n".join(lines)
+        show_text(text, node_id(cls))
+        return io.NodeOutput(references, folder, ui={"text": [text]})
 
     @classmethod
     def validate_inputs(cls, name=None) -> bool | str:
