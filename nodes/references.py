@@ -200,6 +200,7 @@ class MagiCaptureSavePhotoSet(Node):
                 References.Output(display_name="references"),
                 io.String.Output(display_name="folder"),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -209,7 +210,9 @@ class MagiCaptureSavePhotoSet(Node):
         folder = input_name(saved.folder)
         lines = [f"Folder: {folder}", f"Written: {saved}"]
         lines += [f"Kept of before: {backup.name}" for backup in saved.backups]
-        return io.NodeOutput(references, folder, ui={"text": ["\n".join(lines)]})
+        text = "\n".join(lines)
+        show_text(text, node_id(cls))
+        return io.NodeOutput(references, folder, ui={"text": [text]})
 
     @classmethod
     def validate_inputs(cls, name=None) -> bool | str:

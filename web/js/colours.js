@@ -16,14 +16,29 @@ const COLOURS = {
   MAGICAPTURE_MAGICFACE: "#e05c6e",
 };
 
+/** Give a map of colours one of ours, which stays where a palette says "" for what it lacks. */
+function colour(map, type) {
+  let given = "";
+  Object.defineProperty(map, type, {
+    get: () => given || COLOURS[type],
+    set: (value) => (given = value),
+    configurable: true,
+    enumerable: true,
+  });
+}
+
 app.registerExtension({
   name: "MagiCapture.Colours",
 
   setup() {
-    for (const [type, colour] of Object.entries(COLOURS)) {
-      app.canvas.default_connection_color_byType[type] = colour;
-      LGraphCanvas.link_type_colors[type] = colour;
-      document.documentElement.style.setProperty(`--color-datatype-${type}`, colour);
+    for (const type of Object.keys(COLOURS)) {
+      colour(app.canvas.default_connection_color_byType, type);
+      colour(LGraphCanvas.link_type_colors, type);
     }
+    // The newer design's; a palette sets and removes them on the root element itself.
+    const rules = Object.entries(COLOURS).map(([type, each]) => `--color-datatype-${type}: ${each};`);
+    const sheet = document.createElement("style");
+    sheet.textContent = `:root { ${rules.join(" ")} }`;
+    document.head.append(sheet);
   },
 });
