@@ -116,8 +116,9 @@ def best_or_none(role: Role, where: Places) -> tuple[Path | None, str]:
     try:
         path = best(role, where)
     except StorageError:
-        first = next(file for file in model_files(role))
-        return None, f"No {TITLES[role]} found, so {_WITHOUT[role]}; one is {first}."
+        known_files = model_files(role)
+        easy = next((file for file in known_files if file.package), known_files[0])
+        return None, f"No {TITLES[role]} found, so {_WITHOUT[role]}; one is {easy}."
     if absent := lacking_for(role, path):
         return None, (
             f"{path.name} needs {' and '.join(absent)}, so {_WITHOUT[role]}; run "
