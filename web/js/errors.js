@@ -14,6 +14,14 @@ const hasPanel = () => app.extensionManager.setting.get("Comfy.RightSidePanel.Sh
 
 const titleOf = (id) => LiteGraph.registered_node_types[id]?.title ?? id;
 
+/** A message without the title that the server puts before it, which is English on every page. */
+function withoutTitle(id, message) {
+  const [title] = message.split(": ", 1);
+  const words = title.replace(/\(.*?\)|MagiCapture/g, "").match(/[A-Za-z0-9]+/g) ?? [];
+  const named = OURS + words.map((word) => word[0].toUpperCase() + word.slice(1)).join("");
+  return named === id ? message.slice(title.length + 2) : message;
+}
+
 /** Show what a node said: the first line, which says what to do. */
 function show(id, text) {
   const line = text.split("\n")[0];
@@ -38,7 +46,7 @@ app.registerExtension({
     api.addEventListener("execution_error", ({ detail }) => {
       const id = detail.node_type;
       if (!hasPanel() || !id?.startsWith(OURS)) return;
-      show(id, detail.exception_message.trim().replace(`${titleOf(id)}: `, ""));
+      show(id, withoutTitle(id, detail.exception_message.trim()));
     });
 
     // No event tells of what was refused before anything ran.
