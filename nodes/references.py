@@ -208,8 +208,8 @@ class MagiCaptureSavePhotoSet(Node):
     def execute(cls, references, name) -> io.NodeOutput:
         saved = save_photo_set(references, new_input_folder(name))
         folder = input_name(saved.folder)
-        lines = [f"Folder: {folder}", f"Written: {saved}"]
-        lines += [f"Kept of before: {backup.name}" for backup in saved.backups]
+        lines = [f"Written into {folder}: {saved}."]
+        lines += [f"Kept of before: {backup.name}." for backup in saved.backups]
         text = "\n".join(lines)
         show_text(text, node_id(cls))
         return io.NodeOutput(references, folder, ui={"text": [text]})
