@@ -22,6 +22,10 @@ from ..images.reading import ENDINGS, NEEDS, formats
 MOST_PHOTOS = 200
 """A folder with more photos is refused before the first is read: it is the wrong folder."""
 
+MASK = ".mask.png"
+LANDMARKS = ".landmarks.json"
+"""The endings of the files beside a photo that are written here."""
+
 _MASK = re.compile(r"(.+?)[-_. ]+(?:face[-_. ]?)?mask(?:label)?", re.IGNORECASE)
 _MASK_BEFORE = re.compile(r"(?:face[-_. ]?)?mask[-_. ]+(.+)", re.IGNORECASE)
 _NEVER_A_PHOTO = re.compile(r".+-condlabel", re.IGNORECASE)  # OneTrainer's conditioning image
@@ -74,13 +78,26 @@ def found_in(path: str | os.PathLike[str], masks: str | os.PathLike[str] | None 
         photos,
         apart | beside if masks is None else beside | apart,
         _by_photo(_ending_in(".txt", files), photos),
-        _by_photo(_ending_in(".landmarks.json", files), photos),
+        _by_photo(_ending_in(LANDMARKS, files), photos),
     )
     used = {*photos, *mask_folders}
     for of_photos in (found.masks, found.captions, found.landmarks):
         used.update(of_photos.values())
     left = [f for f in (*files, *in_mask_folder) if f not in used]
     return dataclasses.replace(found, warnings=list(_left_alone(folder, left)))
+
+
+def beside(photo: Path, ending: str, photos: Iterable[Path]) -> Path:
+    """Where a photo's MASK or LANDMARKS is written, so that it is read as this one's alone.
+
+    Raises InputError for a name that no other file can go by.
+    """
+    for name in (photo.stem, photo.name):
+        file = photo.with_name(name + ending)
+        told = _photo_of_mask(file, photos) if ending == MASK else name
+        if told is not None and _named(told, photos) == [photo]:
+            return file
+    raise InputError(f"{printable(photo)} needs a name of its own; rename it.")
 
 
 def natural(name: str) -> list[str | int]:
