@@ -29,6 +29,7 @@ from magicapture.backbones.support import BETAS
 from magicapture.cli import main
 from magicapture.cli.progress import Progress
 from magicapture.config import Recipe, from_dict, to_dict
+from magicapture.faces import trial
 from magicapture.files import atomic_write
 from magicapture.recipes import RECIPE_NAMES, recipe
 from magicapture.training import Event, Stepped, Trainer
@@ -420,23 +421,47 @@ def test_without_masks_none_is_needed(command: Command, tmp_path: Path) -> None:
     assert main([*command(source=source, style=style, steps=2), "--without-masks"]) == 0
 
 
-def test_masks_are_found_by_a_detector(
-    command: Command, tmp_path: Path, shared_assets: Path, caplog: pytest.LogCaptureFixture
+def write_drawn_faces(folder: Path, row: int) -> Path:
+    """Two of the faces that paperdoll drew for the trial of detectors, a picture each."""
+    folder.mkdir()
+    with Image.open(trial._PICTURE) as picture:
+        for i in range(2):
+            place = (i * SIDE, row * SIDE, (i + 1) * SIDE, (row + 1) * SIDE)
+            picture.crop(place).save(folder / f"{i}.png")
+    return folder
+
+
+OPTIONAL = (
+    *("cv2", "facexlib", "insightface", "onnx", "onnx2torch", "onnxruntime", "torchvision"),
+    *("albumentations", "numba", "pillow_heif", "skimage", "dlib", "face_recognition_models"),
+)
+
+
+def test_from_raw_photos_without_a_package_that_is_optional(
+    command: Command, tmp_path: Path
 ) -> None:
-    folders = {}
-    for name, some in (("source", "person/foreground__0*.jpg"), ("style", "styles/*.jpg")):
-        folders[name] = tmp_path / f"real-{name}"
-        folders[name].mkdir()
-        for photo in sorted((shared_assets / "photos").glob(some))[:2]:
-            small = Image.open(photo).convert("RGB")
-            small.thumbnail((256, 256))
-            small.save(folders[name] / photo.name)
-    words = command(**folders, steps=2)
-    assert main(words) == 2
-    assert "no mask" in errors(caplog)[0]
-    assert main([*words, "--models", str(shared_assets / "face")]) == 0
-    found = [r.getMessage() for r in caplog.records if "mask from landmarks" in r.getMessage()]
-    assert len(found) == 4, "each photo has its mask"
+    """Faces, masks, the doctor and a training, with none of OPTIONAL there to import."""
+    photos, portraits = (write_drawn_faces(tmp_path / f"drawn {row}", row) for row in range(2))
+    start = (
+        f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL})); "
+        "from magicapture.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    told = []
+    for words in (
+        command(source=photos, style=portraits, steps=2),
+        ["doctor", str(photos)],
+        ["models"],
+    ):
+        ran = subprocess.run(
+            [sys.executable, "-c", start, *words], capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+        told.append(ran.stdout + ran.stderr)
+    assert told[0].count("mask from landmarks") == 4
+    assert "a mask is an oval; one is parsing_bisenet.pth" in told[1]
+    assert "0 faces" not in told[1]
+    assert "onnx2torch" in told[2].split("Packages: ")[1].split(" missing; run ")[0]
+    assert "requirements-faces.txt" in told[2]
 
 
 def test_a_bug_exits_with_1_and_shows_where_if_asked(
