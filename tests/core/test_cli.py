@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -144,6 +145,24 @@ def test_train_then_sample(command: Command, base: Path, embedder: Path, tmp_pat
     for number in (4, 5):
         held = Image.open(pictures / f"ada-000{number}.png")
         assert np.any(np.asarray(first) != np.asarray(held)), "refocusing changes nothing"
+
+
+def test_the_last_lines_say_what_to_do_next(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = command(steps=2, subject_name="ada-1", out="ada in noir", recipe="textual-inversion")
+    assert main(words) == 0
+    said = [r.getMessage() for r in caplog.records]
+    at = said.index("To draw pictures:")
+    assert re.fullmatch(r"Trained 2 steps of textual-inversion in \d\d:\d\d\.", said[at - 4])
+    assert [text.partition(" ")[0] for text in said[at - 3 : at]] == ["Wrote"] * 3
+    program, *given = shlex.split(said[at + 1])
+    assert program == "magicapture"
+    small = ["--steps", "2", "--width", "64", "--height", "64", "--out", str(tmp_path / "drawn")]
+    assert main([*given, *small]) == 0
+    drawn = Image.open(tmp_path / "drawn" / "ada in noir-0001.png")
+    assert drawn.info["prompt"] in said[at + 1]
+    assert "embedding:ada-1 person" in said[at + 3] and "embedding:my-style" in said[at + 3]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -404,7 +423,7 @@ def test_without_masks_none_is_needed(command: Command, tmp_path: Path) -> None:
     assert main([*command(source=source, style=style, steps=2), "--without-masks"]) == 0
 
 
-def test_masks_are_found_by_a_detector(
+def test_raw_photos_are_enough(
     command: Command, tmp_path: Path, shared_assets: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folders = {}
@@ -415,12 +434,11 @@ def test_masks_are_found_by_a_detector(
             small = Image.open(photo).convert("RGB")
             small.thumbnail((256, 256))
             small.save(folders[name] / photo.name)
-    words = command(**folders, steps=2)
-    assert main(words) == 2
-    assert "no mask" in errors(caplog)[0]
-    assert main([*words, "--models", str(shared_assets / "face")]) == 0
-    found = [r.getMessage() for r in caplog.records if "mask from landmarks" in r.getMessage()]
-    assert len(found) == 4, "each photo has its mask"
+    assert main([*command(**folders, steps=2), "--face-model", "none"]) == 0
+    said = [r.getMessage() for r in caplog.records]
+    assert sum(".jpg: use" in text for text in said) == 4, "each photo has its verdict"
+    masks = "Mask from landmarks (an oval; load a face parser for the true outline): 2 of 2."
+    assert said.count(masks) == 2
 
 
 def test_a_bug_exits_with_1_and_shows_where_if_asked(
