@@ -119,7 +119,13 @@ def open_picture(file: Path) -> tuple[Image.Image, tuple[int, int]]:
     asks for. Raises InputError for a file that is damaged, too large or of another format.
     """
     try:
-        with _no_limit(), Image.open(file, formats=formats()) as image:
+        # From a stream: Pillow maps an uncompressed TIFF into memory by its name, and then takes
+        # one that lies on its side for a picture of the other shape.
+        with (
+            _no_limit(),
+            file.open("rb") as stream,
+            Image.open(stream, formats=formats()) as image,
+        ):
             _require_megapixels(file, image)
             whole = None
             if image.format in _JPEG:
