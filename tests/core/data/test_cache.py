@@ -169,14 +169,14 @@ def test_progress_is_told_and_may_cancel(reference_set):
 
     def progress(done, total):
         told.append((done, total))
-        if len(told) == 2:
+        if len(told) == 3:
             raise KeyboardInterrupt
 
     encode = Encode()
     recipe = replace(RECIPE, resolution=512)
     with pytest.raises(KeyboardInterrupt):
         LatentCache(reference_set(), recipe, encode, downscale=8, seed=0, on_progress=progress)
-    assert told == [(4, 12), (8, 12)] and encode.batches == [4, 4]
+    assert told == [(0, 12), (4, 12), (8, 12)] and encode.batches == [4, 4]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
