@@ -193,12 +193,14 @@ class MagiCaptureCheckModels(Node):
             outputs=[io.String.Output(display_name="report")],
             is_output_node=True,
             not_idempotent=True,
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
         parts = [inventory(face_places()), own_parts(), versions(**host_versions())]
         report = "\n\n".join(parts)
+        show_text(report, node_id(cls))  # new pages show no text of `ui`
         return io.NodeOutput(report, ui=ui.PreviewText(report))
 
     @classmethod

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.person import Person, measure_identity
-from ._comfy import images_from_socket
+from ._comfy import images_from_socket, node_id, show_text
 from ._detector import detector_input, detector_or_best
 from ._node import Node, schema
 from ._sockets import AdapterSocket, FaceModelSocket, References
@@ -56,6 +56,7 @@ class MagiCaptureMeasureIdentity(Node):
                 io.String.Output(display_name="data", tooltip="The report as JSON."),
             ],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -69,4 +70,5 @@ class MagiCaptureMeasureIdentity(Node):
         report = measure_identity(pictures, known, analyzer, loss)
         text = str(report)
         data = json.dumps(report.as_dict())
+        show_text(text, node_id(cls))  # new pages show no text of `ui`
         return io.NodeOutput(report.share, text, data, ui=ui.PreviewText(text))
