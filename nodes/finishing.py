@@ -20,12 +20,12 @@ from ._comfy import (
     node_id,
     show_text,
 )
-from ._comfy.files import AUTO, face_file, face_files
+from ._comfy.files import AUTO, OR_NONE, face_file_if_any, face_files, face_stamp
 from ._comfy.finishing import load_restorer, on_device
 from ._detector import detector_input, detector_or_best
 from ._finishing import preview
 from ._inputs import plain
-from ._node import Node, schema
+from ._node import Node, refusal, schema
 from ._sockets import ParserSocket
 
 _CLOSE_UP = 384  # side in pixels of what a preview shows of a large picture
@@ -51,18 +51,30 @@ class MagiCaptureLoadFaceRestorer(Node):
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=[AUTO, *face_files("restorer")],
-                    default=AUTO,
+                    options=[OR_NONE, AUTO, *face_files("restorer")],
+                    default=OR_NONE,
                     tooltip="GFPGANv1.4.pth is a good start. CodeFormer needs the package "
                     "spandrel_extra_arches and is for non-commercial use.",
                 )
             ],
             outputs=[io.UpscaleModel.Output(display_name="restorer")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
-        return io.NodeOutput(load_restorer(face_file("restorer", file)))
+        path, why = face_file_if_any("restorer", file)
+        show_text(why, node_id(cls))
+        return io.NodeOutput(path and load_restorer(path))
+
+    @classmethod
+    def fingerprint_inputs(cls, file) -> str:
+        return face_stamp("restorer", file)
+
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Say what to get before anything runs."""
+        return refusal(face_file_if_any, "restorer", file)
 
 
 class MagiCaptureUpscalePortrait(Node):
@@ -178,6 +190,10 @@ class MagiCaptureRestoreFaces(Node):
     def execute(
         cls, restorer, images, strength, faces, fidelity, feather, detector=None, parser=None
     ) -> io.NodeOutput:
+        if restorer is None:  # Load Face Restorer found none
+            report = "No restorer: every picture is left as it is."
+            show_text(report, node_id(cls))
+            return io.NodeOutput(images, torch.zeros(images.shape[:3]), report)
         with on_device(restorer):
             network = FaceRestorer(restorer, fidelity)
             settings = RestoreSettings(strength, feather)

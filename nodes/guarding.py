@@ -78,6 +78,10 @@ class MagiCaptureGuardIdentity(Node):
 
     @classmethod
     def execute(cls, after, before, person, face_model, tolerance, detector=None) -> io.NodeOutput:
+        if face_model is None:  # Load Face Recognition Model found none
+            text = "No face recognition model: the likeness was not guarded."
+            show_text(text, node_id(cls))
+            return io.NodeOutput(after, text, 1.0, json.dumps([None] * len(after)))
         analyzer = FaceAnalyzer(detector_or_best(detector), embedder=face_model)
         known = Person.in_photos(person.images, analyzer)
         firsts, lasts = _paired(images_from_socket(before), images_from_socket(after))

@@ -11,6 +11,7 @@ from ..magicapture.paperdoll.pairs import PHOTOS, masks, pictures, references
 from ..magicapture.paperdoll.weights import WEIGHTS, loss_embedder
 from ._comfy import images_to_socket, masks_to_socket
 from ._comfy.paperdoll import load_paperdoll
+from ._finishing import preview
 from ._node import Node, schema
 from ._sockets import FaceModelSocket, RecipeSocket, References
 
@@ -104,4 +105,5 @@ class MagiCaptureDrawPaperdollPhotos(Node):
                 *(images_to_socket(pictures(dolls)) for dolls in shown),
                 *(masks_to_socket(masks(dolls)) for dolls in shown),
                 images_to_socket(pictures(pair.unseen[:count])),
+                ui=preview([pictures(dolls) for dolls in shown]),
             )

@@ -148,6 +148,24 @@ def test_train_then_sample(command: Command, base: Path, embedder: Path, tmp_pat
         assert np.any(np.asarray(first) != np.asarray(held)), "refocusing changes nothing"
 
 
+def test_the_last_lines_say_what_to_do_next(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = command(steps=2, subject_name="ada-1", out="ada in noir", recipe="textual-inversion")
+    assert main(words) == 0
+    said = [r.getMessage() for r in caplog.records]
+    at = said.index("To draw pictures:")
+    assert re.fullmatch(r"Trained 2 steps of textual-inversion in \d\d:\d\d\.", said[at - 4])
+    assert [text.partition(" ")[0] for text in said[at - 3 : at]] == ["Wrote"] * 3
+    program, *given = shlex.split(said[at + 1])
+    assert program == "magicapture"
+    small = ["--steps", "2", "--width", "64", "--height", "64", "--out", str(tmp_path / "drawn")]
+    assert main([*given, *small]) == 0
+    drawn = Image.open(tmp_path / "drawn" / "ada in noir-0001.png")
+    assert drawn.info["prompt"] in said[at + 1]
+    assert "embedding:ada-1 person" in said[at + 3] and "embedding:my-style" in said[at + 3]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_same_command_goes_on_after_ctrl_c(
     number: signal.Signals,
@@ -321,7 +339,7 @@ def test_one_file_to_share_is_enough_to_draw_with(
     line, hint = said.removeprefix("Next: ").split("\n")
     assert "a photo of embedding:my-person person in the embedding:my-style style" in hint
     words = [*shlex.split(line)[1:], "--out", str(tmp_path / "drawn"), "--device", "cpu"]
-    assert main([*words, "--steps", "1", "--width", "64", "--height", "64"]) == 0
+    assert main([*words, "--steps", "2", "--width", "64", "--height", "64"]) == 0
     assert (tmp_path / "drawn" / "ada-0001.png").is_file()
 
 
@@ -462,6 +480,24 @@ def test_from_raw_photos_without_a_package_that_is_optional(
     assert "0 faces" not in told[1]
     assert "onnx2torch" in told[2].split("Packages: ")[1].split(" missing; run ")[0]
     assert "requirements-faces.txt" in told[2]
+
+
+def test_raw_photos_are_enough(
+    command: Command, tmp_path: Path, shared_assets: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folders = {}
+    for name, some in (("source", "person/foreground__0*.jpg"), ("style", "styles/*.jpg")):
+        folders[name] = tmp_path / f"real-{name}"
+        folders[name].mkdir()
+        for photo in sorted((shared_assets / "photos").glob(some))[:2]:
+            small = Image.open(photo).convert("RGB")
+            small.thumbnail((256, 256))
+            small.save(folders[name] / photo.name)
+    assert main([*command(**folders, steps=2), "--face-model", "none"]) == 0
+    said = [r.getMessage() for r in caplog.records]
+    assert sum(".jpg: use" in text for text in said) == 4, "each photo has its verdict"
+    masks = "Mask from landmarks (an oval; load a face parser for the true outline): 2 of 2."
+    assert said.count(masks) == 2
 
 
 def test_a_bug_exits_with_1_and_shows_where_if_asked(

@@ -203,3 +203,24 @@ def test_the_loader_lists_and_reads_restorers(nodes, pack, upscaler) -> None:
     loaded = nodes.LoadFaceRestorer.execute("my own.pth")[0]
     stock, images = ImageUpscaleWithModel.execute, torch.rand(1, SIDE, SIDE, 3)
     assert torch.equal(stock(loaded, images)[0], stock(upscaler, images)[0])
+
+
+def test_masks_by_which_nothing_can_be_matched_are_told(pack) -> None:
+    masks = torch.zeros(3, 1, 8, 8)
+    masks[1], masks[2, :, :4] = 1, 1
+    nothing, everything = pack("nodes.guarding")._odd_masks(masks)
+    assert nothing.startswith("picture 1: the mask marks nothing")
+    assert everything.startswith("picture 2: the mask marks all of it")
+
+
+def test_what_was_not_found_leaves_the_pictures_as_they_are(nodes) -> None:
+    """Nothing of 04 has to be bypassed for want of a restorer or a face recognition model."""
+    images = photos(2)
+    missing = nodes.LoadFaceRestorer.execute("best found, or none")
+    assert missing[0] is None
+    restored = nodes.RestoreFaces.execute(missing[0], images, 1.0, "all", 0.5, 15.6)
+    assert restored[0] is images and not restored[1].any() and "No restorer" in restored[2]
+    matched = nodes.MatchGrainAndColour.execute(restored[0], images, 1.0, 1.0, 0, restored[1])
+    assert torch.equal(matched[0], images)
+    guarded = nodes.GuardIdentity.execute(matched[0], images, None, None, 0.03)
+    assert torch.equal(guarded[0], images) and "not guarded" in guarded[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "workflows").glob("*.json"))
+(BLUEPRINT,) = (ROOT / "subgraphs").glob("*.json")
 PRIMITIVES = {"INT": int, "FLOAT": (int, float), "STRING": str, "BOOLEAN": bool, "COMBO": str}
-NOT_IN_THE_API = (2, 4)  # never, bypass: left out when the page queues
 
 
 def names(page: Path) -> str:
@@ -69,31 +70,78 @@ def check_link(known: dict[str, Any], source: str, output: int, kind: Any) -> No
         assert "*" in (given, kind) or given in str(kind).split(","), (given, kind)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=names)
+def graphs(graph: dict[str, Any]) -> list[dict[str, Any]]:
+    """The graph and its subgraphs, all with links as lists: id, source, output, target, input."""
+    subgraphs = graph.get("definitions", {}).get("subgraphs", [])
+    keys = ("id", "origin_id", "origin_slot", "target_id", "target_slot", "type")
+    return [graph] + [
+        {**of, "links": [[link[key] for key in keys] for link in of["links"]]} for of in subgraphs
+    ]
+
+
+@pytest.mark.parametrize("page", [*PAGES, BLUEPRINT], ids=names)
 def test_of_the_page(page: Path, known: dict[str, Any]) -> None:
     graph = json.loads(page.read_text())
-    links = {link[0]: link for link in graph["links"]}
-    types = {node["id"]: node["type"] for node in graph["nodes"]}
-    for node in graph["nodes"]:
-        kind = node["type"]
-        assert kind in known or not kind.startswith("MagiCapture"), f"unknown: {kind}"
-        if kind not in known:
-            continue
-        inputs, values = inputs_of(known[kind]), node.get("widgets_values", [])
-        assert [slot["name"] for slot in node["inputs"] if slot["name"] not in inputs] == []
-        assert len(values) == len(widgets_of(known[kind])), (kind, values)
-        for name, value in zip(widgets_of(known[kind]), values, strict=True):
-            if name:
-                check_value(*inputs[name][:2], value)
-        for place, slot in enumerate(node["inputs"]):
-            if slot.get("link") is not None:
-                _, source, output, target, at, _ = links[slot["link"]]
-                assert (target, at) == (node["id"], place)
-                check_link(known, types[source], output, inputs[slot["name"]][0])
-        if kind.startswith("MagiCapture"):
-            given = [output["type"] for output in node["outputs"]]
-            assert given == list(known[kind].RETURN_TYPES)
-            assert [o["name"] for o in node["outputs"]] == list(known[kind].RETURN_NAMES)
+    nested = {of["id"] for of in graphs(graph)[1:]}
+    for part in graphs(graph):
+        links = {link[0]: link for link in part["links"]}
+        types = {node["id"]: node["type"] for node in part["nodes"]}
+        for node in part["nodes"]:
+            kind = node["type"]
+            assert node["mode"] == 0, "nothing is bypassed"
+            assert kind in {*known, *nested} or not kind.startswith("MagiCapture"), kind
+            if kind not in known:
+                continue
+            inputs, values = inputs_of(known[kind]), node.get("widgets_values", [])
+            assert [slot["name"] for slot in node["inputs"] if slot["name"] not in inputs] == []
+            assert len(values) == len(widgets_of(known[kind])), (kind, values)
+            for name, value in zip(widgets_of(known[kind]), values, strict=True):
+                if name:
+                    check_value(*inputs[name][:2], value)
+            for place, slot in enumerate(node["inputs"]):
+                if slot.get("link") is not None:
+                    _, source, output, target, at, _ = links[slot["link"]]
+                    assert (target, at) == (node["id"], place)
+                    if source in types:
+                        check_link(known, types[source], output, inputs[slot["name"]][0])
+            if kind.startswith("MagiCapture"):
+                given = [output["type"] for output in node["outputs"]]
+                assert given == list(known[kind].RETURN_TYPES)
+                assert [o["name"] for o in node["outputs"]] == list(known[kind].RETURN_NAMES)
+
+
+@pytest.mark.parametrize("page", [*PAGES, BLUEPRINT], ids=names)
+def test_nodes_name_their_pack_and_models_where_they_are_published(page: Path) -> None:
+    project = (ROOT / "pyproject.toml").read_text()
+    pack, version = (
+        re.search(rf'^{key} = "(.+)"', project, re.M)[1] for key in ("name", "version")
+    )
+    for part in graphs(json.loads(page.read_text())):
+        for node in part["nodes"]:
+            kind, told = node["type"], node["properties"]
+            if kind.startswith("MagiCapture"):
+                assert (told["cnr_id"], told["ver"]) == (pack, version)
+            elif kind in ("CheckpointLoaderSimple", "UpscaleModelLoader"):
+                (model,) = told["models"]
+                assert model["name"] == node["widgets_values"][0]
+                assert model["url"].startswith("https://") and model["url"].endswith(model["name"])
+                assert model["directory"] in ("checkpoints", "upscale_models")
+
+
+def test_the_first_workflow_has_the_blueprint() -> None:
+    """The node of 01 is the one in the node menu; positions and all."""
+    (page,) = (page for page in PAGES if page.stem.startswith("01 "))
+    inside = []
+    for file in (page, BLUEPRINT):
+        (of,) = json.loads(file.read_text())["definitions"]["subgraphs"]
+        ids = {node["id"]: place for place, node in enumerate(of["nodes"])}
+        kinds = [(n["type"], n["pos"], n["size"], n["widgets_values"]) for n in of["nodes"]]
+        links = [
+            (ids.get(one["origin_id"]), one["origin_slot"], ids.get(one["target_id"]))
+            for one in of["links"]
+        ]
+        inside.append((of["name"], of["id"], kinds, links, [i["name"] for i in of["inputs"]]))
+    assert inside[0] == inside[1]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names)
@@ -114,24 +162,70 @@ def test_of_the_api(page: Path, known: dict[str, Any]) -> None:
                 check_value(*inputs[name][:2], value)
 
 
+class Flat:
+    """A page as it is queued: the nodes of subgraphs stand for them, as "17:12" for 12 in 17."""
+
+    def __init__(self, graph: dict[str, Any], known: dict[str, Any]) -> None:
+        parts = graphs(graph)
+        self.root, self.known = parts[0], known
+        self.nested = {of["id"]: of for of in parts[1:]}
+
+    def nodes(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Id -> kind and inputs of what the server gets."""
+        found = {}
+        for node in self.root["nodes"]:
+            if node["type"] in self.nested:
+                inside = self.nested[node["type"]]
+                for own in inside["nodes"]:
+                    key = f"{node['id']}:{own['id']}"
+                    found[key] = own["type"], self.inputs(own, inside, node)
+            elif node["type"] != "MarkdownNote":
+                found[str(node["id"])] = node["type"], self.inputs(node, self.root)
+        return found
+
+    def inputs(self, node: dict, part: dict, host: dict | None = None) -> dict[str, Any]:
+        """The widgets' values, and over them what is linked."""
+        if node["type"] not in self.known:
+            return {}
+        values = node["widgets_values"]
+        widgets = zip(widgets_of(self.known[node["type"]]), values, strict=True)
+        given = {name: value for name, value in widgets if name}
+        links = {link[0]: link for link in part["links"]}
+        for slot in node["inputs"]:
+            if slot["link"] is not None:
+                _, source, output, *_ = links[slot["link"]]
+                value = self.source(source, output, part, host)
+                if value is not None:
+                    given[slot["name"]] = value
+        return given
+
+    def source(self, source: int, output: int, part: dict, host: dict | None) -> Any:
+        """What arrives over a link: [id, output], a widget's value, or None."""
+        if host is not None and source == -10:  # the subgraph's own inputs
+            slot = host["inputs"][output]
+            if slot["link"] is not None:
+                link = next(link for link in self.root["links"] if link[0] == slot["link"])
+                return self.source(link[1], link[2], self.root, None)
+            widgets = [own["name"] for own in host["inputs"] if "widget" in own]
+            if slot["name"] not in widgets:
+                return None
+            return host["widgets_values"][widgets.index(slot["name"])]
+        node = next(own for own in part["nodes"] if own["id"] == source)
+        if node["type"] in self.nested:
+            inside = self.nested[node["type"]]
+            (link,) = inside["outputs"][output]["linkIds"]
+            _, own, place, *_ = next(one for one in inside["links"] if one[0] == link)
+            return [f"{node['id']}:{own}", place]
+        return [str(source) if host is None else f"{host['id']}:{source}", output]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=names)
 def test_the_page_and_the_api_say_the_same(page: Path, known: dict[str, Any]) -> None:
-    graph = json.loads(page.read_text())
+    flat = Flat(json.loads(page.read_text()), known).nodes()
     api = json.loads((page.parent / "api" / page.name).read_text())
-    kept = {str(n["id"]): n for n in graph["nodes"] if n["mode"] not in NOT_IN_THE_API}
-    kept = {key: node for key, node in kept.items() if node["type"] != "MarkdownNote"}
-    assert {key: node["type"] for key, node in kept.items()} == {
+    assert {key: kind for key, (kind, _) in flat.items()} == {
         key: node["class_type"] for key, node in api.items()
     }
-    links = {link[0]: link for link in graph["links"]}
-    for key, node in kept.items():
-        if node["type"] not in known:
-            continue
-        values = node.get("widgets_values", [])
-        widgets = zip(widgets_of(known[node["type"]]), values, strict=True)
-        given = {name: value for name, value in widgets if name}
-        for slot in node["inputs"]:
-            _, source, output, *_ = links.get(slot.get("link"), (0, 0, 0))
-            if str(source) in kept:  # nothing arrives from a loader that is bypassed
-                given[slot["name"]] = [str(source), output]
-        assert given == api[key]["inputs"], node["type"]
+    for key, (kind, given) in flat.items():
+        if kind in known:
+            assert given == api[key]["inputs"], (key, kind)

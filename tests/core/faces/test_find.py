@@ -22,6 +22,11 @@ MODELS = [(role, file) for role in TITLES for file in model_files(role)]
 SHIPPED = "yunet_s.safetensors"
 
 
+@pytest.fixture(autouse=True)
+def _no_package_brings_a_file(monkeypatch) -> None:
+    monkeypatch.setattr("magicapture.faces.models.find_spec", lambda module: None)
+
+
 @pytest.fixture
 def models(tmp_path) -> Path:
     """A folder laid out as ComfyUI's, with names that say what the files are."""
@@ -82,7 +87,9 @@ def test_a_missing_role_says_what_where_and_under_which_licence(models) -> None:
     for role, model in MODELS:
         assert (model.file in text) == (role == "restorer")
     assert "facerestore_models" in text and "licence" in text and str(models) in text
-    assert "://" not in text
+    # The freest first, with where it is published; where the best is comes after.
+    assert text.startswith("There is no face restorer. Put RestoreFormer.pth into models/facer")
+    assert "https://github.com/TencentARC/GFPGAN" in text.splitlines()[0]
 
 
 def test_a_detector_comes_with_the_pack(models, tmp_path_factory) -> None:

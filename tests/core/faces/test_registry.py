@@ -66,7 +66,7 @@ def test_a_further_detector_is_found_listed_and_loaded(tmp_path) -> None:
         assert list(files("detector", where).values()) == [path, other, SHIPPED, nameless]
         assert files("parser", where) == {}
         assert f"found    toy.safetensors: {path}" in inventory(where)
-        assert "toy.safetensors in models/toys/faces" in str(missing("detector", where))
+        assert "toy.safetensors into models/toys/faces" in str(missing("detector", where))
         assert "Toy (of this test)" in registry.titles("detector")
         assert "models/toys" in registry.homes("detector") and "numpy" in registry.packages()
         for file in (path, nameless):
