@@ -28,7 +28,11 @@ from .measuring import MagiCaptureMeasureIdentity
 from .paperdoll import MagiCaptureDrawPaperdollPhotos, MagiCaptureLoadPaperdollDemo
 from .preparing import MagiCaptureCheckPhotos, MagiCaptureMakeFaceMasks
 from .recipes import MagiCaptureChooseRecipe, MagiCaptureLoadRecipe, MagiCaptureTuneRecipe
-from .references import MagiCaptureDefineConcept, MagiCaptureLoadPhotoSet
+from .references import (
+    MagiCaptureDefineConcept,
+    MagiCaptureLoadPhotoSet,
+    MagiCaptureSavePhotoSet,
+)
 from .sampling import (
     MagiCaptureEncodePrompt,
     MagiCapturePreviewAttention,
@@ -39,6 +43,7 @@ from .training import MagiCaptureTrain
 
 NODES: list[type[Node]] = [
     MagiCaptureLoadPhotoSet,
+    MagiCaptureSavePhotoSet,
     MagiCaptureDefineConcept,
     MagiCaptureCheckModels,
     MagiCaptureLoadFaceDetector,

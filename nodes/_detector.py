@@ -15,7 +15,7 @@ def detector_input() -> io.Custom.Input:
     return DetectorSocket.Input(
         "detector",
         optional=True,
-        tooltip="Finds the faces. Without one: the best found, or YuNet, which comes with the pack.",
+        tooltip="Finds the faces. Without one: the best found; YuNet comes with the pack.",
     )
 
 

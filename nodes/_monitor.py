@@ -153,7 +153,7 @@ class Monitor:
         lines = [", ".join(filter(None, parts)), more]
         if self.leakages:
             lines.append(f"leakage: {_shares(self.leakages[-1])}")
-        self.say("\n".join(filter(None, lines)))
+        self.say(";\n".join(filter(None, lines)))  # Nodes 2.0 shows them as one line
         self._drawn = time.monotonic()
 
     def curves(self) -> Image:
@@ -179,11 +179,11 @@ class Monitor:
         return "\n".join(
             [
                 f"Trained {len(history)} steps of {adapter.recipe.name} in {took}: {tokens}.",
-                f"Last losses: {means}",
+                f"Last losses: {means}.",
                 *self._leakage_report(),
+                *(f"Note: {text}" for text in (*self.warnings, *remarks)),
                 "Next: Save Adapter writes it as files for any loader; Apply Adapter uses it here.",
                 *(f"Prompt: {prompt}" for prompt in prompts_of(adapter)),
-                *(f"Note: {text}" for text in (*self.warnings, *remarks)),
             ]
         )
 

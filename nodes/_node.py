@@ -38,6 +38,19 @@ def _naming(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
     return named
 
 
+def refusal(check: Callable[..., object], *values: Any) -> bool | str:
+    """What `validate_inputs` answers: True, or our own error's text, before anything runs.
+
+    A value that comes over a link is None, and is looked at when the node runs.
+    """
+    try:
+        if None not in values:
+            check(*values)
+    except MagiCaptureError as error:
+        return str(error)
+    return True
+
+
 def _bare(kind: type[MagiCaptureError]) -> type[MagiCaptureError]:
     """The same error without our module's path, which ComfyUI would print before the text."""
     return type(kind.__name__, (kind,), {"__module__": "builtins"})

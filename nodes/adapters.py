@@ -8,10 +8,10 @@ from comfy_api.latest import io
 
 from ..magicapture.adapters import SavedFiles, load_adapter, save_adapter
 from ..magicapture.files import spare_folders
-from ._comfy import apply_adapter, model_folders
+from ._comfy import apply_adapter, model_folders, node_id, show_text
 from ._comfy.files import listed_name, lora_names, lora_path, saved_folder, stamp
 from ._common import prompts_of
-from ._node import Node, schema
+from ._node import Node, refusal, schema
 from ._sockets import AdapterSocket
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class MagiCaptureSaveAdapter(Node):
                 AdapterSocket.Output(display_name="adapter"),
                 io.String.Output(display_name="lora_name"),
             ],
+            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -61,22 +62,29 @@ class MagiCaptureSaveAdapter(Node):
         listed = listed_name(files.lora)
         text = _told(files, listed)
         logger.info("Save Adapter: %s", text)
+        show_text(text, node_id(cls))  # the page shows no text of "ui"
         return io.NodeOutput(adapter, listed, ui={"text": [text]})
 
 
 def _told(files: SavedFiles, listed: str) -> str:
     """What was saved, where it lies, what to do next, and what the user should know."""
-    lines = [f"LoRA: {listed}", *(f"embedding:{token}" for token in files.adapter.tokens)]
+    tokens = ", ".join(f"embedding:{token}" for token in files.adapter.tokens)
     folders = dict.fromkeys(path.parent for path in (files.lora, *files.embeddings))
-    lines.append(f"Saved in {' and '.join(map(str, folders))}.")
+    kept = ", ".join(backup.name for backup in files.backups)
     if files.embeddings:
-        lines.append("Next: Load LoRA takes the LoRA; write the tokens in any prompt.")
+        ahead = "Load LoRA takes the LoRA; write the tokens in any prompt."
     else:
-        lines.append("All in one file. Next: Load Adapter, Apply Adapter.")
-    lines += [f"Prompt: {prompt}" for prompt in prompts_of(files.adapter)]
-    lines += [f"Note: {note}" for note in files.notes]
-    lines += [f"Kept of an earlier training: {backup.name}" for backup in files.backups]
-    return "\n".join(lines)
+        ahead = "all is in one file; Load Adapter, then Apply Adapter."
+    return "\n".join(
+        [
+            f"LoRA: {listed}; tokens: {tokens}.",
+            f"Saved in {' and '.join(map(str, folders))}.",
+            *(f"Note: {note}" for note in files.notes),
+            *([f"Kept of an earlier training: {kept}."] if kept else []),
+            f"Next: {ahead}",
+            *(f"Prompt: {prompt}" for prompt in prompts_of(files.adapter)),
+        ]
+    )
 
 
 class MagiCaptureLoadAdapter(Node):
@@ -102,6 +110,11 @@ class MagiCaptureLoadAdapter(Node):
     @classmethod
     def execute(cls, lora_name) -> io.NodeOutput:
         return io.NodeOutput(load_adapter(lora_path(lora_name), model_folders("embeddings")))
+
+    @classmethod
+    def validate_inputs(cls, lora_name=None) -> bool | str:
+        """Instead of "Value not in list", what to do."""
+        return refusal(lora_path, lora_name)
 
     @classmethod
     def fingerprint_inputs(cls, lora_name) -> str:

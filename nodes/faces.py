@@ -24,7 +24,7 @@ from ._comfy.files import (
     face_places,
     face_stamp,
 )
-from ._node import Node, schema
+from ._node import Node, refusal, schema
 from ._sockets import DetectorSocket, FaceModelSocket, ParserSocket
 
 
@@ -61,6 +61,11 @@ class MagiCaptureLoadFaceDetector(Node):
     def fingerprint_inputs(cls, file) -> str:
         return face_stamp("detector", file)
 
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Say what to get before anything runs."""
+        return refusal(face_file, "detector", file)
+
 
 class MagiCaptureLoadFaceParser(Node):
     @classmethod
@@ -93,6 +98,11 @@ class MagiCaptureLoadFaceParser(Node):
     @classmethod
     def fingerprint_inputs(cls, file) -> str:
         return face_stamp("parser", file)
+
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Say what to get before anything runs."""
+        return refusal(face_file_if_any, "parser", file)
 
 
 class MagiCaptureLoadFaceRecognitionModel(Node):
@@ -135,6 +145,11 @@ class MagiCaptureLoadFaceRecognitionModel(Node):
     @classmethod
     def fingerprint_inputs(cls, file, normalisation) -> str:
         return face_stamp("embedder", file)
+
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Say what to get before anything runs."""
+        return refusal(face_file_if_any, "embedder", file)
 
 
 class MagiCaptureLoadPaperdollFaceModels(Node):

@@ -25,7 +25,7 @@ from ._comfy.finishing import load_restorer, on_device
 from ._detector import detector_input, detector_or_best
 from ._finishing import preview
 from ._inputs import plain
-from ._node import Node, schema
+from ._node import Node, refusal, schema
 from ._sockets import ParserSocket
 
 _CLOSE_UP = 384  # side in pixels of what a preview shows of a large picture
@@ -70,6 +70,11 @@ class MagiCaptureLoadFaceRestorer(Node):
     @classmethod
     def fingerprint_inputs(cls, file) -> str:
         return face_stamp("restorer", file)
+
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Say what to get before anything runs."""
+        return refusal(face_file_if_any, "restorer", file)
 
 
 class MagiCaptureUpscalePortrait(Node):

@@ -30,13 +30,20 @@ from ..magicapture.recipes import (
     with_weights,
     without_masks,
 )
+from ._comfy import node_id, show_text
 from ._comfy.files import RECIPES, recipe_names, recipe_path, stamp
 from ._inputs import KEEP, choice, given, number, weight
-from ._node import Node, schema
+from ._node import Node, refusal, schema
 from ._sockets import RecipeSocket
 
 NO_FILE = f"(none: put .json files into models/{RECIPES})"
 FACTORS = {"16x16 and 32x32": (2, 4), "16x16": (4,), "8x8 to 64x64": (1, 2, 4, 8)}
+
+
+def _sizes(recipe: Recipe) -> str:
+    """What 0 and -1 stand for: "1,400 steps, rank 16, 512 px"."""
+    steps = sum(phase.steps for phase in recipe.phases)
+    return f"{steps:,} steps, rank {recipe.lora.rank}, {recipe.resolution} px"
 
 
 class MagiCaptureChooseRecipe(Node):
@@ -55,7 +62,10 @@ class MagiCaptureChooseRecipe(Node):
                     "name",
                     options=list(RECIPE_NAMES),
                     default=DEFAULT,
-                    tooltip="\n".join(f"{name}: {comment_of(name)}" for name in RECIPE_NAMES),
+                    tooltip="\n".join(
+                        f"{name} ({_sizes(recipe(name))}): {comment_of(name)}"
+                        for name in RECIPE_NAMES
+                    ),
                 ),
                 io.Int.Input(
                     "steps",
@@ -82,6 +92,7 @@ class MagiCaptureChooseRecipe(Node):
                 ),
             ],
             outputs=[RecipeSocket.Output(display_name="recipe")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -92,7 +103,9 @@ class MagiCaptureChooseRecipe(Node):
         if save_memory:
             chosen = replace(chosen, batching="in_turn", checkpointing=True)
         changes = given(**{"lora.rank": rank, "resolution": resolution})
-        return io.NodeOutput(changed(chosen, changes))
+        chosen = changed(chosen, changes)
+        show_text(f"{name}: {_sizes(chosen)}", node_id(cls))
+        return io.NodeOutput(chosen)
 
 
 class MagiCaptureLoadRecipe(Node):
@@ -131,6 +144,11 @@ class MagiCaptureLoadRecipe(Node):
         loaded = changed(loaded, parse_changes(changes.splitlines()))
         check(loaded)
         return io.NodeOutput(loaded)
+
+    @classmethod
+    def validate_inputs(cls, file=None) -> bool | str:
+        """Instead of "Value not in list", what to do."""
+        return file == NO_FILE or refusal(recipe_path, file)
 
     @classmethod
     def fingerprint_inputs(cls, file, changes="") -> str:

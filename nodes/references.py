@@ -9,13 +9,14 @@ from ..magicapture.data import Learnable, ReferenceSet, load_folder
 from ..magicapture.data.companions import CAPTION, LANDMARKS, picture_endings
 from ..magicapture.data.folder import caption_of
 from ..magicapture.data.given import with_landmarks, with_masks
+from ..magicapture.data.writing import save_photo_set
 from ..magicapture.errors import InputError
 from ..magicapture.images import bounded, resize
 from ..magicapture.tokens import Concept
 from ._comfy import given_faces, node_id, show_text
-from ._comfy.files import input_folder, input_folders, stamp
+from ._comfy.files import input_folder, input_folders, input_name, new_input_folder, stamp
 from ._common import single_images, single_masks
-from ._node import Node, schema
+from ._node import Node, refusal, schema
 from ._sockets import ConceptSocket, FaceLandmarks, References
 
 NO_FOLDER = "(none: use images)"
@@ -110,6 +111,11 @@ class MagiCaptureLoadPhotoSet(Node):
         return io.NodeOutput(references)
 
     @classmethod
+    def validate_inputs(cls, folder=(None,)) -> bool | str:
+        """Instead of "Value not in list", what to do."""
+        return folder[0] == NO_FOLDER or refusal(input_folder, folder[0])
+
+    @classmethod
     def fingerprint_inputs(cls, folder, **other) -> str:
         """Look again when a file of the folder has changed."""
         return "" if folder[0] == NO_FOLDER else stamp(input_folder(folder[0]))
@@ -168,3 +174,47 @@ class MagiCaptureDefineConcept(Node):
         start = start_from.strip() or None
         concept = Concept(name.strip(), role, class_word.strip(), vectors, start)
         return io.NodeOutput(Learnable(concept, references))
+
+
+class MagiCaptureSavePhotoSet(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            "Save Photo Set",
+            "references",
+            aliases="save masks, save captions, save landmarks, export dataset, save images to "
+            "folder",
+            description="Writes photos with their face masks, landmarks and captions into a folder "
+            "of ComfyUI's input folder, from which Load Photo Set reads them again.",
+            inputs=[
+                References.Input("references", tooltip="From Make Face Masks or Check Photos."),
+                io.String.Input(
+                    "name",
+                    default="my-person",
+                    tooltip="The folder's name; people/ada puts it into a sub-folder. Photos that "
+                    "lie there stay as they are, and get what is known about them. If other photos "
+                    "lie there, the folder is NAME-2.",
+                ),
+            ],
+            outputs=[
+                References.Output(display_name="references"),
+                io.String.Output(display_name="folder"),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, references, name) -> io.NodeOutput:
+        saved = save_photo_set(references, new_input_folder(name))
+        folder = input_name(saved.folder)
+        lines = [f"Written into {folder}: {saved}."]
+        lines += [f"Kept of before: {backup.name}." for backup in saved.backups]
+        text = "\n".join(lines)
+        show_text(text, node_id(cls))
+        return io.NodeOutput(references, folder, ui={"text": [text]})
+
+    @classmethod
+    def validate_inputs(cls, name=None) -> bool | str:
+        """Refuse a name before anything runs."""
+        return refusal(new_input_folder, name)

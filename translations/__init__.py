@@ -38,14 +38,16 @@ def spoken(nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[Said]:
         if node["description"]:
             yield Said("texts", node["description"], (*here, "description"))
         for name, options in _inputs(node["input"]):
-            yield Said("names", options.get("display_name") or name, (*here, "inputs", name, "name"))
+            there = (*here, "inputs", name)
+            yield Said("names", options.get("display_name") or name, (*there, "name"))
             if options.get("tooltip"):
-                yield Said("texts", options["tooltip"], (*here, "inputs", name, "tooltip"))
+                yield Said("texts", options["tooltip"], (*there, "tooltip"))
         tooltips = node["output_tooltips"] or [None] * len(node["output"])
         for index, (name, tooltip) in enumerate(zip(node["output_name"], tooltips, strict=True)):
-            yield Said("names", name, (*here, "outputs", str(index), "name"))
+            there = (*here, "outputs", str(index))
+            yield Said("names", name, (*there, "name"))
             if tooltip:
-                yield Said("texts", tooltip, (*here, "outputs", str(index), "tooltip"))
+                yield Said("texts", tooltip, (*there, "tooltip"))
 
 
 def _inputs(groups: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

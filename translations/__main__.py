@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 import os
 import sys
 import tempfile
@@ -46,13 +47,17 @@ def brought_up_to_date(old: Table, said: list[Said]) -> tuple[Table, list[str]]:
 
 def _lacking(table: Table) -> Iterator[str]:
     for section, words in table.items():
-        yield from (f"lacks {section}: {english}" for english, own in words.items() if not own)
+        yield from (f"lacks {section}: {_line(en)}" for en, own in words.items() if not own)
 
 
 def _left_over(old: Table, new: Table) -> Iterator[str]:
     for section, words in old.items():
-        gone = [english for english in words if english not in new.get(section, {})]
-        yield from (f"no longer said: {english}\n    {words[english]}" for english in gone)
+        gone = [en for en in words if en not in new.get(section, {})]
+        yield from (f"no longer said: {_line(en)}: {_line(words[en])}" for en in gone)
+
+
+def _line(words: str) -> str:
+    return json.dumps(words, ensure_ascii=False)
 
 
 def main() -> None:

@@ -193,8 +193,8 @@ def _save(
         if token != name
     ]
     if kept.removed:
-        files = ", ".join(path.name for path in kept.removed)
-        notes.append(f"Removed, since {KEPT} newer backups are kept: {files}.")
+        gone = ", ".join(path.name for path in kept.removed)
+        notes.append(f"Removed, since {KEPT} newer backups are kept: {gone}.")
     return SavedFiles(adapter, lora, tuple(embeddings.values()), kept.backups, tuple(notes))
 
 

@@ -132,8 +132,10 @@ class AttentionCapture:
         wanted = [n for n in recorded if asked is None or sizes[n][0] in asked]
         if not wanted:
             raise InputError(
-                f"No recorded layer covers {sorted(asked or ())} latent cells a side with "
-                f"one query; this UNet has {sorted({f for f, _, _ in sizes.values()})}."
+                f"No attention layer of this UNet has the maps asked for, of "
+                f"{_listed(asked or ())} latent cells a side to a cell; it has "
+                f"{_listed({f for f, _, _ in sizes.values()})}. Ask for one of these: factors, in "
+                "a recipe refocus.factors."
             )
         key = recorded[wanted[0]]["to_k"]
         if len(key) != len(positions):
@@ -216,3 +218,7 @@ def captured(
         yield capture
     finally:
         capture.forget()
+
+
+def _listed(factors: Iterable[int]) -> str:
+    return ", ".join(map(str, sorted(factors))) or "none"

@@ -9,6 +9,7 @@ from typing import get_args
 from ..config import LoraSettings, Recipe, help_of
 from ..demo import FAST_STEPS, DemoSettings
 from ..faces.embed import NORMALISATIONS
+from ..faces.masks import MaskSettings
 from ..prompts import PromptKind
 from ..recipes import DEFAULT, RECIPE_NAMES, recipe
 from ..refocusing import RefocusGuidance
@@ -18,6 +19,7 @@ from ..version import __version__
 from .demo import demo
 from .doctor import doctor
 from .identity import identity
+from .masks import masks
 from .model import DTYPES
 from .models import models
 from .options import Group, Parser, option, setting_option
@@ -38,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
         (demo, _add_demo),
         (train, _add_train),
         (sample, _add_sample),
+        (masks, _add_masks),
         (doctor, _add_doctor),
         (identity, _add_identity),
         (models, _add_models),
@@ -79,13 +82,19 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     ):
         option(photos, flag, str, help, default=default, metavar=shown)
     option(photos, "--vectors", int, "Vectors that each token has.", default=1)
+    faces = parser.add_argument_group(
+        "faces", "Where a photo has no mask or landmarks, they are found, and the photo is judged."
+    )
+    faces.add_argument(
+        "--leave-out",
+        action="store_true",
+        help="Train without the photos whose verdict is to leave them out.",
+    )
     _add_faces(
-        parser.add_argument_group(
-            "faces", "Where a photo has no mask or landmarks, a detector finds them."
-        ),
+        faces,
         parser_model=True,
         face_model="A face recognition model, .onnx or TorchScript .pt, for the identity loss.",
-        face_model_shown="none, and the identity loss is off",
+        optional=True,
     )
     _add_base(parser)
     _add_recipe(parser.add_argument_group("recipe"))
@@ -219,10 +228,19 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_masks(parser: argparse.ArgumentParser) -> None:
+    _add_photos(parser)
+    parser.add_argument(
+        "--overwrite", action="store_true", help="Make anew the masks and landmarks that are there."
+    )
+    for name in ("parts", "grow", "feather"):
+        setting_option(parser, MaskSettings, name)
+    option(parser, "--sheet", Path, "Write a contact sheet (.png).", shown="none", metavar="FILE")
+    _add_faces(parser.add_argument_group("faces"), parser_model=True, optional=True)
+
+
 def _add_doctor(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("folder", metavar="FOLDER", help="The photos.")
-    add("--style", action="store_true", help="Portraits of a style: their people may differ.")
+    _add_photos(parser)
     option(
         parser,
         "--resolution",
@@ -233,7 +251,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     sheet = "Write a contact sheet (.png) with verdicts."
     option(parser, "--sheet", Path, sheet, shown="none", metavar="FILE")
     _add_json(parser)
-    _add_faces(parser.add_argument_group("faces"), parser_model=True)
+    _add_faces(parser.add_argument_group("faces"), parser_model=True, optional=True)
 
 
 def _add_identity(parser: argparse.ArgumentParser) -> None:
@@ -266,6 +284,12 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 def _add_recipes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", metavar="NAME", help="The recipe to print, as JSON.")
+
+
+def _add_photos(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="The photos.")
+    add("--style", action="store_true", help="Portraits of a style: their people may differ.")
 
 
 def _add_base(parser: argparse.ArgumentParser) -> None:
@@ -306,15 +330,18 @@ def _add_faces(
     *,
     parser_model: bool = False,
     face_model: str = "A face recognition model.",
-    face_model_shown: str = "the best one found",
+    optional: bool = False,
 ) -> None:
     _add_folder_of_models(group)
+    or_none = "; 'none' goes without" if optional else ""
     kinds = {"--detector": "A face detector."}
     if parser_model:
         kinds["--parser"] = "A face parser, which outlines a face; without one a mask is an oval."
     for flag, help in kinds.items():
-        option(group, flag, str, help, shown="the best one found", metavar="FILE")
-    option(group, "--face-model", str, face_model, shown=face_model_shown, metavar="FILE")
+        found = "the best one found" + (or_none if flag == "--parser" else "")
+        option(group, flag, str, help, shown=found, metavar="FILE")
+    found = f"the best one found{or_none}"
+    option(group, "--face-model", str, face_model, shown=found, metavar="FILE")
     option(
         group,
         "--face-model-input",

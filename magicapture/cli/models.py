@@ -10,6 +10,6 @@ from ..faces.find import inventory, places
 
 
 def models(arguments: argparse.Namespace) -> None:
-    """List the models of faces found and missing, and the versions of everything, for bug reports."""
+    """List the models of faces found and missing, and all versions, for bug reports."""
     report = inventory(places(arguments.models))
     sys.stdout.write(f"{report}\n\n{versions()}\n")

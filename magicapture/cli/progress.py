@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def clock(seconds: float) -> str:
+    """A time as a progress bar writes it: 12:34, or 1:02:03."""
+    from tqdm import tqdm
+
+    return tqdm.format_interval(seconds)
+
+
 class Progress:
     """Shows a run's events on the terminal, and writes its previews into a folder."""
 

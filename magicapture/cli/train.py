@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from subprocess import list2cmdline
 
 from ..adapters import SavedFiles, check_names, lora_file, save_adapter
+from ..config import Recipe
 from ..data import Learnable, load_folder
-from ..faces.embed import FaceEmbedder, load_face_embedder
+from ..faces.embed import FaceEmbedder
 from ..files import check_writable, spare_folders
 from ..prompts import as_embeddings
 from ..tokens import Concept
 from ..training import Trainer, TrainingJob
-from .faces import faces_found
+from .faces import embedder_from, faces_found
 from .model import backbone_from
 from .options import MAX_SEED, require_range, require_text
-from .progress import Progress
+from .progress import Progress, clock
 from .recipe import recipe_from
 
 logger = logging.getLogger(__name__)
@@ -35,10 +40,9 @@ def train(arguments: argparse.Namespace) -> None:
     embeddings = lora.parent / "embeddings"
     for place in (lora.parent,) if arguments.bundle else (lora.parent, embeddings):
         check_writable(place)
-    embedder = None
-    if arguments.face_model:
-        embedder = load_face_embedder(arguments.face_model, arguments.face_model_input)
-    job = _job(arguments, embedder)
+    recipe = recipe_from(arguments)
+    embedder = embedder_from(arguments)
+    job = _job(arguments, recipe, embedder)
     for line in check_names([] if arguments.bundle else job.concepts, [embeddings], lora):
         logger.info("%s", line)
     job.check()  # before gigabytes are read
@@ -56,7 +60,11 @@ def train(arguments: argparse.Namespace) -> None:
         ) as trainer,
     ):
         try:
+            started, before = time.monotonic(), trainer.step
             adapter = trainer.run(preview_every=arguments.preview_every)
+            progress.close()
+            seconds, steps = time.monotonic() - started, trainer.step - before
+            logger.info("%s", f"Trained {steps} steps of {job.recipe.name} in {clock(seconds)}.")
         except KeyboardInterrupt:
             progress.close()
             if trainer.step:
@@ -75,29 +83,35 @@ def train(arguments: argparse.Namespace) -> None:
         logger.warning("%s", note)
     for file in (files.lora, *files.embeddings):
         logger.info("Wrote %s", file)
-    logger.info("Next: %s", _next(files, arguments.base))
+    for line in _next(files, arguments):
+        logger.info("%s", line)
 
 
-def _next(files: SavedFiles, base: str) -> str:
-    """How the result is used, here and in ComfyUI."""
-    adapter = files.adapter
-    command = shlex.join(["magicapture", "sample", "--base", base, "--adapter", str(files.lora)])
-    where = "the LoRA into models/loras"
-    if files.embeddings:
-        where += " (Load LoRA), the embeddings into models/embeddings"
-    else:
-        where += " (Load Adapter)"
-    prompt = as_embeddings(adapter.prompt(), adapter.concepts)
-    return f"{command}\nIn ComfyUI: {where}. Prompt: {prompt}"
-
-
-def _job(arguments: argparse.Namespace, embedder: FaceEmbedder | None) -> TrainingJob:
+def _job(
+    arguments: argparse.Namespace, recipe: Recipe, embedder: FaceEmbedder | None
+) -> TrainingJob:
     word, vectors = arguments.class_word, arguments.vectors
-    recipe = recipe_from(arguments)
     subject = Concept(arguments.subject_name, "subject", word, vectors)
     style = Concept(arguments.style_name, "style", word, vectors)
     photos, portraits = load_folder(arguments.source), load_folder(arguments.style)
-    photos, portraits = faces_found(photos, portraits, arguments, embedder)
-    return TrainingJob(
-        Learnable(subject, photos), Learnable(style, portraits), recipe, arguments.seed
-    )
+    both = Learnable(subject, photos), Learnable(style, portraits)
+    return TrainingJob(*faces_found(*both, arguments, recipe, embedder), recipe, arguments.seed)
+
+
+def _next(files: SavedFiles, arguments: argparse.Namespace) -> Iterator[str]:
+    """What to do with what was written, the command to copy among it."""
+    adapter = files.adapter
+    prompt = adapter.prompt()
+    device = ["--device", arguments.device] if arguments.device else []
+    words = ["magicapture", "sample", "--base", arguments.base, "--adapter", str(files.lora)]
+    words += [*device, "--prompt", prompt]
+    yield "To draw pictures:"
+    yield f"  {list2cmdline(words) if os.name == 'nt' else shlex.join(words)}"
+    if files.embeddings:
+        yield (
+            "In ComfyUI, or any program with LoRAs and embeddings: put the LoRA into models/loras, "
+            "the embeddings into models/embeddings, and load it with Load LoRA. Prompt:"
+        )
+    else:
+        yield "In ComfyUI: put the LoRA into models/loras, and load it with Load Adapter. Prompt:"
+    yield f"  {as_embeddings(prompt, adapter.concepts)}"

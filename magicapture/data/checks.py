@@ -35,15 +35,19 @@ def check_photos(learnable: Learnable, recipe: Recipe) -> tuple[str, ...]:
             f"There {'is' if count == 1 else 'are'} {count or 'no'} photo{'s' * (count != 1)} for "
             f"{concept.token}; expected {recipe.min_images} or more (4 to 6 work well). Add photos."
         )
-    needs_masks = recipe.masked or "face masks" in needs(recipe)
     problems: dict[str, list[str]] = {}
     for photo in references:
-        for text in _problems(photo, needs_masks):
+        for text in _problems(photo, needs_masks(recipe)):
             problems.setdefault(text, []).append(photo.name)
     if problems:
         lines = [f"- {', '.join(names)}: {text}" for text, names in problems.items()]
         raise InputError("\n".join([f"The photos for {concept.token} cannot be used:", *lines]))
     return (*references.warnings, *_size_warnings(references, recipe), *_duplicates(references))
+
+
+def needs_masks(recipe: Recipe) -> bool:
+    """Whether every photo has to have a mask of its face."""
+    return recipe.masked or "face masks" in needs(recipe)
 
 
 def check_apart(subject: Learnable, style: Learnable) -> tuple[str, ...]:
@@ -62,7 +66,7 @@ def check_apart(subject: Learnable, style: Learnable) -> tuple[str, ...]:
     )
 
 
-def _problems(photo: Photo, needs_masks: bool) -> Iterator[str]:
+def _problems(photo: Photo, masked: bool) -> Iterator[str]:
     height, width = photo.size
     if min(height, width) < MIN_SIDE:
         yield (
@@ -74,7 +78,7 @@ def _problems(photo: Photo, needs_masks: bool) -> Iterator[str]:
         yield from _landmark_problems(photo.landmarks, photo.size)
     if photo.face_mask is not None:
         yield from _value_problems(photo.face_mask, "mask")
-    if needs_masks:
+    if masked:
         yield from _face_problems(photo.face_mask)
 
 
@@ -116,7 +120,7 @@ def _mirrored(*points: list[float]) -> bool:
 def _face_problems(face: Tensor | None) -> Iterator[str]:
     if face is None:
         yield (
-            "no mask of the face. Make one (--detector or --models; in ComfyUI: Make Face Masks), "
+            "no mask of the face. Make one (magicapture masks; in ComfyUI: Make Face Masks), "
             f"or {_UNMASKED}."
         )
     elif is_empty(face):

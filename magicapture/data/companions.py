@@ -26,6 +26,7 @@ MOST_PHOTOS = 200
 MASK = ".mask.png"
 CAPTION = ".txt"
 LANDMARKS = ".landmarks.json"
+"""The endings of the files beside a photo that are written here."""
 
 _MASK = re.compile(r"(.+?)[-_. ]+(?:face[-_. ]?)?mask(?:label)?", re.IGNORECASE)
 _MASK_BEFORE = re.compile(r"(?:face[-_. ]?)?mask[-_. ]+(.+)", re.IGNORECASE)
@@ -96,6 +97,19 @@ def picture_endings() -> tuple[str, ...]:
 def is_mask_name(stem: str) -> bool:
     """Whether a file name without its ending may be read as a mask's."""
     return any(pattern.fullmatch(stem) for pattern in (_MASK, _MASK_BEFORE, _NEVER_A_PHOTO))
+
+
+def beside(photo: Path, ending: str, photos: Iterable[Path]) -> Path:
+    """Where a photo's MASK or LANDMARKS is written, so that it is read as this one's alone.
+
+    Raises InputError for a name that no other file can go by.
+    """
+    for name in (photo.stem, photo.name):
+        file = photo.with_name(name + ending)
+        told = _photo_of_mask(file, photos) if ending == MASK else name
+        if told is not None and _named(told, photos) == [photo]:
+            return file
+    raise InputError(f"{printable(photo)} needs a name of its own; rename it.")
 
 
 def natural(name: str) -> list[str | int]:

@@ -50,11 +50,18 @@ class FoundFace:
             if self.faces:
                 return f"{self.mask_origin}, and none of the faces found lies in it"
             return f"no face was found; {self.mask_origin}"
+        return f"{self.seen}, {self.mask_origin}"
+
+    @property
+    def seen(self) -> str:
+        """How wide the face is, and which it is of several."""
+        if self.face is None:
+            return "no face was found" + (" in your own mask" if self.faces else "")
         width = f"face {self.face.width:.0f} px wide"
         if len(self.faces) > 1:
             place = "the largest" if self.chosen == 0 else f"number {self.chosen + 1} by size"  # type: ignore[operator]
             width = f"{len(self.faces)} faces, {place} is taken; {width}"
-        return f"{width}, {self.mask_origin}"
+        return width
 
     @property
     def mask_origin(self) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -126,10 +127,10 @@ def _of_photo(photo: Photo, owner: Owner, found: Found) -> Iterator[tuple[str, P
     if photo.face_mask is not None and not _same(old.face_mask, photo.face_mask):
         path = found.masks.get(file, file.with_name(file.stem + MASK))
         format = Image.registered_extensions()[path.suffix.lower()]
-        yield "mask", path, _picture(photo.face_mask, format)
+        yield "mask", path, mask_writer(photo.face_mask, photo.size, format)
     if photo.landmarks is not None and not _same(old.landmarks, photo.landmarks, 0.05):
         path = found.landmarks.get(file, file.with_name(file.stem + LANDMARKS))
-        yield "landmark file", path, _text(_landmarks(photo, size))
+        yield "landmark file", path, landmarks_writer(photo, size)
     if photo.caption is not None and photo.caption != old.caption:
         path = found.captions.get(file, file.with_name(file.stem + CAPTION))
         yield "caption", path, _text(photo.caption)
@@ -141,13 +142,20 @@ def _same(one: Tensor | None, other: Tensor, tolerance: float = 1.01 / 255) -> b
     return float((one - other.to(one)).abs().max()) <= tolerance
 
 
-def _landmarks(photo: Photo, size: tuple[int, int]) -> str:
-    """A photo's landmarks as JSON, in the pixels of its file of `size` (height, width)."""
+def mask_writer(mask: Tensor, size: tuple[int, int], format: str = "PNG") -> Write:
+    """Writes a mask (1,H,W) as a grey picture of `size` (height, width)."""
+    if tuple(mask.shape[-2:]) != size:
+        mask = F.interpolate(mask[None], size, mode="bilinear", antialias=True)[0]
+    return _picture(mask, format)
+
+
+def landmarks_writer(photo: Photo, size: tuple[int, int]) -> Write:
+    """Writes a photo's landmarks as JSON, in the pixels of its file of `size` (height, width)."""
     assert photo.landmarks is not None
     height, width = photo.size
     scale = torch.tensor([size[1] / width, size[0] / height])
     points = (photo.landmarks.detach().float().cpu() + 0.5) * scale - 0.5
-    return json.dumps([[round(value, 2) for value in point] for point in points.tolist()])
+    return _text(json.dumps([[round(value, 2) for value in point] for point in points.tolist()]))
 
 
 def _picture(image: Tensor, format: str) -> Write:

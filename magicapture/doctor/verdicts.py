@@ -107,10 +107,11 @@ class SetCheck:
         """The same as JSON."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
 
-    def __str__(self) -> str:
-        lines = [f"{photo.name}: {photo.text}" for photo in self.photos]
+    @property
+    def summary(self) -> list[str]:
+        """Lines on the set as a whole, with the advice."""
         counts = ", ".join(f"{self.count(v)} {VERDICTS[v]}" for v in VERDICTS)
-        lines.append(f"{len(self.photos)} photo{'s' * (len(self.photos) != 1)}: {counts}.")
+        lines = [f"{len(self.photos)} photo{'s' * (len(self.photos) != 1)}: {counts}."]
         if self.identity is not None:
             lines.append(
                 f"Leave-one-out identity {self.identity:.2f} (spread {self.identity_spread:.2f})."
@@ -120,4 +121,7 @@ class SetCheck:
                 f"The head turns over {self.yaw_spread:.0f} degrees; the light varies by "
                 f"{self.light_spread:.2f}."
             )
-        return "\n".join([*lines, *self.advice])
+        return [*lines, *self.advice]
+
+    def __str__(self) -> str:
+        return "\n".join([*(f"{p.name}: {p.text}" for p in self.photos), *self.summary])

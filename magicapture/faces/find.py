@@ -116,8 +116,9 @@ def best_or_none(role: Role, where: Places) -> tuple[Path | None, str]:
     try:
         path = best(role, where)
     except StorageError:
-        first = next(file for file in model_files(role))
-        return None, f"No {TITLES[role]} found, so {_WITHOUT[role]}; one is {first}."
+        known_files = model_files(role)
+        easy = next((file for file in known_files if file.package), known_files[0])
+        return None, f"No {TITLES[role]} found, so {_WITHOUT[role]}; one is {easy}."
     if absent := lacking_for(role, path):
         return None, (
             f"{path.name} needs {' and '.join(absent)}, so {_WITHOUT[role]}; run "
@@ -128,13 +129,17 @@ def best_or_none(role: Role, where: Places) -> tuple[Path | None, str]:
 
 def missing(role: Role, where: Places, instead: str = "") -> StorageError:
     """The error for a role without a file: which there are, where from, where to."""
-    choices = "\n".join(f"- {file}" for file in model_files(role) if not file.shipped)
+    known_files = (file for file in model_files(role) if not file.shipped)
+    first, *others = sorted(known_files, key=lambda file: (not file.is_free, file.rank))
+    choices = "\n".join(f"- {file}" for file in others)
     searched = ", ".join(str(folder) for given in where.values() for folder in given)
     searched = searched or f"no folder: name one (--models), or set {VARIABLE}"
     other = f" Found instead, and not known by name: {instead}." if instead else ""
     return StorageError(
-        f"There is no {TITLES[role]}. Nothing is downloaded for you; get one of\n{choices}\n"
-        f"Looked in {searched}.{other}"
+        f"There is no {TITLES[role]}. Put {first.file} into models/{first.folder}; it is published "
+        f"at {first.published}, licence: {first.licence}. Nothing is downloaded for you.\n"
+        + (f"Others that do:\n{choices}\n" if choices else "")
+        + f"Looked in {searched}.{other}"
     )
 
 

@@ -31,7 +31,7 @@ class ModelFile:
     """A file the user may bring.
 
     file: its customary name. folder: where it belongs, below ComfyUI's models folder.
-    published: repository and release. licence: of the weights, as far as stated.
+    published: the release's page, and the archive in it. licence: of the weights, where stated.
     rank: among the files of its role; the lowest that is found is taken where the user names none.
     names: patterns of the names it goes by; empty for `file` alone.
     shipped: where it lies in the pack, if it comes with it.
@@ -62,9 +62,14 @@ class ModelFile:
         """Whether a file of this name is taken to be this one."""
         return any(fnmatch(name.lower(), n.lower()) for n in self.names or (self.file,))
 
+    @property
+    def is_free(self) -> bool:
+        """Whether the licence, as far as stated, allows any use."""
+        return "non-commercial" not in self.licence
+
     def __str__(self) -> str:
         return (
-            f"{self.file} in models/{self.folder} (published in {self.published}; "
+            f"{self.file} in models/{self.folder} (published at {self.published}; "
             f"licence: {self.licence})"
         )
 
@@ -89,8 +94,8 @@ class ModelKind:
     load: Callable[[Content], Any] | None = None
 
 
-INSIGHTFACE = "the repository deepinsight/insightface, release v0.7, {}.zip"
-FACEXLIB = "the repository xinntao/facexlib, release {}"
+INSIGHTFACE = "https://github.com/deepinsight/insightface/releases/tag/v0.7, {}.zip"
+FACEXLIB = "https://github.com/xinntao/facexlib/releases/tag/{}"
 RESEARCH = "non-commercial research"
 CELEBA = "MIT; trained on CelebAMask-HQ, which is for non-commercial research"
 """Where several files come from, and licences that several have."""

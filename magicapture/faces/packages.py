@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,12 +27,25 @@ def lacking(needed: Mapping[str, str]) -> list[str]:
 
 
 def install_command(names: Sequence[str] = FACES) -> str:
-    """What to run to install packages for this very Python: all of FACES, if one of them is."""
+    """What to run to install packages for this very Python: all of FACES, if one of them is.
+
+    facexlib and insightface ask for opencv-python. Beside OpenCV of another name, as
+    opencv-contrib-python is, pip would write it over that and replace numpy: then none is asked.
+    """
     wanted = [name for name in names if name not in FACES]
     if len(wanted) < len(names):
-        wanted = [*(["-r", str(_LIST)] if _LIST.is_file() else ["magicapture[faces]"]), *wanted]
+        wanted += ["-r", str(_LIST)] if _LIST.is_file() else [*FACES]
+        if find_spec("cv2") and not _installed("opencv-python"):
+            wanted.append("--no-deps")
     words = [sys.executable or "python", "-m", "pip", "install", *wanted]
     return " ".join(f'"{word}"' if set(word) & set(" []()&") else word for word in words)
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        return bool(metadata.version(distribution))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def needs(doing: str, names: Sequence[str], error: ImportError | None = None) -> MagiCaptureError:

@@ -12,7 +12,7 @@ RESTORERS = (
             ModelFile(
                 "GFPGANv1.4.pth",
                 "facerestore_models",
-                "the repository TencentARC/GFPGAN, release v1.3.4",
+                "https://github.com/TencentARC/GFPGAN/releases/tag/v1.3.4",
                 "Apache-2.0, with parts of StyleGAN2 for non-commercial use",
                 rank=10,
                 names=("GFPGANv1.[234].pth",),
@@ -20,7 +20,7 @@ RESTORERS = (
             ModelFile(
                 "RestoreFormer.pth",
                 "facerestore_models",
-                "the repository TencentARC/GFPGAN, release v1.3.4",
+                "https://github.com/TencentARC/GFPGAN/releases/tag/v1.3.4",
                 "Apache-2.0",
                 rank=20,
                 names=("RestoreFormer*.pth", "RestoreFormer*.ckpt"),
@@ -28,7 +28,7 @@ RESTORERS = (
             ModelFile(
                 "codeformer.pth",
                 "facerestore_models",
-                "the repository sczhou/CodeFormer, release v0.1.0",
+                "https://github.com/sczhou/CodeFormer/releases/tag/v0.1.0",
                 "S-Lab License 1.0, non-commercial",
                 rank=30,
                 names=("codeformer*.pth",),

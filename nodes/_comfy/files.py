@@ -9,8 +9,9 @@ import folder_paths
 
 from ...magicapture.errors import InputError, StorageError
 from ...magicapture.faces.find import Places, best, best_or_none, files, missing
-from ...magicapture.faces.models import Role
+from ...magicapture.faces.models import TITLES, Role
 from ...magicapture.faces.registry import folders
+from ...magicapture.files import inside, safe_path
 from .host import find_file, model_folders, output_folder
 
 AUTO = "best found"
@@ -31,12 +32,28 @@ def input_folders() -> list[str]:
     return sorted(folder_paths.get_input_subfolders())
 
 
+def new_input_folder(name: str) -> Path:
+    """Where a folder of this name would lie below ComfyUI's input folder.
+
+    Raises InputError for a name that is none, and StorageError for one that leads out.
+    """
+    return inside(folder_paths.get_input_directory(), safe_path(name, "photo set's name", "/"))
+
+
+def input_name(folder: Path) -> str:
+    """A folder's name as drop-downs list it, relative to ComfyUI's input folder."""
+    return folder.relative_to(Path(folder_paths.get_input_directory()).resolve()).as_posix()
+
+
 def input_folder(name: str) -> Path:
     """A folder below ComfyUI's input folder; raises InputError for one that is not."""
     root = Path(folder_paths.get_input_directory()).resolve()
     folder = (root / name).resolve()
     if folder == root or not folder.is_relative_to(root) or not folder.is_dir():
-        raise InputError(f"There is no folder {name!r} in ComfyUI's input folder {root}.")
+        raise InputError(
+            f"There is no folder {name!r} in ComfyUI's input folder. Press 'upload photos' and "
+            f"give it this name, choose another folder, or put photos into {root / name}."
+        )
     return folder
 
 
@@ -67,7 +84,9 @@ def lora_path(name: str) -> Path:
     """The file of a LoRA; raises InputError where there is none."""
     found = find_file("loras", name)
     if found is None:
-        raise InputError(f"There is no LoRA {name!r} in the loras folder; it may have been moved.")
+        raise InputError(
+            f"There is no LoRA {name!r} in the loras folder; choose another, or save one first."
+        )
     return found
 
 
@@ -82,7 +101,7 @@ def recipe_path(name: str) -> Path:
     found = find_file(RECIPES, name) if name in recipe_names() else None
     if found is None:
         raise InputError(
-            f"There is no recipe {name!r} in models/{RECIPES}; it may have been moved."
+            f"There is no recipe {name!r} in models/{RECIPES}; choose another, or put it there."
         )
     return found
 
@@ -101,8 +120,13 @@ def face_file(role: Role, name: str) -> Path:
         first = best(role, face_places())
         return first if name == AUTO else best(role, face_places(), other_than=first)
     found = face_files(role).get(name)
-    if found is None:
+    if found is None and not face_files(role):
         raise missing(role, face_places())
+    if found is None:
+        raise InputError(
+            f"There is no {TITLES[role]} {name!r} in the model folders; choose {AUTO!r}, or "
+            "another from the list."
+        )
     return found
 
 

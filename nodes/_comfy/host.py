@@ -89,5 +89,7 @@ class Progress:
     def update(self, done: int, preview: Image.Image | None = None) -> None:
         """Show that `done` of the total is done; raises `Cancelled` if the user has cancelled."""
         check_cancel()  # the bar asks as well, but not at every update
-        shown = None if preview is None else ("JPEG", preview, _PREVIEW_SIDE)
+        shown = None
+        if preview is not None:  # ComfyUI would also enlarge a smaller one
+            shown = ("JPEG", preview, min(_PREVIEW_SIDE, max(preview.size)))
         self._bar.update_absolute(done, preview=shown)

@@ -33,7 +33,9 @@ _SHARED = ("mesh.", "blendshapes.")
 
 
 def _recognises(content: Content) -> bool:
-    return all(any(n.startswith(p) for n in content.names) for p in (*_DETECTORS.values(), *_SHARED))
+    return all(
+        any(n.startswith(p) for n in content.names) for p in (*_DETECTORS.values(), *_SHARED)
+    )
 
 
 def _load(content: Content) -> SquareDetector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import folder_paths
 
@@ -13,22 +14,22 @@ from .mediapipe import MEDIAPIPE
 
 @dataclass(frozen=True)
 class _Part:
-    """A node of ComfyUI's: its id, its file, and what to do with what it finds."""
+    """What ComfyUI has: the module of its nodes, its file, and what to do with what it finds."""
 
-    node: str
+    module: str
     file: ModelFile
     use: str
 
 
 _PARTS = (
     _Part(
-        "MediaPipeFaceLandmarker",
+        "nodes_mediapipe",
         MEDIAPIPE.files[0],
         "choose it in Load Face Detector; or Detect Face Landmarks (MediaPipe) into Load Photo "
         "Set's landmarks, with Draw Face Mask (MediaPipe) into its face_masks",
     ),
     _Part(
-        "SAM3_Detect",
+        "nodes_sam3",
         ModelFile(
             "sam3.1_multiplex_fp16.safetensors",
             "checkpoints",
@@ -40,7 +41,7 @@ _PARTS = (
         'SAM3 Detect, told "face", into Load Photo Set\'s face_masks',
     ),
     _Part(
-        "RemoveBackground",
+        "nodes_bg_removal",
         ModelFile(
             "birefnet.safetensors",
             "background_removal",
@@ -57,10 +58,8 @@ _PARTS = (
 
 def own_parts() -> str:
     """What ComfyUI's own nodes can do for faces here, and which of their files are missing."""
-    import nodes
-
     lines = ["ComfyUI's own: its nodes find faces and masks, which Load Photo Set takes"]
-    known = [part for part in _PARTS if part.node in nodes.NODE_CLASS_MAPPINGS]
+    known = [part for part in _PARTS if find_spec(f"comfy_extras.{part.module}")]
     for part in known:
         there = [path for name in _listed(part.file) if (path := find_file(part.file.folder, name))]
         lines += [f"  found    {path}: {part.use}" for path in there]

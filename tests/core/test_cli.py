@@ -29,6 +29,7 @@ from magicapture.backbones.support import BETAS
 from magicapture.cli import main
 from magicapture.cli.progress import Progress
 from magicapture.config import Recipe, from_dict, to_dict
+from magicapture.faces import trial
 from magicapture.files import atomic_write
 from magicapture.recipes import RECIPE_NAMES, recipe
 from magicapture.training import Event, Stepped, Trainer
@@ -145,6 +146,24 @@ def test_train_then_sample(command: Command, base: Path, embedder: Path, tmp_pat
     for number in (4, 5):
         held = Image.open(pictures / f"ada-000{number}.png")
         assert np.any(np.asarray(first) != np.asarray(held)), "refocusing changes nothing"
+
+
+def test_the_last_lines_say_what_to_do_next(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = command(steps=2, subject_name="ada-1", out="ada in noir", recipe="textual-inversion")
+    assert main(words) == 0
+    said = [r.getMessage() for r in caplog.records]
+    at = said.index("To draw pictures:")
+    assert re.fullmatch(r"Trained 2 steps of textual-inversion in \d\d:\d\d\.", said[at - 4])
+    assert [text.partition(" ")[0] for text in said[at - 3 : at]] == ["Wrote"] * 3
+    program, *given = shlex.split(said[at + 1])
+    assert program == "magicapture"
+    small = ["--steps", "2", "--width", "64", "--height", "64", "--out", str(tmp_path / "drawn")]
+    assert main([*given, *small]) == 0
+    drawn = Image.open(tmp_path / "drawn" / "ada in noir-0001.png")
+    assert drawn.info["prompt"] in said[at + 1]
+    assert "embedding:ada-1 person" in said[at + 3] and "embedding:my-style" in said[at + 3]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -320,7 +339,7 @@ def test_one_file_to_share_is_enough_to_draw_with(
     line, hint = said.removeprefix("Next: ").split("\n")
     assert "a photo of embedding:my-person person in the embedding:my-style style" in hint
     words = [*shlex.split(line)[1:], "--out", str(tmp_path / "drawn"), "--device", "cpu"]
-    assert main([*words, "--steps", "1", "--width", "64", "--height", "64"]) == 0
+    assert main([*words, "--steps", "2", "--width", "64", "--height", "64"]) == 0
     assert (tmp_path / "drawn" / "ada-0001.png").is_file()
 
 
@@ -420,7 +439,50 @@ def test_without_masks_none_is_needed(command: Command, tmp_path: Path) -> None:
     assert main([*command(source=source, style=style, steps=2), "--without-masks"]) == 0
 
 
-def test_masks_are_found_by_a_detector(
+def write_drawn_faces(folder: Path, row: int) -> Path:
+    """Two of the faces that paperdoll drew for the trial of detectors, a picture each."""
+    folder.mkdir()
+    with Image.open(trial._PICTURE) as picture:
+        for i in range(2):
+            place = (i * SIDE, row * SIDE, (i + 1) * SIDE, (row + 1) * SIDE)
+            picture.crop(place).save(folder / f"{i}.png")
+    return folder
+
+
+OPTIONAL = (
+    *("cv2", "facexlib", "insightface", "onnx", "onnx2torch", "onnxruntime", "torchvision"),
+    *("albumentations", "numba", "pillow_heif", "skimage", "dlib", "face_recognition_models"),
+)
+
+
+def test_from_raw_photos_without_a_package_that_is_optional(
+    command: Command, tmp_path: Path
+) -> None:
+    """Faces, masks, the doctor and a training, with none of OPTIONAL there to import."""
+    photos, portraits = (write_drawn_faces(tmp_path / f"drawn {row}", row) for row in range(2))
+    start = (
+        f"import sys; sys.modules.update(dict.fromkeys({OPTIONAL})); "
+        "from magicapture.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    told = []
+    for words in (
+        command(source=photos, style=portraits, steps=2),
+        ["doctor", str(photos)],
+        ["models"],
+    ):
+        ran = subprocess.run(
+            [sys.executable, "-c", start, *words], capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+        told.append(ran.stdout + ran.stderr)
+    assert told[0].count("mask from landmarks") == 4
+    assert "a mask is an oval; one is parsing_bisenet.pth" in told[1]
+    assert "0 faces" not in told[1]
+    assert "onnx2torch" in told[2].split("Packages: ")[1].split(" missing; run ")[0]
+    assert "requirements-faces.txt" in told[2]
+
+
+def test_raw_photos_are_enough(
     command: Command, tmp_path: Path, shared_assets: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folders = {}
@@ -431,12 +493,11 @@ def test_masks_are_found_by_a_detector(
             small = Image.open(photo).convert("RGB")
             small.thumbnail((256, 256))
             small.save(folders[name] / photo.name)
-    words = command(**folders, steps=2)
-    assert main(words) == 2
-    assert "no mask" in errors(caplog)[0]
-    assert main([*words, "--models", str(shared_assets / "face")]) == 0
-    found = [r.getMessage() for r in caplog.records if "mask from landmarks" in r.getMessage()]
-    assert len(found) == 4, "each photo has its mask"
+    assert main([*command(**folders, steps=2), "--face-model", "none"]) == 0
+    said = [r.getMessage() for r in caplog.records]
+    assert sum(".jpg: use" in text for text in said) == 4, "each photo has its verdict"
+    masks = "Mask from landmarks (an oval; load a face parser for the true outline): 2 of 2."
+    assert said.count(masks) == 2
 
 
 def test_a_bug_exits_with_1_and_shows_where_if_asked(

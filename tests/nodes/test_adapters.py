@@ -196,26 +196,29 @@ def test_a_second_training_leaves_the_first_ones_tokens_to_it(pack, adapter_of):
     one, other = ({"mine": {"clip_l": torch.full((1, 32), value)}} for value in (0.1, 0.2))
     assert saved(pack, adapter_of(one), "col-A.safetensors")[0] == "col-A.safetensors"
     _, text = saved(pack, adapter_of(other), "col-B")
-    assert "\nembedding:mine-2\n" in text
+    assert "tokens: embedding:mine-2." in text
     assert "embedding:mine belongs to another LoRA, so this one is embedding:mine-2." in text
     first, second = (load(f"col-{name}.safetensors").args[0] for name in "AB")
     assert torch.equal(first.tokens["mine"]["clip_l"], one["mine"]["clip_l"])
     assert torch.equal(second.tokens["mine-2"]["clip_l"], other["mine"]["clip_l"])
 
     _, text = saved(pack, adapter_of(other), "col-A")  # trained anew under its own name
-    assert "\nembedding:mine\n" in text and "mine.safetensors.bak1" in text
+    assert "tokens: embedding:mine." in text and "mine.safetensors.bak1" in text
 
 
-def test_what_was_saved_is_told_and_what_to_do_next(pack, adapter_of, caplog):
+def test_what_was_saved_is_told_and_what_to_do_next(pack, adapter_of, caplog, monkeypatch):
     caplog.set_level("INFO")
     concept = pack("magicapture.tokens").Concept
     adapter = replace(
         adapter_of(tokens(), lora=True),
         concepts=(concept("neo", "subject"), concept("noir-2", "style")),
     )
+    shown = []
+    monkeypatch.setattr(pack("nodes.adapters"), "show_text", lambda text, node: shown.append(text))
     name, text = saved(pack, adapter, "told")
+    assert shown == [text]
     folder = pack.comfy.model_folders("loras")[0]
-    assert f"LoRA: {name}\nembedding:neo\nembedding:noir-2\nSaved in {folder} and " in text
+    assert f"LoRA: {name}; tokens: embedding:neo, embedding:noir-2.\nSaved in {folder} and " in text
     assert "Load LoRA" in text
     assert "Prompt: a photo of embedding:neo person in the embedding:noir-2 style" in text
     assert text in caplog.text

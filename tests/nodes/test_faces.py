@@ -99,18 +99,53 @@ def test_check_references_finds_the_intruder(nodes, pack, models, shared_assets)
 def test_a_missing_model_says_what_to_get(nodes, pack):
     auto = pack("nodes._comfy.files").AUTO
     error = pack("magicapture.errors").StorageError
-    for node in (nodes.LoadFaceDetector, nodes.LoadFaceParser):
-        with pytest.raises(error, match="Nothing is downloaded") as caught:
-            node.execute(auto)
-        assert "release" in str(caught.value) and "licence" in str(caught.value)
+    with pytest.raises(error, match="Nothing is downloaded") as caught:
+        nodes.LoadFaceParser.execute(auto)
+    assert "release" in str(caught.value) and "licence" in str(caught.value)
     with pytest.raises(error, match="There is no face recognition model"):
         nodes.LoadFaceRecognitionModel.execute(auto, "arcface")
+
+
+def test_without_any_file_photos_get_masks_and_checks(nodes, pack, monkeypatch):
+    """What a new user has: the detector of the pack, no parser, no face recognition model."""
+    said = []
+    faces = pack("nodes.faces")
+    monkeypatch.setattr(faces, "show_text", lambda text, node: said.append(text))
+    loaders = (nodes.LoadFaceParser, nodes.LoadFaceRecognitionModel)
+    default = [loader.define_schema().inputs[0].default for loader in loaders]
+    assert default == ["best found, or none"] * 2
+    parser = nodes.LoadFaceParser.execute(default[0])[0]
+    embedder = nodes.LoadFaceRecognitionModel.execute(default[1], "arcface")[0]
+    assert parser is None and embedder is None
+    assert "a mask is an oval; one is parsing_bisenet.pth in models/facexlib" in said[0]
+    assert "the identity loss is off; one is " in said[1]
+    person = nodes.DrawPaperdollPhotos.execute(1_000_000, 1_000_099, 4)[0]
+    bare = loaded(nodes, pack, [image.movedim(0, -1)[None] for image in person.images])
+    filled, *_, report = nodes.MakeFaceMasks.execute(bare, "face", 0.02, 0.02).args
+    assert report.count("an oval") == 4
+    assert all(photo.landmarks is not None for photo in filled)
+    data = nodes.CheckPhotos.execute(filled, "subject", 64, False).args[3]
+    assert all(photo["faces"] == 1 for photo in json.loads(data)["photos"])
+
+
+def test_a_file_put_there_later_is_taken(nodes, pack, models):
+    """ComfyUI runs a loader again when its fingerprint changes."""
+    choice = pack("nodes._comfy.files").OR_NONE
+    before = nodes.LoadFaceRecognitionModel.fingerprint_inputs(choice, "imagenet")
+    assert nodes.LoadFaceRecognitionModel.execute(choice, "imagenet")[0] is None
+    shutil.copyfile(models / "mobile.onnx", models / "w600k_r50.onnx")
+    assert nodes.LoadFaceRecognitionModel.fingerprint_inputs(choice, "imagenet") != before
+    assert nodes.LoadFaceRecognitionModel.execute(choice, "imagenet")[0].name == "w600k_r50.onnx"
+    for loader in (nodes.LoadFaceDetector, nodes.LoadFaceParser):
+        assert loader.fingerprint_inputs(choice) == loader.fingerprint_inputs(choice)
 
 
 def test_check_models_lists_found_and_missing(nodes, models):
     report = nodes.CheckModels.execute()[0]
     assert "found    face_detection_yunet_2023mar.onnx" in report
     assert "missing  parsing_bisenet.pth" in report
+    assert "found    yunet_s.safetensors" in report
+    assert all(name in report for name in ("MagiCapture 0.", "ComfyUI 0.", "peft ", "Device: cpu"))
 
 
 def test_models_are_found_by_links_beside_others_folders_and_in_comfyuis_own(

@@ -205,6 +205,14 @@ def test_the_loader_lists_and_reads_restorers(nodes, pack, upscaler) -> None:
     assert torch.equal(stock(loaded, images)[0], stock(upscaler, images)[0])
 
 
+def test_masks_by_which_nothing_can_be_matched_are_told(pack) -> None:
+    masks = torch.zeros(3, 1, 8, 8)
+    masks[1], masks[2, :, :4] = 1, 1
+    nothing, everything = pack("nodes.guarding")._odd_masks(masks)
+    assert nothing.startswith("picture 1: the mask marks nothing")
+    assert everything.startswith("picture 2: the mask marks all of it")
+
+
 def test_what_was_not_found_leaves_the_pictures_as_they_are(nodes) -> None:
     """Nothing of 04 has to be bypassed for want of a restorer or a face recognition model."""
     images = photos(2)

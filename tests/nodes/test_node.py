@@ -40,6 +40,7 @@ def test_words_that_are_searched_for_find_a_node(nodes, pack) -> None:
         assert word in found["MagiCaptureTrain"]
     said = {word for words in found.values() for word in words}
     assert {"face swap", "face mask", "upscale", "face restore", "load images from folder"} <= said
+    assert {"upload photos", "save masks"} <= said
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,29 @@ def test_our_errors_begin_with_the_title_once_and_without_a_module(nodes, pack) 
         assert raised.value.__suppress_context__  # or the traceback would come twice
 
 
+def test_values_that_are_not_there_are_refused_in_our_words_before_anything_runs(
+    nodes, pack
+) -> None:
+    """As ComfyUI calls it; a value over a link is not given, and no list is checked by ComfyUI."""
+
+    def refused(node: str, **values: Any) -> Any:
+        return nodes[f"MagiCapture{node}"].validate_inputs(**values)
+
+    none = pack("nodes.references").NO_FOLDER
+    assert refused("LoadPhotoSet", folder=[none]) is True
+    assert refused("LoadPhotoSet") is True
+    assert "no folder 'nobody'" in refused("LoadPhotoSet", folder=["nobody"])
+    assert "upload photos" in refused("LoadPhotoSet", folder=["nobody"])
+    assert "no folder '../..'" in refused("LoadPhotoSet", folder=["../.."])
+    assert "no LoRA 'x'" in refused("LoadAdapter", lora_name="x")
+    assert "no recipe 'x'" in refused("LoadRecipe", file="x")
+    assert "'../x'" in refused("SavePhotoSet", name="../x")
+    assert refused("SavePhotoSet", name="people/ada") is True
+    for name in ("FaceDetector", "FaceParser", "FaceRecognitionModel", "FaceRestorer"):
+        assert refused(f"Load{name}") is True
+        assert "There is no face" in refused(f"Load{name}", file="x.onnx")
+
+
 def test_other_errors_pass_as_they_are(nodes) -> None:
     with pytest.raises(TypeError):
         nodes["MagiCaptureSaveAdapter"].execute()
@@ -109,6 +133,7 @@ def bypassed(node: Any, output: int) -> str | None:
         ("RefocusAttention", ["model"]),
         ("RestoreFaces", ["images"]),
         ("SaveAdapter", ["adapter"]),
+        ("SavePhotoSet", ["references"]),
         ("TuneRecipe", ["recipe"]),
         ("UpscalePortrait", ["images"]),
     ],

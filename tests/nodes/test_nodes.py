@@ -80,6 +80,62 @@ def test_previews_tell_the_leakage_of_each_token(nodes, pack, tiny):
     assert re.search(r"Leakage at the first preview: ada-1 \d+%, oil-1 \d+%; at the last", report)
 
 
+def test_the_picture_comes_before_the_first_step_and_tells_each_stage(
+    nodes, pack, tiny, monkeypatch
+):
+    """ui.md 14: "60 of 60" stood while the style was encoded, and nothing before it."""
+    import comfy.utils
+
+    told, shown = [], []
+    hook = lambda done, total, preview, node_id: shown.append((done, total, preview))  # noqa: E731
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", hook)
+    view = pack("magicapture.liveview").LiveView
+    draw = view.draw
+    monkeypatch.setattr(
+        view, "draw", lambda self, standing: (told.append(standing), draw(self, standing))[1]
+    )
+    train(nodes, pack, tiny, seed=31)
+    titles = [f"{standing.title} {standing.right}" for standing in told]
+    assert titles[0] == "Checking photos and model "
+    assert titles.index("Encoding the subject's photos 3 of 3") < titles.index(
+        "Encoding the style's portraits 0 of 3"
+    )
+    first = next(i for i, standing in enumerate(told) if standing.detail == "the first step")
+    assert all(standing.detail == "before step 1 of 4" for standing in told[:first])
+    assert titles[-2].startswith("Step 4 of 4") and titles[-1] == "Finished 4 steps"
+    assert shown[0][2] is not None and shown[-1][:2] == (4, 4) and shown[-1][2] is not None
+    assert all(max(preview[1].size) <= preview[2] for *_, preview in shown if preview)
+
+
+def test_time_left_counts_the_previews_that_are_to_come(pack, monkeypatch, nodes):
+    """Drawing takes longer than steps on a slow machine; another phase has another speed."""
+    module = pack("nodes._monitor")
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    job = pack("magicapture.training").TrainingJob(
+        *concepts(nodes, pack), recipe(nodes, pack, steps=10)
+    )
+    monitor = module.Monitor(None, job, preview_every=4)
+    training = pack("magicapture.training")
+    right = lambda step: monitor._standing(step).right  # noqa: E731
+    for step in (1, 2, 3, 4):
+        monitor(training.Stepped(step, 10, "first", {"source": 1.0}, 1.0, 1.0, 2.0))
+    assert right(4) == "0:12 left"
+    now[0] += 60
+    monitor(training.Previewed(4, "a photo", torch.rand(1, 3, 8, 8)))
+    assert right(4) == "2:12 left"  # those after step 8 and at the end
+    assert right(8) == "1:04 left" and right(10) == ""
+    monitor(training.Stepped(5, 10, "second", {"source": 1.0}, 1.0, 1.0, 1.0))
+    assert right(5) == "2:05 left"
+
+
+def test_a_finished_run_says_what_to_do_next(nodes, pack, tiny, caplog):
+    caplog.set_level("INFO")
+    report = train(nodes, pack, tiny, seed=32)[3]
+    assert "Next: Save Adapter" in report and report in caplog.text
+    assert "Prompt: a photo of embedding:ada-1 woman in the embedding:oil-1 style" in report
+
+
 def test_a_run_found_finished_still_shows_a_preview(nodes, pack, tiny, monkeypatch):
     import comfy.utils
 
@@ -198,7 +254,7 @@ def test_masks_that_do_not_match_in_number(nodes, pack):
     [
         ({"images": [photos(1)]}, "There is 1 photo .*expected 2 or more"),
         ({"masks": []}, "no mask of the face"),
-        ({"masks": [torch.zeros(3, SIDE, SIDE)]}, "the mask is empty"),
+        ({"masks": [torch.zeros(3, SIDE, SIDE)]}, "no mask of the face"),
         ({"masks": [torch.ones(3, SIDE, SIDE)]}, "the mask is full"),
         ({"images": [photos(3, (40, 40))], "masks": [face((40, 40)).expand(3, -1, -1)]}, "40x40"),
         ({"images": [photos() * torch.nan]}, "NaN"),

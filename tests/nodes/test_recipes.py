@@ -103,7 +103,9 @@ def test_a_value_out_of_range_is_named_by_its_path(nodes, recipes, pack):
 def test_choose_recipe_says_what_each_is(nodes, recipes):
     name = nodes.ChooseRecipe.define_schema().inputs[0]
     for one in recipes.RECIPE_NAMES:
-        assert f"{one}: {recipes.comment_of(one)}" in name.tooltip
+        steps = sum(phase.steps for phase in recipes.recipe(one).phases)
+        assert f"{one} ({steps:,} steps, rank " in name.tooltip
+        assert f"): {recipes.comment_of(one)}" in name.tooltip
 
 
 def test_a_resolution_of_512_can_be_typed(nodes):

@@ -322,7 +322,9 @@ def test_a_package_that_is_missing_or_broken_is_named(tmp_path, monkeypatch) -> 
     pytest.importorskip("insightface")
     path = write_scrfd(tmp_path / "det_10g.onnx")
     monkeypatch.setitem(sys.modules, "insightface.model_zoo", None)
-    with pytest.raises(MagiCaptureError, match=r"needs insightface.*pip install insightface"):
+    with pytest.raises(
+        MagiCaptureError, match=r"needs insightface and onnxruntime.*requirements-faces"
+    ):
         load_detector(path)
 
 

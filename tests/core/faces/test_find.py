@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from magicapture.errors import InputError, StorageError
-from magicapture.faces import registry
+from magicapture.faces import packages
 from magicapture.faces.detect import load_detector
 from magicapture.faces.find import best, files, inventory, locate, missing, places
 from magicapture.faces.models import TITLES
@@ -20,6 +20,11 @@ from magicapture.faces.square import SquareDetector
 
 MODELS = [(role, file) for role in TITLES for file in model_files(role)]
 SHIPPED = "yunet_s.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _no_package_brings_a_file(monkeypatch) -> None:
+    monkeypatch.setattr("magicapture.faces.models.find_spec", lambda module: None)
 
 
 @pytest.fixture
@@ -82,7 +87,9 @@ def test_a_missing_role_says_what_where_and_under_which_licence(models) -> None:
     for role, model in MODELS:
         assert (model.file in text) == (role == "restorer")
     assert "facerestore_models" in text and "licence" in text and str(models) in text
-    assert "://" not in text
+    # The freest first, with where it is published; where the best is comes after.
+    assert text.startswith("There is no face restorer. Put RestoreFormer.pth into models/facer")
+    assert "https://github.com/TencentARC/GFPGAN" in text.splitlines()[0]
 
 
 def test_a_detector_comes_with_the_pack(models, tmp_path_factory) -> None:
@@ -102,7 +109,7 @@ def test_a_detector_comes_with_the_pack(models, tmp_path_factory) -> None:
 def test_a_file_whose_packages_are_missing_is_the_last_choice(models, monkeypatch) -> None:
     where, absent = places(models), {"insightface"}
     monkeypatch.setattr(
-        registry, "find_spec", lambda name: None if name in absent else find_spec(name)
+        packages, "find_spec", lambda name: None if name in absent else find_spec(name)
     )
     assert best("detector", where).name == "detection_Resnet50_Final.pth"
     absent |= {"facexlib", "onnx2torch"}

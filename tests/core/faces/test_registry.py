@@ -66,7 +66,7 @@ def test_a_further_detector_is_found_listed_and_loaded(tmp_path) -> None:
         assert list(files("detector", where).values()) == [path, other, SHIPPED, nameless]
         assert files("parser", where) == {}
         assert f"found    toy.safetensors: {path}" in inventory(where)
-        assert "toy.safetensors in models/toys/faces" in str(missing("detector", where))
+        assert "toy.safetensors into models/toys/faces" in str(missing("detector", where))
         assert "Toy (of this test)" in registry.titles("detector")
         assert "models/toys" in registry.homes("detector") and "numpy" in registry.packages()
         for file in (path, nameless):
@@ -91,7 +91,7 @@ def test_a_kind_whose_package_is_missing_says_so(tmp_path) -> None:
     )
     with registered_model(kind):
         assert "toy-package missing" in inventory({"magicapture": [tmp_path]})
-        with pytest.raises(MagiCaptureError, match=r"needs toy-package.*'pip install toy-package'"):
+        with pytest.raises(MagiCaptureError, match=r"needs toy-package.*pip install toy-package"):
             load_detector(write_toy(tmp_path / "toy.safetensors"))
 
 

@@ -95,6 +95,57 @@ def test_what_cannot_be_read_says_why(tmp_path):
         read_picture(tmp_path / "folder.png")
 
 
+def test_a_kind_of_a_known_format_that_is_not_read_is_called_so(tmp_path):
+    Image.fromarray(gradient()).save(tmp_path / "a.tif")
+    whole = (tmp_path / "a.tif").read_bytes()
+    bits = struct.pack("<HHI", 258, 3, 3)  # the tag of bits a channel, and where they stand
+    at = struct.unpack_from("<I", whole, whole.index(bits) + 8)[0]
+    floats = whole[:at] + struct.pack("<HHH", 24, 24, 24) + whole[at + 6 :]
+    (tmp_path / "a.tif").write_bytes(floats)
+    with pytest.raises(
+        InputError, match=r"a\.tif cannot be read \(it is TIFF, damaged or of a kind"
+    ):
+        read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.skipif("HEIF" in reading.formats(), reason="pillow-heif is installed")
+def test_a_phones_heic_under_another_ending_is_told(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(InputError, match=r"\(it holds HEIF\); reading that needs .*pillow-heif"):
+        read_picture(tmp_path / "a.jpg")
+
+
+def test_of_several_pictures_the_first_is_read_and_said(tmp_path):
+    first, second = Image.fromarray(gradient()), Image.new("RGB", (50, 40))
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[second, second])
+    loaded = read_picture(tmp_path / "a.tif")
+    assert differs(loaded, gradient()) == 0
+    assert loaded.warning == "the first of its 3 pictures is read."
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "RGBA", "L", "I;16"])
+def test_a_tiff_on_its_side(tmp_path, mode):
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture, shown = Image.fromarray(np.rot90(gradient())), gradient()
+    if mode in ("L", "I;16"):
+        picture, shown = picture.convert("L"), np.asarray(Image.fromarray(shown).convert("L"))
+        if mode == "I;16":
+            picture = Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+        shown = np.repeat(shown[..., None], 3, -1)
+    else:
+        picture = picture.convert(mode)
+    picture.save(tmp_path / "a.tif", exif=turned)
+    assert differs(read_picture(tmp_path / "a.tif"), shown) <= 1
+
+
+def test_heic_by_its_package(tmp_path):
+    pytest.importorskip("pillow_heif")
+    assert "HEIF" in reading.formats()
+    Image.fromarray(gradient()).save(tmp_path / "a.heic", format="HEIF", quality=95)
+    assert differs(read_picture(tmp_path / "a.heic"), gradient()) <= 12
+
+
 @pytest.mark.skipif("HEIF" in reading.formats(), reason="pillow-heif is installed")
 def test_heic_is_read_where_its_package_is_installed():
     assert "HEIF" not in reading.formats()

@@ -39,6 +39,18 @@ def test_class_images_are_trained_under_the_sentence_they_were_made_from(make_jo
     assert torch.equal(made, batches.prior)
 
 
+@pytest.mark.parametrize(("steps", "accumulation", "made"), [(1, 2, 2), (2, 2, 4), (9, 1, 5)])
+def test_no_more_class_images_than_the_steps_can_use(steps, accumulation, made, make_job, backbone):
+    phases = (replace(PHASE, steps=steps), Phase("tokens", 50, Rates(), Weights()))
+    job = make_job(phases=phases, accumulation=accumulation, prior=PriorSettings(images=5, steps=2))
+    told = []
+    latents = class_latents(backbone, job, told.append)
+    assert len(latents) == made
+    assert (told[0].total, told[-1].done) == (made, made)
+    whole = make_job(phases=(replace(PHASE, steps=9),), prior=PriorSettings(images=5, steps=2))
+    assert torch.equal(latents, class_latents(backbone, whole, told.append)[:made])
+
+
 def test_random_numbers_do_not_depend_on_what_the_progress_bar_says(make_job, backbone):
     told = []
     job = make_job(pseudo_label="face_laid_in")
