@@ -17,7 +17,7 @@ import pytest
 HERE = Path(__file__).parent
 PACK = "comfyui-magicapture"
 FLAGS = (
-    *("--headless=new", "--window-size=1700,1000", "--hide-scrollbars"),
+    *("--headless=new", "--window-size=1700,1100", "--hide-scrollbars"),
     "--no-sandbox",  # containers and root have none; the page is our own
     *("--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--no-first-run", "--disable-quic"),
@@ -194,6 +194,13 @@ class Page:
 
         found = self.driver.find_elements(By.CSS_SELECTOR, selector)
         return [element for element in found if element.is_displayed()]
+
+    def wait_visible(self, selector: str, seconds: float = 60) -> list[Any]:
+        end = time.monotonic() + seconds
+        while not (found := self.visible(selector)):
+            assert time.monotonic() < end, f"nothing like {selector} on the page"
+            time.sleep(0.3)
+        return found
 
     def console_errors(self) -> list[str]:
         """What went wrong on the page since the last call, but for what is no concern of ours.
