@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import random
+import socket
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 # Before torch is imported: with more threads than cores, timings swing several-fold.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -75,6 +86,94 @@ def comfyui(comfyui_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         Path(folder_paths.get_folder_paths(kind)[0]).mkdir(parents=True, exist_ok=True)
     assert Path(folder_paths.get_output_directory()).is_relative_to(base)
     return path
+
+
+@dataclass
+class Server:
+    """A ComfyUI of its own process, with the pack in custom_nodes under a hyphenated name."""
+
+    url: str
+    base: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def post(self, path: str, data: Any = None) -> Any:
+        body = json.dumps(data or {}).encode()
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}{path}", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read().decode()) from error
+
+    def queue(self, prompt: dict[str, Any], **more: str) -> str:
+        """Queue a workflow in API form, with defaults for the widgets it leaves out; its id."""
+        known = self.get("/object_info")
+        for node in prompt.values():
+            for name, spec in known[node["class_type"]]["input"].get("required", {}).items():
+                options = spec[1] if len(spec) > 1 else {}
+                if "default" in options:
+                    node["inputs"].setdefault(name, options["default"])
+        return self.post("/prompt", {"prompt": prompt, **more})["prompt_id"]
+
+    def result(self, prompt_id: str, seconds: float = 300) -> dict[str, Any]:
+        """Wait for a run's end; its entry in the history."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if entry := self.get(f"/history/{prompt_id}").get(prompt_id):
+                return entry
+            time.sleep(0.2)
+        raise AssertionError(f"no answer within {seconds} s: {self.log.read_text()[-3000:]}")
+
+
+@contextmanager
+def _serving(
+    comfyui: Path, base: Path, checkpoint: Path | None = None, pack: str = "ComfyUI-MagiCapture.x"
+) -> Iterator[Server]:
+    """Start `main.py` on the CPU; the folder `base` becomes ComfyUI's own."""
+    for folder in ("custom_nodes", "models/checkpoints", "input"):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+    links = {base / "custom_nodes" / pack: ROOT}
+    if checkpoint:
+        links[base / "models" / "checkpoints" / checkpoint.name] = checkpoint
+    for link, target in links.items():
+        if not link.exists():  # as it does where the same folder is served again
+            link.symlink_to(target)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "main.py", "--base-directory", str(base), "--port", str(port)]
+    log = base / "log.txt"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, "--disable-auto-launch", "--cpu"], cwd=comfyui, stdout=output, stderr=output
+        )
+        try:
+            server = Server(f"http://127.0.0.1:{port}", base, log, process)
+            for _ in range(600):
+                assert process.poll() is None, log.read_text()[-3000:]
+                with suppress(OSError):
+                    server.get("/system_stats")
+                    break
+                time.sleep(0.2)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def serving(comfyui_path: Path) -> Callable[..., AbstractContextManager[Server]]:
+    """Starts a ComfyUI on the CPU: `serving(base, checkpoint, pack)`.
+
+    Its folders are below `base`; the checkpoint is linked there, and the pack under its name.
+    """
+    return partial(_serving, comfyui_path)
 
 
 @pytest.fixture(scope="session")

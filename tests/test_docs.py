@@ -63,6 +63,17 @@ def test_the_world_of_dolls_is_drawn_as_the_page_says() -> None:
     assert made["doll"].image.shape == (3, 128, 128) and made["doll"].landmarks.shape == (5, 2)
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "web" / "docs").glob("*.md")), ids=lambda p: p.stem)
+def test_a_help_page_has_a_small_picture_of_its_node(page: Path) -> None:
+    found = re.findall(r"!\[(.+?)\]\((.+?)\)", page.read_text("utf-8"))
+    title = page.read_text("utf-8").splitlines()[0].removeprefix("# ")
+    assert (title, f"pictures/{page.stem}.webp") in found
+    for _, file in found:
+        with Image.open(page.parent / file) as picture:
+            assert 200 <= picture.width <= 600
+        assert (page.parent / file).stat().st_size < 40_000
+
+
 def _write_photos(folder: Path, dolls) -> None:
     folder.mkdir(parents=True)
     for i, doll in enumerate(dolls, 1):

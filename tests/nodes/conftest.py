@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
-import socket
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -345,97 +339,22 @@ def checkpoint(comfyui: Path) -> str:
     return "small.safetensors"
 
 
-@dataclass
-class Server:
-    """A ComfyUI of its own process, with the pack in custom_nodes under a hyphenated name."""
-
-    url: str
-    base: Path
-    log: Path
-    process: subprocess.Popen[bytes]
-
-    def get(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=30) as answer:
-            return json.loads(answer.read() or b"null")
-
-    def post(self, path: str, data: Any = None) -> Any:
-        body = json.dumps(data or {}).encode()
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(f"{self.url}{path}", body, headers)
-        try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return json.loads(answer.read() or b"null")
-        except urllib.error.HTTPError as error:
-            raise AssertionError(error.read().decode()) from error
-
-    def queue(self, prompt: dict[str, Any], **more: str) -> str:
-        """Queue a workflow in API form, with defaults for the widgets it leaves out; its id."""
-        known = self.get("/object_info")
-        for node in prompt.values():
-            for name, spec in known[node["class_type"]]["input"].get("required", {}).items():
-                options = spec[1] if len(spec) > 1 else {}
-                if "default" in options:
-                    node["inputs"].setdefault(name, options["default"])
-        return self.post("/prompt", {"prompt": prompt, **more})["prompt_id"]
-
-    def result(self, prompt_id: str, seconds: float = 300) -> dict[str, Any]:
-        """Wait for a run's end; its entry in the history."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if entry := self.get(f"/history/{prompt_id}").get(prompt_id):
-                return entry
-            time.sleep(0.2)
-        raise AssertionError(f"no answer within {seconds} s: {self.log.read_text()[-3000:]}")
-
-
-@contextmanager
-def serving(comfyui: Path, base: Path, checkpoint: Path, *flags: str) -> Iterator[Server]:
-    """Start `main.py` with the flags; the folder `base` becomes ComfyUI's own."""
-    for folder in ("custom_nodes", "models/checkpoints", "input"):
-        (base / folder).mkdir(parents=True, exist_ok=True)
-    for link, target in (
-        (base / "custom_nodes" / "ComfyUI-MagiCapture.x", ROOT),
-        (base / "models" / "checkpoints" / checkpoint.name, checkpoint),
-    ):
-        if not link.exists():  # as it does where the same folder is served again
-            link.symlink_to(target)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "main.py", "--base-directory", str(base), "--port", str(port)]
-    log = base / "log.txt"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--disable-auto-launch", *flags], cwd=comfyui, stdout=output, stderr=output
-        )
-        try:
-            server = Server(f"http://127.0.0.1:{port}", base, log, process)
-            for _ in range(600):
-                assert process.poll() is None, log.read_text()[-3000:]
-                with suppress(OSError):
-                    server.get("/system_stats")
-                    break
-                time.sleep(0.2)
-            yield server
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
 @pytest.fixture(scope="session")
-def serve(comfyui: Path, checkpoint: str) -> Callable[[Path], AbstractContextManager[Server]]:
+def serve(
+    comfyui: Path, checkpoint: str, serving: Callable[..., AbstractContextManager[Any]]
+) -> Callable[[Path], AbstractContextManager[Any]]:
     """Starts a ComfyUI on the CPU that has the small checkpoint, in a folder of its own."""
     import folder_paths
 
     file = Path(folder_paths.get_full_path("checkpoints", checkpoint))
-    return lambda base: serving(comfyui, base, file, "--cpu")
+    return lambda base: serving(base, file)
 
 
 @pytest.fixture(scope="module")
 def server(
-    serve: Callable[[Path], AbstractContextManager[Server]],
+    serve: Callable[[Path], AbstractContextManager[Any]],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Server]:
+) -> Iterator[Any]:
     """A running ComfyUI on the CPU that has the small checkpoint."""
     with serve(tmp_path_factory.mktemp("server")) as running:
         yield running
