@@ -164,7 +164,7 @@ def _serving(
             yield server
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(60)  # a training is saved first
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.timeout(900)  # a training in a fixture
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "workflows" / "00 Try it with drawn faces.json"
-STEPS, PREVIEW_EVERY = 47, 8  # no other part of the run has as many steps
+PHOTOS, STEPS, PREVIEW_EVERY = 3, 23, 4  # no other part of the run has as many steps
 NODE = "app.graph.nodes.find((node) => node.type === args[0])"
 # A picture from the server, dropped on the page as from a folder.
 DROP = """const [{ filename, subfolder, type }] = args[0];
@@ -41,7 +43,7 @@ def queue(page: Any) -> None:
 def wait_for_end(page: Any) -> str:
     """How the run ended."""
     find = "return heard.find(([type]) => /^execution_(success|error|interrupted)$/.test(type))"
-    return page.wait(find, seconds=240)[0]
+    return page.wait(find, seconds=500)[0]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +51,9 @@ def demo(page):
     """The template on the page, with few steps."""
     page.load(json.loads(DEMO.read_text("utf-8")))
     set_widget(page, "MagiCaptureLoadPaperdollDemo", "steps", STEPS)
+    set_widget(page, "MagiCaptureDrawPaperdollPhotos", "count", PHOTOS)
+    set_widget(page, "EmptyLatentImage", "batch_size", 1)
+    set_widget(page, "KSampler", "steps", 4)
     set_widget(page, "MagiCaptureTrain", "preview_every", PREVIEW_EVERY)
     return page
 
@@ -69,6 +74,7 @@ def cancelled(demo):
 @pytest.fixture(scope="module")
 def finished(demo, cancelled):
     """The steps heard of when the same was queued again, and the pictures that were saved."""
+    set_widget(demo, "MagiCaptureTrain", "preview_every", 0)  # previews take the most time
     queue(demo)
     assert wait_for_end(demo) == "execution_success"
     node = str(demo.js(f"return {NODE}.id", "SaveImage"))

@@ -76,7 +76,7 @@ def test_photos_are_uploaded_by_the_button(page, server, photos, kind):
     alone = kind == "a node"
     page.load(load_photo_set() if alone else json.loads(TRAIN.read_text("utf-8")))
     page.look_at(*page.js(f"return {NODE}.pos"))
-    for button, name in enumerate(["alone"] if alone else ["person", "style"]):
+    for button, name in enumerate(["alone"] if alone else ["ada", "film"]):
         upload(page, button, photos, name)
         chosen = f"return {NODE}.widgets.some((widget) => widget.value === args[0])"
         page.wait(chosen, name)

@@ -13,12 +13,20 @@ TEMPLATES = sorted((ROOT / "workflows").glob("*.json"))
 
 
 def links(graph: dict[str, Any]) -> set[tuple[Any, ...]]:
-    """Of a graph and its subgraphs: what leads where."""
-    nested = graph.get("definitions", {}).get("subgraphs", [])
-    keys = ("origin_id", "origin_slot", "target_id", "target_slot", "type")
-    return {("", *link[1:6]) for link in graph["links"]} | {
+    """Of a graph and its subgraphs: which output leads to which input of which node."""
+    nested = (graph.get("definitions") or {}).get("subgraphs", [])
+    keys = ("origin_id", "origin_slot", "target_id", "target_slot")
+    found = {("", *link[1:5]) for link in graph["links"]} | {
         (part["id"], *(link[key] for key in keys)) for part in nested for link in part["links"]
     }
+    # The page may order a node's inputs anew: by their names.
+    inputs = {
+        (part["id"], node["id"], at): slot["name"]
+        for part in ({**graph, "id": ""}, *nested)
+        for node in part["nodes"]
+        for at, slot in enumerate(node.get("inputs") or [])
+    }
+    return {(*link[:4], inputs.get((link[0], *link[3:]), link[4])) for link in found}
 
 
 def prompt(nodes: dict[str, Any]) -> dict[str, Any]:
