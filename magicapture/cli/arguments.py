@@ -20,7 +20,7 @@ from .identity import identity
 from .model import DTYPES
 from .options import Group, Parser, option, setting_option
 from .recipe import recipes
-from .sample import sample
+from .sample import DRAWN_BY, sample
 from .train import train
 
 
@@ -179,7 +179,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
         default="composed",
         choices=get_args(PromptKind),
     )
-    for name in ("negative", "width", "height", "steps", "guidance", "sampler"):
+    for name in DRAWN_BY:
         setting_option(picture, SamplingSettings, name)
     option(
         picture,
