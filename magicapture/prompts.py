@@ -48,7 +48,12 @@ def prompt_for(
         )
     of_kind = getattr(templates, _TASKS[kind])
     text = fill(of_kind[sentence % len(of_kind)], by_role["subject"], by_role["style"])
-    return f"{text}, {extra.strip()}" if extra.strip() else text
+    return with_edit(text, extra)
+
+
+def with_edit(text: str, words: str) -> str:
+    """A prompt with further words behind a comma; as it is where there are none."""
+    return f"{text}, {words.strip()}" if words.strip() else text
 
 
 def as_embeddings(text: str, concepts: tuple[Concept, ...]) -> str:

@@ -24,7 +24,7 @@ from .model import DTYPES
 from .models import models
 from .options import Group, Parser, option, setting_option
 from .recipe import recipes
-from .sample import sample
+from .sample import DRAWN_BY, sample
 from .train import train
 
 
@@ -193,7 +193,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
         default="composed",
         choices=get_args(PromptKind),
     )
-    for name in ("negative", "width", "height", "steps", "guidance", "sampler"):
+    for name in DRAWN_BY:
         setting_option(picture, SamplingSettings, name)
     option(
         picture,

@@ -73,7 +73,8 @@ def settings_from(
     try:
         return kind.read({name: value for name, value in given.items() if value is not None}, "")
     except InputError as error:
-        raise InputError(f"--{prefix}{error}") from error
+        name, colon, what = str(error).partition(":")
+        raise InputError(f"--{prefix}{name.replace('_', '-')}{colon}{what}") from error
 
 
 @contextmanager

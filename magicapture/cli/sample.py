@@ -15,6 +15,7 @@ from ..data.folder import read_mask
 from ..errors import InputError
 from ..files import check_writable
 from ..images import read_picture
+from ..prompts import with_edit
 from ..refocusing import PromptRefocuser, RefocusGuidance, foci
 from ..sampling import SamplingSettings
 from ..tokens import Prompt, TokenVectors, token_names
@@ -24,6 +25,18 @@ from .options import MAX_SEED, require_range, require_text, settings_from
 
 logger = logging.getLogger(__name__)
 
+DRAWN_BY = (
+    "edit",
+    "edit_strength",
+    "negative",
+    "width",
+    "height",
+    "steps",
+    "guidance",
+    "sampler",
+)
+"""The settings of sampling that are options."""
+
 
 def sample(arguments: argparse.Namespace) -> None:
     """Draw pictures with a trained adapter."""
@@ -31,8 +44,7 @@ def sample(arguments: argparse.Namespace) -> None:
     require_range("--seed", arguments.seed, 0, MAX_SEED)
     require_range("--strength", arguments.strength, -MAX_STRENGTH, MAX_STRENGTH)
     require_text("--prompt", arguments.prompt)
-    names = ("sampler", "steps", "guidance", "negative", "width", "height")
-    settings = settings_from(SamplingSettings, arguments, names)
+    settings = settings_from(SamplingSettings, arguments, DRAWN_BY)
     refocus = settings_from(RefocusGuidance, arguments, ("bias", "gradient"), "refocus-")
     if arguments.refocus_region and not refocus.acts:
         raise InputError(
@@ -42,6 +54,7 @@ def sample(arguments: argparse.Namespace) -> None:
     file: Path = arguments.adapter
     adapter = load_adapter(file, [file.parent / "embeddings", file.parent])
     prompt = _prompt(arguments, adapter)
+    _check_tokens(settings.edit, adapter)
     backbone = backbone_from(arguments, precision_from(arguments))
     vectors = adapter.vectors().to(backbone.device)
     with sampling.adapted(backbone, adapter, arguments.strength):
@@ -50,7 +63,7 @@ def sample(arguments: argparse.Namespace) -> None:
             guide = _guide(arguments, refocus, backbone, prompt, adapter, vectors)
             image = sampling.sample(backbone, prompt, vectors, settings, seed=seed, guide=guide)[0]
             path = free_path(arguments.out, file.stem)
-            save_image(image, path, prompt, seed)
+            save_image(image, path, with_edit(prompt, settings.edit), seed)
             logger.info("Wrote %s", path)
 
 
@@ -79,11 +92,16 @@ def _prompt(arguments: argparse.Namespace, adapter: Adapter) -> str:
     if arguments.prompt is None:
         return adapter.prompt(arguments.prompt_kind)
     prompt: str = arguments.prompt
-    unknown = sorted(token_names(prompt) - adapter.tokens.keys())
+    _check_tokens(prompt, adapter)
+    return prompt
+
+
+def _check_tokens(text: str, adapter: Adapter) -> None:
+    """Raise InputError for a text with a token that the adapter does not have."""
+    unknown = sorted(token_names(text) - adapter.tokens.keys())
     if unknown:
         tokens = ", ".join(f"<{name}>" for name in adapter.tokens) or "none"
         raise InputError(
             f"The prompt names the token <{unknown[0]}>, which the adapter does not have; its "
             f"tokens are {tokens}."
         )
-    return prompt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -47,9 +47,9 @@ def draw(
         parts = []
         for start in range(0, number, _TOGETHER):
             rows = min(_TOGETHER, number - start)
-            prompts = [prompt_of(adapter, words)] * rows
-            vectors = adapter.vectors()
-            parts.append(sample(backbone, prompts, vectors, SAMPLING, seed=seed + start))
+            settings = replace(SAMPLING, edit=words)
+            prompts, vectors = [prompt_of(adapter)] * rows, adapter.vectors()
+            parts.append(sample(backbone, prompts, vectors, settings, seed=seed + start))
             done += rows
             listener(Prepared(stage, done, count))
         return torch.cat(parts)

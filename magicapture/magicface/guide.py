@@ -74,10 +74,11 @@ class ReferenceGuide:
             return
         level = float(step.timestep)
         keys = self.session.keys(level, partial(self._pass, step.timestep))
-        negative = total - self._images
-        rows = Rows(range(negative, total), range(negative))
+        rows = Rows(range(step.negatives, total), range(step.negatives))
         with self.session.drawing(self._stage, keys, rows, size):
             yield
+        if self.session.seen is not None:  # guidance multiplies the prompt's, not the edit's
+            self.session.seen = self.session.seen.first(self._images)
 
     def _sigma(self, timestep: Tensor) -> float:
         """The noise level at a timestep, which may lie between two."""

@@ -34,6 +34,11 @@ class Seen:
     regions: Tensor
     foreground: Tensor | None
 
+    def first(self, rows: int) -> Seen:
+        """What the first rows showed."""
+        ground = None if self.foreground is None else self.foreground[:rows]
+        return Seen(self.regions[:rows], ground)
+
 
 class Segmenter:
     """Finds where the K concepts of a prompt are drawn.

@@ -73,9 +73,10 @@ class PromptRefocuser:
         if not self._settings.acts:
             yield
             return
-        negatives = len(step.conditioning) - len(self._rows)
-        regions = [*[None] * negatives, *self._regions(size)]
-        rows = [*[()] * negatives, *self._rows]
+        free, prompts = step.negatives, len(step.conditioning) - step.negatives
+        times = prompts // len(self._rows)  # twice with an edit, whose words stand behind
+        regions = [*[None] * free, *[*self._regions(size)] * times]
+        rows = [*[()] * free, *[*self._rows] * times]
         found = self._keep if self._region is None else None
         with self._engine.holding(rows, regions, size, found):
             yield

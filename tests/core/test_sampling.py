@@ -151,6 +151,43 @@ def test_guidance_goes_from_the_negative_prompt_to_the_prompt(backbone, vectors)
         torch.testing.assert_close(alone, positive, rtol=1e-4, atol=1e-4)
 
 
+def test_an_edit_is_guided_from_the_prompt_to_the_edited_prompt(backbone, vectors):
+    settings = SamplingSettings(guidance=2.5, negative="a dog", edit="with a hat")
+    texts = ["a <ada> cat", "a fish"]
+    every = guided_conditioning(backbone, texts, vectors, settings)
+    edited = guided_conditioning(
+        backbone, [f"{text}, with a hat" for text in texts], vectors, SamplingSettings(guidance=1)
+    )
+    assert torch.equal(every.context[4:], edited.context)
+    noisy, t = torch.randn(2, 4, 8, 8), torch.tensor(400)
+    times = torch.tensor([400, 400])
+    with torch.no_grad():
+        negative, prompt, more = (
+            backbone.predict(noisy, times, every[rows : rows + 2]) for rows in (0, 2, 4)
+        )
+        found = guided_prediction(backbone, noisy, t, every, 2.5, edit_strength=3.0)
+        expected = negative + 2.5 * (prompt - negative) + 3 * (more - prompt)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+        found = guided_prediction(backbone, noisy, t, every[2:], 1.0, edit_strength=3.0)
+        torch.testing.assert_close(found, prompt + 3 * (more - prompt), rtol=1e-4, atol=1e-4)
+
+
+def test_an_edit_as_strong_as_guidance_is_plain_guidance_of_the_edited_prompt(backbone):
+    """e0 + s (ec - e0) + s (ee - ec) = e0 + s (ee - e0)."""
+    settings = SamplingSettings("ddim", guidance=3.0, edit="with a hat", edit_strength=3.0, **SMALL)
+    edited = sample_latents(backbone, "a cat", settings=settings)
+    plain = SamplingSettings("ddim", guidance=3.0, **SMALL)
+    expected = sample_latents(backbone, "a cat, with a hat", settings=plain)
+    torch.testing.assert_close(edited, expected, rtol=1e-3, atol=1e-3)
+    nothing = SamplingSettings("ddim", guidance=3.0, edit="a", edit_strength=0.0, **SMALL)
+    torch.testing.assert_close(
+        sample_latents(backbone, "a cat", settings=nothing),
+        sample_latents(backbone, "a cat", settings=plain),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
 def test_without_guidance_the_unet_sees_the_prompts_alone(backbone):
     rows = []
     backbone.unet.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
@@ -159,6 +196,9 @@ def test_without_guidance_the_unet_sees_the_prompts_alone(backbone):
     rows.clear()
     sample_latents(backbone, ["a", "b"], settings=SamplingSettings(**SMALL))
     assert rows == [4] * 4
+    rows.clear()
+    sample_latents(backbone, ["a", "b"], settings=SamplingSettings(edit="c", **SMALL))
+    assert rows == [6] * 4
 
 
 def test_sizes_seeds_and_callback(backbone):

@@ -116,3 +116,19 @@ def test_without_guidance_there_is_no_negative_row(backbone):
     changed, guide = draw(backbone, [reference()], sampling=sampling)
     assert (changed - plain).abs().max() > 1e-3
     assert guide.session.seen.foreground is None
+
+
+@pytest.mark.parametrize("switch", [0.0, 1.0])
+def test_references_are_seen_by_the_prompt_and_its_edit(backbone, switch):
+    """Guided alike, prompt and edit are the edited prompt alone, references included."""
+    settings = replace(PLAIN_GUIDANCE, switch=switch)
+    edited = replace(SAMPLING, edit="in the rain", edit_strength=SAMPLING.guidance)
+    held, guide = draw(backbone, [reference()], settings, sampling=edited)
+    whole = f"{PROMPT}, in the rain"
+    other = ReferenceGuide(backbone, [reference()], whole, None, settings, side=64)
+    alone = sample_latents(backbone, whole, None, SAMPLING, seed=1, guide=other)
+    torch.testing.assert_close(held, alone, rtol=1e-3, atol=1e-3)
+    plain, _ = draw(backbone, sampling=edited)
+    assert (held - plain).abs().max() > 1e-3
+    guided, guide = draw(backbone, [reference()], sampling=edited)
+    assert len(guide.session.seen.regions) == 1 and guided.isfinite().all()

@@ -32,8 +32,9 @@ def mask() -> torch.Tensor:
 
 @pytest.fixture
 def draw(backbone, vectors):
-    def draw(guide=None, sampler="euler_a", guidance=3.0, texts=(TEXT,)):
-        settings = SamplingSettings(sampler, steps=4, guidance=guidance, width=128, height=128)
+    def draw(guide=None, sampler="euler_a", guidance=3.0, texts=(TEXT,), **edit):
+        size = {"width": 128, "height": 128}
+        settings = SamplingSettings(sampler, steps=4, guidance=guidance, **size, **edit)
         return sample_latents(backbone, list(texts), vectors, settings, seed=5, guide=guide)
 
     return draw
@@ -58,6 +59,19 @@ def test_at_zero_strength_the_picture_is_bit_equal(draw, backbone, rows, mask, s
     for region in (mask, None):
         guide = PromptRefocuser(backbone, rows, RefocusGuidance(bias=0, gradient=0), region)
         assert torch.equal(draw(guide, sampler), plain)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_both_the_prompt_and_its_edit_are_held(draw, backbone, rows, mask, guidance) -> None:
+    """Guided alike, prompt and edit are the edited prompt alone: held, the tokens are in both."""
+    edited = {"edit": "with a hat", "edit_strength": guidance}
+    held = draw(PromptRefocuser(backbone, rows, BIAS, mask), "ddim", guidance, **edited)
+    whole = PromptRefocuser(backbone, rows, BIAS, mask)
+    alone = draw(whole, "ddim", guidance, (f"{TEXT}, with a hat",))
+    torch.testing.assert_close(held, alone, rtol=1e-3, atol=1e-3)
+    found = PromptRefocuser(backbone, rows, BIAS)
+    draw(found, "ddim", guidance, **edited)
+    assert [len(step) for step in found.seen] == [1] * 4
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
