@@ -19,6 +19,7 @@ PUT = """app.graph.clear();
 app.canvas.background_image = null;
 const node = LiteGraph.createNode(args[0]);
 node.pos = [0, 0];
+node.id = 100 + args[2];  // a page may keep the widgets' values of an id
 app.graph.add(node);
 node.badges = [];
 const [width, height] = node.computeSize();
@@ -35,7 +36,7 @@ return [left + (pos[0] + offset[0]) * scale, top + (pos[1] - title + offset[1]) 
 
 def draw(page: Any, kind: str) -> Image.Image:
     """The picture of a node that stands alone on the page."""
-    page.js(PUT, kind, WIDTH)
+    page.js(PUT, kind, WIDTH, NODES.index(kind))
     height = page.js("return app.graph.nodes[0].size[1]")
     page.look_at(0, 0, min(SCALE, HEIGHT / height))
     left, top, right, bottom = page.js(PLACE)
@@ -56,7 +57,7 @@ def test_a_picture_is_drawn(request, page, kind):
 
 def test_a_help_page_shows_its_picture(page):
     kind = "MagiCaptureApplyAdapter"
-    page.js(PUT, kind, WIDTH)
+    page.js(PUT, kind, WIDTH, NODES.index(kind))
     page.look_at(0, 0)
     page.click(WIDTH / 2, -15)
     page.wait_visible("[data-testid=info-button]")[0].click()
