@@ -133,9 +133,7 @@ class Page:
 
     def design(self, nodes2: bool) -> None:
         """Choose ComfyUI's node design: the classic one, or Nodes 2.0."""
-        self.js(
-            "await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', args[0])", nodes2
-        )
+        self.js("await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', args[0])", nodes2)
 
     def load(self, workflow: dict[str, Any]) -> None:
         self.js("await app.loadGraphData(args[0]); heard.length = 0", workflow)

@@ -21,7 +21,7 @@ const blob = await (await app.api.fetchApi(`/view?${query}`)).blob();
 const dataTransfer = new DataTransfer();
 dataTransfer.items.add(new File([blob], filename, { type: "image/png" }));
 for (const kind of ["dragover", "drop"]) app.canvas.canvas.dispatchEvent(
-  new DragEvent(kind, { dataTransfer, bubbles: true, cancelable: true, clientX: 9, clientY: 9 }));"""
+  new DragEvent(kind, { dataTransfer, bubbles: true, cancelable: true, clientX: 9 }));"""
 
 
 def set_widget(page: Any, kind: str, name: str, value: Any) -> None:
