@@ -20,9 +20,8 @@ const query = new URLSearchParams({ filename, subfolder, type });
 const blob = await (await app.api.fetchApi(`/view?${query}`)).blob();
 const dataTransfer = new DataTransfer();
 dataTransfer.items.add(new File([blob], filename, { type: "image/png" }));
-const event = { dataTransfer, bubbles: true, cancelable: true, clientX: 9, clientY: 9 };
 for (const kind of ["dragover", "drop"]) app.canvas.canvas.dispatchEvent(
-  new DragEvent(kind, event));"""
+  new DragEvent(kind, { dataTransfer, bubbles: true, cancelable: true, clientX: 9 }));"""
 
 
 def set_widget(page: Any, kind: str, name: str, value: Any) -> None:

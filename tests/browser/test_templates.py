@@ -30,6 +30,10 @@ def links(graph: dict[str, Any]) -> set[tuple[Any, ...]]:
 
 
 def prompt(nodes: dict[str, Any]) -> dict[str, Any]:
+    """Kinds and inputs of the nodes, less the text that 0.3.64's Preview Any shows."""
+    for node in nodes.values():
+        if node["class_type"] == "PreviewAny":
+            node["inputs"].pop("preview", None)
     return {name: (node["class_type"], node["inputs"]) for name, node in nodes.items()}
 
 
