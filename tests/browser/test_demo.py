@@ -54,6 +54,7 @@ def demo(page):
     set_widget(page, "MagiCaptureDrawPaperdollPhotos", "count", PHOTOS)
     set_widget(page, "EmptyLatentImage", "batch_size", 1)
     set_widget(page, "KSampler", "steps", 4)
+    set_widget(page, "KSampler", "control_after_generate", "fixed")
     set_widget(page, "MagiCaptureTrain", "preview_every", PREVIEW_EVERY)
     return page
 
@@ -107,5 +108,5 @@ def test_a_result_dropped_on_the_page_brings_its_workflow_back(demo, finished):
     before = demo.prompt()
     demo.js("app.graph.clear()")
     demo.js(DROP, finished[1])
-    demo.wait(f"return {NODE}", "MagiCaptureTrain", seconds=30)
+    demo.wait(f"return !!{NODE}", "MagiCaptureTrain", seconds=30)
     assert demo.prompt() == before

@@ -335,10 +335,10 @@ def test_one_file_to_share_is_enough_to_draw_with(
     assert main([*command(steps=2), "--bundle"]) == 0
     out = tmp_path / "out"
     assert {f.name for f in out.iterdir()} == {"ada.safetensors", "states"}
-    (said,) = (r.getMessage() for r in caplog.records if r.getMessage().startswith("Next: "))
-    line, hint = said.removeprefix("Next: ").split("\n")
-    assert "a photo of embedding:my-person person in the embedding:my-style style" in hint
-    words = [*shlex.split(line)[1:], "--out", str(tmp_path / "drawn"), "--device", "cpu"]
+    *_, line, hint, prompt = (r.getMessage() for r in caplog.records)
+    assert hint.startswith("In ComfyUI: put the LoRA into models/loras")
+    assert "a photo of embedding:my-person person in the embedding:my-style style" in prompt
+    words = [*shlex.split(line)[1:], "--out", str(tmp_path / "drawn")]
     assert main([*words, "--steps", "2", "--width", "64", "--height", "64"]) == 0
     assert (tmp_path / "drawn" / "ada-0001.png").is_file()
 
