@@ -161,6 +161,8 @@ def _serving(
                     server.get("/system_stats")
                     break
                 time.sleep(0.2)
+            else:
+                pytest.fail(f"ComfyUI did not start within two minutes:\n{log.read_text()[-3000:]}")
             yield server
         finally:
             process.terminate()
