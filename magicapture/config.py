@@ -18,6 +18,7 @@ __all__ = [
     "Batching",
     "Checked",
     "IdentitySettings",
+    "Kept",
     "LoraSettings",
     "LoraTargets",
     "OptimizerName",
@@ -36,6 +37,7 @@ __all__ = [
     "Task",
     "Weighting",
     "Weights",
+    "WordsSettings",
     "from_dict",
     "help_of",
     "setting",
@@ -43,7 +45,7 @@ __all__ = [
 ]
 
 Role = Literal["subject", "style"]
-Task = Literal["source", "style", "composed", "prior"]
+Task = Literal["source", "style", "composed", "prior", "words"]
 Scaling = Literal["minmax", "max", "mean", "none", "share"]
 LoraTargets = Literal["cross", "cross_kv", "cross_and_self", "all_linear"]
 Weighting = Literal["none", "min_snr", "v"]
@@ -53,6 +55,7 @@ Precision = Literal["model", "fp32", "bf16", "fp16"]
 RateSchedule = Literal["constant", "linear", "cosine"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
 SubjectInit = Literal["class word", "random"]
+Kept = Literal["change", "answer"]
 
 
 def _sentence(
@@ -180,6 +183,45 @@ class PriorSettings(Checked):
 
 
 @dataclass(frozen=True)
+class WordsSettings(Checked):
+    """What the words loss keeps of what further words in a prompt do."""
+
+    kept: Kept = setting(
+        "change",
+        "change: words move the composed prompt's answer as they move the base model's answer to "
+        "the class prompt; answer: the base model's answers to class prompts with words are kept "
+        "(differential output preservation).",
+    )
+    every: int = setting(
+        2, "Look once in this many steps; the loss then counts as many times.", low=1, high=100
+    )
+    edits: tuple[str, ...] = setting(
+        (
+            "wearing a hat",
+            "wearing sunglasses",
+            "wearing a red jacket",
+            "with short hair",
+            "with long hair",
+            "with a moustache",
+            "laughing",
+            "with closed eyes",
+            "looking to the side",
+            "on a beach",
+            "in a forest",
+            "in the snow",
+            "in a city street at night",
+            "in front of a brick wall",
+            "under water",
+            "in the rain",
+            "holding flowers",
+            "holding a cat",
+        ),
+        "Words put behind the prompt, one of these a look; they hold no token.",
+        check=_sentence(lacks=("subject", "style")),
+    )
+
+
+@dataclass(frozen=True)
 class PromptTemplates(Checked):
     """Sentences for each task; one is drawn a step. {subject} and {style} are the tokens,
     {noun} the subject's class word.
@@ -278,6 +320,7 @@ class Recipe(Checked):
     refocus: RefocusSettings = setting(RefocusSettings(), "Attention Refocusing.")
     identity: IdentitySettings = setting(IdentitySettings(), "The identity loss.")
     prior: PriorSettings = setting(PriorSettings(), "Prior preservation.")
+    words: WordsSettings = setting(WordsSettings(), "What further words in a prompt do.")
     prompts: PromptTemplates = setting(PromptTemplates(), "Prompt templates.")
     masked: bool = setting(True, "Restrict each reconstruction to its concept's mask.")
     normalise_area: bool = setting(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import LoraSettings, PromptTemplates, Rates, Recipe
+from ..config import LoraSettings, PromptTemplates, Rates, Recipe, WordsSettings
 from ..recipes import DEFAULT, miniature, recipe, with_weights
 
 _OPENINGS = ("a photo of", "a portrait of", "a picture of")
@@ -18,6 +18,27 @@ PROMPTS = PromptTemplates(
 )
 """Sentences of the usual form, without words that the captions do not have."""
 
+EDITS = (
+    "with stubble",
+    "with moustache",
+    "with beard",
+    "with freckles",
+    "with mole",
+    "with scar",
+    "wearing a green hoodie",
+    "wearing a yellow suit",
+    "wearing a white dress",
+    "wearing a beanie",
+    "curly black hair",
+    "long pink hair",
+    "bald",
+    "on a checked green and yellow background",
+    "on a gradient white background",
+    "on a sunburst orange and purple background",
+    "on a checked grey and teal background",
+)
+"""Words to be kept in their meaning; none is asked for by `edits.edits`."""
+
 
 STEPS = (150, 1050)
 """Steps of the default's phases on dolls: the demo then ends within three minutes on two cores."""
@@ -30,7 +51,9 @@ def doll_recipe(name: str = DEFAULT) -> Recipe:
     own: unweighted, composition is learned last. No picture is mirrored: in drawings as regular as
     dolls it is a contradiction, to any method. Raises InputError for a name there is not.
     """
-    small = replace(miniature(recipe(name)), prompts=PROMPTS, weighting="v", flip=False)
+    full = miniature(recipe(name))
+    words = replace(full.words, edits=EDITS)
+    small = replace(full, prompts=PROMPTS, words=words, weighting="v", flip=False)
     return _tuned(small) if name == DEFAULT else small
 
 
