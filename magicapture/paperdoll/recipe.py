@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..config import LoraSettings, PromptTemplates, Rates, Recipe, WordsSettings
+from ..config import LoraSettings, PromptTemplates, Rates, Recipe
 from ..recipes import DEFAULT, miniature, recipe, with_weights
 
 _OPENINGS = ("a photo of", "a portrait of", "a picture of")
