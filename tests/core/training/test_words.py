@@ -85,7 +85,9 @@ def test_it_holds_what_training_would_change(make_job, make_backbone):
         text = "a photo of a woman, with a hat"
         before = noise_of(backbone, row, text, adapter.vectors())
         with adapted(backbone, adapter):
-            return float((noise_of(backbone, row, text, adapter.vectors()) - before).square().mean())
+            return float(
+                (noise_of(backbone, row, text, adapter.vectors()) - before).square().mean()
+            )
 
     assert drift(100.0) < 0.5 * drift(0.0)
 
