@@ -83,10 +83,12 @@ class Batches:
     def _supervised(self, task: Task, photo: EncodedVariant) -> Tensor:
         """Where a task's reconstruction counts: its concept's region, or everywhere.
 
-        A pseudo-label of its own shows all that is asked for, so all of it counts.
+        A pseudo-label of its own says what of it shows what is asked for.
         """
-        everywhere = not self.recipe.masked or (task == "composed" and self.composed is not None)
-        if everywhere or photo.face_mask is None:
+        own_label = task == "composed" and self.composed is not None
+        if own_label and photo.taught is not None:
+            return photo.taught
+        if not self.recipe.masked or own_label or photo.face_mask is None:
             return torch.ones_like(photo.latents[:, :1])
         return (self.subject if task == "source" else self.style).region(photo.face_mask)
 
