@@ -19,6 +19,7 @@ __all__ = [
     "Checked",
     "IdentitySettings",
     "Kept",
+    "LabelSettings",
     "LoraSettings",
     "LoraTargets",
     "OptimizerName",
@@ -222,6 +223,37 @@ class WordsSettings(Checked):
 
 
 @dataclass(frozen=True)
+class LabelSettings(Checked):
+    """The pseudo-labels that show the person's face in the portraits: of which photos, and what
+    of them is taught."""
+
+    photos: int = setting(
+        2, "How many photos at most are laid into each portrait, the nearest first.", low=1
+    )
+    nearness: float = setting(
+        0.25,
+        "How far a photo's pose may be from the portrait's: the distance of their aligned "
+        "landmarks, in distances between the eyes. A portrait without a near photo keeps its own "
+        "face, which is then not taught.",
+        low=0,
+        high=10,
+    )
+    seam: float = setting(
+        2.0,
+        "Width of the band along the laid-in face's edge that is not taught, in latent cells.",
+        low=0,
+        high=32,
+    )
+    face_above: int = setting(
+        0,
+        "The label's face is taught at noise levels t from here on alone, where noise hides what "
+        "is left to see of the laying in; below, the identity loss draws it. 0 teaches it at all.",
+        low=0,
+        high=1000,
+    )
+
+
+@dataclass(frozen=True)
 class PromptTemplates(Checked):
     """Sentences for each task; one is drawn a step. {subject} and {style} are the tokens,
     {noun} the subject's class word.
@@ -321,6 +353,7 @@ class Recipe(Checked):
     identity: IdentitySettings = setting(IdentitySettings(), "The identity loss.")
     prior: PriorSettings = setting(PriorSettings(), "Prior preservation.")
     words: WordsSettings = setting(WordsSettings(), "What further words in a prompt do.")
+    labels: LabelSettings = setting(LabelSettings(), "Labels with the person's face laid in.")
     prompts: PromptTemplates = setting(PromptTemplates(), "Prompt templates.")
     masked: bool = setting(True, "Restrict each reconstruction to its concept's mask.")
     normalise_area: bool = setting(

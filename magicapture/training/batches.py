@@ -85,19 +85,25 @@ class Batches:
             photo.latents,
             _noise(photo.latents, generator),
             timestep,
-            self._supervised(task, photo),
+            self._supervised(task, photo, timestep),
             photo.face_mask,
             photo.landmarks,
         )
 
-    def _supervised(self, task: Task, photo: EncodedVariant) -> Tensor:
-        """Where a task's reconstruction counts: its concept's region, or everywhere.
+    def _supervised(self, task: Task, photo: EncodedVariant, timestep: int) -> Tensor:
+        """Where a task's reconstruction counts at t: its concept's region, or everywhere.
 
-        A pseudo-label of its own shows all that is asked for, so all of it counts.
+        A pseudo-label of its own says what of it shows what is asked for; its face is left to the
+        identity loss at weak noise (`LabelSettings.face_above`).
         """
-        everywhere = not self.recipe.masked or (task == "composed" and self.composed is not None)
-        if everywhere or photo.face_mask is None:
-            return torch.ones_like(photo.latents[:, :1])
+        everywhere = torch.ones_like(photo.latents[:, :1])
+        if task == "composed" and self.composed is not None:
+            taught = everywhere if photo.taught is None else photo.taught
+            if timestep >= self.recipe.labels.face_above or photo.face_mask is None:
+                return taught
+            return taught * (1 - photo.face_mask)
+        if not self.recipe.masked or photo.face_mask is None:
+            return everywhere
         return (self.subject if task == "source" else self.style).region(photo.face_mask)
 
     def _prior_row(self, phase: Phase, generator: Generator) -> Row:
