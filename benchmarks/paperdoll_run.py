@@ -84,7 +84,7 @@ class Plan:
         named = json.dumps(to_dict(recipe) if recipe else row.name, sort_keys=True)
         if row.name == MAGICFACE:
             named += repr((GUIDANCE, WEIGHT, MagicFaceSettings()))
-        settings = (named, self.sampling, self.pictures, row.seed, row.start)
+        settings = (named, self.sampling, self.pictures, row.seed, row.start, row.strengths)
         return version(settings, sorted(self.weights.rglob("*.safetensors")))
 
 
@@ -122,7 +122,8 @@ class Bench:
             started = time.process_time()
             adapter = self._adapter(row, index, pair, place)
             trained = time.process_time() - started
-            with adapted(self.backbone, adapter) if row.recipe else nullcontext():
+            scope = adapted(self.backbone, adapter, *row.strengths)
+            with scope if row.recipe else nullcontext():
                 drawn, further = self._drawn(partial(self._sample, adapter), pair, index)
                 further |= self._leakages(adapter, pair)
         save_strip(drawn[:8], place / "pictures.png")
