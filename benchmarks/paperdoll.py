@@ -10,18 +10,18 @@ a run that was stopped goes on where it was. A line made with other settings or 
 another version and is made again. Adapters and pictures stay in `--keep` for rows to come.
 
 What it costs, in seconds of one core (a step of phase 1: 0.075, of phase 2: 0.155, with the text
-encoder and self-attention about 0.17; 16 pictures by 20 steps: 7.6, 32 of them a row: 15; the pair,
-encoding and judging: 10):
+encoder and self-attention about 0.17; 16 pictures by 20 steps: 7.6, 24 with edit guidance: 17; the
+pair, encoding and judging: 10):
 
-    default, its five ablations, two second seeds   8 x (150 x 0.075 + 1050 x 0.155 + 25) = 1590
-    paper (accumulates 4 draws)             300 x 4 x 0.075 + 375 x 4 x 0.155 + 25       = 350
-    release (one task a step)               300 x 0.04 + 375 x 0.1 + 25                  =  75
-    textual inversion, 1,250 steps          1250 x 0.075 + 25                            = 120
-    DreamBooth, 500 steps, 50 class images  500 x 0.17 + 50 x 30 x 0.045 + 25            = 180
-    Custom Diffusion, 188 steps, 50 images  188 x 0.16 + 50 x 30 x 0.045 + 25            = 120
-    untrained, truth, MagicFace                                                            85
+    default, its five ablations, two second seeds   8 x (150 x 0.075 + 1050 x 0.155 + 35) = 1670
+    paper (accumulates 4 draws)             300 x 4 x 0.075 + 375 x 4 x 0.155 + 35       = 360
+    release (one task a step)               300 x 0.04 + 375 x 0.1 + 35                  =  85
+    textual inversion, 1,250 steps          1250 x 0.075 + 35                            = 130
+    DreamBooth, 500 steps, 50 class images  500 x 0.17 + 50 x 30 x 0.045 + 35            = 190
+    Custom Diffusion, 188 steps, 50 images  188 x 0.16 + 50 x 30 x 0.045 + 35            = 130
+    untrained, truth, MagicFace                                                           120
 
-In all 2,520 s a pair: 20 pairs take 14 hours of one core, 7 hours of two.
+In all 2,690 s a pair: 20 pairs take 15 hours of one core, 7.5 hours of two.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
         + ([f"from_{options.first}"] if options.first else [])
         + (["quick"] if options.quick else [])
     )
-    plan = Plan(options.weights, split, options.keep / stem, options.quick)
+    plan = Plan(options.weights, split, options.keep / stem, options.quick, options.in_words)
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"{stem}.csv"
     known = {key: line["version"] for key, line in read(file).items()}
@@ -85,6 +85,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="*", metavar="ROW", help="default: all of them")
     parser.add_argument("--study", choices=list(studies()), help="variants, on development pairs")
     parser.add_argument("--quick", action="store_true", help="12 steps, 4 pictures: a look")
+    parser.add_argument(
+        "--in-words", action="store_true", help="draw edits also as words of the prompt"
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks")
