@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from ..config import LoraSettings, Recipe, help_of
+from ..config import LabelSettings, LoraSettings, Recipe, help_of
 from ..demo import FAST_STEPS, DemoSettings
 from ..faces.embed import NORMALISATIONS
 from ..faces.masks import MaskSettings
@@ -19,6 +19,7 @@ from ..version import __version__
 from .demo import demo
 from .doctor import doctor
 from .identity import identity
+from .labels import SETTINGS, labels
 from .masks import masks
 from .model import DTYPES
 from .models import models
@@ -42,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
         (sample, _add_sample),
         (masks, _add_masks),
         (doctor, _add_doctor),
+        (labels, _add_labels),
         (identity, _add_identity),
         (models, _add_models),
         (recipes, _add_recipes),
@@ -85,11 +87,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     faces = parser.add_argument_group(
         "faces", "Where a photo has no mask or landmarks, they are found, and the photo is judged."
     )
-    faces.add_argument(
-        "--leave-out",
-        action="store_true",
-        help="Train without the photos whose verdict is to leave them out.",
-    )
+    _add_leave_out(faces, "Train")
     _add_faces(
         faces,
         parser_model=True,
@@ -133,13 +131,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 def _add_recipe(group: Group) -> None:
     chosen = recipe()
     add = group.add_argument
-    option(
-        group,
-        "--recipe",
-        str,
-        f"One of {', '.join(RECIPE_NAMES)}, or a .json file.",
-        default=DEFAULT,
-    )
+    _add_named_recipe(group)
     option(
         group,
         "--steps",
@@ -171,6 +163,11 @@ def _add_recipe(group: Group) -> None:
         action="append",
         metavar="PATH=VALUE",
     )
+
+
+def _add_named_recipe(group: Group) -> None:
+    names = f"One of {', '.join(RECIPE_NAMES)}, or a .json file."
+    option(group, "--recipe", str, names, default=DEFAULT)
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
@@ -252,6 +249,26 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     option(parser, "--sheet", Path, sheet, shown="none", metavar="FILE")
     _add_json(parser)
     _add_faces(parser.add_argument_group("faces"), parser_model=True, optional=True)
+
+
+def _add_labels(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--source", required=True, metavar="DIR", help="The person's photos.")
+    add("--style", required=True, metavar="DIR", help="Portraits in the style.")
+    sheet = "Write a contact sheet (.png); violet is not taught."
+    option(parser, "--sheet", Path, sheet, shown="none", metavar="FILE")
+    option(parser, "--out", Path, "Write each label here.", shown="none", metavar="DIR")
+    _add_named_recipe(parser)
+    chosen = recipe()
+    for name in SETTINGS:
+        value = getattr(chosen.labels, name)
+        setting_option(parser, LabelSettings, name, shown=f"the recipe's, {value} in {DEFAULT}")
+    setting_option(
+        parser, Recipe, "resolution", shown=f"the recipe's, {chosen.resolution} in {DEFAULT}"
+    )
+    faces = parser.add_argument_group("faces")
+    _add_leave_out(faces, "Make labels")
+    _add_faces(faces, parser_model=True, optional=True)
 
 
 def _add_identity(parser: argparse.ArgumentParser) -> None:
@@ -349,6 +366,14 @@ def _add_faces(
         "What the face recognition model's pixels are scaled to.",
         default="arcface",
         choices=list(NORMALISATIONS),
+    )
+
+
+def _add_leave_out(group: Group, what: str) -> None:
+    group.add_argument(
+        "--leave-out",
+        action="store_true",
+        help=f"{what} without the photos whose verdict is to leave them out.",
     )
 
 

@@ -36,7 +36,7 @@ def recipe_from(arguments: argparse.Namespace) -> Recipe:
 
     Raises InputError or StorageError where there is none or a value is out of range.
     """
-    chosen = _named_or_read(arguments.recipe)
+    chosen = named_or_read(arguments.recipe)
     if arguments.steps is not None:
         with naming("--steps"):
             chosen = with_steps(chosen, arguments.steps)
@@ -55,6 +55,7 @@ def recipe_from(arguments: argparse.Namespace) -> Recipe:
     return chosen
 
 
-def _named_or_read(name: str) -> Recipe:
+def named_or_read(name: str) -> Recipe:
+    """A recipe by name, or from a .json file; raises InputError or StorageError."""
     with naming("--recipe"):
         return read_recipe(Path(name)) if name.lower().endswith(".json") else recipe(name)

@@ -23,8 +23,8 @@ _LIGHT = 0.2
 class Match:
     """A portrait and a photo whose face is laid into it, by their numbers, and how far apart.
 
-    pose: in distances between the eyes. light: of its slope over the face, as a share of the
-    face's brightness.
+    pose: in distances between the eyes. light: of its rise over the face and its contrast, as
+    shares of the face's brightness.
     """
 
     portrait: int
@@ -70,9 +70,9 @@ def pose_distance(one: Tensor, other: Tensor) -> float:
 
 
 def light(photo: Photo) -> Tensor:
-    """How brightness rises to the right and downwards over a photo's face (2,).
+    """How brightness rises to the right and downwards over a photo's face, and its contrast (3,).
 
-    By the spread of the face's own pixels along each way, as a share of its mean brightness.
+    Over the spread of the face's own pixels, as shares of its mean brightness.
     """
     scale = _SIDE / 512
     matrix = similarity(landmarks_of(photo)[None], (FFHQ_TEMPLATE + 0.5) * scale - 0.5)
@@ -82,12 +82,12 @@ def light(photo: Photo) -> Tensor:
     bright = luma(head[:3])[0]
     mean = (weight * bright).sum()
     steps = torch.linspace(-1, 1, _SIDE)
-    rises = []
+    parts = [(weight * (bright - mean).square()).sum().sqrt()]
     for way in (steps.expand(_SIDE, -1), steps[:, None].expand(-1, _SIDE)):
         off = way - (weight * way).sum()
         spread = (weight * off.square()).sum().sqrt().clamp_min(1e-6)
-        rises.append((weight * off * (bright - mean)).sum() / spread)
-    return torch.stack(rises) / mean.clamp_min(1e-3)
+        parts.insert(-1, (weight * off * (bright - mean)).sum() / spread)
+    return torch.stack(parts) / mean.clamp_min(1e-3)
 
 
 def mask_of(photo: Photo) -> Tensor:

@@ -1,0 +1,77 @@
+"""`magicapture labels`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from ..config import Recipe, Role
+from ..data import Learnable, ReferenceSet, load_folder
+from ..files import check_writable
+from ..labels import label_sheet, report, with_faces_of
+from ..recipes import changed
+from ..tokens import Concept
+from ..training import TrainingJob
+from .faces import embedder_from, faces_found
+from .images import free_path, save_image
+from .options import naming, require_text
+from .outputs import check_sheet
+from .recipe import named_or_read
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = ("photos", "nearness", "seam")
+"""The settings of labels that have an option."""
+
+DOWNSCALE = 8
+"""Pixels along a side of a latent's cell, in Stable Diffusion."""
+
+_SHEET = "contact sheet of labels"
+
+
+def labels(arguments: argparse.Namespace) -> None:
+    """Show what the person in the style will be taught by, before training."""
+    require_text("--source", arguments.source)
+    require_text("--style", arguments.style)
+    for folder in (arguments.source, arguments.style):
+        check_sheet(arguments.sheet, Path(folder), _SHEET)
+    if arguments.out:
+        check_writable(arguments.out)
+    recipe = _recipe_from(arguments)
+    source, portraits = _photos(arguments, recipe)
+    cells = recipe.resolution // DOWNSCALE
+    made = with_faces_of(portraits, source, recipe.labels, cells=cells)
+    for line in report(made, portraits).splitlines():
+        logger.info("%s", line)
+    if recipe.pseudo_label != "face_laid_in":
+        logger.info(
+            "The recipe %s has the pseudo_label portrait: it has no such labels.", recipe.name
+        )
+    if arguments.sheet:
+        save_image(label_sheet(made, portraits), arguments.sheet, _SHEET)
+        logger.info("Wrote %s", arguments.sheet)
+    if arguments.out:
+        for image in made.images:
+            save_image(image, free_path(arguments.out, "label"), _SHEET)
+        logger.info("Wrote %d labels into %s", len(made), arguments.out)
+
+
+def _recipe_from(arguments: argparse.Namespace) -> Recipe:
+    """The recipe, with the settings of labels that the command line has."""
+    chosen = named_or_read(arguments.recipe)
+    paths = {name: f"labels.{name}" for name in SETTINGS} | {"resolution": "resolution"}
+    for name, path in paths.items():
+        if (value := getattr(arguments, name)) is not None:
+            with naming(f"--{name}"):
+                chosen = changed(chosen, {path: value})
+    return chosen
+
+
+def _photos(arguments: argparse.Namespace, recipe: Recipe) -> tuple[ReferenceSet, ReferenceSet]:
+    """The person's photos and the style's portraits, their faces known."""
+    roles: dict[Role, str] = {"subject": arguments.source, "style": arguments.style}
+    both = [Learnable(Concept(role, role), load_folder(folder)) for role, folder in roles.items()]
+    subject, style = faces_found(*both, arguments, recipe, embedder_from(arguments))
+    job = TrainingJob(subject, style, recipe).with_landmarks()
+    return job.subject.photos, job.style.photos
