@@ -117,9 +117,10 @@ def miniature(recipe: Recipe) -> Recipe:
     """The recipe for a small model of 128 px, such as paperdoll's: a quarter of everything.
 
     One rule for every recipe: resolution, steps, class images, the size of enlarged maps and the
-    seam of a label, in cells, are divided by four, and learning rates are multiplied by four, so that rate times steps, the
-    length of the way, stays. Attention is looked at in layers twice as fine, since a small UNet
-    has a level less: what is 16x16 for SD 1.5 at 512 px is 8x8 here, the coarsest but the middle.
+    seam of a label, in cells, are divided by four, and learning rates are multiplied by four, so
+    that rate times steps, the length of the way, stays. Attention is looked at in layers twice as
+    fine, since a small UNet has a level less: what is 16x16 for SD 1.5 at 512 px is 8x8 here, the
+    coarsest but the middle.
     The frozen model computes in its own number format.
     """
     refocus, prior = recipe.refocus, recipe.prior
