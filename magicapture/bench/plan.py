@@ -61,7 +61,7 @@ class Trial:
 class Plan:
     """Everything that is decided before a model computes anything.
 
-    recipes: by name; the others are compared with the first. sampling: of every picture. Raises
+    recipes: by name, one or more; the others are compared with the first. sampling: of every picture. Raises
     InputError for what would spoil a training.
     """
 
@@ -72,8 +72,6 @@ class Plan:
     sampling: SamplingSettings
 
     def __post_init__(self) -> None:
-        if not self.recipes:
-            raise InputError("--recipes: expected one or more names of recipes, got none.")
         for name in self.recipes:
             for person, style in self.pairs():
                 try:

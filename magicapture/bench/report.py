@@ -126,6 +126,11 @@ class Report:
         }
 
 
+def check_report(file: Path, fresh: bool) -> None:
+    """Raise InputError for a file that is there and is no report to go on with, or to replace."""
+    _read(file, fresh)
+
+
 def _told(found: tuple[float, float, float] | None) -> list[float] | None:
     return None if found is None else [round(value, 4) for value in found]
 

@@ -19,7 +19,7 @@ from ..training import Listener
 from .machine import machine
 from .page import save_strip, write_page
 from .plan import Plan
-from .report import Report
+from .report import Report, check_report
 from .runner import Drawn, Models, Runner
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,11 @@ class Output:
     folder: Path
     pictures: bool = True
     fresh: bool = False
+
+    def check(self) -> None:
+        """Raise InputError for a file in the way, StorageError where nothing can be written."""
+        check_writable(self.folder, SPACE)
+        check_report(self.folder / JSON, self.fresh)
 
 
 def setup_of(
@@ -80,7 +85,7 @@ def carry_out(
     """
     folder = output.folder
     pictures = folder / "pictures" if output.pictures else None
-    check_writable(folder, SPACE)
+    output.check()
     runner = Runner(plan, models, folder / "states", listener)
     report = Report(
         folder / JSON,

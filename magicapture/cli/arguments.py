@@ -284,10 +284,11 @@ def _add_identity(parser: argparse.ArgumentParser) -> None:
 def _add_bench(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is trained and drawn")
     add = what.add_argument
-    add("--faces", type=Path, metavar="DIR", help="A folder of people, a folder of photos each.")
-    add(
-        "--styles", type=Path, metavar="DIR", help="A folder of styles, a folder of portraits each."
-    )
+    for flag, help in (
+        ("--faces", "A folder of people: in it a folder of photos for each."),
+        ("--styles", "A folder of styles: in it a folder of portraits for each, or one's alone."),
+    ):
+        option(what, flag, Path, help, shown="none; it is needed", metavar="DIR")
     option(
         what,
         "--recipes",

@@ -56,6 +56,8 @@ def bench(arguments: argparse.Namespace) -> None:
         if given is None:
             raise InputError(_NO_SETS.format(flag=flag))
     require_text("--class-word", arguments.class_word)
+    output = Output(arguments.out, not arguments.no_pictures, arguments.fresh)
+    output.check()
     settings = settings_from(BenchSettings, arguments, COUNTS)
     if arguments.edit:
         settings = replace(settings, edits=tuple(arguments.edit))
@@ -71,7 +73,6 @@ def bench(arguments: argparse.Namespace) -> None:
     backbone = backbone_from(arguments, precision)
     models = Models(backbone, detector, parser, loss, judge, clip)
     setup = setup_of(plan, models, title=arguments.title, sha256=_sha256(Path(arguments.base)))
-    output = Output(arguments.out, not arguments.no_pictures, arguments.fresh)
     try:
         with Progress(arguments.out) as progress:
             carry_out(plan, models, setup, output, _each_warning_once(progress))
@@ -95,6 +96,8 @@ def _recipes(arguments: argparse.Namespace) -> dict[str, Recipe]:
             images = max(min(1, whole.prior.images), round(share * whole.prior.images))
             chosen = replace(chosen, prior=replace(whole.prior, images=images))
         found[chosen.name] = replace(chosen, precision=precision_from(arguments))
+    if not found:
+        raise InputError(f"--recipes: expected one or more names, got {arguments.recipes!r}.")
     sides = {recipe.resolution for recipe in found.values()}
     if len(sides) > 1:
         raise InputError(
