@@ -61,8 +61,8 @@ class Trial:
 class Plan:
     """Everything that is decided before a model computes anything.
 
-    recipes: by name, one or more; the others are compared with the first. sampling: of every picture. Raises
-    InputError for what would spoil a training.
+    recipes: by name, one or more; the others are compared with the first. sampling: of every
+    picture. Raises InputError for what would spoil a training.
     """
 
     people: Sequence[Shots]

@@ -6,6 +6,7 @@ things out; style transfer works by them (Huang & Belongie 2017, AdaIN).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from ..backbones import DiffusersBackbone
 _FLAT = 1e-3
 """Added to a spread, and the least one that is divided by."""
 
+_FARTHEST = 3.0
+"""Spreads away from the mean at the most: a channel that is dead in the pool would outweigh all
+others in a picture where it lives."""
+
 
 @dataclass(frozen=True, eq=False)
 class Space:
@@ -29,16 +34,17 @@ class Space:
 
     centre: Tensor
     scale: Tensor
+    farthest: float
 
     @classmethod
     def of(cls, pool: Tensor, *, spread: bool = True) -> Space:
         """The space of a pool (N,D); with spread=False only its mean is taken away."""
         scale = pool.std(dim=0).clamp_min(_FLAT) if spread else torch.ones(pool.shape[1])
-        return cls(pool.mean(dim=0), scale)
+        return cls(pool.mean(dim=0), scale, _FARTHEST if spread else math.inf)
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Vectors (N,D) in this space."""
-        return (vectors - self.centre) / self.scale
+        return ((vectors - self.centre) / self.scale).clamp(-self.farthest, self.farthest)
 
 
 class StyleReader:

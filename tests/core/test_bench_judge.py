@@ -81,13 +81,13 @@ def composed() -> Tensor:
 
 def test_true_compositions_have_both_and_strangers_neither(judge: Judge, case: Case) -> None:
     true = judge.scores(composed(), case)
-    assert mean(true["identity"]) > 0.9 and mean(true["style"]) > 0.6 and mean(true["both"]) > 0.6
-    assert mean(true["collapse"]) <= 0.25 and true["faces"] == [1] * 4
+    assert mean(true["identity"]) > 0.9 and min(true["style"]) > 0.7 and mean(true["both"]) > 0.8
+    assert true["collapse"] == [0] * 4 and true["faces"] == [1] * 4
     photos = judge.scores(pictures(photos_of(1)[:2]), case)  # another person, in no style
     assert mean(photos["identity"]) < 0.7 and mean(photos["style"]) < 0.3
     assert photos["collapse"] == [1, 1]
     portraits = judge.scores(pictures(portraits_in(0)[:2]), case)
-    assert mean(portraits["style"]) > 0.7 and mean(portraits["identity"]) < 0.7
+    assert min(portraits["style"]) > 0.8 and mean(portraits["identity"]) < 0.7
     assert mean(portraits["portraits"]) > 1 > mean(true["portraits"])
 
 
@@ -133,10 +133,12 @@ def test_each_level_of_a_style_counts_alike(reader: StyleReader) -> None:
 
 
 def test_a_space_takes_away_what_all_share() -> None:
-    pool = torch.randn(50, 3) * torch.tensor([1.0, 10, 0]) + torch.tensor([5.0, -70, 2])
+    pool = torch.rand(50, 3) * torch.tensor([1.0, 10, 0]) + torch.tensor([5.0, -70, 2])
     inside = Space.of(pool)(pool)
     torch.testing.assert_close(inside.mean(0), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(inside.std(0), torch.tensor([1.0, 1, 0]), atol=1e-4, rtol=0)
+    far = pool[:1] + torch.tensor([1e6, -1e6, 1e6])
+    torch.testing.assert_close(Space.of(pool)(far), torch.tensor([[3.0, -3, 3]]))
     plain = Space.of(pool, spread=False)(pool)
     torch.testing.assert_close(plain.std(0), pool.std(0))
 
