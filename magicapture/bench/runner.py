@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..backbones import DiffusersBackbone
-from ..errors import NumericalError, OutOfMemoryError
+from ..errors import MagiCaptureError, StorageError
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import FaceEmbedder
 from ..faces.protocols import Detector, Parser
@@ -27,6 +28,8 @@ from .judge import Case, Judge
 from .machine import PeakMemory
 from .plan import Plan, Trial
 from .style import StyleReader
+
+logger = logging.getLogger(__name__)
 
 _TOGETHER = 4  # pictures in a batch
 _LITTLE = 0.01  # a gain of the untrained model below which words cannot be seen to be obeyed
@@ -85,14 +88,18 @@ class Runner:
     def run(self, trial: Trial) -> tuple[Line, Drawn | None]:
         """The trial's line of the report and its pictures; a failure is a line without scores.
 
-        What interrupts it, interrupts it; the training is kept and goes on next time.
+        So one recipe that does not fit the model or the memory costs the others nothing. What
+        interrupts it, interrupts it; the training is kept and goes on next time.
         """
         named = {"person": trial.person + 1, "style": trial.style + 1, "recipe": trial.recipe}
         line: Line = {**named, "seed": trial.seed, "version": self.plan.version(trial)}
         try:
             adapter, cost = self._trained(trial)
             drawn, drawing = self._drawn(adapter, trial)
-        except (NumericalError, OutOfMemoryError) as error:
+        except StorageError:  # the next one would not be kept either
+            raise
+        except MagiCaptureError as error:
+            logger.warning("%s", f"{trial} failed: {error}")
             return {**line, "failed": type(error).__name__}, None
         case = self.cases[trial.person, trial.style]
         line |= {"scores": self.judge.scores(drawn.composed, case), "cost": cost | drawing}

@@ -221,6 +221,23 @@ def test_a_stopped_bench_goes_on_and_its_report_names_nobody(
     assert json.loads((tmp_path / "out" / "report.json.bak1").read_text("utf-8"))["lines"]
 
 
+def test_a_recipe_that_fails_is_a_line_and_is_tried_again(
+    command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "unfit.json"
+    unfit = recipe("magicapture")
+    unfit = replace(unfit, refocus=replace(unfit.refocus, factors=(64,)))
+    file.write_text(json.dumps(to_dict(replace(unfit, name="unfit", variants=1))))
+    for _ in range(2):
+        assert main(command(people=1, recipes=file)) == 0
+        assert "unfit, person 1 in style 1, seed 0 failed: No attention layer" in caplog.text
+        caplog.clear()
+    (line,) = report(tmp_path / "out")["lines"]
+    assert line["failed"] in ("InputError", "UnsupportedModelError") and "scores" not in line
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert "0 trainings" in page and "Failed: unfit" in page
+
+
 def check_report(found: dict[str, object]) -> None:
     """The form that docs/bench.md describes."""
     assert (found["made_by"], found["schema"]) == ("magicapture bench", 1)
