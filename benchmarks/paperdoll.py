@@ -4,24 +4,25 @@
     python benchmarks/paperdoll.py --quick --pairs 1            # a look: minutes, no result
     python benchmarks/paperdoll.py --study ar --pairs 6         # choosing, on development pairs
     python benchmarks/paperdoll.py --first 20 --rows magicapture    # again, on other pairs
+    python benchmarks/paperdoll.py --hard all --rows truth magicapture    # from harder photos
 
 One line of the CSV is one training and its 16 pictures; it is written as soon as it is there, so
 a run that was stopped goes on where it was. A line made with other settings or other weights has
 another version and is made again. Adapters and pictures stay in `--keep` for rows to come.
 
 What it costs, in seconds of one core (a step of phase 1: 0.075, of phase 2: 0.155, with the text
-encoder and self-attention about 0.17; 16 pictures by 20 steps: 7.6, 32 of them a row: 15; the pair,
-encoding and judging: 10):
+encoder and self-attention about 0.17; 16 pictures by 20 steps: 7.6, 24 with edit guidance: 17; the
+pair, encoding and judging: 10):
 
-    default, its five ablations, two second seeds   8 x (150 x 0.075 + 1050 x 0.155 + 25) = 1590
-    paper (accumulates 4 draws)             300 x 4 x 0.075 + 375 x 4 x 0.155 + 25       = 350
-    release (one task a step)               300 x 0.04 + 375 x 0.1 + 25                  =  75
-    textual inversion, 1,250 steps          1250 x 0.075 + 25                            = 120
-    DreamBooth, 500 steps, 50 class images  500 x 0.17 + 50 x 30 x 0.045 + 25            = 180
-    Custom Diffusion, 188 steps, 50 images  188 x 0.16 + 50 x 30 x 0.045 + 25            = 120
-    untrained, truth, MagicFace                                                            85
+    default, its five ablations, two second seeds   8 x (150 x 0.075 + 1050 x 0.155 + 35) = 1670
+    paper (accumulates 4 draws)             300 x 4 x 0.075 + 375 x 4 x 0.155 + 35       = 360
+    release (one task a step)               300 x 0.04 + 375 x 0.1 + 35                  =  85
+    textual inversion, 1,250 steps          1250 x 0.075 + 35                            = 130
+    DreamBooth, 500 steps, 50 class images  500 x 0.17 + 50 x 30 x 0.045 + 35            = 190
+    Custom Diffusion, 188 steps, 50 images  188 x 0.16 + 50 x 30 x 0.045 + 35            = 130
+    untrained, truth, MagicFace                                                           120
 
-In all 2,520 s a pair: 20 pairs take 14 hours of one core, 7 hours of two.
+In all 2,690 s a pair: 20 pairs take 15 hours of one core, 7.5 hours of two.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from paperdoll_run import Bench, Plan, pair_seeds
 from paperdoll_table import NOTES, Table, examples
 
 from magicapture.paperdoll import Split
+from magicapture.paperdoll.hardships import HARDSHIPS
 from magicapture.paperdoll.weights import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,9 +61,12 @@ def main() -> None:
         + ([options.study] if options.study else [])
         + (["development"] if split is Split.DEVELOPMENT and not options.study else [])
         + ([f"from_{options.first}"] if options.first else [])
+        + (["hard", options.hard.replace(" ", "_")] if options.hard else [])
         + (["quick"] if options.quick else [])
     )
-    plan = Plan(options.weights, split, options.keep / stem, options.quick)
+    plan = Plan(
+        options.weights, split, options.keep / stem, options.quick, options.in_words, options.hard
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"{stem}.csv"
     known = {key: line["version"] for key, line in read(file).items()}
@@ -85,6 +90,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rows", nargs="*", metavar="ROW", help="default: all of them")
     parser.add_argument("--study", choices=list(studies()), help="variants, on development pairs")
     parser.add_argument("--quick", action="store_true", help="12 steps, 4 pictures: a look")
+    parser.add_argument(
+        "--in-words", action="store_true", help="draw edits also as words of the prompt"
+    )
+    parser.add_argument("--hard", choices=HARDSHIPS, help="make the person's photos hard")
     parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks")
@@ -123,13 +132,15 @@ def _write(plan: Plan, every: Sequence[Row], file: Path) -> None:
     parts += [f"![both, identity and style]({file.stem}.png)", f"![pair {pair}]({file.stem}.jpg)"]
     file.with_suffix(".md").write_text("\n\n".join(parts) + "\n", "utf-8")
     table.draw(file.with_suffix(".png"))
-    examples(plan.keep, table.order, pair, pair_seeds(plan.split, pair), file.with_suffix(".jpg"))
+    seeds, sheet = pair_seeds(plan.split, pair), file.with_suffix(".jpg")
+    examples(plan.keep, table.order, pair, seeds, sheet, plan.hard)
     print(table.scores())  # noqa: T201
 
 
 def _machine(plan: Plan) -> str:
     return (
-        f"{plan.split.name.lower()} pairs, {plan.pictures[0]} pictures each, "
+        f"{plan.split.name.lower()} pairs, {f'hard photos ({plan.hard}), ' if plan.hard else ''}"
+        f"{plan.pictures[0]} pictures each, "
         f"{plan.sampling.steps} steps of {plan.sampling.sampler} at guidance "
         f"{plan.sampling.guidance:g}; means over pairs with 95 % bootstrap intervals. "
         f"torch {torch.__version__}, {os.cpu_count()} cores of "

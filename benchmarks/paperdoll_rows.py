@@ -1,8 +1,8 @@
 """What the paperdoll benchmark trains: the rows of its table, and variants of our default.
 
-Every recipe is brought to paperdoll's size by one rule, `magicapture.recipes.miniature`. Beside it
-each method has one number of its own, the factor on its learning rates (`RATES`), chosen on
-development pairs from the same grid (`--study rates`).
+Every recipe, our default as well, is brought to paperdoll's size by one rule,
+`magicapture.paperdoll.recipe.doll_recipe`: the factor on its learning rates is the one number that
+each has of its own, chosen on development pairs from the same grid (`--study rates`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,8 @@ from dataclasses import dataclass, replace
 
 from magicapture import Concept, Recipe
 from magicapture.config import LoraSettings
-from magicapture.paperdoll.recipe import doll_recipe
-from magicapture.recipes import with_rates, with_steps, with_weights
-
-RATES = {
-    "textual-inversion": 0.5,
-    "dreambooth": 8.0,
-    "custom-diffusion": 8.0,
-    "paper": 8.0,
-    "release": 2.0,
-}
-"""Factor on a recipe's learning rates, as tuned; our default's are in `doll_recipe` itself."""
+from magicapture.paperdoll.recipe import RATES, doll_recipe
+from magicapture.recipes import with_steps, with_weights
 
 MAGICFACE = "magicface"
 """The row that trains nothing: it draws with three references and the style in words."""
@@ -34,13 +25,15 @@ GRID = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 class Row:
     """One line of the table: how to train. No recipe: nothing is trained.
 
-    start: what both tokens' vectors start from; see `magicapture.Concept.init`.
+    start: what both tokens' vectors start from; see `magicapture.Concept.init`. strengths: of the
+    LoRA at drawing, in the UNet and in the text encoder.
     """
 
     name: str
     recipe: Recipe | None = None
     seed: int = 0
     start: str | None = None
+    strengths: tuple[float, float] = (1.0, 1.0)
 
     def concepts(self) -> tuple[Concept, Concept]:
         """The subject's and the style's token."""
@@ -63,10 +56,12 @@ def rows() -> list[Row]:
         _named("custom-diffusion"),
         _named("paper"),
         _named("release"),
+        _released(),
         Row("magicapture", default),
         Row("without refocusing", without_ar),
         Row("without composed prompts", with_weights(default, composed=0)),
         Row("without identity loss", with_weights(default, identity=0)),
+        Row("without laid-in labels", replace(default, pseudo_label="portrait")),
         Row("without masks", replace(default, masked=False)),
         Row("one phase", replace(default, phases=(once,))),
         Row(MAGICFACE),
@@ -84,7 +79,6 @@ def studies() -> Mapping[str, list[Row]]:
         "shape": [default, *_shape(doll_recipe())],
         "rates": [
             *(_named(name, factor) for name in RATES for factor in GRID),
-            *(Row(f"magicapture x{f}", with_rates(doll_recipe(), f)) for f in GRID),
         ],
     }
 
@@ -96,11 +90,17 @@ def _named(name: str, factor: float | None = None) -> Row:
     Diffusion trains keys and values of cross-attention whole; a LoRA whose rank is the layers'
     width can be any update of them, and starts from none.
     """
-    recipe = with_rates(doll_recipe(name), RATES[name] if factor is None else factor)
+    recipe = doll_recipe(name, factor)
     if name == "custom-diffusion":
         recipe = replace(recipe, lora=LoraSettings(rank=128, targets="cross_kv"))
     start = "random" if name == "dreambooth" else None
     return Row(name if factor is None else f"{name} x{factor}", recipe, start=start)
+
+
+def _released() -> Row:
+    """The release as its authors run it: L_attn has no gradient there, and strengths are lower."""
+    recipe = with_weights(doll_recipe("release"), attention=0)
+    return Row("release as shipped", recipe, strengths=(0.6, 0.9))
 
 
 def _refocusing(recipe: Recipe) -> list[Row]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from magicface_references import GUIDANCE, WEIGHT
@@ -42,14 +42,21 @@ from magicapture.paperdoll.judge import Judge
 from magicapture.paperdoll.pairs import Pair, make_pair, masks, pictures, references
 from magicapture.paperdoll.recipe import doll_recipe
 from magicapture.paperdoll.weights import loss_embedder
+from magicapture.prompts import with_edit
 from magicapture.recipes import with_steps
 from magicapture.sampling import adapted
 
 BESIDE = tuple(name for name, metric in METRICS.items() if metric.measure is None)
-COMPOSED, EDITED = 16, 8  # pictures of the composed prompt, and of each of its two edits
+COMPOSED, EDITED = 16, 8  # pictures of the composed prompt, and of each of its edits
 
-Draw = Callable[[str, int, int], Tensor]
-"""What is added to the prompt, how many pictures, and the first one's seed: the pictures."""
+
+class Draw(Protocol):
+    """Draws pictures (count,3,H,W) of the composed prompt, the first one from a seed.
+
+    edit: words guided by themselves. extra: words of the prompt.
+    """
+
+    def __call__(self, count: int, seed: int, edit: str = "", extra: str = "") -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class Plan:
     split: Split
     keep: Path  # adapters and pictures, by row and pair
     quick: bool = False
+    in_words: bool = False  # draw edits also as words of the prompt, without edit guidance
+    hard: str | None = None  # of `hardships.HARDSHIPS`, which the person's photos then have
 
     @property
     def pictures(self) -> tuple[int, int]:
@@ -84,7 +93,8 @@ class Plan:
         named = json.dumps(to_dict(recipe) if recipe else row.name, sort_keys=True)
         if row.name == MAGICFACE:
             named += repr((GUIDANCE, WEIGHT, MagicFaceSettings()))
-        settings = (named, self.sampling, self.pictures, row.seed, row.start)
+        drawn = (self.sampling, self.pictures, row.strengths, self.in_words, self.hard)
+        settings = (named, *drawn, row.seed, row.start)
         return version(settings, sorted(self.weights.rglob("*.safetensors")))
 
 
@@ -117,13 +127,14 @@ class Bench:
         if row.name == "truth":
             drawn = pictures(pair.unseen)
         elif row.name == MAGICFACE:
-            drawn, further = self._drawn(partial(self._referred, pair), pair, index)
+            drawn, further = self._drawn(partial(self._referred, pair), pair, case, index)
         else:
             started = time.process_time()
             adapter = self._adapter(row, index, pair, place)
             trained = time.process_time() - started
-            with adapted(self.backbone, adapter) if row.recipe else nullcontext():
-                drawn, further = self._drawn(partial(self._sample, adapter), pair, index)
+            scope = adapted(self.backbone, adapter, *row.strengths)
+            with scope if row.recipe else nullcontext():
+                drawn, further = self._drawn(partial(self._sample, adapter), pair, case, index)
                 further |= self._leakages(adapter, pair)
         save_strip(drawn[:8], place / "pictures.png")
         identity, style = pair_seeds(self.plan.split, index)
@@ -142,7 +153,7 @@ class Bench:
 
     def _pair(self, index: int) -> tuple[Pair, Case]:
         if self._known is None or self._known[0] != index:
-            pair = make_pair(*pair_seeds(self.plan.split, index))
+            pair = make_pair(*pair_seeds(self.plan.split, index), hard=self.plan.hard)
             self._known = (index, pair, self.judge.case(pair))
         return self._known[1:]
 
@@ -162,31 +173,39 @@ class Bench:
             save_adapter(adapter, place, place, "adapter")
         return adapter
 
-    def _drawn(self, draw: Draw, pair: Pair, index: int) -> tuple[Tensor, dict[str, object]]:
+    def _drawn(
+        self, draw: Draw, pair: Pair, case: Case, index: int
+    ) -> tuple[Tensor, dict[str, object]]:
         """Pictures of the composed prompt, and what is measured beside them."""
         composed, edited = self.plan.pictures
         started = time.process_time()
-        drawn = draw("", composed, 1000 * index)
-        seconds = time.process_time() - started
-        obedience = {
-            f"obeys_{where}": self.judge.obedience(
-                draw(edit.words, edited, 1000 * index + 500), edit
-            )
-            for where, edit in zip(("face", "scene"), edits(pair.identity, pair.style), strict=True)
-        }
-        return drawn, {**obedience, "sample_seconds": seconds}
+        drawn = draw(composed, 1000 * index)
+        further: dict[str, object] = {"sample_seconds": time.process_time() - started}
+        asked, seed = edits(pair.identity, pair.style), 1000 * index + 500
+        shown = {kind: draw(edited, seed, edit=edit.words) for kind, edit in asked.items()}
+        further |= self.judge.edited(shown, asked, case)
+        if self.plan.in_words:
+            for kind, edit in asked.items():
+                images = draw(edited, seed, extra=edit.words)
+                further[f"obeys_{kind}_in_words"] = self.judge.obedience(images, edit)
+        return drawn, further
 
-    def _sample(self, adapter: Adapter, extra: str, count: int, seed: int) -> Tensor:
+    def _sample(
+        self, adapter: Adapter, count: int, seed: int, edit: str = "", extra: str = ""
+    ) -> Tensor:
         """Pictures by an adapter's tokens."""
         texts = [prompt_of(adapter, extra)] * count
-        return sample(self.backbone, texts, adapter.vectors(), self.plan.sampling, seed=seed)
+        sampling = replace(self.plan.sampling, edit=edit)
+        return sample(self.backbone, texts, adapter.vectors(), sampling, seed=seed)
 
-    def _referred(self, pair: Pair, extra: str, count: int, seed: int) -> Tensor:
+    def _referred(
+        self, pair: Pair, count: int, seed: int, edit: str = "", extra: str = ""
+    ) -> Tensor:
         """Pictures by MagicFace, from a face, clothes and a background."""
-        prompt = ", ".join(part for part in (magicface_prompt(pair), extra) if part)
+        prompt = with_edit(magicface_prompt(pair), extra)
         given = magicface_references(pair, 3, WEIGHT)
         guide = ReferenceGuide(self.backbone, given, prompt, side=self.plan.sampling.width)
-        sampling = replace(self.plan.sampling, guidance=GUIDANCE)
+        sampling = replace(self.plan.sampling, guidance=GUIDANCE, edit=edit)
         return sample(self.backbone, [prompt] * count, None, sampling, seed=seed, guide=guide)
 
     def _leakages(self, adapter: Adapter, pair: Pair) -> dict[str, object]:

@@ -88,7 +88,7 @@ class Table:
     # -- Markdown -----------------------------------------------------------------------------
 
     def scores(self) -> str:
-        """Every row's means; the interval where it matters most."""
+        """Every row's means; the interval where it matters most. No column that nothing is in."""
 
         def cell(row: str, column: str) -> str:
             found = self.interval(row, column)
@@ -98,11 +98,12 @@ class Table:
                 return f"{found.mean:.0f}"
             return str(found) if column in SCORES else f"{found.mean:.3f}"
 
+        known = [c for c in COLUMNS if any(self.values(name, c) for name in self.order)]
         body = [
-            [name, str(len(self.values(name, "both"))), *(cell(name, c) for c in COLUMNS)]
+            [name, str(len(self.values(name, "both"))), *(cell(name, c) for c in known)]
             for name in self.order
         ]
-        return markdown(["row", "pairs", *COLUMNS.values()], body)
+        return markdown(["row", "pairs", *(COLUMNS[c] for c in known)], body)
 
     def differences(self, base: str) -> str:
         """How each row differs from one of them, over the same pairs."""
@@ -150,13 +151,21 @@ class Table:
 
 
 def examples(
-    keep: Path, order: Sequence[str], pair: int, seeds: tuple[int, int], file: Path
+    keep: Path,
+    order: Sequence[str],
+    pair: int,
+    seeds: tuple[int, int],
+    file: Path,
+    hard: str | None = None,
 ) -> None:
-    """A sheet of one pair: photos, portraits, then each row's pictures, 5 of each, labelled."""
+    """A sheet of one pair: photos, portraits, then each row's pictures, 5 of each, labelled.
+
+    hard: what makes the photos hard; see `make_pair`.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    own = make_pair(*seeds)
+    own = make_pair(*seeds, hard=hard)
     strips = {
         "the person": np.concatenate([doll.image for doll in own.source], -1).transpose(1, 2, 0),
         "the style": np.concatenate([doll.image for doll in own.reference], -1).transpose(1, 2, 0),

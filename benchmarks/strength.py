@@ -3,8 +3,8 @@
     python benchmarks/paperdoll.py --rows magicapture     # trains the adapters
     python benchmarks/strength.py --workers 2             # draws with them
 
-Every adapter draws the composed prompt and its two edits from the same noise at each strength. A
-pair takes about 50 seconds of one core.
+Every adapter draws the composed prompt, alone and with the words of two edits, from the same noise
+at each strength. A pair takes about 50 seconds of one core.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ from magicapture.sampling import adapted
 ROOT = Path(__file__).resolve().parent.parent
 ADAPTER = "magicapture"  # the row of benchmarks/paperdoll.py
 STRENGTHS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-MEASURED = SCORES | {n: METRICS[n].heading for n in ("collapse", "obeys_face", "obeys_scene")}
+MEASURED = SCORES | {
+    name: METRICS[name].heading
+    for name in ("collapse", "obeys_face_in_words", "obeys_scene_in_words")
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,10 @@ class Study:
         for strength in STRENGTHS:
             with adapted(self.backbone, adapter, strength):
                 drawn = self._draw(adapter, "", 1000 * index)
-                face, scene = (self._draw(adapter, e.words, 1000 * index + 500) for e in wanted)
+                face, scene = (
+                    self._draw(adapter, wanted[kind].words, 1000 * index + 500)
+                    for kind in ("face", "scene")
+                )
             for kind, images in (("", drawn), (", face", face), (", scene", scene)):
                 place = self.plan.pictures / f"{row_of(strength)}{kind} {index}"
                 save_strip(images, place / "pictures.png")
@@ -78,8 +84,8 @@ class Study:
                     "version": self.plan.version(strength, index),
                     **self.judge.scores(drawn, case),
                     "tone": case.tone,
-                    "obeys_face": self.judge.obedience(face, wanted[0]),
-                    "obeys_scene": self.judge.obedience(scene, wanted[1]),
+                    "obeys_face_in_words": self.judge.obedience(face, wanted["face"]),
+                    "obeys_scene_in_words": self.judge.obedience(scene, wanted["scene"]),
                 }
             )
         return lines

@@ -99,16 +99,22 @@ def read(file: Path) -> dict[Key, Line]:
 
 
 def append(file: Path, lines: Sequence[Line]) -> None:
-    """Add lines of alike columns, and the head to a new file."""
-    new = not file.exists()
-    with file.open("a", newline="") as opened:
-        writer = csv.DictWriter(opened, list(lines[0]))
-        if new:
-            writer.writeheader()
-        writer.writerows(
-            {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}
-            for line in lines
-        )
+    """Add lines of alike columns; a file that lacks some of them is written anew with them."""
+    known = list(read(file).values())
+    columns = list(dict.fromkeys([*(known[0] if known else ()), *lines[0]]))
+    added = [
+        {k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()} for line in lines
+    ]
+    if known and columns == list(known[0]):
+        with file.open("a", newline="") as opened:
+            csv.DictWriter(opened, columns).writerows(added)
+        return
+    whole = file.with_suffix(".part")
+    with whole.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, columns)
+        writer.writeheader()
+        writer.writerows([*known, *added])
+    whole.replace(file)
 
 
 def command() -> str:

@@ -18,6 +18,8 @@ __all__ = [
     "Batching",
     "Checked",
     "IdentitySettings",
+    "Kept",
+    "LabelSettings",
     "LoraSettings",
     "LoraTargets",
     "OptimizerName",
@@ -36,6 +38,7 @@ __all__ = [
     "Task",
     "Weighting",
     "Weights",
+    "WordsSettings",
     "from_dict",
     "help_of",
     "setting",
@@ -43,7 +46,7 @@ __all__ = [
 ]
 
 Role = Literal["subject", "style"]
-Task = Literal["source", "style", "composed", "prior"]
+Task = Literal["source", "style", "composed", "prior", "words"]
 Scaling = Literal["minmax", "max", "mean", "none", "share"]
 LoraTargets = Literal["cross", "cross_kv", "cross_and_self", "all_linear"]
 Weighting = Literal["none", "min_snr", "v"]
@@ -53,6 +56,7 @@ Precision = Literal["model", "fp32", "bf16", "fp16"]
 RateSchedule = Literal["constant", "linear", "cosine"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
 SubjectInit = Literal["class word", "random"]
+Kept = Literal["change", "answer"]
 
 
 def _sentence(
@@ -180,6 +184,76 @@ class PriorSettings(Checked):
 
 
 @dataclass(frozen=True)
+class WordsSettings(Checked):
+    """What the words loss keeps of what further words in a prompt do."""
+
+    kept: Kept = setting(
+        "change",
+        "change: words move the composed prompt's answer as they move the base model's answer to "
+        "the class prompt; answer: the base model's answers to class prompts with words are kept "
+        "(differential output preservation).",
+    )
+    every: int = setting(
+        2, "Look once in this many steps; the loss then counts as many times.", low=1, high=100
+    )
+    edits: tuple[str, ...] = setting(
+        (
+            "wearing a hat",
+            "wearing sunglasses",
+            "wearing a red jacket",
+            "with short hair",
+            "with long hair",
+            "with a moustache",
+            "laughing",
+            "with closed eyes",
+            "looking to the side",
+            "on a beach",
+            "in a forest",
+            "in the snow",
+            "in a city street at night",
+            "in front of a brick wall",
+            "under water",
+            "in the rain",
+            "holding flowers",
+            "holding a cat",
+        ),
+        "Words put behind the prompt, one of these a look; they hold no token.",
+        check=_sentence(lacks=("subject", "style")),
+    )
+
+
+@dataclass(frozen=True)
+class LabelSettings(Checked):
+    """The pseudo-labels that show the person's face in the portraits: of which photos, and what
+    of them is taught."""
+
+    photos: int = setting(
+        2, "How many photos at most are laid into each portrait, the nearest first.", low=1
+    )
+    nearness: float = setting(
+        0.15,
+        "How far a photo's pose may be from the portrait's: the distance of their aligned "
+        "landmarks, in distances between the eyes. A portrait without a near photo keeps its own "
+        "face, which is then not taught.",
+        low=0,
+        high=10,
+    )
+    seam: float = setting(
+        2.0,
+        "Width of the band along the laid-in face's edge that is not taught, in latent cells.",
+        low=0,
+        high=32,
+    )
+    face_above: int = setting(
+        0,
+        "The label's face is taught at noise levels t from here on alone, where noise hides what "
+        "is left to see of the laying in; below, the identity loss draws it. 0 teaches it at all.",
+        low=0,
+        high=1000,
+    )
+
+
+@dataclass(frozen=True)
 class PromptTemplates(Checked):
     """Sentences for each task; one is drawn a step. {subject} and {style} are the tokens,
     {noun} the subject's class word.
@@ -278,6 +352,8 @@ class Recipe(Checked):
     refocus: RefocusSettings = setting(RefocusSettings(), "Attention Refocusing.")
     identity: IdentitySettings = setting(IdentitySettings(), "The identity loss.")
     prior: PriorSettings = setting(PriorSettings(), "Prior preservation.")
+    words: WordsSettings = setting(WordsSettings(), "What further words in a prompt do.")
+    labels: LabelSettings = setting(LabelSettings(), "Labels with the person's face laid in.")
     prompts: PromptTemplates = setting(PromptTemplates(), "Prompt templates.")
     masked: bool = setting(True, "Restrict each reconstruction to its concept's mask.")
     normalise_area: bool = setting(

@@ -37,6 +37,10 @@ from ._node import Node, refusal, schema
 from ._sockets import RecipeSocket
 
 NO_FILE = f"(none: put .json files into models/{RECIPES})"
+FIRST_LOSSES = ("source", "style", "composed", "prior", "attention", "identity", "token_norm")
+"""Their weights come first; those of losses that came later stand at the end, so that the values
+in saved workflows keep their places."""
+
 FACTORS = {"16x16 and 32x32": (2, 4), "16x16": (4,), "8x8 to 64x64": (1, 2, 4, 8)}
 
 
@@ -167,7 +171,7 @@ class MagiCaptureTuneRecipe(Node):
             description=f'Change single settings of a recipe; -1 and "{KEEP}" leave them.',
             inputs=[
                 RecipeSocket.Input("recipe"),
-                *(weight(loss) for loss in LOSSES.values()),
+                *(weight(LOSSES[name]) for name in FIRST_LOSSES),
                 choice(RefocusSettings, "scaling", id="attention_scaling", keep=True),
                 io.Combo.Input(
                     "attention_maps",
@@ -196,6 +200,8 @@ class MagiCaptureTuneRecipe(Node):
                     tooltip="off trains on whole pictures and needs no masks; attention refocusing "
                     "is then off as well.",
                 ),
+                *(weight(loss) for name, loss in LOSSES.items() if name not in FIRST_LOSSES),
+                choice(Recipe, "pseudo_label", keep=True),
             ],
             outputs=[RecipeSocket.Output(display_name="recipe")],
         )

@@ -72,10 +72,12 @@ def test_a_line_of_other_settings_has_another_version(bench, tmp_path: Path) -> 
         plan.version(replace(row, seed=5)),
         plan.version(replace(row, recipe=replace(row.recipe, masked=False))),
         replace(plan, quick=True).version(row),
+        replace(plan, in_words=True).version(row),
+        replace(plan, hard="fringe").version(row),
     ]
     (tmp_path / "unet.safetensors").write_bytes(b"two")
     others.append(plan.version(row))
-    assert version not in others and len(set(others)) == 4
+    assert version not in others and len(set(others)) == 6
 
 
 def test_a_row_without_training_has_a_version_by_what_it_draws_with(
@@ -103,6 +105,19 @@ def test_the_file_gives_back_the_newest_line_of_each(bench, tmp_path: Path) -> N
         ("a", 0): "0.2",
         ("a", 1): "0.3",
     }
+
+
+def test_a_file_without_a_column_gets_it_and_keeps_its_lines(bench, tmp_path: Path) -> None:
+    file = tmp_path / "lines.csv"
+    bench.study.append(file, [line("a", 0, both=0.1, gone=0.7)])
+    for pair in (1, 2):
+        bench.study.append(file, [line("a", pair, new=0.2, both=0.3)])
+    found = bench.study.read(file)
+    assert found["a", 0]["gone"] == "0.7" and found["a", 0]["new"] == ""
+    assert [found["a", pair][name] for pair in (1, 2) for name in ("both", "new")] == [
+        *("0.3", "0.2", "0.3", "0.2")
+    ]
+    assert list(tmp_path.iterdir()) == [file]
 
 
 WORK = """
@@ -142,11 +157,19 @@ def test_differences_are_paired(bench) -> None:
     assert "+0.050 [+0.050, +0.050]" in table.differences("a")
 
 
+def test_a_column_that_nothing_is_in_is_left_out(bench) -> None:
+    lines = [line("a", 0, both="0.5"), line("b", 0, both="0.5", obeys_face="0.25")]
+    heading = bench.table.Table(lines, ["a", "b"]).scores().splitlines()[0]
+    assert heading == "| row | pairs | both | obeys, face |"
+
+
 def test_tables_and_notes_are_the_metrics(bench) -> None:
     assert list(bench.table.COLUMNS.values()) == [
         *("identity", "style", "both", "distance to truth"),
         *("leakage of subject", "leakage of style", "collapse", "copies"),
-        *("obeys, face", "obeys, scene", "training, s"),
+        *("obeys, face", "obeys, scene", "obeys, expression"),
+        *("obeys in words, face", "obeys in words, scene", "obeys in words, expression"),
+        *("identity, scene edited", "style, face edited", "training, s"),
     ]
     notes = bench.table.NOTES
     for name in bench.table.COLUMNS:

@@ -55,8 +55,9 @@ DIRECTIONS: dict[str, str] = {
     "sampling": "attention backbone adapters losses",
     "refocusing": "sampling checkpointing plot images",
     "doctor": "data metrics",
+    "labels": "data",
     "demo": "paperdoll plot backbones images",
-    "training": "identity data prompts recipes refocusing digests interrupts memory version",
+    "training": "identity labels prompts recipes refocusing digests interrupts memory version",
 }
 # The ends of the house, which may use all of it.
 ENDS = {"__init__", "__main__", "cli"}

@@ -3,7 +3,6 @@
 from .augment import Variant, variant
 from .cache import EncodedVariant, LatentCache
 from .checks import check_photos
-from .composing import with_faces_of
 from .concepts import Learnable
 from .folder import load_folder
 from .masks import area_share, binarise, to_latent
@@ -23,5 +22,4 @@ __all__ = [
     "load_folder",
     "to_latent",
     "variant",
-    "with_faces_of",
 ]

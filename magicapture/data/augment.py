@@ -21,12 +21,14 @@ FACE_KEPT = 0.9
 class Variant:
     """One variant of a photo, S pixels a side.
 
-    image (3,S,S) in 0..1; face_mask (1,S,S) in 0..1 or None; landmarks (5,2) in pixels or None.
+    image (3,S,S) in 0..1; face_mask and taught (1,S,S) in 0..1 or None; landmarks (5,2) in pixels
+    or None.
     """
 
     image: Tensor
     face_mask: Tensor | None
     landmarks: Tensor | None
+    taught: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ def generator_for(seed: int, picture: int, variant: int) -> Generator:
 
 
 def variant(photo: Photo, recipe: Recipe, generator: Generator) -> Variant:
-    """A random variant of a photo, its face's mask and landmarks.
+    """A random variant of a photo, its masks and landmarks.
 
     A square whose side is the photo's short side, or down to 1 - recipe.zoom of it, is cut out
     and brought to recipe.resolution S; then mirrored and changed in light at random. The cut
@@ -60,9 +62,10 @@ def variant(photo: Photo, recipe: Recipe, generator: Generator) -> Variant:
     zoom, x, y, flip, brightness, contrast = torch.rand(6, generator=generator).tolist()
 
     rows, columns = _crop(photo.size, face, landmarks, recipe.zoom, (zoom, y, x))
-    # One resize for both, so that the mask's edge stays on the image's.
-    both = image if face is None else torch.cat([image, face.to(image)])
-    cut = both[:, rows.start : rows.end, columns.start : columns.end]
+    # One resize for all, so that a mask's edge stays on the image's.
+    masks = [mask for mask in (face, photo.taught) if mask is not None]
+    stack = torch.cat([image, *(mask.to(image) for mask in masks)])
+    cut = stack[:, rows.start : rows.end, columns.start : columns.end]
     side = recipe.resolution
     pixels = resize(cut, (side, side)).clamp(0, 1)
     points = None
@@ -74,7 +77,12 @@ def variant(photo: Photo, recipe: Recipe, generator: Generator) -> Variant:
         if points is not None:
             points = torch.stack([side - 1 - points[MIRRORED, 0], points[MIRRORED, 1]], dim=1)
     lit = _lit(pixels[:3], recipe.jitter, brightness, contrast)
-    return Variant(lit, None if face is None else pixels[3:], points)
+    return Variant(
+        lit,
+        None if face is None else pixels[3:4],
+        points,
+        None if photo.taught is None else pixels[-1:],
+    )
 
 
 def _lit(image: Tensor, jitter: float, brightness: float, contrast: float) -> Tensor:

@@ -28,7 +28,8 @@ class EncodedVariant:
     """One variant of photo `index` as training sees it.
 
     latents (1,C,h,w) float32; face_mask (1,1,h,w) float32 in 0..1 or None; landmarks (1,5,2) in
-    pixels of the square picture or None; on the CPU.
+    pixels of the square picture or None; taught (1,1,h,w) float32 in 0..1, where a label may be
+    taught, or None for everywhere; on the CPU.
     """
 
     latents: Tensor
@@ -36,6 +37,7 @@ class EncodedVariant:
     landmarks: Tensor | None
     index: int
     caption: str | None
+    taught: Tensor | None = None
 
 
 class LatentCache:
@@ -127,13 +129,18 @@ class LatentCache:
                     f"The VAE made NaN or infinite latents of {photos[index].name}; some "
                     "VAEs do in fp16. Use it in fp32 or bf16 (ComfyUI: --fp32-vae), or another VAE."
                 )
+
+        def cells(mask: Tensor) -> Tensor:
+            return to_latent(mask, self.downscale)
+
         return [
             EncodedVariant(
                 values[None].clone(),
-                _batched(v.face_mask, lambda mask: to_latent(mask, self.downscale)),
+                _batched(v.face_mask, cells),
                 _batched(v.landmarks),
                 index,
                 photos[index].caption,
+                _batched(v.taught, cells),
             )
             for (index, _), v, values in zip(wanted, variants, latents, strict=True)
         ]

@@ -24,6 +24,7 @@ class Photo:
     landmarks: (5,2) in pixels (x, y), pixel centres at integers, or None: the eye on the left of
         the picture, the eye on the right, the nose, the mouth's left and right corner.
     caption: the photo in the user's own words, or None.
+    taught: (1,H,W) in 0..1, of a pseudo-label: where it may be taught; None is everywhere.
     name: how messages call it.
 
     Raises InputError for other shapes; `checks.check_photos` looks at the contents.
@@ -34,15 +35,17 @@ class Photo:
     landmarks: Tensor | None = None
     caption: str | None = None
     name: str = "photo"
+    taught: Tensor | None = None
 
     def __post_init__(self) -> None:
         _require_shape(self.image, (3, None, None), f"{self.name}: the picture")
-        if self.face_mask is not None:
-            _require_shape(self.face_mask, (1, None, None), f"{self.name}: the mask")
-            try:
-                object.__setattr__(self, "face_mask", fit(self.face_mask, self.size))
-            except InputError as error:
-                raise InputError(f"{self.name}: {error}.") from error
+        for field in ("face_mask", "taught"):
+            if (mask := getattr(self, field)) is not None:
+                _require_shape(mask, (1, None, None), f"{self.name}: the mask")
+                try:
+                    object.__setattr__(self, field, fit(mask, self.size))
+                except InputError as error:
+                    raise InputError(f"{self.name}: {error}.") from error
         if self.landmarks is not None:
             _require_shape(self.landmarks, (5, 2), f"{self.name}: the face's landmarks")
 

@@ -88,7 +88,8 @@ def run(
         untrained = trainer.adapter()
         trained = trainer.run()
     clock.done("training")
-    asked = edits(pair.identity, pair.style)
+    wanted = edits(pair.identity, pair.style)
+    asked = wanted["face"], wanted["scene"]
     before = _look(backbone, untrained, pair, (), settings.seed, listener)
     after = _look(backbone, trained, pair, asked, settings.seed, listener)
     clock.done("drawing")

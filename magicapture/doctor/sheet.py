@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageDraw
 from torch import Tensor
 
 from ..data import Photo, ReferenceSet
 from ..data.faces import FoundFace
 from ..images import from_pil, to_pil
+from ..images.sheet import PLAIN, Tile, sheet
 from .verdicts import SetCheck, Verdict
 
 _COLOURS: dict[Verdict, str] = {"use": "#2e9e4f", "care": "#d99a1c", "leave out": "#c8372d"}
-_PLAIN = "#6b7280"
-_LINES, _LINE, _MARGIN = 4, 17, 8  # lines of text below a photo, their height, space around
 
 
 def overlay(photo: Photo) -> Tensor:
@@ -48,37 +46,10 @@ def contact_sheet(
 
     Without a report the text says where each mask is from.
     """
-    count = len(references)
-    columns = min(count, 5 if count > 4 else 4)
-    rows = -(-count // columns)
-    width = side + 2 * _MARGIN
-    height = side + 2 * _MARGIN + _LINES * _LINE + _MARGIN
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
-    for i in range(count):
+    tiles = []
+    for i, photo in enumerate(references):
         verdict = report.photos[i] if report else None
-        colour = _COLOURS[verdict.verdict] if verdict else _PLAIN
+        colour = _COLOURS[verdict.verdict] if verdict else PLAIN
         text = verdict.text if verdict else str(found[i])
-        photo = references.photos[i]
-        tile = _tile(to_pil(overlay(photo)), photo.name, text, colour, side)
-        sheet.paste(tile, (i % columns * width, i // columns * height))
-    return from_pil(sheet)
-
-
-def _tile(photo: Image.Image, name: str, text: str, colour: str, side: int) -> Image.Image:
-    photo.thumbnail((side, side), Image.Resampling.LANCZOS)
-    size = (side + 2 * _MARGIN, side + 3 * _MARGIN + _LINES * _LINE)
-    tile = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(tile)
-    place = ((size[0] - photo.width) // 2, _MARGIN + (side - photo.height) // 2)
-    frame = (place[0] - 4, place[1] - 4, place[0] + photo.width + 3, place[1] + photo.height + 3)
-    draw.rectangle(frame, fill=colour)
-    tile.paste(photo, place)
-    font = ImageFont.load_default(13)
-    lines = textwrap.wrap(text, side // 7)
-    if len(lines) > _LINES - 1:
-        lines = [*lines[: _LINES - 2], lines[_LINES - 2][: side // 7 - 1] + "…"]
-    y = side + 2 * _MARGIN
-    draw.text((_MARGIN, y), textwrap.shorten(name, side // 7, placeholder="…"), "black", font)
-    for n, line in enumerate(lines, 1):
-        draw.text((_MARGIN, y + n * _LINE), line, colour, font)
-    return tile
+        tiles.append(Tile(overlay(photo), photo.name, text, colour))
+    return sheet(tiles, side=side)

@@ -108,10 +108,17 @@ def face_mask(
     parsed = seen is not None and bool(seen.mean() > 0.01)
     if seen is None or not parsed:
         seen = _oval(transform(matrix, face.landmarks[None])[0])
-    seen = _softened(_grown(seen[None, None], settings.grow), settings.feather)
     size = (image.shape[-2], image.shape[-1])
-    mask = _laid_back(seen, matrix, size)
+    mask = _laid_back(_finished(seen, settings), matrix, size)
     return FaceMask(mask * _own(face, others, size), parsed, labels if parsed else None)
+
+
+def oval(landmarks: Tensor, size: tuple[int, int], settings: MaskSettings | None = None) -> Tensor:
+    """The oval (1,H,W) that is the mask of a face with these landmarks where none parses it."""
+    settings = settings or MaskSettings()
+    matrix = similarity(landmarks[None], FFHQ_TEMPLATE)
+    seen = _finished(_oval(transform(matrix, landmarks[None])[0]), settings)
+    return _laid_back(seen, matrix, size)
 
 
 def beyond(face: Face, size: tuple[int, int]) -> float:
@@ -124,6 +131,12 @@ def beyond(face: Face, size: tuple[int, int]) -> float:
     x, y = transform(invert(matrix), inside[None])[0].unbind(-1)
     seen = (x >= -0.5) & (y >= -0.5) & (x <= size[1] - 0.5) & (y <= size[0] - 0.5)
     return 1 - float(seen.float().mean())
+
+
+def _finished(seen: Tensor, settings: MaskSettings) -> Tensor:
+    """A head's mask (512,512) grown and softened as the settings say: (1,1,512,512)."""
+    larger = grown(seen[None, None], round(settings.grow * _FACE_WIDTH))
+    return _softened(larger, settings.feather)
 
 
 def _laid_back(seen: Tensor, matrix: Tensor, size: tuple[int, int]) -> Tensor:
@@ -146,18 +159,17 @@ def _oval(landmarks: Tensor) -> Tensor:
     return (x[None].square() + y[:, None].square() <= 1).float()
 
 
-def _grown(mask: Tensor, share: float) -> Tensor:
-    """A mask (1,1,H,W) grown by a share of the face's width; by steps that make an octagon."""
-    steps = round(abs(share) * _FACE_WIDTH)
-    sign = 1 if share > 0 else -1
-    grown = sign * mask
-    for step in range(steps):
+def grown(mask: Tensor, pixels: int) -> Tensor:
+    """A mask (...,1,H,W) grown by so many pixels, or shrunk by a negative number; octagonally."""
+    sign = 1 if pixels > 0 else -1
+    larger = sign * mask
+    for step in range(abs(pixels)):
         if step % 2:
-            grown = F.max_pool2d(grown, 3, 1, 1)
+            larger = F.max_pool2d(larger, 3, 1, 1)
         else:
-            wide = F.max_pool2d(grown, (1, 3), 1, (0, 1))
-            grown = wide.maximum(F.max_pool2d(grown, (3, 1), 1, (1, 0)))
-    return sign * grown
+            wide = F.max_pool2d(larger, (1, 3), 1, (0, 1))
+            larger = wide.maximum(F.max_pool2d(larger, (3, 1), 1, (1, 0)))
+    return sign * larger
 
 
 def _softened(mask: Tensor, share: float) -> Tensor:

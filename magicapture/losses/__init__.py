@@ -8,11 +8,12 @@ from ..loss import LOSSES, Loss, Need, Weights
 
 from . import reconstruction  # isort: skip  (a step adds the losses up in this order)
 from . import attention, identity, token_norm  # isort: skip
-from .batch import Batch, IdentityTerm, Row, Step
+from .batch import Answer, Batch, IdentityTerm, Row, Step
 from .needs import needs, tasks_of
 
 __all__ = [
     "LOSSES",
+    "Answer",
     "Batch",
     "IdentityTerm",
     "Loss",

@@ -20,12 +20,25 @@ IdentityTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What the model says of a row's noised latents under another prompt, without gradient.
+
+    sign: +1 or -1, as it is added up; lora: whether the model has its LoRA.
+    """
+
+    prompt: Prompt
+    sign: int = 1
+    lora: bool = True
+
+
+@dataclass(frozen=True)
 class Row:
     """One latent put through the UNet.
 
     latents (1,C,h,w); epsilon its noise; timestep; supervised (1,1,h,w), 1 where the
     reconstruction counts; face (1,1,h,w), 1 on the face, and landmarks (1,5,2) in pixels, None
-    where unknown. reconstruct is off for the separate pass of the identity loss.
+    where unknown. reconstruct is off for the separate pass of the identity loss. answers: their
+    sum is the target in place of the noise, where there are any.
     """
 
     task: Task
@@ -37,6 +50,7 @@ class Row:
     face: Tensor | None = None
     landmarks: Tensor | None = None
     reconstruct: bool = True
+    answers: tuple[Answer, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

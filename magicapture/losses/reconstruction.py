@@ -1,4 +1,4 @@
-"""Reconstruction on the rows of one task: L_s, L_r, L_c (P eq. 4 to 6) and the prior's."""
+"""Reconstruction on the rows of one task: L_s, L_r, L_c (P eq. 4 to 6), the prior's and words'."""
 
 from __future__ import annotations
 
@@ -62,5 +62,22 @@ class Prior(Reconstruction):
     needs: ClassVar[frozenset[Need]] = frozenset({"class images"})
 
 
-for _loss in (Source(), Style(), Composed(), Prior()):
+class Words(Reconstruction):
+    """Further words keep their meaning: what they do to the model is what they do to its base.
+
+    || e(z,"composed, w") - sg e(z,"composed") - (e0(z,"person, w") - e0(z,"person")) ||^2, where
+    e0 is the model without the LoRA; or || e(z,"person, w") - e0(z,"person, w") ||^2, which other
+    trainers call differential output preservation (`WordsSettings.kept`).
+    """
+
+    name = task = "words"
+    symbol, colour = "L_words", "#2aa5a0"
+    help = "Words kept: further words in a prompt do what they do in the base model."
+
+    def weight(self, batch: Batch) -> float:
+        """The phase's weight, as many times as steps go by without a look."""
+        return super().weight(batch) * batch.recipe.words.every
+
+
+for _loss in (Source(), Style(), Composed(), Prior(), Words()):
     LOSSES.add(_loss)

@@ -111,21 +111,5 @@ for metric in (
         high=1.0,
         better="higher",
     ),
-    Metric(
-        "obeys_face",
-        help='How often an edit of the face ("with round glasses") is read off the picture.',
-        title="obeys, face",
-        high=1.0,
-        better="higher",
-        place="table",
-    ),
-    Metric(
-        "obeys_scene",
-        help='The same for an edit of the scene ("on a plain red background").',
-        title="obeys, scene",
-        high=1.0,
-        better="higher",
-        place="table",
-    ),
 ):
     METRICS.add(metric)

@@ -6,6 +6,7 @@ so their own errors are in both sides of each comparison.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class Judge:
 
     def case(self, pair: Pair) -> Case:
         """Everything about a pair that scores are measured against."""
-        source = self.see(pictures(pair.source)).identities
+        source = self.see(pictures(pair.ordinary)).identities
         reference = self.see(pictures(pair.reference)).styles
         strangers = self.see(pictures(pair.others_in_style)).identities
         elsewhere = self.see(pictures(pair.otherwise)).styles
@@ -101,3 +102,20 @@ class Judge:
         """The share of pictures (B,3,H,W) in which the probe reads what the edit asked for."""
         logits = [self.readers.probe(part)[edit.attribute] for part in images.split(_BATCH)]
         return float((torch.cat(logits).argmax(1) == edit.index).float().mean())
+
+    def edited(
+        self, shown: Mapping[str, Tensor], asked: Mapping[str, Edit], case: Case
+    ) -> dict[str, float]:
+        """What pictures (B,3,H,W) with the edits asked for are worth, both by `edits`' kinds.
+
+        How often each edit shows, the identity that the edit of the scene leaves, and the style
+        that the edit of the face leaves; by `METRICS`' names.
+        """
+        scene, face = (
+            Shown(images, self.see(images), case) for images in (shown["scene"], shown["face"])
+        )
+        return {
+            **{f"obeys_{kind}": self.obedience(shown[kind], asked[kind]) for kind in asked},
+            "identity_edited": float(scene.identity.mean()),
+            "style_edited": float(face.style.mean()),
+        }

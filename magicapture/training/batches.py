@@ -11,8 +11,8 @@ from torch import Generator, Tensor
 
 from ..config import Phase, Recipe, Task
 from ..data import EncodedVariant, LatentCache
-from ..losses import Row, tasks_of
-from ..prompts import class_prompt, fill
+from ..losses import Answer, Row, tasks_of
+from ..prompts import class_prompt, fill, with_edit
 from ..tokens import Concept, Prompt
 
 
@@ -36,21 +36,18 @@ class Batches:
     def rows(self, phase: Phase, generator: Generator) -> list[Row]:
         """The rows of one batch: each task that the phase needs, or a single one of them."""
         tasks = tasks_of(phase, self.recipe)
+        if {"words"} < set(tasks) and _integer(self.recipe.words.every, generator):
+            tasks.remove("words")
         if self.recipe.batching == "one_task":
             tasks = [tasks[_integer(len(tasks), generator)]]
         photos: dict[str, EncodedVariant] = {}
         if "source" in tasks:
             photos["source"] = self.source.sample(generator)
-        if {"style", "composed"} & set(tasks):
+        if {"style", "composed", "words"} & set(tasks):
             photos["style"] = photos["composed"] = self.reference.sample(generator)
-        if "composed" in tasks and self.composed:
+        if {"composed", "words"} & set(tasks) and self.composed:
             photos["composed"] = self.composed.sample(generator)
-        rows = [
-            self._prior_row(phase, generator)
-            if task == "prior"
-            else self._row(task, photos[task], phase, generator)
-            for task in tasks
-        ]
+        rows = [self._row_of(task, photos, phase, generator) for task in tasks]
         return rows + self._identity_rows(rows, phase, generator)
 
     def state_dict(self) -> dict[str, Any]:
@@ -67,6 +64,19 @@ class Batches:
         caches = {"source": self.source, "reference": self.reference, "composed": self.composed}
         return {name: cache for name, cache in caches.items() if cache is not None}
 
+    def _row_of(
+        self,
+        task: Task,
+        photos: Mapping[str, EncodedVariant],
+        phase: Phase,
+        generator: Generator,
+    ) -> Row:
+        if task == "prior":
+            return self._prior_row(phase, generator)
+        if task == "words":
+            return self._words_row(photos["composed"], phase, generator)
+        return self._row(task, photos[task], phase, generator)
+
     def _row(self, task: Task, photo: EncodedVariant, phase: Phase, generator: Generator) -> Row:
         timestep = _integer(phase.max_timestep, generator)
         return Row(
@@ -75,19 +85,25 @@ class Batches:
             photo.latents,
             _noise(photo.latents, generator),
             timestep,
-            self._supervised(task, photo),
+            self._supervised(task, photo, timestep),
             photo.face_mask,
             photo.landmarks,
         )
 
-    def _supervised(self, task: Task, photo: EncodedVariant) -> Tensor:
-        """Where a task's reconstruction counts: its concept's region, or everywhere.
+    def _supervised(self, task: Task, photo: EncodedVariant, timestep: int) -> Tensor:
+        """Where a task's reconstruction counts at t: its concept's region, or everywhere.
 
-        A pseudo-label of its own shows all that is asked for, so all of it counts.
+        A pseudo-label of its own says what of it shows what is asked for; its face is left to the
+        identity loss at weak noise (`LabelSettings.face_above`).
         """
-        everywhere = not self.recipe.masked or (task == "composed" and self.composed is not None)
-        if everywhere or photo.face_mask is None:
-            return torch.ones_like(photo.latents[:, :1])
+        everywhere = torch.ones_like(photo.latents[:, :1])
+        if task == "composed" and self.composed is not None:
+            taught = everywhere if photo.taught is None else photo.taught
+            if timestep >= self.recipe.labels.face_above or photo.face_mask is None:
+                return taught
+            return taught * (1 - photo.face_mask)
+        if not self.recipe.masked or photo.face_mask is None:
+            return everywhere
         return (self.subject if task == "source" else self.style).region(photo.face_mask)
 
     def _prior_row(self, phase: Phase, generator: Generator) -> Row:
@@ -98,6 +114,25 @@ class Batches:
         prompt = Prompt(class_prompt(self.recipe, self.subject, index))
         everywhere = torch.ones_like(latents[:, :1])
         return Row("prior", prompt, latents, _noise(latents, generator), timestep, everywhere)
+
+    def _words_row(self, photo: EncodedVariant, phase: Phase, generator: Generator) -> Row:
+        """A composed row under a prompt with further words (`losses.Words`)."""
+        row, settings = self._row("composed", photo, phase, generator), self.recipe.words
+        words = settings.edits[_integer(len(settings.edits), generator)]
+        index = _integer(len(self.recipe.prompts.prior), generator)
+        plain = class_prompt(self.recipe, self.subject, index)
+        edited = Prompt(with_edit(plain, words))
+        prompt, answers = edited, [Answer(edited, lora=False)]
+        if settings.kept == "change":
+            prompt = Prompt(with_edit(row.prompt.text, words))
+            answers += [Answer(Prompt(plain), -1, lora=False), Answer(row.prompt)]
+        return replace(
+            row,
+            task="words",
+            prompt=prompt,
+            supervised=torch.ones_like(row.supervised),
+            answers=tuple(answers),
+        )
 
     def _identity_rows(self, rows: Sequence[Row], phase: Phase, generator: Generator) -> list[Row]:
         """The rows of the identity loss where it has a UNet pass of its own (the release)."""

@@ -45,6 +45,18 @@ class Loras:
                 scope.enter_context(self._injected(part, self._names(part)))
             yield
 
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The models as they were before the training."""
+        present = list(self._present.values())
+        try:
+            for lora in present:
+                lora.scale = 0.0
+            yield
+        finally:
+            for lora in present:
+                lora.scale = 1.0
+
     def weights(self) -> dict[str, LoraWeights]:
         """What has been learned so far, by part and diffusers' name of the layer."""
         named = {}

@@ -11,10 +11,11 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..config import Recipe
-from ..data import LatentCache, Learnable, ReferenceSet, with_faces_of
+from ..data import LatentCache, Learnable, ReferenceSet
 from ..faces.analyzer import device_of, embed_faces
 from ..faces.embed import FaceEmbedder, name_of
 from ..identity import ColourBlind, IdentityLoss
+from ..labels import with_faces_of
 from ..losses import needs
 from ..tokens import Concept, TokenVectors, initial_vectors
 from .batches import Batches
@@ -90,7 +91,10 @@ def _batches(job: TrainingJob, backbone: Backbone, tell: Listener) -> Batches:
     reference = encoded(job.style.photos, "style", "encoding the style's portraits")
     composed = prior = None
     if job.recipe.pseudo_label == "face_laid_in" and job.recipe.uses("composed"):
-        labels = with_faces_of(job.style.photos, job.subject.photos)
+        cells = job.recipe.resolution // backbone.downscale
+        labels = with_faces_of(job.style.photos, job.subject.photos, job.recipe.labels, cells=cells)
+        for warning in labels.warnings:
+            tell(Warned(warning))
         composed = encoded(labels, "composed", "encoding the pseudo-labels")
     if "class images" in needs(job.recipe):
         prior = class_latents(backbone, job, tell)

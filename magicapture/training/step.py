@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -50,6 +50,7 @@ class Objective:
     vectors: TokenVectors
     capture: AttentionCapture | None = None
     identity: IdentityTerm | None = None
+    without_lora: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __call__(self, rows: Sequence[Row], progress: float = 0.0) -> Losses:
         """The losses of some rows in one batch; progress is the share of the phase done."""
@@ -96,11 +97,32 @@ class Objective:
             noisy,
             timesteps,
             prediction,
-            schedule.target(latents, epsilon, timesteps),
+            self._with_answers(
+                schedule.target(latents, epsilon, timesteps), rows, noisy, timesteps
+            ),
             self._noise_weights,
             self.capture,
             self.identity,
         )
+
+    @torch.no_grad()
+    def _with_answers(
+        self, target: Tensor, rows: Sequence[Row], noisy: Tensor, timesteps: Tensor
+    ) -> Tensor:
+        """The targets (B,C,h,w); of a row that has answers their signed sum takes its place."""
+        sums: dict[int, Tensor] = {}
+        for lora in (True, False):
+            asked = [(i, a) for i, row in enumerate(rows) for a in row.answers if a.lora == lora]
+            if not asked:
+                continue
+            places = [place for place, _ in asked]
+            with nullcontext() if lora else self.without_lora():
+                prompts = [answer.prompt for _, answer in asked]
+                conditioning = self.backbone.encode_prompts(prompts, self.vectors)
+                said = self.backbone.predict(noisy[places], timesteps[places], conditioning)
+            for (place, answer), values in zip(asked, said.float(), strict=True):
+                sums[place] = sums.get(place, 0) + answer.sign * values
+        return torch.stack([sums.get(i, own) for i, own in enumerate(target)])
 
     @cached_property
     def _noise_weights(self) -> Tensor:

@@ -273,6 +273,7 @@ class Trainer:
                 self.vectors,
                 capture,
                 self.materials.identity if "face model" in wanted else None,
+                self.loras.off,
             )
         self._optimizer = None
 

@@ -8,6 +8,7 @@ import torch
 from magicapture.adapters import Adapter
 from magicapture.backbone import NoiseSchedule
 from magicapture.errors import InputError, NumericalError
+from magicapture.lora import LoraWeights
 from magicapture.sampling import (
     SamplingSettings,
     adapted,
@@ -20,7 +21,7 @@ from magicapture.sampling import (
     seeded,
     share_of,
 )
-from magicapture.tokens import TokenVectors
+from magicapture.tokens import Prompt, TokenVectors
 
 SMALL = {"steps": 4, "width": 64, "height": 64}
 SAMPLERS = ["euler_a", "ddim", "dpmpp_2m"]
@@ -188,6 +189,17 @@ def test_an_edit_as_strong_as_guidance_is_plain_guidance_of_the_edited_prompt(ba
     )
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.5, 7.0])
+def test_an_edit_is_twice_as_strong_as_its_words_in_the_prompt(backbone, guidance):
+    """Of all guidances: a fixed strength of 5 is less than the prompt's own 7."""
+    settings = SamplingSettings("ddim", guidance=guidance, edit="with a hat", **SMALL)
+    expected = replace(settings, edit_strength=2 * guidance)
+    assert torch.equal(
+        sample_latents(backbone, "a cat", settings=settings),
+        sample_latents(backbone, "a cat", settings=expected),
+    )
+
+
 def test_without_guidance_the_unet_sees_the_prompts_alone(backbone):
     rows = []
     backbone.unet.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))
@@ -252,6 +264,23 @@ def test_a_black_picture_is_an_error(backbone):
         backbone.unet.conv_out.bias.fill_(torch.nan)
     with pytest.raises(NumericalError, match="would be black"):
         sample(backbone, "a cat", settings=SamplingSettings("ddim", **SMALL))
+
+
+def test_the_text_encoders_lora_may_have_a_strength_of_its_own(backbone, vectors):
+    """As the authors' release draws: 0.6 in the UNet, 0.9 in the text encoder."""
+    name = "text_model.encoder.layers.0.self_attn.q_proj"
+    width = backbone.word_vectors("clip_l", "a").shape[1]
+    lora = LoraWeights(torch.ones(1, width), 0.1 * torch.ones(width, 1), 1.0)
+    adapter = Adapter({f"clip_l.{name}": lora}, vectors.tensors(), "sd1")
+
+    def encoded(*strengths: float) -> torch.Tensor:
+        with adapted(backbone, adapter, *strengths):
+            return backbone.encode_prompts([Prompt("a photo")], vectors).context
+
+    assert not torch.equal(encoded(1.0), encoded(1.0, 0.5))
+    assert torch.equal(encoded(0.3, 0.5), encoded(0.5))
+    with pytest.raises(InputError, match="strength is nan"):
+        encoded(1.0, float("nan"))
 
 
 def test_an_adapter_of_another_width_strength_or_family_is_refused(backbone, vectors):

@@ -10,24 +10,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from magicapture.backbones import load_backbone
+from magicapture.demo.drawing import SAMPLING
 from magicapture.errors import InputError, StorageError
-from magicapture.metrics import Case
+from magicapture.metrics import METRICS, Case
 from magicapture.paperdoll import (
-    Identity,
     Split,
-    Style,
     identity_from_seed,
     pose_from_seed,
     render,
     split_of,
     style_from_seed,
 )
-from magicapture.paperdoll.attributes import ATTRIBUTES
-from magicapture.paperdoll.captions import vocabulary
-from magicapture.paperdoll.edits import edits
+from magicapture.paperdoll.attributes import ATTRIBUTES, COLOURLESS
+from magicapture.paperdoll.captions import read, vocabulary
+from magicapture.paperdoll.edits import KINDS, Edit, edits
 from magicapture.paperdoll.judge import Judge, Readers
 from magicapture.paperdoll.pairs import Pair, _other_seeds, make_pair, masks, pictures, references
-from magicapture.paperdoll.weights import READERS
+from magicapture.paperdoll.weights import READERS, model_folder
+from magicapture.sampling import sample
 
 FIRST = Split.DEVELOPMENT.seeds.start
 
@@ -109,18 +110,28 @@ def test_references_have_exact_masks_and_landmarks(pair: Pair) -> None:
 
 def test_edits_ask_for_what_the_pair_lacks_in_words_that_captions_use() -> None:
     words = set(vocabulary())
-    for seed in range(FIRST, FIRST + 40):
-        own = make_pair_parts(seed)
-        for edit in edits(*own):
+    for seed in range(FIRST, FIRST + 200):
+        identity, style = identity_from_seed(seed), style_from_seed(seed)
+        found = edits(identity, style)
+        assert list(found) == ["face", "scene", "expression"]
+        for edit in found.values():
             assert set(edit.words.split()) <= words
             assert ATTRIBUTES[edit.attribute][edit.index] == edit.value
-            have = {"glasses": own[0].glasses, "beard": own[0].beard}
-            have |= {"background": own[1].background, "background colour": own[1].background_name}
-            assert have.get(edit.attribute) != edit.value
+            said = {one.slot: one.word for one in read(f"a photo of a person, {edit.words}")}
+            assert said[edit.attribute] == edit.value
+        assert found["face"] != found["expression"]
+        of_person = {"glasses": identity.glasses, "beard": identity.beard, "mood": None}
+        for kind in ("face", "expression"):
+            assert of_person[found[kind].attribute] in ("none", None)
+        have = {"background": style.background, "background colour": style.background_name}
+        assert have[found["scene"].attribute] != found["scene"].value
+        assert style.medium not in COLOURLESS or found["scene"].attribute == "background"
 
 
-def make_pair_parts(seed: int) -> tuple[Identity, Style]:
-    return identity_from_seed(seed), style_from_seed(seed)
+def test_every_kind_of_edit_has_its_metrics() -> None:
+    assert {f"obeys_{kind}{how}" for kind in KINDS for how in ("", "_in_words")} == {
+        name for name in METRICS if name.startswith("obeys")
+    }
 
 
 # -- what compares pixels ---------------------------------------------------------------------
@@ -181,6 +192,13 @@ def test_another_style_lowers_style_alone(
     assert swapped["style_missing"] >= 0.6 and swapped["identity_missing"] < 0.2
 
 
+def test_hard_photos_leave_the_measure_as_it_was(judge: Judge, pair: Pair, case: Case) -> None:
+    found = judge.case(make_pair(FIRST + 7, FIRST + 40, hard="all"))
+    assert torch.equal(found.source, case.source) and torch.equal(found.truth, case.truth)
+    assert found.identity_floor == case.identity_floor
+    assert not torch.equal(found.training[:5], case.training[:5])
+
+
 def test_blur_lowers_both(judge: Judge, pair: Pair, case: Case, ceiling: dict[str, float]) -> None:
     soft = judge.scores(blurred(pictures(pair.unseen)), case)
     assert soft["identity"] < ceiling["identity"] - 0.1
@@ -193,9 +211,34 @@ def test_training_pictures_are_told_as_copies(judge: Judge, pair: Pair, case: Ca
     assert judge.scores(pictures(pair.unseen), case)["copies"] == 0
 
 
-def test_the_probe_reads_edits(judge: Judge, pair: Pair) -> None:
-    _, scene = edits(pair.identity, pair.style)
-    assert judge.obedience(pictures(pair.unseen), scene) < 0.3
+def test_the_probe_reads_edits_and_the_judge_their_cost(
+    judge: Judge, pair: Pair, case: Case, ceiling: dict[str, float]
+) -> None:
+    asked = edits(pair.identity, pair.style)
+    assert [edit.value for edit in asked.values()] == ["round", "red", "smiling"]
+    unasked = dict.fromkeys(asked, pictures(pair.unseen))
+    before = judge.edited(unasked, asked, case)
+    assert before["obeys_face"] < 0.1 and before["obeys_scene"] < 0.3
+    assert before["identity_edited"] == pytest.approx(ceiling["identity"])
+    assert before["style_edited"] == pytest.approx(ceiling["style"])
+    glasses = replace(pair.identity, glasses="round", glasses_colour=(0.1, 0.1, 0.1))
     red = replace(pair.style, background="plain", background_colour=(0.8, 0.16, 0.18))
-    shown = [render(pair.identity, red, pose_from_seed(FIRST + i)) for i in range(8)]
-    assert scene.value == "red" and judge.obedience(pictures(shown), scene) > 0.7
+    poses = [pose_from_seed(FIRST + i) for i in range(8)]
+    shown = {
+        "face": [render(glasses, pair.style, pose) for pose in poses],
+        "scene": [render(pair.identity, red, pose) for pose in poses],
+        "expression": [render(pair.identity, pair.style, replace(p, smile=0.8)) for p in poses],
+    }
+    after = judge.edited({kind: pictures(dolls) for kind, dolls in shown.items()}, asked, case)
+    assert after["obeys_face"] > 0.7 and after["obeys_scene"] > 0.7
+    assert after["obeys_expression"] == 1 > before["obeys_expression"]
+    assert after["identity_edited"] > 0.9 * ceiling["identity"]
+    assert after["style_edited"] > 0.9 * ceiling["style"]
+
+
+@pytest.mark.parametrize("mood", ["smiling", "calm"])
+def test_the_untrained_model_obeys_expressions(judge: Judge, mood: str) -> None:
+    settings = replace(SAMPLING, steps=8, edit=mood)
+    prompts = ["a photo of a person"] * 4
+    images = sample(load_backbone(model_folder()), prompts, None, settings, seed=3)
+    assert judge.obedience(images, Edit(mood, "mood", mood)) >= 0.5

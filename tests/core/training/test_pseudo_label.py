@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from magicapture.config import LabelSettings
 from magicapture.training import Trainer
 
 
@@ -40,3 +41,18 @@ def test_the_epoch_of_the_labels_is_kept(make_job, make_backbone, embedder):
     generator.set_state(before)
     again = batches.rows(phase, generator)
     assert all(torch.equal(a.latents, b.latents) for a, b in zip(first, again, strict=True))
+
+
+def test_the_labels_face_is_taught_where_noise_hides_it(make_job, backbone, embedder):
+    labels = LabelSettings(face_above=600)
+    drawn, _ = rows_of(
+        make_job(pseudo_label="face_laid_in", labels=labels), backbone, embedder, count=40
+    )
+    everywhere, _ = rows_of(make_job(pseudo_label="face_laid_in"), backbone, embedder, count=40)
+    below = [rows["composed"].timestep < 600 for rows in drawn]
+    assert 10 < sum(below) < 35
+    for rows, whole, hidden in zip(drawn, everywhere, below, strict=True):
+        composed = rows["composed"]
+        taught = whole["composed"].supervised
+        wanted = taught * (1 - composed.face) if hidden else taught
+        torch.testing.assert_close(composed.supervised, wanted)

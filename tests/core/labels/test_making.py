@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from magicapture.data import ReferenceSet, with_faces_of
+from magicapture.data import ReferenceSet
 from magicapture.errors import InputError
+from magicapture.labels import with_faces_of
 from magicapture.paperdoll import identity_from_seed, pose_from_seed, render, style_from_seed
 from magicapture.paperdoll.pairs import references
 
