@@ -197,7 +197,8 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
         choices=get_args(PromptKind),
     )
     for name in DRAWN_BY:
-        setting_option(picture, SamplingSettings, name)
+        shown = "twice the guidance" if name == "edit_strength" else ""
+        setting_option(picture, SamplingSettings, name, shown=shown)
     option(
         picture,
         "--strength",

@@ -55,9 +55,9 @@ class Palette:
     The skin is the same in all of a person's photos, so what a photo's face differs by from the
     others is its light, and goes: its luma runs from black to white with the middle where the
     photos have it, its chroma has their mean. Then the medium: luma goes from the style's black to
-    its white, which tell how light a pastel is. Chroma c is multiplied by k, the style's spread over the
-    person's, at most 1; its mean becomes k^2 m + (1 - k^2) m_style. A medium that keeps colours
-    keeps those of the skin, and a grey or sepia one gives its own.
+    its white, which tell how light a pastel is. Chroma c is multiplied by k, the style's spread
+    over the person's, at most 1; its mean becomes k^2 m + (1 - k^2) m_style. A medium that keeps
+    colours keeps those of the skin, and a grey or sepia one gives its own.
     """
 
     style: Tones
