@@ -4,6 +4,7 @@
     python benchmarks/paperdoll.py --quick --pairs 1            # a look: minutes, no result
     python benchmarks/paperdoll.py --study ar --pairs 6         # choosing, on development pairs
     python benchmarks/paperdoll.py --first 20 --rows magicapture    # again, on other pairs
+    python benchmarks/paperdoll.py --hard all --rows truth magicapture    # from harder photos
 
 One line of the CSV is one training and its 16 pictures; it is written as soon as it is there, so
 a run that was stopped goes on where it was. A line made with other settings or other weights has
@@ -43,6 +44,7 @@ from paperdoll_run import Bench, Plan, pair_seeds
 from paperdoll_table import NOTES, Table, examples
 
 from magicapture.paperdoll import Split
+from magicapture.paperdoll.hardships import HARDSHIPS
 from magicapture.paperdoll.weights import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,9 +61,12 @@ def main() -> None:
         + ([options.study] if options.study else [])
         + (["development"] if split is Split.DEVELOPMENT and not options.study else [])
         + ([f"from_{options.first}"] if options.first else [])
+        + (["hard", options.hard.replace(" ", "_")] if options.hard else [])
         + (["quick"] if options.quick else [])
     )
-    plan = Plan(options.weights, split, options.keep / stem, options.quick, options.in_words)
+    plan = Plan(
+        options.weights, split, options.keep / stem, options.quick, options.in_words, options.hard
+    )
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"{stem}.csv"
     known = {key: line["version"] for key, line in read(file).items()}
@@ -88,6 +93,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--in-words", action="store_true", help="draw edits also as words of the prompt"
     )
+    parser.add_argument("--hard", choices=HARDSHIPS, help="make the person's photos hard")
     parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks")
@@ -126,13 +132,15 @@ def _write(plan: Plan, every: Sequence[Row], file: Path) -> None:
     parts += [f"![both, identity and style]({file.stem}.png)", f"![pair {pair}]({file.stem}.jpg)"]
     file.with_suffix(".md").write_text("\n\n".join(parts) + "\n", "utf-8")
     table.draw(file.with_suffix(".png"))
-    examples(plan.keep, table.order, pair, pair_seeds(plan.split, pair), file.with_suffix(".jpg"))
+    seeds, sheet = pair_seeds(plan.split, pair), file.with_suffix(".jpg")
+    examples(plan.keep, table.order, pair, seeds, sheet, plan.hard)
     print(table.scores())  # noqa: T201
 
 
 def _machine(plan: Plan) -> str:
     return (
-        f"{plan.split.name.lower()} pairs, {plan.pictures[0]} pictures each, "
+        f"{plan.split.name.lower()} pairs, {f'hard photos ({plan.hard}), ' if plan.hard else ''}"
+        f"{plan.pictures[0]} pictures each, "
         f"{plan.sampling.steps} steps of {plan.sampling.sampler} at guidance "
         f"{plan.sampling.guidance:g}; means over pairs with 95 % bootstrap intervals. "
         f"torch {torch.__version__}, {os.cpu_count()} cores of "

@@ -68,6 +68,7 @@ class Plan:
     keep: Path  # adapters and pictures, by row and pair
     quick: bool = False
     in_words: bool = False  # draw edits also as words of the prompt, without edit guidance
+    hard: str | None = None  # of `hardships.HARDSHIPS`, which the person's photos then have
 
     @property
     def pictures(self) -> tuple[int, int]:
@@ -92,8 +93,8 @@ class Plan:
         named = json.dumps(to_dict(recipe) if recipe else row.name, sort_keys=True)
         if row.name == MAGICFACE:
             named += repr((GUIDANCE, WEIGHT, MagicFaceSettings()))
-        drawing = (self.sampling, self.pictures, row.strengths, self.in_words)
-        settings = (named, *drawing, row.seed, row.start)
+        drawn = (self.sampling, self.pictures, row.strengths, self.in_words, self.hard)
+        settings = (named, *drawn, row.seed, row.start)
         return version(settings, sorted(self.weights.rglob("*.safetensors")))
 
 
@@ -152,7 +153,7 @@ class Bench:
 
     def _pair(self, index: int) -> tuple[Pair, Case]:
         if self._known is None or self._known[0] != index:
-            pair = make_pair(*pair_seeds(self.plan.split, index))
+            pair = make_pair(*pair_seeds(self.plan.split, index), hard=self.plan.hard)
             self._known = (index, pair, self.judge.case(pair))
         return self._known[1:]
 

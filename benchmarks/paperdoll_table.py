@@ -151,13 +151,21 @@ class Table:
 
 
 def examples(
-    keep: Path, order: Sequence[str], pair: int, seeds: tuple[int, int], file: Path
+    keep: Path,
+    order: Sequence[str],
+    pair: int,
+    seeds: tuple[int, int],
+    file: Path,
+    hard: str | None = None,
 ) -> None:
-    """A sheet of one pair: photos, portraits, then each row's pictures, 5 of each, labelled."""
+    """A sheet of one pair: photos, portraits, then each row's pictures, 5 of each, labelled.
+
+    hard: what makes the photos hard; see `make_pair`.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    own = make_pair(*seeds)
+    own = make_pair(*seeds, hard=hard)
     strips = {
         "the person": np.concatenate([doll.image for doll in own.source], -1).transpose(1, 2, 0),
         "the style": np.concatenate([doll.image for doll in own.reference], -1).transpose(1, 2, 0),

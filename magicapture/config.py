@@ -363,7 +363,7 @@ class Recipe(Checked):
         "portrait",
         "What the composed task is shown: portrait (the style's portraits, supervised outside the "
         "face), face_laid_in (the same with the person's face laid in by its landmarks and "
-        "coloured as the style's medium would, supervised everywhere).",
+        "coloured as the style's medium would, supervised but for its seam).",
         paper="portrait",
         release="portrait",
     )

@@ -23,7 +23,7 @@ def versions(**hosts: str) -> str:
 
     One line each for the program, the packages that are there, those that are not, the device.
     """
-    found = {name: _version(name) for name in _PACKAGES}
+    found = {name: version_of(name) for name in _PACKAGES}
     there = ", ".join(f"{name} {version}" for name, version in found.items() if version)
     absent = ", ".join(name for name, version in found.items() if not version)
     programs = {"MagiCapture": __version__, **hosts, "Python": platform.python_version()}
@@ -34,7 +34,7 @@ def versions(**hosts: str) -> str:
     )
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str:
     """The version that is installed, read without importing it; empty where there is none."""
     try:
         return metadata.version(package)

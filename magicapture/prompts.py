@@ -52,8 +52,9 @@ def prompt_for(
 
 
 def with_edit(text: str, words: str) -> str:
-    """A prompt with further words behind a comma; as it is where there are none."""
-    return f"{text}, {words.strip()}" if words.strip() else text
+    """A prompt with further words behind one comma; as it is where there are none."""
+    more = words.strip(", \n")
+    return ", ".join(part for part in (text.rstrip(", \n"), more) if part) if more else text
 
 
 def as_embeddings(text: str, concepts: tuple[Concept, ...]) -> str:

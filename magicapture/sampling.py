@@ -23,6 +23,9 @@ from .prompts import with_edit
 from .tokens import Prompt, TokenVectors
 
 SamplerName = Literal["euler_a", "ddim", "dpmpp_2m"]
+EDIT_SHARE = 2.0
+"""An edit's strength as a share of the guidance; at 1 the words do what they do in the prompt."""
+
 Callback = Callable[[int, int, Tensor], None]
 """Called after each step with the steps done, all steps, and the latents (B,C,h,w)."""
 
@@ -53,8 +56,12 @@ class SamplingSettings(Checked):
         "Words that are put behind the prompt and guided by themselves, such as: with round "
         "glasses. Half as much drawing time again.",
     )
-    edit_strength: float = setting(
-        5.0, "How much further to go from the prompt towards the one with the edit.", low=0, high=30
+    edit_strength: float | None = setting(
+        None,
+        "How much further to go from the prompt towards the one with the edit; as much as the "
+        "guidance is the words written in the prompt, empty is twice that.",
+        low=0,
+        high=60,
     )
     width: int = setting(512, "Width in pixels, a multiple of 8.", low=64, high=4096, multiple=8)
     height: int = setting(512, "Height in pixels, a multiple of 8.", low=64, high=4096, multiple=8)
@@ -270,7 +277,7 @@ def guided_prediction(
     conditioning: Conditioning,
     guidance: float,
     *,
-    edit_strength: float = DEFAULT.edit_strength,
+    edit_strength: float | None = DEFAULT.edit_strength,
     steer: Callable[[Tensor, float], Tensor] | None = None,
 ) -> Tensor:
     """Classifier-free guidance, and the same once more from the prompt to the edited prompt.
@@ -278,9 +285,11 @@ def guided_prediction(
     eps_negative + guidance * (eps_prompt - eps_negative) + edit_strength * (eps_edit - eps_prompt)
 
     noisy: (B,C,h,w); t: () timestep. conditioning: as `guided_conditioning` gives it; without rows
-    of an edit the last term is left out, and at guidance 1 the negative prompts. steer: changes
-    the difference that guidance multiplies. All rows share one pass of the UNet.
+    of an edit the last term is left out, and at guidance 1 the negative prompts. edit_strength:
+    None is EDIT_SHARE times the guidance. steer: changes the difference that guidance multiplies.
+    All rows share one pass of the UNet.
     """
+    strength = EDIT_SHARE * guidance if edit_strength is None else edit_strength
     rows = len(conditioning)
     timesteps = t.round().long().expand(rows)  # Euler's lie between those trained on
     every = noisy.repeat(rows // len(noisy), 1, 1, 1)
@@ -292,7 +301,7 @@ def guided_prediction(
         steered = difference if steer is None else steer(difference, guidance)
         prediction = start + guidance * steered
     for edited in rest:
-        prediction = prediction + edit_strength * (edited - prompt)
+        prediction = prediction + strength * (edited - prompt)
     return prediction
 
 

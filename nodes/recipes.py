@@ -200,8 +200,8 @@ class MagiCaptureTuneRecipe(Node):
                     tooltip="off trains on whole pictures and needs no masks; attention refocusing "
                     "is then off as well.",
                 ),
-                *(weight(loss) for name, loss in LOSSES.items() if name not in FIRST_LOSSES),
                 choice(Recipe, "pseudo_label", keep=True),
+                *(weight(loss) for name, loss in LOSSES.items() if name not in FIRST_LOSSES),
             ],
             outputs=[RecipeSocket.Output(display_name="recipe")],
         )

@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..magicapture.errors import InputError
 from ..magicapture.prompts import as_embeddings
 from ..magicapture.refocusing import RefocusGuidance, fit, grid, mean_leakage, region_strip
+from ..magicapture.sampling import EDIT_SHARE
 from ._comfy import (
     UsedRegions,
     encode_marked,
@@ -52,7 +53,8 @@ class MagiCaptureWritePrompt(Node):
                     "extra",
                     default="",
                     multiline=True,
-                    tooltip="Your own words behind it: wearing glasses, on a red background.",
+                    tooltip="Your own words behind it: wearing glasses, on a red background. "
+                    "Where they do not show, write them as 'extra' of Encode Prompt.",
                 ),
             ],
             outputs=[io.String.Output(display_name="prompt")],
@@ -70,8 +72,10 @@ class MagiCaptureEncodePrompt(Node):
         return schema(
             "Encode Prompt",
             "sampling",
-            aliases="clip text encode, conditioning, prompt, embedding",
-            description="CLIP Text Encode that also remembers where the tokens stand, for Refocus "
+            aliases="clip text encode, conditioning, prompt, embedding, edit guidance, prompt "
+            "edit, prompt strength, editability",
+            description="CLIP Text Encode whose extra words have a strength of their own, so that "
+            "they show in the picture. It also remembers where the tokens stand, for Refocus "
             "Attention and Preview Attention.",
             inputs=[
                 io.Clip.Input("clip", tooltip="From Apply Adapter, which knows the tokens."),
@@ -99,14 +103,36 @@ class MagiCaptureEncodePrompt(Node):
                     tooltip="Further words of the prompt, or embedding:NAME, that belong outside "
                     "the region; separated by commas.",
                 ),
+                io.String.Input(
+                    "extra",
+                    default="",
+                    dynamic_prompts=True,
+                    optional=True,
+                    tooltip="Words behind the text that the photos contradict: with round glasses, "
+                    "on a red background. Half as much drawing time again.",
+                ),
+                io.Float.Input(
+                    "extra_strength",
+                    default=EDIT_SHARE,
+                    min=0.0,
+                    max=10.0,
+                    step=0.1,
+                    optional=True,
+                    tooltip="Of the extra words: 1 as if written in the text, 2 twice as strong. "
+                    "Raise it where they do not show; lower it where the likeness suffers.",
+                ),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning")],
         )
 
     @classmethod
-    def execute(cls, clip, text, inside, outside, adapter=None) -> io.NodeOutput:
+    def execute(
+        cls, clip, text, inside, outside, adapter=None, extra="", extra_strength=EDIT_SHARE
+    ) -> io.NodeOutput:
         concepts = () if adapter is None else adapter.concepts
-        return io.NodeOutput(encode_marked(clip, text, concepts, inside, outside))
+        return io.NodeOutput(
+            encode_marked(clip, text, concepts, inside, outside, extra, extra_strength)
+        )
 
 
 class MagiCaptureRefocusAttention(Node):

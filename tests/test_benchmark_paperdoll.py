@@ -73,10 +73,11 @@ def test_a_line_of_other_settings_has_another_version(bench, tmp_path: Path) -> 
         plan.version(replace(row, recipe=replace(row.recipe, masked=False))),
         replace(plan, quick=True).version(row),
         replace(plan, in_words=True).version(row),
+        replace(plan, hard="fringe").version(row),
     ]
     (tmp_path / "unet.safetensors").write_bytes(b"two")
     others.append(plan.version(row))
-    assert version not in others and len(set(others)) == 5
+    assert version not in others and len(set(others)) == 6
 
 
 def test_a_row_without_training_has_a_version_by_what_it_draws_with(

@@ -45,6 +45,7 @@ DIRECTIONS: dict[str, str] = {
     "backbone": "tokens",
     "backbones": "backbone weight_files digests",
     "data": "faces tokens backups losses",
+    "bench": "training person environment backbones",
     "adapters": "prompts lora backups version weight_files",
     "identity": "faces losses backbone",
     "person": "faces metrics",

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+from ..bench import BenchSettings
 from ..config import LabelSettings, LoraSettings, Recipe, help_of
 from ..demo import FAST_STEPS, DemoSettings
 from ..faces.embed import NORMALISATIONS
@@ -16,6 +17,7 @@ from ..refocusing import RefocusGuidance
 from ..sampling import SamplingSettings
 from ..training import EVERY_STEPS
 from ..version import __version__
+from .bench import COUNTS, bench
 from .demo import demo
 from .doctor import doctor
 from .identity import identity
@@ -45,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         (doctor, _add_doctor),
         (labels, _add_labels),
         (identity, _add_identity),
+        (bench, _add_bench),
         (models, _add_models),
         (recipes, _add_recipes),
     ):
@@ -191,7 +194,8 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
         choices=get_args(PromptKind),
     )
     for name in DRAWN_BY:
-        setting_option(picture, SamplingSettings, name)
+        shown = "twice the guidance" if name == "edit_strength" else ""
+        setting_option(picture, SamplingSettings, name, shown=shown)
     option(
         picture,
         "--strength",
@@ -293,6 +297,69 @@ def _add_identity(parser: argparse.ArgumentParser) -> None:
     )
     _add_json(parser)
     _add_faces(parser.add_argument_group("faces"))
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what is trained and drawn")
+    add = what.add_argument
+    for flag, help in (
+        ("--faces", "A folder of people: in it a folder of photos for each."),
+        ("--styles", "A folder of styles: in it a folder of portraits for each, or one's alone."),
+    ):
+        option(what, flag, Path, help, shown="none; it is needed", metavar="DIR")
+    option(
+        what,
+        "--recipes",
+        str,
+        "Names of recipes, or .json files, with commas between; the others are compared with the "
+        "first.",
+        default=f"{DEFAULT},release,dreambooth",
+    )
+    for name in COUNTS:
+        setting_option(what, BenchSettings, name)
+    edits = "; ".join(BenchSettings().edits)
+    option(what, "--edit", str, "Words to edit with; again for more.", shown=edits, action="append")
+    option(what, "--steps", int, "Steps of each recipe, for a trial.", shown="the recipes' own")
+    setting_option(what, Recipe, "resolution", shown="the recipes'")
+    option(what, "--draw-steps", int, "Denoising steps.", default=SamplingSettings().steps)
+    add("--save-memory", action="store_true", help="The same result, slower, in less memory.")
+    faces = parser.add_argument_group("faces")
+    _add_faces(
+        faces,
+        parser_model=True,
+        face_model="The identity loss's face recognition model.",
+        optional=True,
+    )
+    other = "the best found that computes something else"
+    option(
+        faces, "--judge-model", str, "The one that scores; another.", shown=other, metavar="FILE"
+    )
+    option(
+        faces,
+        "--judge-model-input",
+        str,
+        "What its pixels are scaled to.",
+        default="arcface",
+        choices=list(NORMALISATIONS),
+    )
+    clip = "A CLIP model, as a transformers folder: scores style again, and whether edits show."
+    option(faces, "--clip", Path, clip, shown="none", metavar="DIR")
+    _add_base(parser)
+    result = parser.add_argument_group("result")
+    option(
+        result,
+        "--title",
+        str,
+        "What the base model is called in the report.",
+        default="",
+        shown="no",
+    )
+    where = Path("magicapture-bench")
+    option(result, "--out", Path, "The folder to write into.", default=where, metavar="DIR")
+    result.add_argument("--no-pictures", action="store_true", help="A page of figures alone.")
+    result.add_argument(
+        "--fresh", action="store_true", help="Start over, though a stopped bench could go on."
+    )
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:

@@ -18,13 +18,14 @@ _LARGEST_MAP = 48 * 48  # queries of a layer that is mapped; a map has their squ
 
 @dataclass(frozen=True)
 class Rows:
-    """Which rows of a batch draw the prompt, and which the negative one."""
+    """Which rows of a batch draw the prompt, and which the negative one; how many do neither."""
 
     conditional: Sequence[int]
     unconditional: Sequence[int] = ()
+    others: int = 0
 
     def __len__(self) -> int:
-        return len(self.conditional) + len(self.unconditional)
+        return len(self.conditional) + len(self.unconditional) + self.others
 
 
 @dataclass(frozen=True, eq=False)

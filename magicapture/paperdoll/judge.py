@@ -58,7 +58,7 @@ class Judge:
 
     def case(self, pair: Pair) -> Case:
         """Everything about a pair that scores are measured against."""
-        source = self.see(pictures(pair.source)).identities
+        source = self.see(pictures(pair.ordinary)).identities
         reference = self.see(pictures(pair.reference)).styles
         strangers = self.see(pictures(pair.others_in_style)).identities
         elsewhere = self.see(pictures(pair.otherwise)).styles

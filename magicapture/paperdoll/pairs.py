@@ -22,6 +22,8 @@ from . import (
     split_of,
     style_from_seed,
 )
+from .hardships import hard_photo, hardships_of
+from .seeds import stream
 
 PHOTOS = 5
 """Photos of the person and portraits in the style; the paper has 4 to 6."""
@@ -40,7 +42,8 @@ STRANGERS = 40
 class Pair:
     """A person and a style that never met, and what is known about them together.
 
-    source: the person in photos of other styles. reference: other people in the style.
+    source: the person in photos of other styles. ordinary: these photos without hardships, against
+    which likeness is measured. reference: other people in the style.
     truth: the person in the style, by pose; the last ones have the poses of source + reference.
     unseen: the same in other poses, to be scored as results are: the ceiling.
     others_in_style: further people in the style. otherwise: the person in further styles.
@@ -49,6 +52,7 @@ class Pair:
     identity: Identity
     style: Style
     source: tuple[Doll, ...]
+    ordinary: tuple[Doll, ...]
     reference: tuple[Doll, ...]
     truth: tuple[Doll, ...]
     unseen: tuple[Doll, ...]
@@ -61,11 +65,19 @@ class Pair:
         return self.source + self.reference
 
 
-def make_pair(identity: int, style: int, *, photos: int = PHOTOS, poses: int = POSES) -> Pair:
+def make_pair(
+    identity: int,
+    style: int,
+    *,
+    photos: int = PHOTOS,
+    poses: int = POSES,
+    hard: str | None = None,
+) -> Pair:
     """The pair of an identity's and a style's seed; all else comes from seeds of their split.
 
-    Source pictures are photos, as people have them; the style may be of any medium. Raises
-    InputError for seeds of two splits.
+    Source pictures are photos, as people have them; the style may be of any medium. hard: one of
+    `hardships.HARDSHIPS`, which the source pictures then have; nothing else of the pair changes.
+    Raises InputError for seeds of two splits, or another hardship.
     """
     if split_of(identity) is not split_of(style):
         raise InputError(
@@ -86,10 +98,19 @@ def make_pair(identity: int, style: int, *, photos: int = PHOTOS, poses: int = P
     people = [identity_from_seed(seed) for seed in some(photos)]
     strangers = zip(some(STRANGERS), posed(STRANGERS), strict=True)
     elsewhere = zip(some(STRANGERS), posed(STRANGERS), strict=True)
+    shots = tuple(zip(styles, own, strict=True))
+    source = ordinary = tuple(render(person, *shot) for shot in shots)
+    if hard is not None:
+        chance = stream("hardships", identity)
+        source = tuple(
+            hard_photo(person, *shot, hardships_of(hard, index), chance)
+            for index, shot in enumerate(shots)
+        )
     return Pair(
         person,
         look,
-        tuple(render(person, s, pose) for s, pose in zip(styles, own, strict=True)),
+        source,
+        ordinary,
         tuple(render(p, look, pose) for p, pose in zip(people, theirs, strict=True)),
         tuple(render(person, look, pose) for pose in free + own + theirs),
         tuple(render(person, look, pose) for pose in new),
@@ -99,7 +120,7 @@ def make_pair(identity: int, style: int, *, photos: int = PHOTOS, poses: int = P
 
 
 def references(dolls: Sequence[Doll]) -> ReferenceSet:
-    """Dolls as a reference set, with their exact face masks and landmarks."""
+    """Dolls as a reference set, with their own face masks and landmarks."""
     return ReferenceSet.of(
         [torch.from_numpy(doll.image) for doll in dolls],
         face_masks=[torch.from_numpy(doll.mask) for doll in dolls],

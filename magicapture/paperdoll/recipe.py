@@ -41,7 +41,7 @@ EDITS = (
 """Words to be kept in their meaning; none is asked for by `edits.edits`."""
 
 RATES: Mapping[str, float] = {
-    DEFAULT: 2.0,
+    DEFAULT: 4.0,
     "textual-inversion": 0.5,
     "dreambooth": 8.0,
     "custom-diffusion": 8.0,

@@ -116,10 +116,11 @@ def with_steps(recipe: Recipe, steps: int) -> Recipe:
 def miniature(recipe: Recipe) -> Recipe:
     """The recipe for a small model of 128 px, such as paperdoll's: a quarter of everything.
 
-    One rule for every recipe: resolution, steps, class images and the size of enlarged maps are
-    divided by four, and learning rates are multiplied by four, so that rate times steps, the
-    length of the way, stays. Attention is looked at in layers twice as fine, since a small UNet
-    has a level less: what is 16x16 for SD 1.5 at 512 px is 8x8 here, the coarsest but the middle.
+    One rule for every recipe: resolution, steps, class images, the size of enlarged maps and the
+    seam of a label, in cells, are divided by four, and learning rates are multiplied by four, so
+    that rate times steps, the length of the way, stays. Attention is looked at in layers twice as
+    fine, since a small UNet has a level less: what is 16x16 for SD 1.5 at 512 px is 8x8 here, the
+    coarsest but the middle.
     The frozen model computes in its own number format.
     """
     refocus, prior = recipe.refocus, recipe.prior
@@ -132,6 +133,7 @@ def miniature(recipe: Recipe) -> Recipe:
             map_size=refocus.map_size and refocus.map_size // 4,
         ),
         prior=replace(prior, images=round(prior.images / 4)),
+        labels=replace(recipe.labels, seam=recipe.labels.seam / 4),
         precision="model",
     )
 

@@ -24,6 +24,7 @@ from ...magicapture.refocusing import (
 from .host import check_cancel
 from .marks import TOKENS, Marks, marks_in
 from .patching import with_options, wrapped
+from .prompts import WITHOUT_EXTRA
 from .refocusing import unrefocused
 
 _KEY = "magicapture_look"
@@ -42,8 +43,9 @@ def look(
 ) -> list[TokenMap]:
     """The tokens' attention in the first of some finished latents, noised as at some steps.
 
-    positive: encoded with the tokens marked. latent: what the LATENT socket carries. shares: of
-    the steps done, 0 to below 1. region: the subject's (1,1,H,W); None finds it at each step.
+    positive: encoded with the tokens marked; of a text with extra words the whole is looked at.
+    latent: what the LATENT socket carries. shares: of the steps done, 0 to below 1. region: the
+    subject's (1,1,H,W); None finds it at each step.
     Refocusing patches of MODEL are left out, so that what is seen is the picture's own. Raises
     InputError for a conditioning without tokens.
     """
@@ -51,6 +53,7 @@ def look(
         raise InputError(
             "The input 'positive' has no marked tokens; encode the prompt with Encode Prompt."
         )
+    positive = [part for part in positive if WITHOUT_EXTRA not in part[1]]
     picture = latent["samples"][:1]
     seen: list[TokenMap] = []
     model = unrefocused(model)

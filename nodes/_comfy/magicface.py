@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import comfy.samplers
 import torch
@@ -32,7 +32,7 @@ from .host import show_text
 from .looking import predict_noised
 from .models import autoencoder_of, downscale_of, latent_channels
 from .patching import patches, step_sigma, wrapped
-from .prompts import Encoded, encode_prompt, word_columns
+from .prompts import Encoded, encode_prompt, text_length, word_columns
 from .sockets import images_to_socket
 
 logger = logging.getLogger(__name__)
@@ -45,18 +45,23 @@ _WRAPPED = (  # each the name of a method of _Patch as well
     WrappersMP.APPLY_MODEL,
 )
 
+Kind = Literal["prompt", "with more", "other"]
+"""What a conditioning is of the prompt: it, it with more words behind (extra), or neither."""
+
 
 @dataclass(frozen=True)
 class Prepared:
     """What a patch needs: the references, encoded, and the prompt.
 
-    prompts: one for each of the references' rows. columns: of each concept's words.
+    prompts: one for each of the references' rows. columns: of each concept's words. length: of the
+    prompt, in columns of its context.
     """
 
     rows: ReferenceRows
     prompts: Sequence[Encoded]
     positive: Encoded
     columns: Sequence[Sequence[int]]
+    length: int
 
 
 def prepare(
@@ -85,7 +90,8 @@ def prepare(
         return model.model.process_latent_in(latents)
 
     rows = reference_rows(references, side, downscale_of(vae), encode)
-    return Prepared(rows, [encode_prompt(clip, p) for p in rows.prompts], positive, columns)
+    prompts = [encode_prompt(clip, text) for text in rows.prompts]
+    return Prepared(rows, prompts, positive, columns, text_length(clip, prompt))
 
 
 def apply_references(
@@ -134,7 +140,7 @@ class _Patch:
         self._session: Session | None = None
         self._keys: Keys = {}
         self._stage: Stage = "off"
-        self._ours: dict[Any, bool] = {}  # which conditioning is the prompt's, by its uuid
+        self._kinds: dict[Any, Kind] = {}  # what each conditioning is of the prompt, by its uuid
         self._warned = False
 
     def __deepcopy__(self, memo: Any) -> _Patch:
@@ -148,7 +154,7 @@ class _Patch:
         prepared, unet = self._prepared, executor.class_obj.model_patcher.model.diffusion_model
         length = prepared.positive.context.shape[1]
         session = Session(unet, prepared.rows, prepared.columns, length, self._settings)
-        self._session, self._ours, self._warned = session, {}, False
+        self._session, self._kinds, self._warned = session, {}, False
         try:
             result = executor(*args, **kwargs)
         finally:
@@ -205,35 +211,51 @@ class _Patch:
         )
         if self._session is None or self._stage == "off" or c_crossattn is None:
             return run()
-        rows = self._rows(c_crossattn, transformer_options or {})
+        rows, own = self._rows(c_crossattn, transformer_options or {})
         size = (x.shape[-2], x.shape[-1])
         with self._session.drawing(self._stage, self._keys, rows, size):
-            return run()
+            result = run()
+        if own and self._session.seen is not None:  # the picture's; extra words have rows as well
+            self._session.seen = self._session.seen.first(own)
+        return result
 
-    def _rows(self, context: Tensor, options: dict[str, Any]) -> Rows:
-        """Which rows are the prompt's, told by what they were conditioned on."""
+    def _rows(self, context: Tensor, options: dict[str, Any]) -> tuple[Rows, int]:
+        """Which rows are the prompt's, told by what they were conditioned on.
+
+        First the prompt as it was given, and how many rows those are, then it with more words.
+        """
         marks = options.get("cond_or_uncond") or [0]
         uuids = options.get("uuids") or [None] * len(marks)
         each = len(context) // len(marks)
         for i, uuid in enumerate(uuids):
-            if uuid not in self._ours or uuid is None:
-                self._ours[uuid] = self._is_prompt(context[i * each])
-        chosen = [i for i, uuid in enumerate(uuids) if self._ours[uuid]]
+            if uuid not in self._kinds or uuid is None:
+                self._kinds[uuid] = self._kind(context[i * each])
+        kinds = [self._kinds[uuid] for uuid in uuids]
+        ours = [i for kind in ("prompt", "with more") for i, k in enumerate(kinds) if k == kind]
         # A negative prompt may be the very same text; what is 0 draws, what is 1 is guided from.
-        chosen = [i for i in chosen if marks[i] == 0] or chosen
-        if not chosen and 0 in marks and not any(self._ours.values()):
+        chosen = [i for i in ours if marks[i] == 0] or ours
+        if not chosen and 0 in marks and set(self._kinds.values()) == {"other"}:
             self._warn()
             chosen = [i for i, mark in enumerate(marks) if mark == 0]
-        negative = [i for i, mark in enumerate(marks) if mark == 1 and i not in chosen]
+        # DualCFGGuider has the negative prompt first, as its 0.
+        against = 0 if chosen and all(marks[i] for i in chosen) else 1
+        negative = [i for i, mark in enumerate(marks) if mark == against and i not in chosen]
 
         def spread(chunks: list[int]) -> list[int]:
             return [i * each + row for i in chunks for row in range(each)]
 
-        return Rows(spread(chosen), spread(negative))
+        others = len(marks) - len(chosen) - len(negative)
+        rows = Rows(spread(chosen), spread(negative), others * each)
+        return rows, each * sum(kinds[i] == "prompt" for i in chosen)
 
-    def _is_prompt(self, row: Tensor) -> bool:
+    def _kind(self, row: Tensor) -> Kind:
         own = self._prepared.positive.context[0].to(row)
-        return len(row) >= len(own) and torch.allclose(row[: len(own)], own, atol=1e-2, rtol=1e-2)
+        if len(row) < len(own):
+            return "other"
+        same = torch.isclose(row[: len(own)], own, atol=1e-2, rtol=1e-2).all(dim=1)
+        if bool(same.all()):
+            return "prompt"
+        return "with more" if bool(same[: self._prepared.length].all()) else "other"
 
     def _warn(self) -> None:
         if not self._warned:

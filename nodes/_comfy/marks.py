@@ -6,7 +6,7 @@ sampler tells for each pass of the UNet which conditioning a row comes from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,11 @@ from torch import Tensor
 
 from ...magicapture.config import Role
 from ...magicapture.errors import InputError
+from ...magicapture.prompts import with_edit
 from ...magicapture.refocusing import Focus
+from ...magicapture.sampling import EDIT_SHARE
 from ...magicapture.tokens import Concept, places
+from .prompts import encode_extra
 
 TOKENS = "magicapture_tokens"
 """The option of a CONDITIONING, and of the sampler's transformer_options, that holds them."""
@@ -53,29 +56,54 @@ class Marks:
 
 
 def encode_marked(
-    clip: Any, text: str, concepts: Sequence[Concept], inside: str = "", outside: str = ""
+    clip: Any,
+    text: str,
+    concepts: Sequence[Concept],
+    inside: str = "",
+    outside: str = "",
+    extra: str = "",
+    strength: float = EDIT_SHARE,
 ) -> Any:
     """What CLIPTextEncode makes of a text, with the tokens to hold marked in it.
 
     concepts: named in the text as `embedding:name`. inside, outside: further words or embeddings,
-    separated by commas, to be held to the region and to the rest. Raises InputError where the
-    text has none of the concepts, or not one of the words.
+    separated by commas, to be held to the region and to the rest. extra: words behind the text,
+    with a strength of their own (`encode_extra`). Raises InputError where the text has none of the
+    concepts, or not one of the words.
     """
     if clip is None:
         raise InputError("There is no text encoder at the input 'clip'; connect one.")
-    tokens = clip.tokenize(text)
-    line = list(_ids(next(iter(tokens.values()))))
-    found = [focus for concept in concepts if (focus := _concept(clip, line, concept))]
-    if concepts and not found:
-        names = " or ".join(f"embedding:{concept.name}" for concept in concepts)
+    roles: tuple[tuple[Role, str], ...] = (("subject", inside), ("style", outside))
+    words = [(word, role) for role, listed in roles for word in _split(listed)]
+
+    def found(line: Sequence[Any]) -> list[Focus]:
+        tokens = [_concept(clip, line, concept) for concept in concepts]
+        tokens += [_word(clip, line, word, role) for word, role in words]
+        return [focus for focus in tokens if focus is not None]
+
+    def encode(part: str) -> Any:
+        tokens = clip.tokenize(part)
+        conditioning = clip.encode_from_tokens_scheduled(tokens)
+        marked = {TOKENS: tuple(found(_line(tokens)))}
+        return node_helpers.conditioning_set_values(conditioning, marked)
+
+    _require(found(_line(clip.tokenize(with_edit(text, extra)))), concepts, words)
+    return encode_extra(encode, text, extra, strength)
+
+
+def _require(
+    found: Sequence[Focus], concepts: Sequence[Concept], words: Sequence[tuple[str, Role]]
+) -> None:
+    names = {focus.name for focus in found}
+    if concepts and names.isdisjoint(concept.name for concept in concepts):
+        tokens = " or ".join(f"embedding:{concept.name}" for concept in concepts)
         raise InputError(
-            f"The text has no {names}. Write the token into it (Write Prompt does), and take CLIP "
+            f"The text has no {tokens}. Write the token into it (Write Prompt does), and take CLIP "
             "from Apply Adapter, which knows the token."
         )
-    words: tuple[tuple[Role, str], ...] = (("subject", inside), ("style", outside))
-    found += [_word(clip, line, word, role) for role, listed in words for word in _split(listed)]
-    conditioning = clip.encode_from_tokens_scheduled(tokens)
-    return node_helpers.conditioning_set_values(conditioning, {TOKENS: tuple(found)})
+    for word, _ in words:
+        if word not in names:
+            raise InputError(f"The text has no {word!r}; hold words to a region that are in it.")
 
 
 def marks_in(conds: Sequence[Any], size: tuple[int, int]) -> Marks:
@@ -103,20 +131,18 @@ def _concept(clip: Any, line: Sequence[Any], concept: Concept) -> Focus | None:
     return Focus(concept.name, concept.role, columns, word) if columns else None
 
 
-def _word(clip: Any, line: Sequence[Any], word: str, role: Role) -> Focus:
+def _word(clip: Any, line: Sequence[Any], word: str, role: Role) -> Focus | None:
     columns = places(line, _words(clip, word), _same)
-    if not columns:
-        raise InputError(f"The text has no {word!r}; hold words to a region that are in it.")
-    return Focus(word, role, columns)
+    return Focus(word, role, columns) if columns else None
 
 
 def _split(listed: str) -> list[str]:
     return [word.strip() for word in listed.split(",") if word.strip()]
 
 
-def _ids(chunks: Sequence[Sequence[Sequence[Any]]]) -> Iterator[Any]:
+def _line(tokens: Mapping[str, Sequence[Sequence[Sequence[Any]]]]) -> list[Any]:
     """The tokens of a text in the order of the context's columns, chunk behind chunk."""
-    return (token[0] for chunk in chunks for token in chunk)
+    return [token[0] for chunk in next(iter(tokens.values())) for token in chunk]
 
 
 def _words(clip: Any, text: str) -> list[Any]:

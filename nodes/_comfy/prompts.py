@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import node_helpers
 import torch
 from torch import Tensor
 
 from ...magicapture.magicface import Reference, concept_columns
+from ...magicapture.prompts import with_edit
 from .models import ENCODERS
+
+WITHOUT_EXTRA = "magicapture_without_extra"
+"""The option of a CONDITIONING's part whose words stand in another part, with more behind them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +51,39 @@ class Encoded:
 def encode_prompt(clip: Any, text: str) -> Encoded:
     """What CLIPTextEncode makes of a text."""
     return Encoded(clip.encode_from_tokens_scheduled(clip.tokenize(text)))
+
+
+def encode_extra(encode: Callable[[str], Any], text: str, extra: str, strength: float) -> Any:
+    """CONDITIONING of a text with extra words behind it that have a strength of their own.
+
+    encode: makes CONDITIONING of a text. strength: 0 is the text alone, 1 the text with the words.
+
+    A sampler averages the parts of a CONDITIONING by their strengths, which may be below 0 and here
+    add up to 1: e = (1 - s) e_text + s e_extra. With e_0 of the negative prompt, CFG makes of that
+    e_0 + cfg (e_text - e_0) + s cfg (e_extra - e_text), the core's edit guidance, whatever sampler,
+    model and patches there are, in one pass of the UNet.
+    """
+    whole = with_edit(text, extra)
+    if whole == text or strength == 0:
+        return encode(text)
+    if strength == 1:
+        return encode(whole)
+    without = {"strength": 1 - strength, WITHOUT_EXTRA: True}
+    return [
+        *node_helpers.conditioning_set_values(encode(text), without),
+        *node_helpers.conditioning_set_values(encode(whole), {"strength": strength}),
+    ]
+
+
+def text_length(clip: Any, text: str) -> int:
+    """How many columns of the context a text fills, up to its last word.
+
+    What stands in them stays as it is with more words behind the text: each word sees those before
+    it alone.
+    """
+    chunks = next(iter(clip.tokenize(text, return_word_ids=True).values()))
+    line = [token[2] for chunk in chunks for token in chunk]
+    return max(column for column, word in enumerate(line) if word > 0 or column == 0) + 1
 
 
 def word_columns(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -127,3 +129,23 @@ def make_backbone(tokenizer: CLIPTokenizer) -> Callable[..., DiffusersBackbone]:
 def backbone(make_backbone: Callable[..., DiffusersBackbone]) -> DiffusersBackbone:
     """A tiny backbone with AutoencoderTiny, predicting epsilon; images of 128 px -> 16x16."""
     return make_backbone()
+
+
+@pytest.fixture
+def base(make_backbone: Callable[..., DiffusersBackbone], tmp_path: Path) -> Path:
+    """A tiny diffusers folder."""
+    backbone = make_backbone(vae="kl")
+    folder = tmp_path / "base"
+    backbone.unet.save_pretrained(folder / "unet")
+    backbone.vae.save_pretrained(folder / "vae")
+    backbone.text_encoders["clip_l"].save_pretrained(folder / "text_encoder")
+    backbone.tokenizers["clip_l"].save_pretrained(folder / "tokenizer")
+    DDIMScheduler(**BETAS).save_pretrained(folder / "scheduler")
+    parts = {
+        "unet": "UNet2DConditionModel",
+        "vae": "AutoencoderKL",
+        "text_encoder": "CLIPTextModel",
+    }
+    index = {part: ["library", kind] for part, kind in parts.items()}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder

@@ -18,14 +18,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 from torch import nn
 
 from magicapture.adapters import Adapter, load_adapter, save_adapter
-from magicapture.backbones import DiffusersBackbone
-from magicapture.backbones.support import BETAS
 from magicapture.cli import main
 from magicapture.cli.progress import Progress
 from magicapture.config import Recipe, from_dict, to_dict
@@ -35,26 +32,6 @@ from magicapture.recipes import RECIPE_NAMES, recipe
 from magicapture.training import Event, Stepped, Trainer
 
 SIDE = 128
-
-
-@pytest.fixture
-def base(make_backbone: Callable[..., DiffusersBackbone], tmp_path: Path) -> Path:
-    """A tiny diffusers folder."""
-    backbone = make_backbone(vae="kl")
-    folder = tmp_path / "base"
-    backbone.unet.save_pretrained(folder / "unet")
-    backbone.vae.save_pretrained(folder / "vae")
-    backbone.text_encoders["clip_l"].save_pretrained(folder / "text_encoder")
-    backbone.tokenizers["clip_l"].save_pretrained(folder / "tokenizer")
-    DDIMScheduler(**BETAS).save_pretrained(folder / "scheduler")
-    parts = {
-        "unet": "UNet2DConditionModel",
-        "vae": "AutoencoderKL",
-        "text_encoder": "CLIPTextModel",
-    }
-    index = {part: ["library", kind] for part, kind in parts.items()}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
 
 
 def write_photos(folder: Path, count: int, seed: int, masks: bool = True) -> Path:

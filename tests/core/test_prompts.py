@@ -9,7 +9,7 @@ import pytest
 from magicapture import sentences
 from magicapture.config import PromptTemplates
 from magicapture.errors import InputError
-from magicapture.prompts import as_embeddings, fill, prompt_for
+from magicapture.prompts import as_embeddings, fill, prompt_for, with_edit
 from magicapture.tokens import LONGEST_PROMPT, Concept, Prompt, layout
 
 CONCEPTS = (Concept("ada-1", "subject", "woman"), Concept("oil-1", "style"))
@@ -24,6 +24,14 @@ def test_each_kind_of_prompt():
     )
     last = len(templates.composed)
     assert prompt_for(CONCEPTS, templates, sentence=last) == prompt_for(CONCEPTS, templates)
+
+
+@pytest.mark.parametrize("text", ["a photo", "a photo,", "a photo, \n"])
+@pytest.mark.parametrize("words", ["red hat", ", red hat, "])
+def test_further_words_stand_behind_one_comma(text, words):
+    assert with_edit(text, words) == "a photo, red hat"
+    assert with_edit(text, " , ") == with_edit(text, "") == text
+    assert with_edit("", words) == "red hat"
 
 
 def test_tokens_as_embeddings():

@@ -212,7 +212,7 @@ def test_a_weight_of_a_loss_that_has_none_is_not_dropped():
             assert not before.uses(loss)
             made = with_weights(before, **{loss: 1})
             assert [getattr(p.weights, loss) for p in made.phases] == losses
-    again = with_weights(with_weights(recipe(), identity=0), identity=1)
+    again = with_weights(with_weights(recipe(), identity=0), identity=0.5)
     assert again == recipe()
     assert with_weights(with_weights(recipe(), style=0), style=1) == recipe()
 

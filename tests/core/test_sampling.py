@@ -189,6 +189,17 @@ def test_an_edit_as_strong_as_guidance_is_plain_guidance_of_the_edited_prompt(ba
     )
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.5, 7.0])
+def test_an_edit_is_twice_as_strong_as_its_words_in_the_prompt(backbone, guidance):
+    """Of all guidances: a fixed strength of 5 is less than the prompt's own 7."""
+    settings = SamplingSettings("ddim", guidance=guidance, edit="with a hat", **SMALL)
+    expected = replace(settings, edit_strength=2 * guidance)
+    assert torch.equal(
+        sample_latents(backbone, "a cat", settings=settings),
+        sample_latents(backbone, "a cat", settings=expected),
+    )
+
+
 def test_without_guidance_the_unet_sees_the_prompts_alone(backbone):
     rows = []
     backbone.unet.register_forward_pre_hook(lambda _module, args: rows.append(len(args[0])))

@@ -187,6 +187,64 @@ def test_prompt_and_negative_in_passes_of_their_own_draw_the_same(nodes_of, tiny
     assert len(passes) == 2 * 3  # the references', the prompt's, the negative's
 
 
+@pytest.mark.parametrize("switch", [0.0, 1.0], ids=["details", "layout"])
+def test_extra_words_see_the_references_as_the_prompt_does(nodes_of, tiny, pack, switch):
+    """Encode Prompt's (1 - s) of the prompt and s of it with more words, each alone."""
+    given = {"switch": switch, "region_guidance": False, "others": 0.05}
+    model, positive, _ = applied(nodes_of, tiny, reference(nodes_of), **given).args
+    encode = pack("nodes.sampling").MagiCaptureEncodePrompt.execute
+
+    def one_step(conditioning, patched=model):
+        return drawn(patched, tiny, conditioning, steps=1, cfg=1.0, batch=2)
+
+    with_extra = encode(tiny.clip, TEXT, "", "", extra="in the rain")[0]
+    whole = encode(tiny.clip, f"{TEXT}, in the rain", "", "")[0]
+    expected = 2 * one_step(whole) - one_step(positive)
+    torch.testing.assert_close(one_step(with_extra), expected, atol=1e-3, rtol=1e-3)
+    assert (one_step(whole) - one_step(whole, tiny.model)).abs().max() > 0.01
+
+
+def test_regions_are_the_pictures_where_there_are_extra_words(nodes_of, tiny, pack):
+    model, *_ = applied(nodes_of, tiny, reference(nodes_of)).args
+    encode = pack("nodes.sampling").MagiCaptureEncodePrompt.execute
+    positive = encode(tiny.clip, TEXT, "", "", extra="in the rain")[0]
+    negative = encode(tiny.clip, "", "", "")[0]
+    latent = {"samples": drawn(model, tiny, positive, batch=2)}
+    shown = nodes_of.regions.execute(
+        model, positive, negative, latent, torch.rand(2, 64, 64, 3), 0.5
+    )
+    assert len(shown.args[0]) == len(shown.args[1]) == 2  # one concept in each picture
+
+
+def test_references_are_seen_under_dual_guidance(nodes_of, tiny):
+    """DualCFGGuider, whose negative prompt comes first, and whose rows are three."""
+    import comfy.samplers
+    from comfy_extras import nodes_custom_sampler as custom
+
+    import nodes
+
+    encode = nodes.CLIPTextEncode().encode
+    negative, other = (encode(tiny.clip, text)[0] for text in ("", "a dog"))
+
+    def run(model, positive):
+        guider = custom.Guider_DualCFG(model)
+        guider.set_conds(other, positive, negative)
+        guider.set_cfg(0.0, 5.0)
+        noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+        sigmas = comfy.samplers.calculate_sigmas(
+            model.get_model_object("model_sampling"), "normal", 2
+        )
+        euler = comfy.samplers.sampler_object("euler")
+        return guider.sample(noise, torch.zeros_like(noise), euler, sigmas, disable_pbar=True)
+
+    model, positive, _ = applied(nodes_of, tiny, reference(nodes_of), region_guidance=False).args
+    # Of what is guided by nothing (0) nothing is left; so this is CFG, as KSampler has it.
+    torch.testing.assert_close(
+        run(model, positive), drawn(model, tiny, positive), atol=1e-3, rtol=1e-3
+    )
+    assert (run(model, positive) - run(tiny.model, positive)).abs().max() > 1e-3
+
+
 def test_cancel_leaves_the_model_clean(nodes_of, tiny):
     import comfy.sample
     from comfy.model_management import InterruptProcessingException

@@ -70,7 +70,8 @@ def test_every_loss_has_a_weight_a_new_one_too(nodes, recipes, pack):
         inputs = nodes.TuneRecipe.define_schema().inputs
         return [i.id.removesuffix("_weight") for i in inputs if i.id.endswith("_weight")]
 
-    assert weights() == list(losses.LOSSES)
+    assert sorted(weights()) == sorted(losses.LOSSES)
+    assert weights()[-1] == nodes.TuneRecipe.define_schema().inputs[-1].id.removesuffix("_weight")
     with losses.LOSSES.added(Shrink()):
         assert weights()[-1] == "shrink"
         tuned = tune(nodes, recipes.recipe(), shrink_weight=0.5)

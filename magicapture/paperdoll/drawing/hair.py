@@ -59,6 +59,8 @@ def _curls(reach: float, end: float) -> list[tuple[float, float, float]]:
 def before(canvas: Canvas, frame: Frame, style: Style, pose: Pose) -> None:
     """What of the hair, or the hat, lies over the head."""
     kind = style.hair
+    if style.fringe:
+        _fringe(canvas, frame, style, pose)
     if kind == "bald":
         return
     if kind == "beanie":
@@ -101,6 +103,16 @@ def _front(kind: str, u: Array, v: Array, long: float) -> Array:
     middle = v + 0.98 - 0.75 * np.abs(u) ** 1.3
     curtain = 0.87 - np.abs(u) - 0.06 * np.maximum(v, 0)
     return shapes.common(_mane(u, v, long), shapes.union(middle, curtain, 0.12))
+
+
+def _fringe(canvas: Canvas, frame: Frame, style: Style, pose: Pose) -> None:
+    u, v = frame.u - np.float32(0.05 * pose.turn), frame.v
+    ends = np.float32(-0.72 + 0.56 * style.fringe) + 0.06 * np.abs(np.sin(u * 9)) - 0.08 * u * u
+    form = shapes.common(shapes.ellipse(u, v + 0.12, 1.07, 1.2), v - ends)
+    cover = shapes.coverage(form, frame.pixel)
+    canvas.paint(cover, _strands(frame, style.hair_colour, pose, 0.86), Label.HAIR)
+    edge = shapes.soft(-form - 0.02, 0.05) * cover
+    canvas.tint(0.28 * edge, scaled(style.hair_colour, 0.55))
 
 
 def _beanie(canvas: Canvas, frame: Frame, style: Style, pose: Pose) -> None:

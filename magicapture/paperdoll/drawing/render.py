@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from . import features, hair, head, marks, media, scene
+from . import features, hair, head, light, marks, media, scene
 from .canvas import Canvas, Frame
 from .colours import Array
 from .traits import Identity, Pose, Style
@@ -54,6 +54,7 @@ def render(identity: Identity, style: Style, pose: Pose | None = None, size: int
     features.brows(canvas, face)
     features.glasses(canvas, face)
     hair.before(canvas, tilted, style, pose)
+    light.hard(canvas, face)
 
     warmth = np.array((1 + 0.035 * pose.warmth, 1, 1 - 0.05 * pose.warmth), np.float32)
     canvas.image *= np.float32(pose.exposure) * warmth.reshape(3, 1, 1)

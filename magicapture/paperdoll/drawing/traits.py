@@ -83,6 +83,7 @@ class Style:
     hair_colour: Colour
     hair_length: float  # 0..1, within what the kind of hair allows
     medium: str
+    fringe: float = 0.0  # hair over the forehead: 0 none .. 1 down to the eyes
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Pose:
 
     shift: tuple[float, float] = (0.0, 0.0)  # of the half picture
     scale: float = 1.0
-    turn: float = 0.0  # -1 to the left of the picture .. 1 to the right
+    turn: float = 0.0  # -1 to the left of the picture .. 1 to the right; 2.8 is far
     tilt: float = 0.0  # radians, clockwise
     nod: float = 0.0  # -1 up .. 1 down
     smile: float = 0.4  # -0.4 frown .. 1 broad
@@ -101,6 +102,8 @@ class Pose:
     light_strength: float = 0.8
     exposure: float = 1.0
     warmth: float = 0.0
+    side_light: float = 0.0  # -1 from the left alone .. 1 from the right alone; 0 soft, as above
+    shadow: float = 0.0  # cast on the face: -1 on its left half .. 1 on its right half
 
 
 def identity_from_seed(seed: int) -> Identity:

@@ -192,6 +192,13 @@ def test_another_style_lowers_style_alone(
     assert swapped["style_missing"] >= 0.6 and swapped["identity_missing"] < 0.2
 
 
+def test_hard_photos_leave_the_measure_as_it_was(judge: Judge, pair: Pair, case: Case) -> None:
+    found = judge.case(make_pair(FIRST + 7, FIRST + 40, hard="all"))
+    assert torch.equal(found.source, case.source) and torch.equal(found.truth, case.truth)
+    assert found.identity_floor == case.identity_floor
+    assert not torch.equal(found.training[:5], case.training[:5])
+
+
 def test_blur_lowers_both(judge: Judge, pair: Pair, case: Case, ceiling: dict[str, float]) -> None:
     soft = judge.scores(blurred(pictures(pair.unseen)), case)
     assert soft["identity"] < ceiling["identity"] - 0.1

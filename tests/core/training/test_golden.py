@@ -108,7 +108,7 @@ def test_every_recipe_on_dolls(name):
     job = TrainingJob(
         Learnable(Concept("ada", "subject"), pairs.references(pair.source)),
         Learnable(Concept("fable", "style"), pairs.references(pair.reference)),
-        short(doll_recipe(name)),
+        short(doll_recipe(name, rate=1)),
         seed=3,
     )
     compare(f"doll-{name}", outcome(job, load_backbone(model_folder()), loss_embedder()))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from magicapture.backbones import load_backbone
 from magicapture.backbones.taesd import load_taesd
-from magicapture.config import IdentitySettings
-from magicapture.data import ReferenceSet, load_folder, with_faces_of
+from magicapture.config import IdentitySettings, LabelSettings
+from magicapture.data import ReferenceSet, load_folder
 from magicapture.data.faces import with_faces
 from magicapture.faces.analyzer import FaceAnalyzer, embed_faces
 from magicapture.faces.detect import load_detector
@@ -24,6 +24,7 @@ from magicapture.faces.embed import FaceEmbedder, load_face_embedder
 from magicapture.faces.find import best, places
 from magicapture.faces.registry import model_files
 from magicapture.identity import IdentityLoss
+from magicapture.labels import with_faces_of
 from magicapture.losses.equations import masked_reconstruction
 from magicapture.paperdoll.pairs import make_pair, references
 from magicapture.paperdoll.weights import load_reader, loss_embedder, model_folder
@@ -71,7 +72,8 @@ class Trial:
         the identity loss alone."""
         weights = recipe().phases[-1].weights
         portrait = self.portraits.photos[0]
-        label = with_faces_of(self.portraits.only([0]), self.person).photos[0]
+        settings = LabelSettings(photos=1, nearness=10)
+        label = with_faces_of(self.portraits.only([0]), self.person, settings).photos[0]
         loss = IdentityLoss(
             self.pleased,
             self.decode,
