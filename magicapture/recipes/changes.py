@@ -186,5 +186,13 @@ def _fallback(phases: tuple[Phase, ...], everywhere: bool) -> list[int]:
 
 
 def without_masks(recipe: Recipe) -> Recipe:
-    """The recipe on whole pictures: no masks, and so no Attention Refocusing."""
-    return with_weights(replace(recipe, masked=False), attention=0)
+    """The recipe on whole pictures: no masks, so no Attention Refocusing and no face to lay in.
+
+    A portrait as it is shows another face, so the composed prompt then counts once at most.
+    """
+    bare = with_weights(replace(recipe, masked=False, pseudo_label="portrait"), attention=0)
+    phases = (
+        replace(phase, weights=phase.weights.changed(composed=min(phase.weights.composed, 1)))
+        for phase in bare.phases
+    )
+    return replace(bare, phases=tuple(phases))

@@ -233,6 +233,7 @@ def test_a_rate_of_a_group_that_has_none_is_not_dropped():
 
 def test_without_masks_nothing_asks_for_one():
     made = without_masks(recipe())
+    assert made.pseudo_label == "portrait" and made.phases[-1].weights.composed == 1
     assert not made.masked and not made.uses("attention") and made.uses("identity")
 
 
