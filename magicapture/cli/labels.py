@@ -70,8 +70,16 @@ def _recipe_from(arguments: argparse.Namespace) -> Recipe:
 
 def _photos(arguments: argparse.Namespace, recipe: Recipe) -> tuple[ReferenceSet, ReferenceSet]:
     """The person's photos and the style's portraits, their faces known."""
-    roles: dict[Role, str] = {"subject": arguments.source, "style": arguments.style}
-    both = [Learnable(Concept(role, role), load_folder(folder)) for role, folder in roles.items()]
-    subject, style = faces_found(*both, arguments, recipe, embedder_from(arguments))
+
+    def learnable(role: Role, folder: str) -> Learnable:
+        return Learnable(Concept(role, role), load_folder(folder))
+
+    subject, style = faces_found(
+        learnable("subject", arguments.source),
+        learnable("style", arguments.style),
+        arguments,
+        recipe,
+        embedder_from(arguments),
+    )
     job = TrainingJob(subject, style, recipe).with_landmarks()
     return job.subject.photos, job.style.photos

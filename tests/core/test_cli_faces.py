@@ -227,3 +227,29 @@ def test_masks_without_a_face(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert main(["masks", str(tmp_path)]) == 2
     assert "No face was found in any photo of" in caplog.text
     assert [f.name for f in tmp_path.iterdir()] == ["0.png"]
+
+
+# -- labels ----------------------------------------------------------------------------------------
+
+
+def test_labels_are_shown_before_training(folders, tmp_path, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    source, style = map(str, folders)
+    sheet, out = tmp_path / "sheet.png", tmp_path / "labels"
+    words = ["labels", "--source", source, "--style", style, "--sheet", str(sheet)]
+    words += ["--out", str(out), "--resolution", "256", "--seam", "1", "--photos", "2"]
+    assert main([*words, "--nearness", "10"]) == 0
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert "4 of 4 labels show the person" in said and "the mask is an oval" in said
+    assert len(list(out.glob("*.png"))) == 4 and Image.open(sheet).size[0] > 256
+    caplog.clear()
+    assert main([*words, "--nearness", "0"]) == 0
+    said = "\n".join(record.getMessage() for record in caplog.records)
+    assert "0 of 2 labels show the person" in said
+    assert "no photo is near in pose: its own face stays and is not taught" in said
+
+
+def test_labels_say_what_is_wrong_with_a_setting(folders, capsys, caplog) -> None:
+    source, style = map(str, folders)
+    assert main(["labels", "--source", source, "--style", style, "--photos", "0"]) == 2
+    assert "--photos" in capsys.readouterr().err + caplog.text
