@@ -13,15 +13,12 @@ from ..data import Photo, variant
 from ..errors import InputError
 from ..faces.analyzer import FaceAnalyzer, embed_faces
 from ..faces.masks import face_mask
-from ..metrics import among, both, likeness
+from ..metrics import among, both, floor, likeness
 from ..metrics.shown import distances, small
 from ..person import Person
 from .clip import Clip
 from .sets import Shots
 from .style import Space, StyleReader
-
-LACKING = 0.95
-"""A concept is missing where it is no more alike than this share of pictures without it are."""
 
 _ALIKE = 0.05  # below it portraits share no style that could be measured
 
@@ -114,38 +111,32 @@ class Judge:
                 "to them means nothing. Check that all are of one style, and that --styles holds "
                 "a folder for each."
             )
-        others = [one for i, one in enumerate(self.people) if i != person]
-        strangers = torch.cat([look.faces, *(one.faces for one in others)])
-        elsewhere = [one for i, one in enumerate(self.styles) if i != style] + self.people
-        without = self._in_space(torch.cat([one.styles for one in elsewhere]))
+        strangers, elsewhere = self._without(person, style)
         training = torch.cat([who.small[: who.used], look.small[: look.used]])
         apart = distances(training, training) + torch.eye(len(training))
         return Case(
             own,
             look.faces,
             style_vectors,
-            float(own.likeness(strangers).quantile(LACKING)),
-            float(likeness(without, style_vectors).quantile(LACKING)),
+            floor(own.likeness(strangers)),
+            floor(likeness(elsewhere, style_vectors)),
             training,
             float(apart.min()),
             None if look.clip is None else self._clip(look.clip[: look.used]),
         )
 
-    def references(self, person: int, style: int) -> dict[str, dict[str, float | None]]:
-        """What pictures held out score, the ceiling, and pictures of others, the floor."""
-        case = self.case(person, style)
+    def references(self, person: int, style: int, case: Case) -> dict[str, dict[str, float | None]]:
+        """What pictures held out score, the ceiling, and pictures of others, the floor.
+
+        case: of this person and style.
+        """
         who, look = self.people[person], self.styles[style]
-        others = [one.faces for i, one in enumerate(self.people) if i != person]
-        strangers = torch.cat([look.faces, *others])
-        elsewhere = [one for i, one in enumerate(self.styles) if i != style] + self.people
+        strangers, elsewhere = self._without(person, style)
         held = (
             case.identity(who.faces[who.used :]),
             case.like_style(self._in_space(look.styles[look.used :])),
         )
-        lacking = (
-            case.identity(strangers),
-            case.like_style(self._in_space(torch.cat([one.styles for one in elsewhere]))),
-        )
+        lacking = case.identity(strangers), case.like_style(elsewhere)
         return {
             name: {
                 "identity": float(faces.mean()) if len(faces) else None,
@@ -154,6 +145,15 @@ class Judge:
             for name, (faces, looks) in (("held out", held), ("without it", lacking))
         }
 
+    def _without(self, person: int, style: int) -> tuple[Tensor, Tensor]:
+        """Faces (N,D) of other people, and pictures (M,E), in `space`, of other styles."""
+        others = [one.faces for i, one in enumerate(self.people) if i != person]
+        elsewhere = [one for i, one in enumerate(self.styles) if i != style] + self.people
+        return (
+            torch.cat([self.styles[style].faces, *others]),
+            self._in_space(torch.cat([one.styles for one in elsewhere])),
+        )
+
     def scores(self, images: Tensor, case: Case) -> Values:
         """The columns of pictures (B,3,S,S) in 0..1, one value for each picture."""
         faces, styles = zip(*(self._look(image, case.person) for image in images), strict=True)
@@ -161,9 +161,10 @@ class Judge:
         width = case.portraits.shape[1]
         vectors = torch.stack([torch.zeros(width) if f is None else f for f in faces])
         identity = case.identity(vectors)
-        style = case.like_style(self._in_space(torch.stack(styles)))
+        looks = self._in_space(torch.stack(styles))
+        style = case.like_style(looks)
         lost = case.person.likeness(vectors) <= case.identity_floor
-        plain = likeness(self._in_space(torch.stack(styles)), case.style) <= case.style_floor
+        plain = likeness(looks, case.style) <= case.style_floor
         little = small(images)
         nearest = torch.stack(
             [distances(seen, case.training).amin(1) for seen in (little, little.flip(-1))]

@@ -82,7 +82,7 @@ class Runner:
             "photos": [len(shots.used), len(shots.held)],
             "portraits": [len(portraits.used), len(portraits.held)],
             "own_cosine": round(case.person.own, 4),
-            "references": self.judge.references(person, style),
+            "references": self.judge.references(person, style, case),
         }
 
     def run(self, trial: Trial) -> tuple[Line, Drawn | None]:

@@ -11,7 +11,7 @@ from ..config import LabelSettings
 from ..data import Photo, ReferenceSet
 from ..faces.align import similarity, transform, warp
 from ..images import gaussian_blur
-from .choosing import Match, landmarks_of, mask_of, matches
+from .choosing import landmarks_of, mask_of, matches, used
 from .colours import Palette
 from .region import oval_warnings
 from .seams import opacity, taught
@@ -43,10 +43,16 @@ def with_faces_of(
     settings = settings or LabelSettings()
     chosen = matches(portraits, source, settings)
     palette = Palette.of(portraits.photos, source.photos)
+    coloured = {
+        number: palette.coloured(source.photos[number].image, number) for number in used(chosen)
+    }
     labels: list[Photo] = []
     for portrait, of_portrait in zip(portraits, chosen, strict=True):
         band = settings.seam * min(portrait.size) / cells
-        made = [_label(portrait, source, match, palette, band) for match in of_portrait]
+        made = [
+            _label(portrait, source.photos[match.photo], coloured[match.photo], band)
+            for match in of_portrait
+        ]
         labels += [label for label in made if label is not None] or [_plain(portrait)]
     return ReferenceSet(tuple(labels), oval_warnings(portraits, source))
 
@@ -56,14 +62,13 @@ def _plain(portrait: Photo) -> Photo:
     return replace(portrait, taught=1 - mask_of(portrait))
 
 
-def _label(
-    portrait: Photo, source: ReferenceSet, match: Match, palette: Palette, band: float
-) -> Photo | None:
-    """A portrait with one photo's face laid in; None where their masks do not meet."""
-    photo = source.photos[match.photo]
+def _label(portrait: Photo, photo: Photo, shown: Tensor, band: float) -> Photo | None:
+    """A portrait with one photo's face laid in; None where their masks do not meet.
+
+    shown: the photo in the colours of the medium. band: of the seam, in pixels.
+    """
     image, place = portrait.image.float(), mask_of(portrait)
     matrix = similarity(landmarks_of(photo)[None], landmarks_of(portrait))
-    shown = palette.coloured(photo.image, match.photo)
     moved = warp(torch.cat([shown, mask_of(photo)])[None], matrix, portrait.size, antialias=True)[0]
     face, region = moved[:3], moved[3:] * place
     if float((region > 0.5).sum()) < _FEWEST:

@@ -5,7 +5,7 @@ benchmarks' files, tables and notes follow from it.
 """
 
 from .intervals import Interval, bootstrap
-from .likeness import among, both, leave_one_out, likeness, share
+from .likeness import among, both, floor, leave_one_out, likeness, share
 from .metric import METRICS, Metric, score
 from .shown import Case, Shown, Sight
 
@@ -22,6 +22,7 @@ __all__ = [
     "among",
     "bootstrap",
     "both",
+    "floor",
     "leakages",
     "leave_one_out",
     "likeness",

@@ -11,6 +11,14 @@ from torch import Tensor
 
 from ..errors import InputError
 
+LACKING = 0.95
+"""A concept is missing where it is no more alike than this share of pictures without it are."""
+
+
+def floor(without: Tensor) -> float:
+    """The likeness at or below which a concept is missing, by that of pictures without it (N,)."""
+    return float(without.quantile(LACKING))
+
 
 def likeness(vectors: Tensor, references: Tensor) -> Tensor:
     """The mean cosine of each of the vectors (N,D) to all references (M,D): (N,) in -1..1."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..metrics import Case, Shown, Sight, likeness, score
+from ..metrics import Case, Shown, Sight, floor, likeness, score
 from ..metrics.shown import distances, small
 from .align import crops
 from .captions import tone_word
@@ -21,9 +21,6 @@ from .edits import Edit
 from .pairs import Pair, masks, pictures
 from .readers import faces_in
 from .weights import WEIGHTS, load_reader
-
-LACKING = 0.95
-"""A concept is missing where its likeness is no more than this share of dolls without it reach."""
 
 _BATCH = 32
 
@@ -70,8 +67,8 @@ class Judge:
             small(masks(pair.truth)),
             training,
             distances(truth, training).amin(0),
-            float(likeness(strangers, source).quantile(LACKING)),
-            float(likeness(elsewhere, reference).quantile(LACKING)),
+            floor(likeness(strangers, source)),
+            floor(likeness(elsewhere, reference)),
             tone_word(pair.identity),
         )
 

@@ -122,7 +122,7 @@ class Objective:
                 said = self.backbone.predict(noisy[places], timesteps[places], conditioning)
             for (place, answer), values in zip(asked, said.float(), strict=True):
                 sums[place] = sums.get(place, 0) + answer.sign * values
-        return torch.stack([sums.get(i, own) for i, own in enumerate(target)])
+        return torch.stack([sums.get(i, own) for i, own in enumerate(target)]) if sums else target
 
     @cached_property
     def _noise_weights(self) -> Tensor:

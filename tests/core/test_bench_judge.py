@@ -93,7 +93,7 @@ def test_true_compositions_have_both_and_strangers_neither(judge: Judge, case: C
 
 def test_pictures_held_out_are_the_ceiling(judge: Judge) -> None:
     for pair in ((0, 0), (1, 1)):
-        found = judge.references(*pair)
+        found = judge.references(*pair, judge.case(*pair))
         for name in ("identity", "style"):
             assert found["held out"][name] == pytest.approx(1, abs=0.25)
             assert found["without it"][name] < 0.5
