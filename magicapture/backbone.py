@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from .attention import Network
 from .tokens import Prompt, TokenVectors
 
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -100,6 +101,10 @@ class Backbone(Protocol):
 
     @property
     def unet(self) -> nn.Module: ...
+
+    @property
+    def attention(self) -> Network:
+        """The UNet's attention layers, for taps."""
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:

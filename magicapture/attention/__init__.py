@@ -1,19 +1,26 @@
-"""Where the UNet looks: attention recorded from its own forward pass, and turned into maps."""
+"""Where a network looks: its fused attention tapped in its own forward pass, and made into maps."""
 
 from .capture import AttentionCapture, captured
 from .layers import cross_attentions, last_blocks, select, self_attentions
-from .maps import LayerMaps, Positions, head_mean, map_size, token_attention
+from .maps import LayerMaps, Positions, factor_of
+from .tap import Attention, Call, Network, Run, Size, Tap, TappedTorch, TappedUNet
 
 __all__ = [
+    "Attention",
     "AttentionCapture",
+    "Call",
     "LayerMaps",
+    "Network",
     "Positions",
+    "Run",
+    "Size",
+    "Tap",
+    "TappedTorch",
+    "TappedUNet",
     "captured",
     "cross_attentions",
-    "head_mean",
+    "factor_of",
     "last_blocks",
-    "map_size",
     "select",
     "self_attentions",
-    "token_attention",
 ]

@@ -1,16 +1,16 @@
-"""Attention maps from queries and keys: how much of each place's attention a token receives."""
+"""Attention maps: how much of each place's attention a token receives."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import InputError
+from .tap import Attention, Size
 
 Positions = Sequence[Mapping[str, Sequence[int]]]
 """For each row of a batch, the columns of each token in the context, by the token's name."""
@@ -32,40 +32,9 @@ class LayerMaps:
     values: Tensor
 
 
-def token_attention(query: Tensor, key: Tensor, columns: Tensor, heads: int) -> Tensor:
-    """softmax(Q K^T / sqrt d), averaged over the heads and summed over each token's columns.
-
-    query (B,N,heads*d) and key (B,L,heads*d) of any float type; columns (B,L,T), 1 where a token
-    has a vector. Returns (B,N,T), computed in float32 also under autocast.
-    """
-    with torch.autocast(query.device.type, enabled=False):
-        return head_mean(query, key, heads) @ columns
-
-
-def head_mean(query: Tensor, key: Tensor, heads: int) -> Tensor:
-    """softmax(Q K^T / sqrt d), averaged over the heads: (B,N,L) float32, rows summing to 1.
-
-    query (B,N,heads*d) and key (B,L,heads*d) of any float type.
-    """
-    with torch.autocast(query.device.type, enabled=False):
-        q, k = (rearrange(x.float(), "b n (h d) -> b h n d", h=heads) for x in (query, key))
-        return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
-
-
-def map_size(queries: int, latent_size: tuple[int, int]) -> tuple[int, int, int]:
-    """Factor, height and width of a layer's map, from its number of queries.
-
-    Raises InputError for a number that no halving of the latents' height and width gives.
-    """
-    factor, (height, width) = 1, latent_size
-    while height * width > queries:  # each level of the UNet halves the size, rounding up
-        factor, height, width = factor * 2, (height + 1) // 2, (width + 1) // 2
-    if height * width != queries:
-        raise InputError(
-            f"A layer has {queries} queries, which no halving of {latent_size[0]}x"
-            f"{latent_size[1]} gives; pass the size of the latents that the UNet was run on."
-        )
-    return factor, height, width
+def factor_of(size: Size, latent_size: Size) -> int:
+    """Latent cells a side that one cell of a map covers, the nearest power of two."""
+    return 2 ** max(0, round(math.log2(latent_size[0] * latent_size[1] / math.prod(size)) / 2))
 
 
 @dataclass(frozen=True)
@@ -96,17 +65,10 @@ class TokenColumns:
         index = torch.tensor(places, device=device).T
         return cls(tuple(keys), torch.tensor(rows, device=device), columns.to(device), index)
 
-    def attention(self, query: Tensor, key: Tensor, heads: int) -> Tensor:
-        """`token_attention` of each key: (R,N)."""
+    def attention(self, attention: Attention) -> Tensor:
+        """The share of an attention that each key has: (R,N) float32."""
         # Recomputed in the backward pass: keeping the attention to every column would cost 7 MiB
         # a 16x16 layer and 15 MiB a 32x32 one at batch 3, to save less than 1 % of a step.
-        values = checkpoint(
-            token_attention,
-            query[self.rows],
-            key[self.rows],
-            self.columns,
-            heads,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
+        shares = attention.rows(self.rows).shares
+        values = checkpoint(shares, self.columns, use_reentrant=False, preserve_rng_state=False)
         return values[self.places[0], :, self.places[1]]

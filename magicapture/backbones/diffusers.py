@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..attention import TappedTorch, TappedUNet
 from ..backbone import Conditioning, Family, NoiseSchedule
 from ..digests import digest, tokenizer_digest
 from ..errors import InputError
@@ -50,6 +51,11 @@ class DiffusersBackbone:
     @property
     def unet(self) -> nn.Module:
         return self._unet
+
+    @property
+    def attention(self) -> TappedUNet:
+        """The UNet's attention layers, for taps."""
+        return TappedTorch.of(self._unet)
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:

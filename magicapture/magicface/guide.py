@@ -57,7 +57,7 @@ class ReferenceGuide:
         length = self._context.context.shape[1]
         ids = partial(_ids, backbone, vectors)
         columns = concept_columns(references, ids(prompt), ids, length)
-        self.session = Session(backbone.unet, self._rows, columns, length, self._settings)
+        self.session = Session(backbone.attention, self._rows, columns, length, self._settings)
 
     def moved(self, latents: Tensor, step: Step, predict: Callable[[Tensor], Tensor]) -> Tensor:
         """The latents as they are: references act inside the UNet."""
@@ -75,7 +75,7 @@ class ReferenceGuide:
         level = float(step.timestep)
         keys = self.session.keys(level, partial(self._pass, step.timestep))
         rows = Rows(range(step.negatives, total), range(step.negatives))
-        with self.session.drawing(self._stage, keys, rows, size):
+        with self.session.drawing(self._stage, keys, rows):
             yield
         if self.session.seen is not None:  # guidance multiplies the prompt's, not the edit's
             self.session.seen = self.session.seen.first(self._images)

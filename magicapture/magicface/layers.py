@@ -13,8 +13,8 @@ _DECODERS = {"up_blocks", "output_blocks"}  # diffusers' name and ComfyUI's
 _LEVELS = 2
 
 
-def decoder_layers(unet: nn.Module) -> dict[str, nn.Module]:
-    """The self-attentions of the last two levels of the decoder that have any, by name.
+def decoder_layers(unet: nn.Module) -> list[str]:
+    """Names of the self-attentions of the last two levels of the decoder that have any.
 
     These are six in Stable Diffusion 1.x and 2.x, at 1/2 and at the whole of the latents' size,
     and all 36 of SDXL's decoder, at 1/4 and 1/2. Raises UnsupportedModelError where there is none.
@@ -27,7 +27,7 @@ def decoder_layers(unet: nn.Module) -> dict[str, nn.Module]:
             f"{type(unet).__name__} has no self-attention in its decoder ('up_blocks' or "
             "'output_blocks' with attn1). Use a Stable Diffusion 1.x, 2.x or XL model."
         )
-    return {name: layers[name] for name in names}
+    return names
 
 
 def _levels(unet: nn.Module, wanted: set[str]) -> Iterator[list[str]]:

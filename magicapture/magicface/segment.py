@@ -1,4 +1,4 @@
-"""Regions of concepts from one pass of a UNet, diffusers' or ComfyUI's."""
+"""Regions of concepts from one pass of a UNet."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..attention import AttentionCapture, last_blocks, map_size, self_attentions
+from ..attention import AttentionCapture, Network, last_blocks, self_attentions
+from ..errors import UnsupportedModelError
 from .regions import aggregate, assign, at_size, foreground, spread
 
 _LARGEST_MAP = 48 * 48  # queries of a layer that is mapped; a map has their square
@@ -50,18 +51,19 @@ class Segmenter:
 
     def __init__(
         self,
-        unet: nn.Module,
+        network: Network,
         columns: Sequence[Sequence[int]],
         length: int,
         others: float,
         *,
         to_foreground: bool = False,
     ) -> None:
+        unet = network.module
         blocks = [f"{block}." for block in last_blocks(unet, middle=True)]
         own = self_attentions(unet)
         self._blocks = [block for block in blocks if f"{block}attn1" in own]
         names = [block + layer for block in self._blocks for layer in ("attn1", "attn2")]
-        self._capture = AttentionCapture({name: unet.get_submodule(name) for name in names})
+        self._capture = AttentionCapture(network, names)
         self._columns, self._length, self._others = columns, length, others
         self._to_foreground = to_foreground
         self._foreground: Tensor | None = None
@@ -78,14 +80,19 @@ class Segmenter:
             self._mapped.clear()
             self._capture.forget()
 
-    def look(self, rows: Rows, size: tuple[int, int]) -> Seen | None:
+    def look(self, rows: Rows) -> Seen | None:
         """What the layers recorded so far show; None where no row has the prompt.
 
-        size: of the latents in cells. The foreground is that of the negative rows of this pass, or
-        of the last that had any: ComfyUI runs them by themselves where memory is short. Asked
-        again in the same pass, it maps only the layers that are new.
+        The foreground is that of the negative rows of this pass, or of the last that had any:
+        ComfyUI runs them by themselves where memory is short. Asked again in the same pass, it
+        maps only the layers that are new. Raises UnsupportedModelError where no layer shows any.
         """
-        maps = self._maps(size)
+        maps = self._maps()
+        if not maps:
+            raise UnsupportedModelError(
+                "No attention of this pass shows where the concepts are: something merges, tiles "
+                "or skips it, or the model is compiled. Leave that out, or MagicFace."
+            )
         finest = max(((one.shape[-2], one.shape[-1]) for one in maps), key=math.prod)
         if rows.unconditional:
             self._foreground = foreground([m[list(rows.unconditional)] for m in maps], finest)
@@ -105,22 +112,21 @@ class Segmenter:
         repeated = known.repeat(len(regions) // len(known), 1, 1, 1)
         return at_size(repeated, (regions.shape[-2], regions.shape[-1]))
 
-    def _maps(self, size: tuple[int, int]) -> list[Tensor]:
+    def _maps(self) -> list[Tensor]:
         """The maps (B,L,h,w) of a pass's rows, of each block mapped, at its own size."""
         for block in self._blocks:
             own, cross = f"{block}attn1", f"{block}attn2"
             if block in self._mapped or not (self._capture.has(own) and self._capture.has(cross)):
                 continue  # mapped already, or the pass has not come here yet
-            queries = self._capture.queries(own)
-            if queries <= _LARGEST_MAP:
-                _, height, width = map_size(queries, size)
-                self._mapped[block] = self._token_map(own, cross).mT.unflatten(-1, (height, width))
+            size = self._capture.seen(own).size
+            if size is not None and math.prod(size) <= _LARGEST_MAP:
+                self._mapped[block] = self._token_map(own, cross).mT.unflatten(-1, size)
         return list(self._mapped.values())
 
     def _token_map(self, self_attention: str, cross_attention: str) -> Tensor:
         """One block's cross-attention (B,N,L), spread along its self-attention."""
-        own = self._capture.whole_map(self_attention)
-        cross = self._capture.whole_map(cross_attention)
+        own = self._capture.seen(self_attention).scores()
+        cross = self._capture.seen(cross_attention).scores()
         if cross.shape[-1] % self._length == 0:  # ComfyUI repeats a prompt shorter than the other
             cross = cross.unflatten(-1, (-1, self._length)).sum(dim=-2)
         return spread(own, cross)

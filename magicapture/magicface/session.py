@@ -6,10 +6,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from ..attention import AttentionCapture, map_size
-from .attention import ReferenceKeys, edited, reference_attention, region_attention
+from ..attention import Attention, AttentionCapture, Network, Run, Size
+from ..errors import UnsupportedModelError
+from .attention import ReferenceKeys, reference_attention, region_attention
 from .layers import decoder_layers
 from .references import ReferenceRows
 from .regions import at_size, guidance_rates
@@ -26,13 +28,13 @@ _ROWS_AT_ONCE = 2  # of the references, so that they take no more memory than gu
 class Session:
     """Holds the references' keys and what the attention has shown, during one sampling.
 
-    unet: diffusers' or ComfyUI's, as it will run. columns: of each concept's words in the prompt's
+    network: the UNet, as it will run. columns: of each concept's words in the prompt's
     context, `length` long. seen: by the last pass that was mapped, or None.
     """
 
     def __init__(
         self,
-        unet: nn.Module,
+        network: Network,
         references: ReferenceRows,
         columns: Sequence[Sequence[int]],
         length: int,
@@ -41,9 +43,10 @@ class Session:
         self.references = references
         self.settings = settings
         self.seen: Seen | None = None
-        self._layers = decoder_layers(unet)
+        self._network = network
+        self._layers = decoder_layers(network.module)
         self._segmenter = Segmenter(
-            unet, columns, length, settings.others, to_foreground=settings.to_foreground
+            network, columns, length, settings.others, to_foreground=settings.to_foreground
         )
         self._keys: OrderedDict[float, Keys] = OrderedDict()
         self._won: Tensor | None = None  # which concepts have had a region (K,)
@@ -58,11 +61,11 @@ class Session:
         """
         if level not in self._keys:
             offered: dict[str, dict[int, ReferenceKeys]] = {name: {} for name in self._layers}
-            capture = AttentionCapture(self._layers, projections=("to_k", "to_v"))
+            capture = AttentionCapture(self._network, self._layers)
             for start in range(0, len(self.references.latents), _ROWS_AT_ONCE):
                 rows = range(start, start + _ROWS_AT_ONCE)
-                # Behind the last layer's values a reference is done.
-                with capture.recording(until=[*self._layers][-1]):
+                # With the last layer's values a reference is done.
+                with capture.recording(until=self._layers[-1]):
                     run(slice(rows.start, rows.stop))
                 for name, of in offered.items():
                     of.update(self._offered(capture.take(name), rows))
@@ -73,47 +76,40 @@ class Session:
                 self._keys.popitem(last=False)
         return self._keys[level]
 
-    def _offered(self, found: tuple[Tensor, ...], rows: range) -> dict[int, ReferenceKeys]:
+    def _offered(self, found: Attention, rows: range) -> dict[int, ReferenceKeys]:
         """What the references in some rows offer to one layer, by concept."""
-        key, value = found
-        references = self.references
-        _, height, width = map_size(key.shape[1], references.size)
+        size = _whole(found)
+        references, key, value = self.references, found.key, found.value
         offered = {}
         for concept, row in enumerate(references.rows):
             if row in rows:
-                kept = references.kept(concept, (height, width)).to(key.device)
+                kept = references.kept(concept, size).to(key.device)
                 own, weight = row - rows.start, references.weights[concept]
-                offered[concept] = ReferenceKeys(key[own, kept], value[own, kept], weight)
+                offered[concept] = ReferenceKeys(key[own][:, kept], value[own][:, kept], weight)
         return offered
 
     # -- the picture's own passes -------------------------------------------------------------
 
     @contextmanager
-    def drawing(
-        self, stage: Stage, keys: Keys, rows: Rows, size: tuple[int, int]
-    ) -> Iterator[None]:
+    def drawing(self, stage: Stage, keys: Keys, rows: Rows) -> Iterator[None]:
         """Let the picture's conditional rows see the references in the one pass run inside.
 
-        size: of the latents in cells. Where there is nothing to see, the pass is bit-equal to one
-        without references.
+        Where there is nothing to see, the pass is bit-equal to one without references.
         """
         with ExitStack() as scope:
             mapped = stage != "layout" or self.settings.region_guidance
             if mapped:
                 scope.enter_context(self._segmenter.recording())
             if stage in ("layout", "details") and rows.conditional:
-                own = AttentionCapture(self._layers, projections=("to_q", "to_k", "to_v"))
-                scope.enter_context(own.recording())
-                scope.enter_context(
-                    edited(self._layers, _Blend(self, stage, keys, rows, size, own))
-                )
+                blend = _Blend(self, stage, keys, rows)
+                scope.enter_context(self._network.tapped(blend, self._layers))
             yield
             if mapped:
-                self.seen = self._segmenter.look(rows, size) or self.seen
+                self.seen = self._segmenter.look(rows) or self.seen
 
-    def regions(self, rows: Rows, size: tuple[int, int]) -> Tensor:
+    def regions(self, rows: Rows) -> Tensor:
         """The regions (B,K,h,w) that the layers before the first changed one show."""
-        seen = self._segmenter.look(rows, size)
+        seen = self._segmenter.look(rows)
         assert seen is not None  # asked for by conditional rows alone
         won = seen.regions.any(dim=-1).any(dim=-1).any(dim=0)
         self._won = won if self._won is None else self._won | won
@@ -142,43 +138,48 @@ class Session:
 
 
 class _Blend:
-    """What the decoder's self-attention puts out in one pass, with the references in it."""
+    """A tap of the decoder's self-attention in one pass, which puts the references into it."""
 
-    def __init__(
-        self,
-        session: Session,
-        stage: Stage,
-        keys: Keys,
-        rows: Rows,
-        size: tuple[int, int],
-        own: AttentionCapture,
-    ) -> None:
+    def __init__(self, session: Session, stage: Stage, keys: Keys, rows: Rows) -> None:
         self._session, self._stage, self._keys = session, stage, keys
-        self._rows, self._size, self._own = rows, size, own
+        self._rows = rows
         self._regions: Tensor | None = None
 
-    def __call__(self, name: str, plain: Tensor) -> Tensor:
-        if len(plain) != len(self._rows) or not self._own.has(name):
-            return plain  # another node's pass inside ours
-        index = list(self._rows.conditional)
-        q, k, v = (projection[index] for projection in self._own.take(name))
-        heads = self._own.heads(name)
-        offered = self._keys[name]
+    def __call__(self, attention: Attention, run: Run) -> Tensor:
+        plain = run(attention)
+        offered = self._keys[attention.site]
         if all(keys.empty for keys in offered):
             return plain
+        index = torch.tensor(self._rows.conditional, device=plain.device)
+        if len(plain) != len(self._rows):
+            raise UnsupportedModelError(_tiled(attention.site))
+        own = attention.rows(index)
         if self._stage == "layout":
             seen = [keys for keys in offered if not keys.empty]
-            blended = reference_attention(q, k, v, seen, heads)
+            blended = reference_attention(own, seen)
         else:
-            regions = self._regions_at(q.shape[1])
-            blended = region_attention(plain[index], (q, k, v), offered, regions, heads)
+            regions = self._regions_at(_whole(attention))
+            blended = region_attention(plain[index], own, offered, regions)
         out = plain.clone()
         out[index] = blended.to(plain.dtype)
         return out
 
-    def _regions_at(self, queries: int) -> Tensor:
+    def _regions_at(self, size: Size) -> Tensor:
         """The regions (B,K,N) at a layer's size; found when the first layer asks."""
         if self._regions is None:
-            self._regions = self._session.regions(self._rows, self._size)
-        _, height, width = map_size(queries, self._size)
-        return at_size(self._regions, (height, width)).flatten(2)
+            self._regions = self._session.regions(self._rows)
+        return at_size(self._regions, size).flatten(2)
+
+
+def _whole(attention: Attention) -> Size:
+    """The size of a layer that sees one picture a row."""
+    if attention.size is None:
+        raise UnsupportedModelError(_tiled(attention.site))
+    return attention.size
+
+
+def _tiled(site: str) -> str:
+    return (
+        f"References have no place in the attention layer {site!r}: something merges or tiles the "
+        "picture there. Leave that out, or MagicFace."
+    )

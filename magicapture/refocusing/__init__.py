@@ -5,7 +5,7 @@ given or found from the attention itself (`regions`). `guide` joins it to our sa
 ComfyUI nodes to any of ComfyUI's.
 """
 
-from .bias import attention_bias, biased
+from .bias import bias_parts, biased, holding
 from .engine import Refocuser, fit
 from .focus import Focus, Rows, foci
 from .gradient import descend, region_loss
@@ -24,7 +24,7 @@ __all__ = [
     "Rows",
     "TokenMap",
     "all_maps",
-    "attention_bias",
+    "bias_parts",
     "biased",
     "blur",
     "capture_of",
@@ -32,6 +32,7 @@ __all__ = [
     "fit",
     "foci",
     "grid",
+    "holding",
     "mean_leakage",
     "mean_map",
     "noised_look",

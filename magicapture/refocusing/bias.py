@@ -2,88 +2,72 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cache
-from typing import Any
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..attention import cross_attentions, map_size
+from ..attention import Attention, Run, Size, Tap
+from ..errors import UnsupportedModelError
 from .focus import Rows
 
+_MULTIPLE = 8  # of a head's width, which fused kernels ask for
 
-def attention_bias(rows: Rows, regions: Tensor, strength: float, length: int) -> Tensor:
-    """b[r,n,l] = -strength * (1 - M(n)) in the columns l of a token with region M, 0 elsewhere.
+
+def bias_parts(rows: Rows, regions: Tensor, strength: float, length: int) -> tuple[Tensor, Tensor]:
+    """The bias b[r,n,l] = -strength * (1 - M(n)) in the columns l of a token with region M.
 
     regions: the subject's (R,1,h,w) in 0..1 at the layer's size, N = h * w; a style's is the rest.
-    length: columns of the context. Returns (R,N,L) float32. Attention inside the region is left
-    free, as in the method's loss (P eq. 8).
+    length: columns of the context. Returns the cells' part (R,N,2) and the words' (R,L,2) float32,
+    whose product is b; 0 in other columns. Attention inside the region is left free, as in the
+    method's loss (P eq. 8).
     """
     subject = regions.float().flatten(1)
     outside = torch.stack([1 - subject, subject], dim=-1)
-    columns = torch.zeros(len(rows), 2, length, device=regions.device)
+    columns = torch.zeros(len(rows), length, 2, device=regions.device)
     for row, tokens in enumerate(rows):
         for token in tokens:
-            columns[row, int(token.role == "style"), list(token.columns)] = 1
-    return -strength * (outside @ columns)
+            columns[row, list(token.columns), int(token.role == "style")] = 1
+    return -strength * outside, columns
 
 
-@contextmanager
-def biased(
-    unet: nn.Module,
-    rows: Rows,
-    regions: Tensor,
-    strength: float,
-    layers: Iterable[nn.Module] | None = None,
-) -> Iterator[None]:
-    """Hold the tokens to their regions in every pass of the UNet run inside.
+def biased(attention: Attention, cells: Tensor, words: Tensor) -> Attention:
+    """An attention whose logits have cells words^T added: (B,N,R) and (B,L,R) of a low rank R.
 
-    rows: the tokens of each row of the batch. regions: (R,1,h,w) in 0..1 at the latents' size.
-    layers: the UNet's cross-attentions, where they are known already: to walk through the UNet
-    at each step takes longer than the bias. Works on diffusers' UNet and ComfyUI's, whose
-    cross-attentions take an additive mask.
+    The bias travels in further dimensions of queries and keys, so every kernel takes it, those
+    without a mask as well. The values are widened alike; cut what comes out to their own width.
     """
-    made: dict[tuple[int, int, torch.dtype], Tensor] = {}
-
-    def bias(queries: int, length: int, dtype: torch.dtype) -> Tensor:
-        key = queries, length, dtype
-        if key not in made:
-            _, height, width = map_size(queries, (regions.shape[-2], regions.shape[-1]))
-            sized = F.interpolate(regions.float(), (height, width), mode="area")
-            made[key] = attention_bias(rows, sized, strength, length).to(dtype)
-        return made[key]
-
-    with ExitStack() as hooks:
-        for layer in cross_attentions(unet).values() if layers is None else layers:
-            handle = layer.register_forward_pre_hook(_adding(layer, bias), with_kwargs=True)
-            hooks.callback(handle.remove)
-        yield
+    width = attention.query.shape[-1]
+    scale = attention.scale or width**-0.5
+    more = -(-cells.shape[-1] // _MULTIPLE) * _MULTIPLE
+    query, key, value = (
+        F.pad(x, (0, more)) for x in (attention.query, attention.key, attention.value)
+    )
+    extra = slice(width, width + cells.shape[-1])
+    query[..., extra] = (cells / scale)[:, None].to(query)
+    key[..., extra] = words[:, None].to(key)
+    return replace(attention, query=query, key=key, value=value, scale=scale)
 
 
-def _adding(
-    layer: nn.Module, bias: Callable[[int, int, torch.dtype], Tensor]
-) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """A hook that adds the bias to the mask a cross-attention is called with."""
-    kind: Any = type(layer)
-    mask, context = _keywords(kind)
+def holding(rows: Rows, regions: Tensor, strength: float) -> Tap:
+    """A tap that holds the tokens to their regions.
 
-    def hook(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        x = args[0]
-        seen = kwargs[context] if context in kwargs else args[1]
-        added = bias(x.shape[1], seen.shape[1], x.dtype)
-        present = kwargs.get(mask)
-        return args, {**kwargs, mask: added if present is None else present + added}
+    rows: the tokens of each row of the batch. regions: (R,1,h,w) in 0..1 at the latents' size. In
+    a pass it raises UnsupportedModelError where a layer does not see whole pictures.
+    """
+    made: dict[tuple[Size, int], tuple[Tensor, Tensor]] = {}
 
-    return hook
+    def tap(attention: Attention, run: Run) -> Tensor:
+        length, width = attention.key.shape[2:]
+        if attention.size is None or len(attention.query) != len(rows):
+            raise UnsupportedModelError(
+                f"Attention cannot be held to a region in the layer {attention.site!r}: something "
+                "merges, tiles or splits the picture there. Leave that out, or refocusing."
+            )
+        if (attention.size, length) not in made:
+            sized = F.interpolate(regions.float(), attention.size, mode="area")
+            made[attention.size, length] = bias_parts(rows, sized, strength, length)
+        return run(biased(attention, *made[attention.size, length]))[..., :width]
 
-
-@cache
-def _keywords(kind: Any) -> tuple[str, str]:
-    """What a cross-attention calls its mask and its context: diffusers' or ComfyUI's names."""
-    if "encoder_hidden_states" in inspect.signature(kind.forward).parameters:
-        return "attention_mask", "encoder_hidden_states"
-    return "mask", "context"
+    return tap

@@ -1,4 +1,4 @@
-"""Refocusing around the passes of a UNet, diffusers' or ComfyUI's alike."""
+"""Refocusing around the passes of a network, whatever its host."""
 
 from __future__ import annotations
 
@@ -7,31 +7,29 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..attention import cross_attentions
-from .bias import biased
+from ..attention import Network, Size, cross_attentions
+from .bias import holding
 from .focus import Rows
 from .gradient import region_loss
 from .regions import Finder, all_maps, capture_of
 from .settings import RefocusGuidance
 
-Size = tuple[int, int]
-
 
 class Refocuser:
-    """Holds tokens to their regions while one UNet draws.
+    """Holds tokens to their regions while one network draws.
 
     settings: see `RefocusGuidance`. Where a pass comes without a region, the region is found from
     the attention of the pass before it, and before there is any the pass runs free.
     """
 
-    def __init__(self, unet: nn.Module, settings: RefocusGuidance) -> None:
+    def __init__(self, network: Network, settings: RefocusGuidance) -> None:
         self.settings = settings
-        self._unet = unet
-        self._cross = list(cross_attentions(unet).values())
-        self._finder = Finder(unet, settings)
-        self._capture = capture_of(unet)
+        self._network = network
+        self._cross = list(cross_attentions(network.module))
+        self._finder = Finder(network, settings)
+        self._capture = capture_of(network)
         self._last: dict[Size, str] = {}  # layer that is mapped, by the size of a whole pass
 
     @contextmanager
@@ -51,7 +49,7 @@ class Refocuser:
             yield
             return
         if found is not None:
-            with self._finder.recording(), self._biasing(rows, regions, size):
+            with self._biasing(rows, regions, size), self._finder.recording():  # sees no bias
                 yield
             with torch.no_grad():
                 found(self._finder.regions(rows, size))
@@ -67,8 +65,8 @@ class Refocuser:
         if self.settings.bias == 0 or not any(held):
             yield
             return
-        bias, inside = self.settings.bias, _stacked(regions, size)
-        with biased(self._unet, held, inside, bias, self._cross):
+        tap = holding(held, _stacked(regions, size), self.settings.bias)
+        with self._network.tapped(tap, self._cross):
             yield
 
     def loss(

@@ -43,7 +43,7 @@ class PromptRefocuser:
         self._rows = rows
         self._settings = settings
         self._region = region
-        self._engine = Refocuser(backbone.unet, settings)
+        self._engine = Refocuser(backbone.attention, settings)
         self.seen: list[Sequence[Tensor | None]] = []
 
     def moved(self, latents: Tensor, step: Step, predict: Callable[[Tensor], Tensor]) -> Tensor:

@@ -22,7 +22,7 @@ def noised_look(
     latents and noise (B,C,h,w), timesteps (B,): the latents are noised to them. conditioning: of
     the B rows.
     """
-    with captured(backbone.unet) as capture:
+    with captured(backbone.attention) as capture:
         with capture.recording():
             noisy = backbone.schedule.add_noise(latents, noise, timesteps)
             backbone.predict(noisy, timesteps, conditioning)

@@ -8,12 +8,12 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..attention import (
     AttentionCapture,
     LayerMaps,
-    cross_attentions,
+    Network,
     last_blocks,
     select,
     self_attentions,
@@ -42,10 +42,9 @@ def all_maps(
     return capture.maps(positions, size, factors)
 
 
-def capture_of(unet: nn.Module) -> AttentionCapture:
+def capture_of(network: Network) -> AttentionCapture:
     """A capture of the cross-attention whose maps refocusing looks at: all but the middle block."""
-    cross = cross_attentions(unet)
-    return AttentionCapture({name: cross[name] for name in select(unet)})
+    return AttentionCapture(network, select(network.module))
 
 
 class Finder:
@@ -55,12 +54,12 @@ class Finder:
     transformer block of every stack: enough for a region, and a small part of a pass.
     """
 
-    def __init__(self, unet: nn.Module, settings: RefocusGuidance) -> None:
-        cross, own = cross_attentions(unet), self_attentions(unet)
-        blocks = last_blocks(unet)
+    def __init__(self, network: Network, settings: RefocusGuidance) -> None:
+        own, blocks = self_attentions(network.module), last_blocks(network.module)
         self._settings = settings
-        self._cross = AttentionCapture({f"{b}.attn2": cross[f"{b}.attn2"] for b in blocks})
-        self._self = AttentionCapture({n: own[n] for b in blocks if (n := f"{b}.attn1") in own})
+        self._cross = AttentionCapture(network, (f"{block}.attn2" for block in blocks))
+        names = (f"{block}.attn1" for block in blocks)
+        self._self = AttentionCapture(network, (name for name in names if name in own))
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -82,7 +81,7 @@ class Finder:
         if evidence is None:
             self._self.forget()
             return [None] * len(rows)
-        spread = self._self.spread(evidence, size)[:, 0]
+        spread = self._self.spread(evidence)[:, 0]
         cut = region(spread, self._settings.smoothing, self._settings.cut)
         found = F.interpolate(cut[:, None], size, mode="nearest")[:, 0]
         return [f if bool(f.any()) else None for f in found]

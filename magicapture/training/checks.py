@@ -79,5 +79,6 @@ def refocusing_capture(
     backbone: Backbone, recipe: Recipe
 ) -> AbstractContextManager[AttentionCapture]:
     """The capture of the attention layers that the recipe refocuses."""
-    unet, refocus = backbone.unet, recipe.refocus
-    return captured(unet, select(unet, middle=refocus.middle), factors=refocus.factors)
+    refocus = recipe.refocus
+    sites = select(backbone.unet, middle=refocus.middle)
+    return captured(backbone.attention, sites, factors=refocus.factors)
