@@ -1,0 +1,258 @@
+"""The one way into a network's attention: each fused call is handed to taps, with what computes it.
+
+Training, previews, refocusing and MagicFace all act here. The arguments of the kernel are the
+truth: they lie behind every projection, norm and position embedding, so nothing is computed twice.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, Protocol
+from weakref import WeakKeyDictionary, ref
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import UnsupportedModelError
+
+Size = tuple[int, int]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """One fused attention as its kernel gets it: softmax(Q K^T * scale + mask) V.
+
+    site: the name of the layer. query (B,H,N,D), key and value (B,H,L,D). size: height and width
+    of the picture that the queries are, row by row; None where they are not one picture a row of
+    the pass, as where something has merged or tiled them. scale: None is 1 / sqrt(D).
+    """
+
+    site: str
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    size: Size | None
+    scale: float | None = None
+    mask: Tensor | None = None
+
+    def rows(self, index: Tensor) -> Attention:
+        """That of some rows (R,) of the batch alone."""
+        mask = self.mask
+        if mask is not None and mask.ndim == 4 and len(mask) > 1:
+            mask = mask[index]
+        query, key, value = (x[index] for x in (self.query, self.key, self.value))
+        return replace(self, query=query, key=key, value=value, mask=mask)
+
+    def scores(self) -> Tensor:
+        """softmax(Q K^T * scale + mask), the mean of the heads: (B,N,L) float32, rows sum to 1.
+
+        In float32 also under autocast. Every score is kept at once, of which there are few in
+        cross-attention.
+        """
+        with torch.autocast(self.query.device.type, enabled=False):
+            query, key = self.query.float(), self.key.float()
+            logits = query @ key.transpose(-1, -2) * (self.scale or query.shape[-1] ** -0.5)
+            if self.mask is not None:
+                hidden = self.mask.dtype == torch.bool
+                bias = torch.where(self.mask, 0.0, float("-inf")) if hidden else self.mask
+                logits = logits + bias
+            return logits.softmax(dim=-1).mean(dim=1)
+
+    def shares(self, columns: Tensor) -> Tensor:
+        """Scores summed over each token's columns (B,L,T), 1 where it has one: (B,N,T) float32."""
+        with torch.autocast(self.query.device.type, enabled=False):
+            return self.scores() @ columns
+
+
+Run = Callable[[Attention], Tensor]
+"""Computes an attention: (B,H,N,D). Called with what came in, it changes nothing."""
+
+Tap = Callable[[Attention, Run], Tensor]
+"""Gets an attention and what computes it; returns (B,H,N,D)."""
+
+
+class Network(Protocol):
+    """A network whose attentions can be tapped; see `TappedUNet`."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def tapped(self, tap: Tap, sites: Iterable[str]) -> AbstractContextManager[None]:
+        """A scope in which the attentions of some layers go through the tap."""
+
+
+@dataclass(eq=False)
+class Call:
+    """One run of an attention layer, whose fused attention goes to the taps, the last one first.
+
+    picture: rows of the pass, and height and width of what the layer sees; None where unknown.
+    """
+
+    site: str
+    taps: Sequence[Tap]
+    picture: tuple[int, Size] | None
+    seen: bool = False
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        run: Run,
+        *,
+        scale: float | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """The fused attention (B,H,N,D) of query (B,H,N,D), key and value (B,H,L,D)."""
+        self.seen = True
+        size = None
+        if self.picture is not None:
+            rows, (height, width) = self.picture
+            size = (height, width) if query.shape[::2] == (rows, height * width) else None
+        for tap in self.taps:
+            run = partial(_through, tap, run)
+        return run(Attention(self.site, query, key, value, size, scale, mask))
+
+
+def _through(tap: Tap, run: Run, attention: Attention) -> Tensor:
+    return tap(attention, run)
+
+
+class TappedUNet(ABC):
+    """A UNet whose attention layers, `...transformer_blocks.N.attn1` and `attn2`, can be tapped.
+
+    `of` gives the one of a network, so that the taps of several users come in order. A host says
+    how a layer's fused attention is reached; `TappedTorch` is that of diffusers.
+    """
+
+    _known: ClassVar[WeakKeyDictionary[nn.Module, TappedUNet]] = WeakKeyDictionary()
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = ref(module)
+        self._taps: dict[str, list[Tap]] = {}
+        self._hooks: dict[str, ExitStack] = {}
+
+    @classmethod
+    def of(cls, module: nn.Module) -> TappedUNet:
+        """The one of a network, made when it is first asked for."""
+        if not isinstance(found := cls._known.get(module), cls):
+            found = cls._known[module] = cls(module)
+        return found
+
+    @property
+    def module(self) -> nn.Module:
+        """The network itself."""
+        module = self._module()
+        assert module is not None, "whoever taps a network holds it"
+        return module
+
+    @contextmanager
+    def tapped(self, tap: Tap, sites: Iterable[str]) -> Iterator[None]:
+        """Let the attentions of some layers go through the tap, in the passes run inside.
+
+        A pass raises UnsupportedModelError where a layer computes no fused attention.
+        """
+        with ExitStack() as scope:
+            for site in dict.fromkeys(sites):
+                self._add(site, tap)
+                scope.callback(self._drop, site, tap)
+            yield
+
+    @abstractmethod
+    def _begin(self, call: Call, args: Args, kwargs: Kwargs) -> tuple[Kwargs, Callable[[], None]]:
+        """Lead a layer's fused attention through the call, until what is returned is called.
+
+        args, kwargs: what the layer is called with; returns what is to be its kwargs.
+        """
+
+    def _add(self, site: str, tap: Tap) -> None:
+        taps = self._taps.setdefault(site, [])
+        taps.append(tap)
+        if len(taps) == 1:
+            self._hooks[site] = self._hooked(site, taps)
+
+    def _drop(self, site: str, tap: Tap) -> None:
+        self._taps[site].remove(tap)
+        if not self._taps[site]:
+            self._hooks.pop(site).close()
+
+    def _hooked(self, site: str, taps: list[Tap]) -> ExitStack:
+        """Hooks around a layer, and around the stack of blocks it is in, which knows the size."""
+        picture: list[tuple[int, Size] | None] = [None]
+        running: list[tuple[Call, Callable[[], None]]] = []
+
+        def sized(_: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            x = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
+            picture[0] = None
+            if isinstance(x, Tensor) and x.ndim == 4:
+                picture[0] = (len(x), (x.shape[2], x.shape[3]))
+
+        def begin(_: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
+            call = Call(site, tuple(taps), picture[0])
+            kwargs, end = self._begin(call, args, kwargs)
+            running.append((call, end))
+            return args, kwargs
+
+        def end(_: nn.Module, args: Args, output: object) -> None:
+            call, leave = running.pop()
+            leave()
+            if output is not None and not call.seen:  # None: an exception is on its way
+                raise UnsupportedModelError(
+                    f"The attention layer {site!r} was computed without PyTorch's or ComfyUI's "
+                    "fused attention, so nothing can be read or held there: something else has "
+                    "replaced it, or it is compiled. Leave that out."
+                )
+
+        layer = self.module.get_submodule(site)
+        stack = self.module.get_submodule(site.rpartition(".transformer_blocks.")[0])
+        hooks = ExitStack()
+        for handle in (
+            stack.register_forward_pre_hook(sized, with_kwargs=True),
+            layer.register_forward_pre_hook(begin, with_kwargs=True),
+            layer.register_forward_hook(end, always_call=True),
+        ):
+            hooks.callback(handle.remove)
+        return hooks
+
+
+class TappedTorch(TappedUNet):
+    """A UNet that calls PyTorch's fused attention itself, as diffusers' does."""
+
+    def _begin(self, call: Call, args: Args, kwargs: Kwargs) -> tuple[Kwargs, Callable[[], None]]:
+        mode = _Fused(call)
+        mode.__enter__()
+        return kwargs, partial(mode.__exit__, None, None, None)
+
+
+class _Fused(TorchFunctionMode):
+    """Leads the first call of PyTorch's fused attention through a `Call`."""
+
+    def __init__(self, call: Call) -> None:
+        super().__init__()
+        self._call = call
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is not F.scaled_dot_product_attention or self._call.seen:
+            return function(*args, **kwargs)
+        given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}
+        query, key, value = (given.pop(name) for name in ("query", "key", "value"))
+        mask, scale = given.pop("attn_mask", None), given.pop("scale", None)
+
+        def run(a: Attention) -> Tensor:
+            return function(a.query, a.key, a.value, attn_mask=a.mask, scale=a.scale, **given)
+
+        return self._call(query, key, value, run, scale=scale, mask=mask)
+
+
+_ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
