@@ -63,7 +63,7 @@ class Attention:
             if self.mask is not None:
                 hidden = self.mask.dtype == torch.bool
                 bias = torch.where(self.mask, 0.0, float("-inf")) if hidden else self.mask
-                logits = logits + bias
+                logits = logits + bias.float()
             return logits.softmax(dim=-1).mean(dim=1)
 
     def shares(self, columns: Tensor) -> Tensor:

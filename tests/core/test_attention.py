@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,13 +12,14 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from magicapture.attention import (
+    Attention,
     AttentionCapture,
+    TappedTorch,
     captured,
     cross_attentions,
     last_blocks,
     select,
     self_attentions,
-    token_attention,
 )
 from magicapture.checkpointing import checkpointed
 from magicapture.errors import InputError, UnsupportedModelError
@@ -81,7 +81,7 @@ def explicit_attention(unet: UNet2DConditionModel, inputs: tuple[Tensor, ...]) -
 def test_maps_equal_explicit_softmax(unet, inputs, lora) -> None:
     if lora:
         with_lora(unet)
-    with captured(unet, cross_attentions(unet)) as capture:
+    with captured(TappedTorch.of(unet), cross_attentions(unet)) as capture:
         with capture.recording():
             unet(*inputs)
         layers = capture.maps(POSITIONS, SIZE)
@@ -97,40 +97,54 @@ def test_maps_equal_explicit_softmax(unet, inputs, lora) -> None:
             torch.testing.assert_close(values, reference, atol=1e-6, rtol=0)
 
 
-def test_token_attention_equals_its_definition() -> None:
-    query, key = torch.randn(2, 5, 6, dtype=torch.float64), torch.randn(2, 4, 6).double()
+def attention(query: Tensor, key: Tensor, **further) -> Attention:
+    return Attention("here", query, key, key, None, **further)
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_shares_equal_their_definition(scale) -> None:
+    query = torch.randn(2, 2, 5, 3, dtype=torch.float64)
+    key = torch.randn(2, 2, 4, 3, dtype=torch.float64)
+    mask = torch.randn(2, 1, 5, 4, dtype=torch.float64)
     columns = torch.zeros(2, 4, 2)
     columns[0, [1, 3], 0], columns[1, 2, 1] = 1, 1
-    values = token_attention(query, key, columns, heads=2)
+    values = attention(query, key, scale=scale, mask=mask).shares(columns)
     for b in range(2):
         for n in range(5):
             shares = torch.zeros(4, dtype=torch.float64)
             for head in range(2):
-                q, k = query[b, n, 3 * head :][:3], key[b, :, 3 * head :][:, :3]
-                weights = [float(torch.exp((q * row).sum() / 3**0.5)) for row in k]
-                shares += torch.tensor(weights).double() / sum(weights) / 2
+                logits = (key[b, head] @ query[b, head, n]) * (scale or 3**-0.5) + mask[b, 0, n]
+                shares += logits.exp() / logits.exp().sum() / 2
             expected = (shares @ columns[b].double()).float()
             torch.testing.assert_close(values[b, n], expected, atol=1e-6, rtol=0)
 
 
+def test_a_mask_of_truths_hides_where_it_is_false() -> None:
+    query, key = torch.randn(2, 1, 2, 5, 3)
+    shown = torch.tensor([True, True, False, True, False])
+    scores = attention(query, key, mask=shown.expand(1, 1, 5, 5)).scores()
+    torch.testing.assert_close(scores[..., shown], attention(query, key[:, :, shown]).scores())
+    assert scores[..., ~shown].abs().max() == 0
+
+
 def test_half_precision_and_autocast_still_give_float32_maps() -> None:
-    query, key = torch.randn(2, 2, 30, 16).bfloat16()
+    query, key = torch.randn(2, 2, 2, 30, 8).bfloat16()
     columns = torch.eye(30)[None, :, :3].expand(2, -1, -1)
-    expected = token_attention(query.float(), key.float(), columns, heads=2)
+    expected = attention(query.float(), key.float()).shares(columns)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(token_attention(query, key, columns, heads=2), expected)
+        assert torch.equal(attention(query, key).shares(columns), expected)
 
 
 def test_outputs_are_bit_equal_with_and_without_capture(unet, inputs) -> None:
     plain = unet(*inputs).sample
-    with captured(unet) as capture, capture.recording():
+    with captured(TappedTorch.of(unet)) as capture, capture.recording():
         watched = unet(*inputs).sample
     assert torch.equal(plain, watched)
 
 
 def attention_gradients(unet, lora, inputs) -> list[Tensor]:
     """The gradients of L_attn alone on the LoRA and on the context."""
-    with captured(unet, factors=(2,)) as capture:
+    with captured(TappedTorch.of(unet), factors=(2,)) as capture:
         with capture.recording():
             unet(*inputs)
         layers = capture.maps(POSITIONS, SIZE)
@@ -173,7 +187,7 @@ def test_gradient_reaches_the_token_vectors(unet, inputs) -> None:
     slots = {2: ("ada", 0), 3: ("ada", 1)}, {}, {4: ("ada", 0), 1: ("ink", 0), 6: ("ink", 1)}
     layouts = [Layout((0,) * 9, of) for of in slots]
     context = splice(inputs[2].detach(), layouts, vectors, "clip_l")
-    with captured(unet, factors=(2,)) as capture:
+    with captured(TappedTorch.of(unet), factors=(2,)) as capture:
         with capture.recording():
             unet(inputs[0], inputs[1], context)
         layers = capture.maps([layout.positions() for layout in layouts], SIZE)
@@ -186,7 +200,7 @@ def test_only_the_asked_layers_are_mapped(unet, inputs) -> None:
     assert not [name for name in select(unet) if "mid_block" in name]
     assert set(select(unet, middle=True)) == set(cross_attentions(unet))
     assert all(name.endswith("attn1") for name in self_attentions(unet))
-    with captured(unet, factors=(1,)) as capture:
+    with captured(TappedTorch.of(unet), factors=(1,)) as capture:
         with capture.recording():
             unet(*inputs)
         layers = capture.maps(POSITIONS, SIZE)
@@ -195,7 +209,7 @@ def test_only_the_asked_layers_are_mapped(unet, inputs) -> None:
 
 
 def test_rows_without_tokens_give_no_maps(unet, inputs) -> None:
-    with captured(unet) as capture:
+    with captured(TappedTorch.of(unet)) as capture:
         with capture.recording():
             unet(*inputs)
         assert capture.maps([{}, {}, {}], SIZE) == []
@@ -205,29 +219,35 @@ def hooks(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) for module in model.modules())
 
 
+def pre_hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_pre_hooks) for module in model.modules())
+
+
 def test_nothing_is_left_behind_after_an_exception(unet, inputs) -> None:
-    with pytest.raises(KeyError), captured(unet) as capture, capture.recording():
+    with pytest.raises(KeyError), captured(TappedTorch.of(unet)) as capture, capture.recording():
         unet(*inputs)
-        assert hooks(unet) == 2 * len(select(unet))
+        assert hooks(unet) == len(select(unet))
         raise KeyError("cancelled")
-    assert hooks(unet) == 0
+    assert hooks(unet) == pre_hooks(unet) == 0
     with pytest.raises(InputError):
         capture.maps(POSITIONS, SIZE)
 
 
 def test_a_pass_stops_silently_behind_the_layer_it_is_wanted_until(unet, inputs) -> None:
-    layers, ended = cross_attentions(unet), []
+    layers, ended = list(cross_attentions(unet)), []
+    network = TappedTorch.of(unet)
     unet.conv_out.register_forward_hook(lambda *_: ended.append(1))
-    whole, early = AttentionCapture(layers), AttentionCapture(layers)
+    whole, early = AttentionCapture(network, layers), AttentionCapture(network, layers)
     until = select(unet)[1]
     with whole.recording():
         unet(*inputs)
     with whole.recording(), early.recording(until=until):  # the outer one keeps what it saw
         unet(*inputs)
     assert ended == [1]
-    seen = list(layers)[: list(layers).index(until) + 1]
+    seen = layers[: layers.index(until) + 1]
     assert [m.layer for m in early.maps(POSITIONS, SIZE)] == seen
-    assert [m.layer for m in whole.maps(POSITIONS, SIZE)] == seen
+    # The last one set is called first, and stopped before the other saw its layer.
+    assert [m.layer for m in whole.maps(POSITIONS, SIZE)] == seen[:-1]
     # A stop passes through recordings inside that it does not belong to.
     with early.recording(until=until), whole.recording():
         unet(*inputs)
@@ -235,26 +255,85 @@ def test_a_pass_stops_silently_behind_the_layer_it_is_wanted_until(unet, inputs)
     assert hooks(unet) - 1 == 0
 
 
-def test_any_projections_can_be_recorded_and_taken_once(unet, inputs) -> None:
+def test_what_a_layer_attended_to_can_be_taken_once(unet, inputs) -> None:
     name, layer = next(iter(self_attentions(unet).items()))
     seen: list[Tensor] = []
     handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    capture = AttentionCapture({name: layer}, projections=("to_k", "to_v"))
+    capture = AttentionCapture(TappedTorch.of(unet), [name])
     with capture.recording():
         unet(*inputs)
     handle.remove()
-    key, value = capture.take(name)
-    assert torch.equal(key, layer.to_k(seen[0])) and torch.equal(value, layer.to_v(seen[0]))
+    found = capture.take(name)
+    for projection, heads in ((layer.to_q, found.query), (layer.to_v, found.value)):
+        assert torch.equal(projection(seen[0]), heads.transpose(1, 2).flatten(2))
+    assert found.size == SIZE and found.site == name
     with pytest.raises(UnsupportedModelError, match="compiled or patched"):
         capture.take(name)
 
 
+def test_a_tap_changes_what_a_layer_puts_out(unet, inputs) -> None:
+    """The last one set is called first; what a tap computes itself is no attention of the layer."""
+    network, name = TappedTorch.of(unet), next(iter(cross_attentions(unet)))
+    order: list[str] = []
+
+    def doubled(attention: Attention, run) -> Tensor:
+        order.append("doubled")
+        nn.functional.scaled_dot_product_attention(*[attention.query] * 3)
+        return 2 * run(attention)
+
+    def watching(attention: Attention, run) -> Tensor:
+        order.append("watching")
+        return run(attention)
+
+    given: list[Tensor] = []
+    layer = unet.get_submodule(name)
+    layer.to_out[0].register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    unet(*inputs)
+    with network.tapped(watching, [name]), network.tapped(doubled, [name]):
+        unet(*inputs)
+    torch.testing.assert_close(given[1], 2 * given[0])
+    assert order == ["doubled", "watching"]
+    assert TappedTorch.of(unet) is network
+
+
+def test_a_layer_without_fused_attention_is_an_error(unet, inputs) -> None:
+    """Not silently nothing: diffusers' plain processor multiplies matrices."""
+    name = select(unet)[0]
+    unet.get_submodule(name).set_processor(AttnProcessor())
+    with (
+        captured(TappedTorch.of(unet)) as capture,
+        pytest.raises(UnsupportedModelError, match=f"{name}.*without PyTorch's"),
+        capture.recording(),
+    ):
+        unet(*inputs)
+    assert hooks(unet) == pre_hooks(unet) == 0
+
+
+def test_merged_or_tiled_attention_is_known_as_such(unet, inputs) -> None:
+    name = next(iter(self_attentions(unet)))
+    layer = unet.get_submodule(name)
+    capture = AttentionCapture(TappedTorch.of(unet), [name])
+
+    def merge(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][:, ::2], *args[1:])
+
+    def unmerge(_: nn.Module, args: object, out: Tensor) -> Tensor:
+        return out.repeat_interleave(2, dim=1)
+
+    merged = layer.register_forward_pre_hook(merge), layer.register_forward_hook(unmerge)
+    with merged[0], merged[1], capture.recording():
+        unet(*inputs)
+    assert capture.seen(name).size is None
+    with pytest.raises(InputError, match="merges or tiles"):
+        capture.maps(POSITIONS, SIZE)
+
+
 def test_an_exception_drops_what_was_recorded(unet, inputs) -> None:
-    capture = AttentionCapture(cross_attentions(unet))
+    capture = AttentionCapture(TappedTorch.of(unet), cross_attentions(unet))
     with pytest.raises(KeyError), capture.recording():
         unet(*inputs)
         raise KeyError("cancelled")
-    assert not any(capture.has(name) for name in capture.layers) and hooks(unet) == 0
+    assert not any(capture.has(name) for name in capture.sites) and hooks(unet) == 0
 
 
 def test_the_last_block_of_every_stack(unet) -> None:
@@ -276,7 +355,7 @@ def test_the_last_block_of_every_stack(unet) -> None:
 
 
 def test_a_lora_injected_after_capture_began_counts(unet, inputs) -> None:
-    with captured(unet) as capture:
+    with captured(TappedTorch.of(unet)) as capture:
         with_lora(unet)
         with capture.recording():
             unet(*inputs)
@@ -287,81 +366,23 @@ def test_a_lora_injected_after_capture_began_counts(unet, inputs) -> None:
 
 
 def test_errors_say_what_was_expected(unet, inputs) -> None:
+    line = nn.Linear(2, 2)
     with (
         pytest.raises(UnsupportedModelError, match="Stable Diffusion"),
-        captured(nn.Linear(2, 2)),
+        captured(TappedTorch.of(line)),
     ):
         pass
-    with pytest.raises(UnsupportedModelError, match="nowhere"), captured(unet, ["nowhere"]):
+    with (
+        pytest.raises(UnsupportedModelError, match="nowhere"),
+        captured(TappedTorch.of(unet), ["nowhere"]),
+    ):
         pass
     for positions, size, factors, message in (
         (POSITIONS[:2], SIZE, None, "3 rows"),
-        (POSITIONS, (99, 7), None, "queries"),
         (POSITIONS, SIZE, (4,), r"maps asked for, of 4 .*; it has 1, 2\. .*refocus\.factors"),
     ):
-        with captured(unet, factors=factors) as capture:
+        with captured(TappedTorch.of(unet), factors=factors) as capture:
             with capture.recording():
                 unet(*inputs)
             with pytest.raises(InputError, match=message):
                 capture.maps(positions, size)
-
-
-@pytest.fixture
-def comfy_unet(comfyui: Path) -> nn.Module:
-    """ComfyUI's own UNet, tiny, with random weights."""
-    import comfy.ops
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-
-    unet = UNetModel(
-        image_size=16,
-        in_channels=4,
-        model_channels=32,
-        out_channels=4,
-        num_res_blocks=1,
-        channel_mult=(1, 2),
-        transformer_depth=[1, 1],
-        transformer_depth_middle=1,
-        transformer_depth_output=[1, 1, 1, 1],
-        num_heads=4,
-        context_dim=24,
-        use_spatial_transformer=True,
-        dtype=torch.float32,
-        device="cpu",
-        operations=comfy.ops.disable_weight_init,
-    )
-    for p in unet.parameters():
-        nn.init.normal_(p, std=0.1)
-    return unet.requires_grad_(False)
-
-
-@pytest.mark.comfyui
-def test_comfyui_unet(comfy_unet, inputs) -> None:
-    latents, timesteps, context = inputs
-    plain = comfy_unet(latents, timesteps.float(), context=context)
-    with captured(comfy_unet, factors=(1, 2)) as capture, capture.recording():
-        assert torch.equal(comfy_unet(latents, timesteps.float(), context=context), plain)
-    assert len(select(comfy_unet, middle=True)) == len(select(comfy_unet)) + 1
-
-    lora = with_lora(comfy_unet)
-    seen: dict[str, Tensor] = {}
-    for name, layer in cross_attentions(comfy_unet).items():
-        layer.register_forward_pre_hook(
-            lambda module, args, kwargs, name=name: seen.update({name: args[0]}), with_kwargs=True
-        )
-    with captured(comfy_unet) as capture:
-        with capture.recording():
-            comfy_unet(latents, timesteps.float(), context=context)
-        layers = capture.maps(POSITIONS, SIZE)
-    assert {m.factor for m in layers} == {1, 2}
-    for maps in layers:
-        layer = cross_attentions(comfy_unet)[maps.layer]
-        q = layer.to_q(seen[maps.layer]).unflatten(-1, (4, -1))
-        k = layer.to_k(context).unflatten(-1, (4, -1))
-        attention = (torch.einsum("bnhd,blhd->bnhl", q, k) / q.shape[-1] ** 0.5).softmax(-1)
-        for values, (row, name) in zip(maps.values, KEYS, strict=True):
-            expected = attention[row].mean(1)[:, POSITIONS[row][name]].sum(-1)
-            torch.testing.assert_close(values.flatten(), expected, atol=1e-6, rtol=0)
-    loss = torch.stack([refocusing(m.values, torch.zeros(3, 1, *SIZE)) for m in layers]).sum()
-    gradients = torch.autograd.grad(loss, [*lora, context], allow_unused=True)
-    reached = [g is not None and bool(g.abs().sum() > 0) for g in gradients]
-    assert reached[-1] and sum(reached) > len(reached) / 2

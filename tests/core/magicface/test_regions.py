@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from magicapture.attention import head_mean
+from magicapture.attention import TappedTorch
 from magicapture.errors import InputError
 from magicapture.magicface import MagicFaceSettings, Rows, Segmenter, guidance_rates, share_at
 from magicapture.magicface.regions import aggregate, assign, at_size, foreground, smooth, spread
@@ -135,7 +135,7 @@ def test_what_a_pass_shows_is_what_the_formulas_give(tiny, others):
     kept: dict[str, dict[str, Tensor]] = {}
     handles = []
     columns, length, size = [[2, 3], [5]], 9, (16, 16)
-    segmenter = Segmenter(unet, columns, length, others)
+    segmenter = Segmenter(TappedTorch.of(unet), columns, length, others)
     for name, module in unet.named_modules():
         if name.endswith(("attn1", "attn2")):
             for part in ("to_q", "to_k"):
@@ -147,11 +147,13 @@ def test_what_a_pass_shows_is_what_the_formulas_give(tiny, others):
                 )
     with segmenter.recording():
         unet(torch.randn(2, 4, *size), torch.tensor([400, 400]), 3 * torch.randn(2, length, 32))
-        seen = segmenter.look(Rows([1], [0]), size)
-    maps = {
-        name: head_mean(of["to_q"], of["to_k"], unet.get_submodule(name).heads)
-        for name, of in kept.items()
-    }
+        seen = segmenter.look(Rows([1], [0]))
+    maps = {}
+    for name, of in kept.items():
+        heads = unet.get_submodule(name).heads
+        query, key = (of[p].unflatten(-1, (heads, -1)).transpose(1, 2) for p in ("to_q", "to_k"))
+        logits = query @ key.mT / query.shape[-1] ** 0.5
+        maps[name] = logits.softmax(-1).mean(1)
     layers = [(m, maps[n[:-1] + "2"]) for n, m in maps.items() if n.endswith("attn1")]
     regions, ground = seen_by_the_method(layers, columns, others, 16)
     assert 0 < ground.mean() < 1 and regions.any()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from magicapture.attention import LayerMaps
+from magicapture.attention import LayerMaps, TappedTorch
 from magicapture.losses.equations import leakage, refocusing
 from magicapture.refocusing import Focus, Refocuser, RefocusGuidance, descend, region_loss
 
@@ -71,7 +71,7 @@ def scene(tiny):
 @pytest.mark.parametrize("given", [True, False])
 def test_the_gradient_lowers_the_loss(scene, given) -> None:
     unet, context, z, region, settings = scene
-    engine = Refocuser(unet, settings)
+    engine = Refocuser(TappedTorch.of(unet), settings)
 
     def loss_of(at):
         def run():
@@ -87,7 +87,7 @@ def test_the_gradient_lowers_the_loss(scene, given) -> None:
 
 def test_a_pass_that_ends_early_has_the_same_loss_and_gradient(scene) -> None:
     unet, context, z, region, settings = scene
-    engine = Refocuser(unet, settings)
+    engine = Refocuser(TappedTorch.of(unet), settings)
     ends = []
     unet.conv_out.register_forward_hook(lambda *_: ends.append(1))
 
@@ -107,6 +107,6 @@ def test_a_pass_that_ends_early_has_the_same_loss_and_gradient(scene) -> None:
 
 def test_a_row_without_a_region_has_no_loss(scene) -> None:
     unet, context, z, _, settings = scene
-    engine = Refocuser(unet, settings)
+    engine = Refocuser(TappedTorch.of(unet), settings)
     loss = engine.loss(lambda: unet(z, torch.tensor([500]), context), ROWS, [None], SIZE)
     assert float(loss) == 0

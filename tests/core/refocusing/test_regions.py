@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from magicapture.attention import LayerMaps
+from magicapture.attention import LayerMaps, TappedTorch
 from magicapture.refocusing import (
     Finder,
     Focus,
@@ -55,18 +55,38 @@ def test_a_token_repeated_by_padding_has_all_its_columns() -> None:
 
 
 class Layer(nn.Module):
-    """Attention whose queries and keys are given."""
+    """Attention whose queries and keys (B,N,D) are given."""
 
-    heads = 1
+    to_q = to_k = heads = None  # what a UNet's attention layers are known by
 
     def __init__(self, query: Tensor, key: Tensor) -> None:
         super().__init__()
-        self.to_q, self.to_k = nn.Identity(), nn.Identity()
         self.pair = query, key
 
     def forward(self) -> None:
-        self.to_q(self.pair[0])
-        self.to_k(self.pair[1])
+        query, key = (x[:, None] for x in self.pair)
+        nn.functional.scaled_dot_product_attention(query, key, key)
+
+
+class Stack(nn.Module):
+    """A UNet's stack of blocks over a picture `side` cells high and wide."""
+
+    def __init__(self, side: int, *blocks: dict[str, Layer]) -> None:
+        super().__init__()
+        self.side = side
+        self.transformer_blocks = nn.ModuleList(nn.ModuleDict(block) for block in blocks)
+
+    def forward(self, _: Tensor) -> None:
+        for block in self.transformer_blocks:
+            for layer in block.values():
+                layer()
+
+
+def passed(recorder, unet: nn.Module) -> None:
+    with recorder.recording():
+        for stack in unet.values():
+            rows = len(stack.transformer_blocks[0]["attn2"].pair[0])
+            stack(torch.zeros(rows, 1, stack.side, stack.side))
 
 
 @pytest.fixture
@@ -83,30 +103,22 @@ def scene() -> tuple[nn.Module, Tensor]:
     key = torch.zeros(2, 6, 1)
     key[1, 1] = key[1, 2] = 1.0
     kinds = torch.stack([right.flatten(), 1 - right.flatten()], -1).expand(2, -1, -1)
-    block = nn.ModuleDict({"attn1": Layer(kinds * 30, kinds), "attn2": Layer(query, key)})
-    return nn.ModuleDict({"0": block}), right
-
-
-def passed(recorder, unet: nn.Module) -> None:
-    with recorder.recording():
-        for block in unet.values():
-            block["attn1"]()
-            block["attn2"]()
+    block = {"attn1": Layer(kinds * 30, kinds), "attn2": Layer(query, key)}
+    return nn.ModuleDict({"0": Stack(8, block)}), right
 
 
 def test_a_constructed_region_is_found_and_its_hole_filled(scene) -> None:
     unet, right = scene
     settings = RefocusGuidance(smoothing=0.0)
     rows = [(), (SUBJECT, STYLE)]
-    finder = Finder(unet, settings)
+    finder = Finder(TappedTorch.of(unet), settings)
     passed(finder, unet)
     none, found = finder.regions(rows, (8, 8))
     assert none is None
     assert torch.equal(found, right)
-    del unet["0"]["attn1"]  # nothing spreads
-    finder = Finder(unet, settings)
-    with finder.recording():
-        unet["0"]["attn2"]()
+    del unet["0"].transformer_blocks[0]["attn1"]  # nothing spreads
+    finder = Finder(TappedTorch.of(unet), settings)
+    passed(finder, unet)
     assert finder.regions(rows, (8, 8))[1].sum() == 28
 
 
@@ -127,23 +139,16 @@ def test_evidence_counts_the_token_and_its_word_alike_and_no_style() -> None:
 
 
 def test_the_finder_takes_the_size_nearest_to_16_and_the_last_block_of_a_stack() -> None:
-    def layer(cells: int, hot: int | None) -> nn.Module:
-        query = torch.zeros(1, cells, 1)
-        if hot is not None:
-            query[0, hot] = 4
+    def block(side: int, hot: int) -> dict[str, Layer]:
+        query = torch.zeros(1, side * side, 1)
+        query[0, hot] = 4
         key = torch.zeros(1, 6, 1)
         key[0, 1] = 1.0
-        return nn.ModuleDict({"attn2": Layer(query, key)})
+        return {"attn2": Layer(query, key)}
 
-    sizes = {"a": 32 * 32, "b": 16 * 16, "c": 4 * 4}
-    unet = nn.ModuleDict(
-        {name: nn.ModuleDict({"0": layer(n, 0), "1": layer(n, n - 1)}) for name, n in sizes.items()}
-    )
-    finder = Finder(unet, RefocusGuidance(smoothing=0.0))
-    with finder.recording():
-        for stack in unet.values():
-            for block in stack.values():
-                block["attn2"]()
+    unet = nn.ModuleDict({str(n): Stack(n, block(n, 0), block(n, n * n - 1)) for n in (32, 16, 4)})
+    finder = Finder(TappedTorch.of(unet), RefocusGuidance(smoothing=0.0))
+    passed(finder, unet)
     (found,) = finder.regions([(Focus("ada", "subject", (1,)),)], (32, 32))
     expected = torch.zeros(32, 32)
     expected[30:, 30:] = 1  # one cell of 16x16, where the last block looks
@@ -152,25 +157,23 @@ def test_the_finder_takes_the_size_nearest_to_16_and_the_last_block_of_a_stack()
 
 @pytest.mark.parametrize(("factors", "mapped"), [(None, [1, 2, 4]), ((2, 4), [2, 4]), ((4,), [4])])
 def test_maps_are_of_8x8_to_32x32_cells_or_as_asked(factors, mapped) -> None:
-    query = {str(side): torch.zeros(1, side * side, 1) for side in (32, 16, 8, 4)}
+    key = torch.zeros(1, 6, 1)
     unet = nn.ModuleDict(
-        {n: nn.ModuleDict({"attn2": Layer(q, torch.zeros(1, 6, 1))}) for n, q in query.items()}
+        {str(n): Stack(n, {"attn2": Layer(torch.zeros(1, n * n, 1), key)}) for n in (32, 16, 8, 4)}
     )
     for settings, expected in (
         (RefocusGuidance(factors=factors), mapped),
         (None, [1, 2, 4, 8]),
     ):
-        capture = capture_of(unet)
-        with capture.recording():
-            for block in unet.values():
-                block["attn2"]()
+        capture = capture_of(TappedTorch.of(unet))
+        passed(capture, unet)
         assert [m.factor for m in all_maps(capture, [(SUBJECT,)], (32, 32), settings)] == expected
 
 
 def test_no_subject_or_a_flat_map_gives_no_region(scene) -> None:
     unet, _ = scene
-    unet["0"]["attn2"].pair = (torch.zeros(2, 64, 1), torch.zeros(2, 6, 1))
+    unet["0"].transformer_blocks[0]["attn2"].pair = (torch.zeros(2, 64, 1), torch.zeros(2, 6, 1))
     for tokens in ((SUBJECT, STYLE), (STYLE,)):
-        finder = Finder(unet, RefocusGuidance())
+        finder = Finder(TappedTorch.of(unet), RefocusGuidance())
         passed(finder, unet)
         assert finder.regions([(), tokens], (8, 8)) == [None, None]
