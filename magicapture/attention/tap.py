@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import torch
@@ -71,6 +71,8 @@ class Attention:
         with torch.autocast(self.query.device.type, enabled=False):
             return self.scores() @ columns
 
+
+Host = TypeVar("Host", bound="TappedUNet")
 
 Run = Callable[[Attention], Tensor]
 """Computes an attention: (B,H,N,D). Called with what came in, it changes nothing."""
@@ -141,7 +143,7 @@ class TappedUNet(ABC):
         self._hooks: dict[str, ExitStack] = {}
 
     @classmethod
-    def of(cls, module: nn.Module) -> TappedUNet:
+    def of(cls: type[Host], module: nn.Module) -> Host:
         """The one of a network, made when it is first asked for."""
         if not isinstance(found := cls._known.get(module), cls):
             found = cls._known[module] = cls(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -36,18 +37,20 @@ def biased(attention: Attention, cells: Tensor, words: Tensor) -> Attention:
     """An attention whose logits have cells words^T added: (B,N,R) and (B,L,R) of a low rank R.
 
     The bias travels in further dimensions of queries and keys, so every kernel takes it, those
-    without a mask as well. The values are widened alike; cut what comes out to their own width.
+    without a mask or a scale as well. The values are widened alike; cut what comes out to their
+    own width.
     """
     width = attention.query.shape[-1]
-    scale = attention.scale or width**-0.5
     more = -(-cells.shape[-1] // _MULTIPLE) * _MULTIPLE
     query, key, value = (
         F.pad(x, (0, more)) for x in (attention.query, attention.key, attention.value)
     )
+    kernels = math.sqrt(width + more)  # what a kernel divides by of its own
+    query = query * ((attention.scale or width**-0.5) * kernels)
     extra = slice(width, width + cells.shape[-1])
-    query[..., extra] = (cells / scale)[:, None].to(query)
+    query[..., extra] = (cells * kernels)[:, None].to(query)
     key[..., extra] = words[:, None].to(key)
-    return replace(attention, query=query, key=key, value=value, scale=scale)
+    return replace(attention, query=query, key=key, value=value, scale=None)
 
 
 def holding(rows: Rows, regions: Tensor, strength: float) -> Tap:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...magicapture.backbone import Conditioning
 from ...magicapture.digests import digest
 from ...magicapture.tokens import Layout, Prompt, TokenVectors, layout
+from .attention import OVERRIDE, TappedComfy
 from .fingerprint import text_parts, unet_parts, vae_parts
 from .models import (
     autoencoder_of,
@@ -62,6 +63,11 @@ class ComfyBackbone:
     @property
     def unet(self) -> nn.Module:
         return self._model.model.diffusion_model
+
+    @property
+    def attention(self) -> TappedComfy:
+        """The UNet's attention layers, for taps."""
+        return TappedComfy.of(self.unet)
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
@@ -136,7 +142,7 @@ class ComfyBackbone:
             noisy.to(self.device, self.dtype),
             timesteps.to(self.device).float(),
             context=conditioning.context.to(self.device, self.dtype),
-            transformer_options={"optimized_attention_override": _differentiable},
+            transformer_options={OVERRIDE: _differentiable},
         )
         return output.to(noisy.dtype)
 

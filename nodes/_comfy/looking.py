@@ -21,6 +21,7 @@ from ...magicapture.refocusing import (
     fit,
     token_maps,
 )
+from .attention import TappedComfy
 from .host import check_cancel
 from .marks import TOKENS, Marks, marks_in
 from .patching import with_options, wrapped
@@ -116,8 +117,8 @@ class _Viewer:
         held = [marks.of.get(uuid) for uuid in options["uuids"]]
         rows = [() if mark is None else mark.for_context(context.shape[1]) for mark in held]
         size = (x.shape[-2], x.shape[-1])
-        unet = executor.class_obj
-        capture, finder = capture_of(unet), Finder(unet, RefocusGuidance())
+        network = TappedComfy.of(executor.class_obj)
+        capture, finder = capture_of(network), Finder(network, RefocusGuidance())
         with capture.recording(), finder.recording():
             output = executor(x, timesteps, context, *args, **kwargs)
         maps = all_maps(capture, rows, size)

@@ -28,6 +28,7 @@ from ...magicapture.magicface import (
     reference_rows,
     share_at,
 )
+from .attention import TappedComfy
 from .host import show_text
 from .looking import predict_noised
 from .models import autoencoder_of, downscale_of, latent_channels
@@ -153,7 +154,9 @@ class _Patch:
         """A whole sampling: what is held for it is let go at its end, also when cancelled."""
         prepared, unet = self._prepared, executor.class_obj.model_patcher.model.diffusion_model
         length = prepared.positive.context.shape[1]
-        session = Session(unet, prepared.rows, prepared.columns, length, self._settings)
+        session = Session(
+            TappedComfy.of(unet), prepared.rows, prepared.columns, length, self._settings
+        )
         self._session, self._kinds, self._warned = session, {}, False
         try:
             result = executor(*args, **kwargs)
@@ -212,8 +215,7 @@ class _Patch:
         if self._session is None or self._stage == "off" or c_crossattn is None:
             return run()
         rows, own = self._rows(c_crossattn, transformer_options or {})
-        size = (x.shape[-2], x.shape[-1])
-        with self._session.drawing(self._stage, self._keys, rows, size):
+        with self._session.drawing(self._stage, self._keys, rows):
             result = run()
         if own and self._session.seen is not None:  # the picture's; extra words have rows as well
             self._session.seen = self._session.seen.first(own)

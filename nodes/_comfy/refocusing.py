@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...magicapture.checkpointing import checkpointed
 from ...magicapture.errors import UnsupportedModelError
 from ...magicapture.refocusing import Refocuser, RefocusGuidance, descend, fit
+from .attention import OVERRIDE, TappedComfy
 from .backbone import unet_blocks
 from .marks import TOKENS, Mark, Marks, marked, marks_in
 from .models import compute_dtype
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 _KEY = "magicapture_refocus"
 _LOSS = "magicapture_refocus_loss"
-_OVERRIDE = "optimized_attention_override"
 
 _WRAPPED = (  # each the name of a method of _Patch as well
     WrappersMP.OUTER_SAMPLE,
@@ -155,7 +155,7 @@ class _Patch:
 
         if measure is not None:
             given = None if self._region is None else regions
-            loss = engine.loss(lambda: run({**options, _OVERRIDE: _pytorch}), rows, given, size)
+            loss = engine.loss(lambda: run({**options, OVERRIDE: _pytorch}), rows, given, size)
             measure.losses.append(loss.view(len(uuids), images))
             return torch.zeros_like(x)  # of no use: the loss comes from the maps
 
@@ -169,11 +169,11 @@ class _Patch:
                 self._found[uuid] = regions[i * images : (i + 1) * images]
 
         with engine.holding(rows, regions, size, found if self._region is None else None):
-            return run({**options, _OVERRIDE: _masked_by_pytorch(options.get(_OVERRIDE))})
+            return run(options)
 
     def _engine(self, unet: nn.Module) -> Refocuser:
         if unet not in self._engines:
-            self._engines[unet] = Refocuser(unet, self._settings)
+            self._engines[unet] = Refocuser(TappedComfy.of(unet), self._settings)
         return self._engines[unet]
 
     def _regions(
@@ -274,14 +274,3 @@ def _frozen_controls(conds: Sequence[dict[str, Any]]) -> Iterator[list[dict[str,
 def _pytorch(_: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
     """PyTorch's attention, which is differentiable, whichever kernel ComfyUI was started with."""
     return attention_pytorch(*args, **kwargs)
-
-
-def _masked_by_pytorch(before: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
-    """PyTorch's attention where there is a mask, which other kernels ignore or refuse."""
-
-    def override(kernel: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        if len(args) > 4 or kwargs.get("mask") is not None:  # q, k, v, heads, mask
-            return attention_pytorch(*args, **kwargs)
-        return kernel(*args, **kwargs) if before is None else before(kernel, *args, **kwargs)
-
-    return override

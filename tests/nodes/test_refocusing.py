@@ -288,7 +288,8 @@ def test_controlnets_go_together_with_it(pack, tiny, prompts, settings, mask) ->
 
 def test_both_kinds_of_unet_agree(pack, make, tiny, settings, mask) -> None:
     """The bias, and the gradient's loss and slope, on the same weights in diffusers' UNet."""
-    package = pack("magicapture.refocusing")
+    package, attention = pack("magicapture.refocusing"), pack("magicapture.attention")
+    comfy_host = pack("nodes._comfy.attention").TappedComfy
     own = tiny.model.model.diffusion_model
     with torch.inference_mode(False):
         theirs = make.diffusers_twin(tiny.model).requires_grad_(False)
@@ -301,15 +302,16 @@ def test_both_kinds_of_unet_agree(pack, make, tiny, settings, mask) -> None:
         part = pack.comfy.Part(tiny.model, own, torch.float32)
         scope = pack("nodes._comfy.scope").gradients_while_sampling(part)
         with scope:
-            for unet, run in (
-                (theirs, lambda at: theirs(at, time, context).sample),
-                (own, lambda at: own(at, time.float(), context=context)),
+            for unet, host, run in (
+                (theirs, attention.TappedTorch, lambda at: theirs(at, time, context).sample),
+                (own, comfy_host, lambda at: own(at, time.float(), context=context)),
             ):
+                network, sites = host.of(unet), attention.cross_attentions(unet)
                 with torch.no_grad():
                     plain = run(z)
-                    with package.biased(unet, rows, region, 5.0):
+                    with network.tapped(package.holding(rows, region, 5.0), sites):
                         held = run(z)
-                engine = package.Refocuser(unet, guidance)
+                engine = package.Refocuser(network, guidance)
                 at = z.clone().requires_grad_()
                 loss = engine.loss(lambda run=run, at=at: run(at), rows, [region[0, 0]], (8, 8))
                 slope = torch.autograd.grad(loss.sum(), at)[0]

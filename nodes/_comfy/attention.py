@@ -1,0 +1,68 @@
+"""The attention of ComfyUI's networks, reached by ComfyUI's own override of the fused call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ...magicapture.attention import Attention, Call, TappedUNet
+
+OVERRIDE = "optimized_attention_override"
+
+
+class TappedComfy(TappedUNet):
+    """ComfyUI's UNet; an override that is there already computes what our taps let through."""
+
+    def _begin(
+        self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], Callable[[], None]]:
+        options = kwargs.get("transformer_options") or {}
+        override = _override(call, options.get(OVERRIDE))
+        return {**kwargs, "transformer_options": {**options, OVERRIDE: override}}, _nothing
+
+
+def _override(call: Call, before: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
+    def override(
+        kernel: Callable[..., Tensor],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        heads: int,
+        mask: Tensor | None = None,
+        attn_precision: Any = None,
+        skip_reshape: bool = False,
+        skip_output_reshape: bool = False,
+        scale: float | None = None,
+        **further: Any,
+    ) -> Tensor:
+        """(B,N,H*D), or (B,H,N,D) where reshaping is skipped, as ComfyUI's kernels have it."""
+        shape = {"skip_reshape": skip_reshape, "skip_output_reshape": skip_output_reshape}
+        further = {"attn_precision": attn_precision, **further}
+        given = query, key, value
+        if not skip_reshape:
+            query, key, value = (_apart(x, heads) for x in given)
+
+        def run(a: Attention) -> Tensor:
+            scaled = further if a.scale is None else {**further, "scale": a.scale}
+            if a.query is query and a.key is key and a.value is value:  # bit by bit as it came
+                out = compute(*given, heads, a.mask, **shape, **scaled)
+                return out if skip_output_reshape else _apart(out, heads)
+            ours = {"skip_reshape": True, "skip_output_reshape": True}
+            return compute(a.query, a.key, a.value, heads, a.mask, **ours, **scaled)
+
+        compute = kernel if before is None else partial(before, kernel)
+        out = call(query, key, value, run, scale=scale, mask=mask)
+        return out if skip_output_reshape else out.transpose(1, 2).flatten(2)
+
+    return override
+
+
+def _apart(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _nothing() -> None:
+    pass
