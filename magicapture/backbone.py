@@ -65,13 +65,12 @@ class NoiseSchedule:
 class Conditioning:
     """What the UNet is told about the prompts of a batch.
 
-    `context` is (B,L,D). `pooled` (B,P) and `size` (B,6) are SDXL's; None elsewhere.
+    `context` is (B,L,D). `extra` is what the model is told beside it, by row: SDXL's "pooled".
     `positions[b][name]` lists the columns of `context` that hold the vectors of the token `name`.
     """
 
     context: Tensor
-    pooled: Tensor | None = None
-    size: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
     positions: Sequence[Mapping[str, Sequence[int]]] = field(default_factory=tuple)
 
     def __len__(self) -> int:
@@ -81,8 +80,7 @@ class Conditioning:
         """The conditioning of some rows of the batch."""
         return Conditioning(
             self.context[rows],
-            None if self.pooled is None else self.pooled[rows],
-            None if self.size is None else self.size[rows],
+            {name: values[rows] for name, values in self.extra.items()},
             self.positions[rows],
         )
 

@@ -26,6 +26,7 @@ _COUNTS = (
     "transformer_layers_per_block",
 )
 """Settings that say how much is built."""
+_PROJECTION = "text_projection.weight"
 
 
 @contextmanager
@@ -75,23 +76,32 @@ def build_text_encoder(
 ) -> nn.Module:
     """CLIP's text encoder; as `build_unet`, but names may start with "text_model." or not.
 
-    Left out is what files hold beside it: the positions' numbers, a projection, a vision half.
+    With its projection where the config's `architectures` say so. Left out is what files hold
+    beside it: the positions' numbers, a projection, a vision half.
     """
-    from transformers import CLIPTextConfig, CLIPTextModel
+    import transformers
 
     def make(config: Mapping[str, Any]) -> nn.Module:
-        return CLIPTextModel(CLIPTextConfig.from_dict(dict(config)))
+        projected = "CLIPTextModelWithProjection" in (config.get("architectures") or ())
+        kind = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
+        made: nn.Module = getattr(transformers, kind)(
+            transformers.CLIPTextConfig.from_dict(dict(config))
+        )
+        return made
 
     network = _empty(make, config, len(weights), source)
-    # transformers 4 has "text_model." before every name, 5 has not.
-    first = next(iter(network.state_dict()))
-    prefix = "text_model." if first.startswith("text_model.") else ""
+    # transformers 4 has "text_model." before every name, 5 before those beside a projection.
+    present = network.state_dict()
+    prefix = "text_model." if next(iter(present)).startswith("text_model.") else ""
     bare = {name.removeprefix("text_model."): value for name, value in weights.items()}
     own = {
         prefix + name: value
         for name, value in bare.items()
         if name.startswith(("embeddings.", "encoder.", "final_layer_norm."))
         and not name.endswith(".position_ids")
+    }
+    own |= {
+        name: bare[name] for name in ("text_projection.weight",) if name in present.keys() & bare
     }
     fill(network, own, dtype, f"The text encoder of {source}")
     for module in network.modules():

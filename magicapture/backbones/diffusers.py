@@ -18,12 +18,13 @@ from .support import family_of
 
 
 class DiffusersBackbone:
-    """A Stable Diffusion 1.x or 2.x model from its parts; fits `magicapture.backbone.Backbone`.
+    """A Stable Diffusion 1.x, 2.x or XL model from its parts; fits `magicapture`'s Backbone.
 
     unet: UNet2DConditionModel. vae: AutoencoderKL or AutoencoderTiny. text_encoders, tokenizers:
-    CLIPTextModel and CLIPTokenizer by the key "clip_l". decoder: a second, smaller VAE over the
-    same latents (TAESD), for losses and previews; see `decode_fast`. The parts are used as they
-    are, on their device and in their dtype. Raises UnsupportedModelError for other models.
+    CLIPTextModel and CLIPTokenizer by the key "clip_l"; XL has a CLIPTextModelWithProjection
+    beside it, "clip_g". decoder: a second, smaller VAE over the same latents (TAESD), for losses
+    and previews; see `decode_fast`. The parts are used as they are, on their device and in their
+    dtype. Raises UnsupportedModelError for other models.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class DiffusersBackbone:
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
-        """The text encoders; Stable Diffusion 1.x and 2.x have one, "clip_l"."""
+        """The text encoders: "clip_l", and in Stable Diffusion XL "clip_g" as well."""
         return self._text_encoders
 
     @property
@@ -89,15 +90,28 @@ class DiffusersBackbone:
     def encode_prompts(self, prompts: Sequence[Prompt], vectors: TokenVectors) -> Conditioning:
         """Encode prompts with the token vectors spliced in; gradients reach the vectors.
 
-        The context (B,L,D) has the text encoder's dtype.
+        The context (B,L,D) has the text encoder's dtype. Stable Diffusion XL's is both encoders'
+        last layer but one, side by side; "pooled" (B,P) is the second's projected output.
         """
-        (key,) = self._text_encoders  # one for SD 1.x and 2.x
-        layouts = [self._layout(key, prompt, vectors) for prompt in prompts]
+        layouts = {
+            key: [self._layout(key, prompt, vectors) for prompt in prompts]
+            for key in self._text_encoders
+        }
+        encoded = {key: self._encoded(key, lines, vectors) for key, lines in layouts.items()}
+        if self.family == "sdxl":
+            context = torch.cat([of.hidden_states[-2] for of in encoded.values()], dim=-1)
+            extra = {"pooled": encoded["clip_g"].text_embeds}
+        else:
+            context, extra = encoded["clip_l"].last_hidden_state, {}
+        # Both encoders cut a text into the same words, so a token's columns are the same.
+        return Conditioning(context, extra, [line.positions() for line in layouts["clip_l"]])
+
+    def _encoded(self, key: str, layouts: Sequence[Layout], vectors: TokenVectors) -> Any:
+        """What a text encoder of transformers returns."""
         encoder = self._text_encoders[key]
         ids = torch.tensor([layout_.ids for layout_ in layouts], device=self.device)
         with _spliced(encoder, layouts, vectors, key):
-            context = encoder(input_ids=ids).last_hidden_state
-        return Conditioning(context, positions=[layout_.positions() for layout_ in layouts])
+            return encoder(input_ids=ids, output_hidden_states=self.family == "sdxl")
 
     def _layout(self, key: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
         tokenizer = self.tokenizers[key]
@@ -107,8 +121,8 @@ class DiffusersBackbone:
             lambda text: self.word_ids(key, text),
             start=tokenizer.bos_token_id,
             end=tokenizer.eos_token_id,
-            # OpenCLIP, SD 2.x's encoder, was trained with zeros after the end.
-            pad=0 if self.family == "sd2" else tokenizer.pad_token_id,
+            # OpenCLIP, the encoder of SD 2.x and XL's second, was trained with zeros after the end.
+            pad=0 if self.family == "sd2" or key == "clip_g" else tokenizer.pad_token_id,
             length=self._text_encoders[key].config.max_position_embeddings,
         )
 
@@ -118,8 +132,20 @@ class DiffusersBackbone:
             noisy.to(self.dtype),
             timesteps.to(noisy.device),
             encoder_hidden_states=conditioning.context.to(self.dtype),
+            added_cond_kwargs=self._told(noisy, conditioning),
         )
         return output.sample.to(noisy.dtype)
+
+    def _told(self, noisy: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
+        """What Stable Diffusion XL is told beside the context: a whole picture of this size."""
+        if self.family != "sdxl":
+            return None
+        height, width = (self.downscale * cells for cells in noisy.shape[-2:])
+        size = noisy.new_tensor([[height, width, 0, 0, height, width]]).to(self.dtype)
+        return {
+            "text_embeds": conditioning.extra["pooled"].to(self.dtype),
+            "time_ids": size.expand(len(noisy), -1),
+        }
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -166,7 +192,8 @@ class DiffusersBackbone:
     def training(self, dtype: torch.dtype | None) -> Iterator[None]:
         """A scope in which gradients flow through the frozen models, computing in `dtype`.
 
-        None keeps the model's own. Weights, training modes and requires_grad flags are afterwards
+        None keeps the model's own; XL's VAE keeps its own as well, since in float16 it overflows.
+        Weights, training modes and requires_grad flags are afterwards
         as before, bit by bit. What is injected into the models (a LoRA) comes after entering, and
         a graph built inside is used up inside: its backward reads the weights in `dtype`.
         """
@@ -179,8 +206,10 @@ class DiffusersBackbone:
         try:
             for part in self.modules.values():
                 part.eval().requires_grad_(False)
+            own = (*self.vae.parameters(), *self.vae.buffers()) if self.family == "sdxl" else ()
+            left = {id(tensor) for tensor in own}
             for tensor in tensors:
-                if dtype is not None and tensor.is_floating_point():
+                if dtype is not None and tensor.is_floating_point() and id(tensor) not in left:
                     tensor.data = tensor.data.to(dtype)
             yield
         finally:

@@ -13,15 +13,16 @@ from ..errors import StorageError
 from ..weight_files import PICKLES, SAFETENSORS
 from .building import build_text_encoder, build_unet, build_vae, understood
 from .diffusers import DiffusersBackbone
+from .parts import Parts, vae_dtype
 from .reading import read_json, read_part, read_tokenizer
 from .renaming import vae_weights
 from .single_file import parts_of_file
-from .support import BETAS, MODELS, family_of, refuse
+from .support import BETAS, ENCODERS, family_of, refuse
 from .taesd import load_taesd
 
 _FOREIGN_PARTS = {
-    "text_encoder_2": "an SDXL model",
     "transformer": "a diffusion transformer (Stable Diffusion 3, Flux and the like)",
+    "text_encoder_3": "a diffusion transformer (Stable Diffusion 3 and the like)",
     "prior": "a model of several stages",
 }
 _FILES = (SAFETENSORS, *PICKLES)
@@ -39,7 +40,7 @@ def load_backbone(
     tokenizer: str | Path | None = None,
     prediction_type: PredictionType | None = None,
 ) -> DiffusersBackbone:
-    """Load an SD 1.x or 2.x model from a diffusers folder or a .safetensors or .ckpt file.
+    """Load an SD 1.x, 2.x or XL model from a diffusers folder or a .safetensors or .ckpt file.
 
     decoder: TAESD, for losses and previews; see `load_taesd`. tokenizer: a folder with vocab.json
     and merges.txt, for a text encoder with words other than CLIP's. prediction_type: what the
@@ -50,13 +51,12 @@ def load_backbone(
     one that could hold code, UnsupportedModelError for a model of another kind or without some of
     its weights.
     """
-    path = Path(path)
+    path, words = Path(path), None if tokenizer is None else read_tokenizer(Path(tokenizer))
     if path.is_dir():
-        tokenizer = tokenizer or path / "tokenizer"
-        parts, scheduler = _from_folder(path, dtype)
+        parts = _from_folder(path, dtype, words)
         source = path / _SCHEDULER
     elif path.is_file() and path.suffix.lower() in _FILES:
-        parts, scheduler = parts_of_file(path, dtype)
+        parts = parts_of_file(path, dtype, words)
         source = path
     else:
         raise StorageError(
@@ -64,11 +64,11 @@ def load_backbone(
             f"{', '.join(_FILES)}."
         )
     backbone = DiffusersBackbone(
-        unet=parts["unet"],
-        vae=parts["vae"],
-        text_encoders={"clip_l": parts["text_encoder"]},
-        tokenizers={"clip_l": read_tokenizer(Path(tokenizer)) if tokenizer else parts["tokenizer"]},
-        schedule=_schedule(scheduler, prediction_type, source),
+        unet=parts.unet,
+        vae=parts.vae,
+        text_encoders=parts.text_encoders,
+        tokenizers=parts.tokenizers,
+        schedule=_schedule(parts.scheduler, prediction_type, source),
         decoder=load_taesd(decoder).to(dtype) if decoder else None,
     )
     for module in backbone.modules.values():
@@ -76,32 +76,47 @@ def load_backbone(
     return backbone
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """The parts of a diffusers folder and its scheduler's config."""
+def _from_folder(folder: Path, dtype: torch.dtype, words: Any) -> Parts:
+    """The parts of a diffusers folder; words: a tokenizer in place of its own."""
     index = read_json(folder / "model_index.json")
     for part, kind in _FOREIGN_PARTS.items():
         if index.get(part) not in (None, [None, None]):
             refuse(f"{kind} ({_short(index.get('_class_name'))})")
-    unet, vae, text = (read_json(folder / part / "config.json") for part in MODELS)
-    if text.get("model_type") not in ("clip_text_model", "clip"):
-        refuse(f"one with a text encoder of the kind {_short(text.get('model_type'))}")
+    present = [name for name in ENCODERS if index.get(name) not in (None, [None, None])]
+    encoders = present or ["text_encoder"]
+    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    texts = {name: read_json(folder / name / "config.json") for name in encoders}
+    for text in texts.values():
+        if text.get("model_type") not in ("clip_text_model", "clip"):
+            refuse(f"one with a text encoder of the kind {_short(text.get('model_type'))}")
     if vae.get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
         refuse(f"one with a VAE of the kind {_short(vae.get('_class_name'))}")
-    with understood(folder):
-        family_of(unet, vae, [text["hidden_size"]])  # refused before gigabytes are read
+    with understood(folder):  # refused before gigabytes are read
+        family = family_of(unet, vae, [text["hidden_size"] for text in texts.values()])
     scheduler = read_json(folder / _SCHEDULER)
+    if _short(scheduler.get("_class_name")).startswith("EDM"):
+        refuse("one of the EDM kind (its noise levels have no timesteps)")
 
     stem = "diffusion_pytorch_model"
     vae_tensors = read_part(folder / "vae", stem)
     if vae["_class_name"] == "AutoencoderKL":
         vae_tensors = vae_weights(vae_tensors)
-    return {
-        "unet": build_unet(unet, read_part(folder / "unet", stem), dtype, folder),
-        "vae": build_vae(vae, vae_tensors, dtype, folder),
-        "text_encoder": build_text_encoder(
-            text, read_part(folder / "text_encoder", "model"), dtype, folder
-        ),
-    }, scheduler
+    return Parts(
+        unet=build_unet(unet, read_part(folder / "unet", stem), dtype, folder),
+        vae=build_vae(vae, vae_tensors, vae_dtype(family, dtype), folder),
+        text_encoders={
+            ENCODERS[name]: build_text_encoder(
+                text, read_part(folder / name, "model"), dtype, folder
+            )
+            for name, text in texts.items()
+        },
+        tokenizers={
+            ENCODERS[name]: words
+            or read_tokenizer(folder / name.replace("text_encoder", "tokenizer"))
+            for name in texts
+        },
+        scheduler=scheduler,
+    )
 
 
 def _short(value: object) -> str:

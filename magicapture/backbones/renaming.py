@@ -24,6 +24,8 @@ _RESNET = {
 _UNET = {
     "time_embed.0": "time_embedding.linear_1",
     "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
     "input_blocks.0.0": "conv_in",
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
@@ -124,6 +126,9 @@ def open_clip_weights(weights: Weights, layers: int) -> dict[str, Tensor]:
     """OpenCLIP's first `layers` layers by transformers' names; the later ones are left out."""
     renamed = {}
     for name, value in weights.items():
+        if name == "text_projection":
+            renamed["text_projection.weight"] = value.T.contiguous()
+            continue
         new = _replaced(name, _OPEN_CLIP)
         layer = re.match(r"encoder\.layers\.(\d+)\.", new)
         if layer and int(layer[1]) >= layers:

@@ -1,4 +1,4 @@
-"""diffusers' configs from the shapes of a single-file checkpoint of SD 1.x or 2.x.
+"""diffusers' configs from the shapes of a single-file checkpoint of SD 1.x, 2.x or XL.
 
 Such a file has the names of the original latent-diffusion code and no config. Reading the
 architecture from the weights also lets small models of the same build load.
@@ -24,14 +24,20 @@ CLIP_LAYERS = CLIP + "encoder.layers."
 OPEN_CLIP = "cond_stage_model.model."
 OPEN_CLIP_LAYERS = OPEN_CLIP + "transformer.resblocks."
 TINY_VAE = VAE + "taesd_"
+SIZES = UNET + "label_emb."
+_USUAL = {
+    "conditioner.embedders.0.transformer.": "cond_stage_model.transformer.",
+    "conditioner.embedders.1.model.": OPEN_CLIP,
+}
+"""What XL calls its two text encoders, and what 1.x and 2.x call their one."""
 
 CLIP_WORDS = 49408
 CLIP_DEPTH, OPEN_CLIP_DEPTH = 12, 23
 """Layers that a text encoder over CLIP's words has, and those that SD 2.x uses of OpenCLIP's 24."""
 
 _OTHERS = {
-    "conditioner.embedders.": "an SDXL model",
-    UNET + "label_emb.": "conditioned on classes or sizes (SDXL, unCLIP, an upscaler)",
+    "conditioner.embedders.0.model.": "an SDXL refiner, which only finishes what a base began",
+    "edm_": "one of the EDM kind (its noise levels have no timesteps)",
     UNET + "joint_blocks.": "a Stable Diffusion 3 model",
     UNET + "double_blocks.": "a Flux model",
     "joint_blocks.": "a Stable Diffusion 3 model",
@@ -41,25 +47,38 @@ _OTHERS = {
 }
 
 
-def with_text_model(weights: Weights) -> dict[str, Tensor]:
-    """The weights with CLIP's names whole: NovelAI's files leave "text_model." out of them."""
+def with_usual_names(weights: Weights) -> dict[str, Tensor]:
+    """The weights with the text encoders' names as in 1.x and 2.x, and CLIP's whole.
+
+    XL has other names for them, and NovelAI's files leave "text_model." out.
+    """
+    return {_usual(name): value for name, value in weights.items()}
+
+
+def _usual(name: str) -> str:
+    for theirs, usual in _USUAL.items():
+        if name.startswith(theirs):
+            name = usual + name.removeprefix(theirs)
     short = CLIP.removesuffix("text_model.")
-    return {
-        name.replace(short, CLIP, 1)
-        if name.startswith(short) and not name.startswith(CLIP)
-        else name: value
-        for name, value in weights.items()
-    }
+    if name.startswith(short) and not name.startswith(CLIP):
+        return CLIP + name.removeprefix(short)
+    return name
 
 
 def configs(weights: Weights) -> dict[str, dict[str, Any]]:
-    """The configs of "unet", "vae" and "text_encoder" that the checkpoint's shapes stand for.
+    """The configs of "unet", "vae", "clip_l" and "clip_g" that the checkpoint's shapes stand for.
 
-    Raises UnsupportedModelError for another model, or when a part, a block or a weight is missing.
+    weights: as `with_usual_names` has them. Raises UnsupportedModelError for another model, or
+    when a part, a block or a weight is missing.
     """
     for prefix, kind in _OTHERS.items():
         if _has(weights, prefix):
             refuse(kind)
+    if _has(weights, SIZES) and _has(weights, CLIP) != _has(weights, OPEN_CLIP):
+        refuse(
+            "conditioned on sizes, classes or noise levels with one text encoder (XL without its "
+            "other one, unCLIP, an upscaler)"
+        )
     parts = {"UNet": (UNET,), "VAE": (VAE,), "CLIP text encoder": (CLIP, OPEN_CLIP)}
     missing = [part for part, of in parts.items() if not any(_has(weights, p) for p in of)]
     missing = missing or _missing_blocks(weights)
@@ -72,7 +91,7 @@ def configs(weights: Weights) -> dict[str, dict[str, Any]]:
         return {
             "unet": _unet(weights),
             "vae": _tiny_vae(weights) if _has(weights, TINY_VAE) else _vae(weights),
-            "text_encoder": _open_clip(weights) if _is_open_clip(weights) else _clip(weights),
+            **_text_encoders(weights),
         }
     except KeyError as error:
         raise UnsupportedModelError(
@@ -92,14 +111,14 @@ def _missing_blocks(weights: Weights) -> list[str]:
         (VAE + "encoder.down.", VAE + "decoder.up."),
     )
     lengths = {side: max(_length(weights, s) for s in pair) for pair in pairs for side in pair}
-    text, table, depth = (
-        (OPEN_CLIP_LAYERS, OPEN_CLIP + "token_embedding.weight", OPEN_CLIP_DEPTH)
-        if _is_open_clip(weights)
-        else (CLIP_LAYERS, CLIP + "embeddings.token_embedding.weight", CLIP_DEPTH)
+    texts = (
+        (OPEN_CLIP_LAYERS, OPEN_CLIP + "token_embedding.weight", OPEN_CLIP_DEPTH),
+        (CLIP_LAYERS, CLIP + "embeddings.token_embedding.weight", CLIP_DEPTH),
     )
-    lengths[text] = _length(weights, text)
-    if table in weights and len(weights[table]) == CLIP_WORDS:
-        lengths[text] = max(lengths[text], depth)
+    for text, table, depth in texts:
+        if table in weights:
+            known = depth if len(weights[table]) == CLIP_WORDS else 0
+            lengths[text] = max(_length(weights, text), known)
     return [
         f"{prefix}{number}"
         for prefix, length in lengths.items()
@@ -118,20 +137,40 @@ def _length(weights: Weights, prefix: str) -> int:
     return max(_numbers(weights, prefix), default=-1) + 1
 
 
+def schedule(weights: Weights) -> dict[str, Any]:
+    """What differs from the usual schedule: `prediction_type` and zero terminal SNR.
+
+    Files of XL models say so by two names, "v_pred" and "ztsnr".
+    """
+    told: PredictionType = "v_prediction" if "v_pred" in weights else prediction_type(weights)
+    return {"prediction_type": told, "rescale_betas_zero_snr": "ztsnr" in weights}
+
+
 def prediction_type(weights: Weights) -> PredictionType:
-    """What the UNet predicts; nothing in the file says so.
+    """What the UNet of SD 1.x and 2.x predicts; nothing in the file says so.
 
     SD 1.x predicts epsilon. Of the SD 2.x models the ones trained on v are told by the spread of
     one bias, above 0.09 in all that are known, which is the rule ComfyUI goes by as well.
     """
     bias = weights.get(UNET + "output_blocks.11.1.transformer_blocks.0.norm1.bias")
-    if not _is_open_clip(weights) or bias is None:
+    if not _is_open_clip(weights) or _is_large(weights) or bias is None:
         return "epsilon"
     return "v_prediction" if bias.float().std(correction=0) > 0.09 else "epsilon"
 
 
 def _is_open_clip(weights: Weights) -> bool:
     return _has(weights, OPEN_CLIP)
+
+
+def _is_large(weights: Weights) -> bool:
+    """Whether it is an XL model: two text encoders, and a UNet that is told the picture's size."""
+    return all(_has(weights, prefix) for prefix in (SIZES, CLIP, OPEN_CLIP))
+
+
+def _text_encoders(weights: Weights) -> dict[str, dict[str, Any]]:
+    if _is_large(weights):
+        return {"clip_l": _clip(weights), "clip_g": _projected_open_clip(weights)}
+    return {"clip_l": _open_clip(weights) if _is_open_clip(weights) else _clip(weights)}
 
 
 def _unet(weights: Weights) -> dict[str, Any]:
@@ -159,6 +198,20 @@ def _unet(weights: Weights) -> dict[str, Any]:
         "use_linear_projection": linear,
         "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends],
         "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in attends[::-1]],
+        "transformer_layers_per_block": [
+            max(1, _length(weights, prefix + "transformer_blocks.")) for prefix in attention
+        ],
+        **(_sizes(weights) if _has(weights, SIZES) else {}),
+    }
+
+
+def _sizes(weights: Weights) -> dict[str, Any]:
+    """How XL's UNet is told the picture's size: six numbers, and the pooled text before them."""
+    pooled, told = weights[OPEN_CLIP + "text_projection"].shape[1], weights[SIZES + "0.0.weight"]
+    return {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": (told.shape[1] - pooled) // 6,
+        "projection_class_embeddings_input_dim": told.shape[1],
     }
 
 
@@ -185,7 +238,7 @@ def _vae(weights: Weights) -> dict[str, Any]:
         "layers_per_block": _length(weights, VAE + "encoder.down.0.block."),
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "scaling_factor": 0.18215,
+        "scaling_factor": 0.13025 if _is_large(weights) else 0.18215,
     }
 
 
@@ -219,6 +272,16 @@ def _open_clip(weights: Weights) -> dict[str, Any]:
         layers=OPEN_CLIP_DEPTH if len(table) == CLIP_WORDS else layers - 1,
         activation="gelu",
     )
+
+
+def _projected_open_clip(weights: Weights) -> dict[str, Any]:
+    """XL reads the last layer but one, and the projection of what the last one pools."""
+    return {
+        **_open_clip(weights),
+        "architectures": ["CLIPTextModelWithProjection"],
+        "num_hidden_layers": _length(weights, OPEN_CLIP_LAYERS),
+        "projection_dim": weights[OPEN_CLIP + "text_projection"].shape[1],
+    }
 
 
 def _text_encoder(

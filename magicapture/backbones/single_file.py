@@ -14,34 +14,37 @@ from ..weight_files import read_tensors
 from . import shapes
 from .building import build_text_encoder, build_unet, build_vae, understood
 from .clip_tokenizer import write_tokenizer
+from .parts import Parts, vae_dtype
 from .reading import read_tokenizer
 from .renaming import below, open_clip_weights, unet_weights, vae_weights
-from .support import BETAS, family_of
+from .support import BETAS, ENCODERS, family_of
 from .taesd import taesd_from
 
 _VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _TINY_HALVES = ("encoder", "decoder")
 
 
-def parts_of_file(path: Path, dtype: torch.dtype) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """The parts of a single-file checkpoint and SD's scheduler config.
+def parts_of_file(path: Path, dtype: torch.dtype, words: Any = None) -> Parts:
+    """The parts of a single-file checkpoint; words: a tokenizer in place of CLIP's.
 
     Raises StorageError for a damaged file, UnsupportedModelError for another model or one that
     lacks some of its weights.
     """
-    weights = shapes.with_text_model(read_tensors(path, mapped=True))
+    weights = shapes.with_usual_names(read_tensors(path, mapped=True))
     with understood(path):
         configs = shapes.configs(weights)
-        family_of(configs["unet"], configs["vae"], [configs["text_encoder"]["hidden_size"]])
-        parts = {
-            "unet": _unet(configs["unet"], weights, dtype, path),
-            "vae": _vae(configs["vae"], weights, dtype, path),
-            "text_encoder": _text_encoder(configs["text_encoder"], weights, dtype, path),
-        }
-    with TemporaryDirectory(prefix="magicapture-") as folder:
-        write_tokenizer(Path(folder))
-        parts["tokenizer"] = read_tokenizer(Path(folder))
-    return parts, {**BETAS, "prediction_type": shapes.prediction_type(weights)}
+        texts = {key: configs[key] for key in ENCODERS.values() if key in configs}
+        widths = [config["hidden_size"] for config in texts.values()]
+        family = family_of(configs["unet"], configs["vae"], widths)
+        unet = _unet(configs["unet"], weights, dtype, path)
+        vae = _vae(configs["vae"], weights, vae_dtype(family, dtype), path)
+        encoders = {key: _text_encoder(c, weights, dtype, path) for key, c in texts.items()}
+    if words is None:
+        with TemporaryDirectory(prefix="magicapture-") as folder:
+            write_tokenizer(Path(folder))
+            words = read_tokenizer(Path(folder))
+    scheduler = {**BETAS, **shapes.schedule(weights)}
+    return Parts(unet, vae, encoders, dict.fromkeys(encoders, words), scheduler)
 
 
 def _unet(
@@ -65,7 +68,8 @@ def _vae(
 def _text_encoder(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, path: Path
 ) -> nn.Module:
-    own = below(weights, shapes.CLIP)
-    if not own:
+    if config["hidden_act"] == "quick_gelu":
+        own = below(weights, shapes.CLIP)
+    else:
         own = open_clip_weights(below(weights, shapes.OPEN_CLIP), config["num_hidden_layers"])
     return build_text_encoder(config, own, dtype, path)

@@ -11,10 +11,10 @@ from ..errors import UnsupportedModelError
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """The noise schedule of SD 1.x and 2.x, as diffusers names it."""
 
-MODELS = ("unet", "vae", "text_encoder")
-"""The networks of a model, named as the folders diffusers keeps them in."""
+ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+"""The folders that diffusers keeps text encoders in, and the keys they have in embedding files."""
 
-SUPPORTED = "Stable Diffusion 1.x and 2.x (one CLIP text encoder, epsilon or v prediction)"
+SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction)"
 
 
 def refuse(found: str) -> NoReturn:
@@ -27,11 +27,15 @@ def family_of(
 ) -> Family:
     """The family of a model from the configs of its parts.
 
-    A context 1024 wide is SD 2.x's; any other is taken as SD 1.x's, whose files it shares. Raises
-    UnsupportedModelError for a model with other inputs than those of SD 1.x and 2.x.
+    A context 1024 wide is SD 2.x's; any other with one text encoder is taken as SD 1.x's, whose
+    files it shares. text_widths: of the outputs of the text encoders, in their order. Raises
+    UnsupportedModelError for a model with other inputs than those of SD 1.x, 2.x and XL.
     """
-    if unet.get("addition_embed_type") or len(text_widths) > 1:
-        refuse("an SDXL model (further conditioning beside the prompt)")
+    large = unet.get("addition_embed_type") == "text_time"
+    if unet.get("addition_embed_type") and not large:
+        refuse("one with further conditioning beside the prompt and the size")
+    if large and len(text_widths) == 1:
+        refuse("an SDXL refiner, which only finishes what the base model began")
     if unet.get("class_embed_type") or unet.get("num_class_embeds"):
         refuse("conditioned on classes or noise levels (an upscaler or unCLIP)")
     channels, out, latent = (
@@ -49,9 +53,11 @@ def family_of(
             f"its VAE's latents have {latent}"
         )
     context = unet.get("cross_attention_dim")
-    if list(text_widths) != [context]:
+    if len(text_widths) != 1 + large or sum(text_widths) != context:
         refuse(
             f"a UNet for a context {context} wide with a text encoder "
             f"{' and '.join(map(str, text_widths)) or 'missing'}"
         )
+    if large:
+        return "sdxl"
     return "sd2" if context == 1024 else "sd1"

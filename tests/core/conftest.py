@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 from magicapture.backbone import NoiseSchedule, PredictionType
 from magicapture.backbones import DiffusersBackbone
@@ -45,7 +50,7 @@ def tiny_unet(**changes: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**config, **changes}).eval()
 
 
-def tiny_text_encoder(**changes: Any) -> CLIPTextModel:
+def tiny_text_encoder(kind: Any = CLIPTextModel, **changes: Any) -> Any:
     """A CLIP text encoder of two layers over CLIP's words."""
     torch.manual_seed(1)
     config = {
@@ -60,7 +65,7 @@ def tiny_text_encoder(**changes: Any) -> CLIPTextModel:
         "eos_token_id": 49407,
         "pad_token_id": 49407,
     }
-    return CLIPTextModel(CLIPTextConfig(**{**config, **changes})).eval()
+    return kind(CLIPTextConfig(**{**config, **changes})).eval()
 
 
 def tiny_vae(kind: str = "tiny", **changes: Any) -> AutoencoderKL | AutoencoderTiny:
@@ -85,6 +90,36 @@ def tiny_vae(kind: str = "tiny", **changes: Any) -> AutoencoderKL | AutoencoderT
     return AutoencoderKL(**{**config, **changes}).eval()
 
 
+def tiny_xl() -> SimpleNamespace:
+    """The networks of Stable Diffusion XL: two encoders, and a UNet that is told the size.
+
+    clip_l is 32 wide, clip_g 48 with a pooled output of 24; the first level has no attention, the
+    second one block a stack and the third three.
+    """
+    encoders = {
+        "clip_l": tiny_text_encoder(num_hidden_layers=3),
+        "clip_g": tiny_text_encoder(
+            CLIPTextModelWithProjection,
+            hidden_size=48,
+            num_hidden_layers=3,
+            projection_dim=24,
+            hidden_act="gelu",
+            pad_token_id=0,
+        ),
+    }
+    unet = tiny_unet(
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 1, 3),
+        use_linear_projection=True,
+        cross_attention_dim=32 + 48,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24 + 6 * 8,
+    )
+    return SimpleNamespace(unet=unet, text_encoders=encoders)
+
+
 def noise_schedule(prediction_type: PredictionType = "epsilon") -> NoiseSchedule:
     """Stable Diffusion's schedule."""
     return NoiseSchedule(DDIMScheduler(**BETAS).alphas_cumprod, prediction_type)
@@ -94,7 +129,11 @@ def noise_schedule(prediction_type: PredictionType = "epsilon") -> NoiseSchedule
 def tiny() -> SimpleNamespace:
     """The builders of the tiny parts: tiny.unet(...), .text_encoder(...), .vae(kind, ...)."""
     return SimpleNamespace(
-        unet=tiny_unet, text_encoder=tiny_text_encoder, vae=tiny_vae, schedule=noise_schedule
+        unet=tiny_unet,
+        text_encoder=tiny_text_encoder,
+        vae=tiny_vae,
+        schedule=noise_schedule,
+        xl=tiny_xl,
     )
 
 
@@ -129,6 +168,19 @@ def make_backbone(tokenizer: CLIPTokenizer) -> Callable[..., DiffusersBackbone]:
 def backbone(make_backbone: Callable[..., DiffusersBackbone]) -> DiffusersBackbone:
     """A tiny backbone with AutoencoderTiny, predicting epsilon; images of 128 px -> 16x16."""
     return make_backbone()
+
+
+@pytest.fixture
+def xl_backbone(tokenizer: CLIPTokenizer) -> DiffusersBackbone:
+    """A tiny Stable Diffusion XL; images of 128 px -> 16x16."""
+    parts = tiny_xl()
+    return DiffusersBackbone(
+        unet=parts.unet,
+        vae=tiny_vae("kl", scaling_factor=0.13025),
+        text_encoders=parts.text_encoders,
+        tokenizers=dict.fromkeys(parts.text_encoders, tokenizer),
+        schedule=noise_schedule(),
+    )
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ RESNET = {
 ENDS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -132,12 +134,38 @@ def open_clip_layout(encoder: nn.Module) -> State:
     return state
 
 
+def xl_layout(first: State, second: nn.Module) -> State:
+    """Both encoders by XL's names; the second with its projection, and no layer left unused."""
+    old = "cond_stage_model."
+    last = f"resblocks.{second.config.num_hidden_layers}."
+    projected = open_clip_layout(second)
+    projection = second.text_projection.weight.T
+    return {
+        **{k.replace(old, "conditioner.embedders.0."): v for k, v in first.items()},
+        **{
+            k.replace(old, "conditioner.embedders.1."): v
+            for k, v in projected.items()
+            if last not in k and "text_projection" not in k
+        },
+        "conditioner.embedders.1.model.text_projection": projection,
+    }
+
+
 @pytest.fixture
 def ldm_layout() -> Callable[..., State]:
     """Name the weights of diffusers' modules as a single-file checkpoint does."""
 
-    def layout(unet: nn.Module, vae: nn.Module, encoder: nn.Module, *, sd2: bool = False) -> State:
+    def layout(
+        unet: nn.Module,
+        vae: nn.Module,
+        encoder: nn.Module,
+        second: nn.Module | None = None,
+        *,
+        sd2: bool = False,
+    ) -> State:
         text = open_clip_layout(encoder) if sd2 else clip_layout(encoder)
+        if second is not None:
+            text = xl_layout(text, second)
         state = {**unet_layout(unet), **vae_layout(vae), **text}
         return {name: value.contiguous().clone() for name, value in state.items()}
 

@@ -260,14 +260,14 @@ def test_checkpointed_modules_hold_all_attention(backbone):
                 "addition_time_embed_dim": 8,
                 "projection_class_embeddings_input_dim": 80,
             },
-            "an SDXL model",
+            "an SDXL refiner",
         ),
     ],
 )
 def test_other_models_are_refused(make_backbone, unet, found):
     with pytest.raises(UnsupportedModelError, match=found) as error:
         make_backbone(unet=unet)
-    assert "use Stable Diffusion 1.x and 2.x" in str(error.value)
+    assert "use Stable Diffusion 1.x, 2.x and XL" in str(error.value)
 
 
 def test_a_decoder_of_other_latents_is_refused(make_backbone, tiny):

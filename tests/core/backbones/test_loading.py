@@ -139,10 +139,12 @@ def test_another_tokenizer(save, tmp_path):
 @pytest.mark.parametrize(
     ("file", "changes", "found"),
     [
-        ("model_index.json", {"text_encoder_2": ["transformers", "CLIPTextModel"]}, "an SDXL"),
+        ("model_index.json", {"text_encoder_3": ["transformers", "T5"]}, "Stable Diffusion 3"),
         ("model_index.json", {"transformer": ["diffusers", "Flux"]}, "a diffusion transformer"),
         ("unet/config.json", {"in_channels": 9}, "inpainting"),
-        ("unet/config.json", {"addition_embed_type": "text_time"}, "SDXL"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "SDXL refiner"),
+        ("unet/config.json", {"addition_embed_type": "image"}, "further conditioning"),
+        ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "EDM"),
         ("vae/config.json", {"_class_name": "VQModel"}, "a VAE of the kind VQModel"),
         ("text_encoder/config.json", {"model_type": "t5"}, "a text encoder of the kind t5"),
         ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "predicts 'sample'"),
@@ -153,7 +155,7 @@ def test_other_models_are_refused(save, file, changes, found):
     edit(folder / file, **changes)
     with pytest.raises(UnsupportedModelError, match=found) as error:
         load_backbone(folder)
-    assert "use Stable Diffusion 1.x and 2.x" in str(error.value)
+    assert "use Stable Diffusion 1.x, 2.x and XL" in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,8 @@ def test_prediction_type_can_be_given(parts, ldm_layout, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "found"),
     [
-        ("conditioner.embedders.1.model.ln_final.weight", "SDXL"),
-        ("model.diffusion_model.label_emb.0.0.weight", "classes or sizes"),
+        ("conditioner.embedders.0.model.ln_final.weight", "SDXL refiner"),
+        ("edm_mean", "EDM"),
         ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3"),
         ("double_blocks.0.img_attn.norm.key_norm.scale", "Flux"),
         ("lora_unet_down_blocks_0.lora_down.weight", "a LoRA"),
@@ -175,7 +175,7 @@ def test_other_models_are_refused(tmp_path, extra, found):
     save_file({extra: torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(UnsupportedModelError, match=found) as error:
         load_backbone(tmp_path / "other.safetensors")
-    assert "use Stable Diffusion 1.x and 2.x" in str(error.value)
+    assert "use Stable Diffusion 1.x, 2.x and XL" in str(error.value)
 
 
 def test_inpainting_is_refused(parts, ldm_layout, tmp_path):
@@ -294,7 +294,7 @@ def test_sd2_reads_23_layers_however_many_the_file_keeps(parts, ldm_layout, stor
     }
     kept = {k: v for k, v in ldm_layout(*parts).items() if not k.startswith("cond_stage_model")}
     weights = {**kept, **{name: torch.empty(s, device="meta") for name, s in text.items()}}
-    assert configs(weights)["text_encoder"]["num_hidden_layers"] == 23
+    assert configs(weights)["clip_l"]["num_hidden_layers"] == 23
     del weights[f"{start}transformer.resblocks.22.mlp.c_fc.weight"]
     with pytest.raises(UnsupportedModelError, match=r"resblocks\.22"):
         configs(weights)
