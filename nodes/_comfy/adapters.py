@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...magicapture.adapters import Adapter, check_strength, to_kohya
 from ...magicapture.errors import InputError
-from .models import ENCODERS, context_width, family_of, text_encoder_of
+from .models import ENCODERS, context_width, family_of, text_parts_of
 
 _UP, _DOWN = ".lora_up.weight", ".lora_down.weight"
 _NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)(.*)", re.DOTALL)
@@ -36,7 +36,7 @@ def apply_adapter(
     check_strength(strength_model)
     check_strength(strength_clip)
     adapter.check_family(family_of(model))
-    text_encoder_of(clip, context_width(model))
+    text_parts_of(clip, context_width(model))
     lora = to_kohya(adapter)
     _check_layers(lora, model, clip)
     model, clip = comfy.sd.load_lora_for_models(model, clip, lora, strength_model, strength_clip)

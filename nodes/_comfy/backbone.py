@@ -27,7 +27,7 @@ from .models import (
     latent_channels,
     sampling_patches,
     schedule_of,
-    text_encoder_of,
+    text_parts_of,
     unet_names,
 )
 from .scope import Part, gradients
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class ComfyBackbone:
-    """Stable Diffusion 1.x or 2.x as ComfyUI's loaders return it; fits `magicapture`'s Backbone.
+    """Stable Diffusion 1.x, 2.x or XL as ComfyUI's loaders give it; fits `magicapture`'s Backbone.
 
     model, clip, vae: what the sockets MODEL, CLIP and VAE carry. decoder: a second VAE, such as
     TAESD, for `decode_fast`. Raises InputError where a part is missing and UnsupportedModelError
@@ -48,7 +48,7 @@ class ComfyBackbone:
     def __init__(self, model: ModelPatcher, clip: Any, vae: Any, decoder: Any = None) -> None:
         self.family = family_of(model)
         self.schedule = schedule_of(model)
-        self._encoder, self._tokenizer = text_encoder_of(clip, context_width(model))
+        self._text = text_parts_of(clip, context_width(model))
         self.latent_channels = latent_channels(model)
         autoencoder_of(vae, self.latent_channels)
         if decoder is not None:
@@ -71,8 +71,8 @@ class ComfyBackbone:
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
-        """The one text encoder, "clip_l", laid out and named as in transformers."""
-        return {"clip_l": self._encoder.transformer}
+        """The text encoders, "clip_l" and XL's "clip_g", laid out and named as in transformers."""
+        return {key: part.encoder.transformer for key, part in self._text.items()}
 
     @property
     def device(self) -> torch.device:
@@ -85,14 +85,14 @@ class ComfyBackbone:
 
     def word_ids(self, encoder: str, text: str) -> list[int]:
         """The ids of `text` in the encoder's vocabulary, without start, end and padding."""
-        tokenizer = self._tokenizer
+        tokenizer = self._text[encoder].tokenizer
         end = -1 if tokenizer.tokenizer_adds_end_token else None
         return list(tokenizer.tokenizer(text)["input_ids"][tokenizer.tokens_start : end])
 
     def word_vectors(self, encoder: str, text: str) -> Tensor:
         """The input embeddings (n,width) float32 of `text`, to initialise a token from."""
         with torch.inference_mode(False), torch.no_grad():
-            table = self._encoder.transformer.get_input_embeddings().weight
+            table = self.text_encoders[encoder].get_input_embeddings().weight
             ids = torch.tensor(self.word_ids(encoder, text), dtype=torch.long, device=table.device)
             return table.index_select(0, ids).float()
 
@@ -102,19 +102,25 @@ class ComfyBackbone:
         The context (B,L,D) is float32 and equals what CLIPTextEncode makes of the same text with
         `embedding:<name>`, clip skip included.
         """
-        layouts = [self._layout(prompt, vectors) for prompt in prompts]
-        with self._clip_skip():
-            context = self._encoder.encode([_spliced(line, vectors) for line in layouts])[0]
-        return Conditioning(
-            context.to(self.device), positions=[line.positions() for line in layouts]
-        )
+        layouts = {
+            key: [self._layout(key, prompt, vectors) for prompt in prompts] for key in self._text
+        }
+        encoded = {}
+        for key, part in self._text.items():
+            with self._clip_skip(part.encoder):
+                rows = [_spliced(line, vectors, key) for line in layouts[key]]
+                encoded[key] = part.encoder.encode(rows)
+        context = torch.cat([of[0] for of in encoded.values()], dim=-1).to(self.device)
+        pooled = {"pooled": encoded["clip_g"][1].to(self.device)} if "clip_g" in encoded else {}
+        # Both encoders cut a text into the same words, so a token's columns are the same.
+        return Conditioning(context, pooled, [line.positions() for line in layouts["clip_l"]])
 
-    def _layout(self, prompt: Prompt, vectors: TokenVectors) -> Layout:
-        tokenizer = self._tokenizer
+    def _layout(self, key: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
+        tokenizer = self._text[key].tokenizer
         return layout(
             prompt,
             vectors.counts,
-            lambda text: self.word_ids("clip_l", text),
+            lambda text: self.word_ids(key, text),
             start=tokenizer.start_token,
             end=tokenizer.end_token,
             pad=tokenizer.pad_token,
@@ -122,16 +128,16 @@ class ComfyBackbone:
         )
 
     @contextmanager
-    def _clip_skip(self) -> Iterator[None]:
+    def _clip_skip(self, encoder: Any) -> Iterator[None]:
         """The options that CLIP sets before it encodes: clip skip, and the device."""
         options: dict[str, Any] = {"execution_device": self._clip.patcher.load_device}
         if self._clip.layer_idx is not None:
             options["layer"] = self._clip.layer_idx
-        own = vars(self._encoder)
+        own = vars(encoder)
         before = dict(own)
-        self._encoder.reset_clip_options()
+        encoder.reset_clip_options()
         try:
-            self._encoder.set_clip_options(options)
+            encoder.set_clip_options(options)
             yield
         finally:
             own.update(before)
@@ -142,9 +148,23 @@ class ComfyBackbone:
             noisy.to(self.device, self.dtype),
             timesteps.to(self.device).float(),
             context=conditioning.context.to(self.device, self.dtype),
+            y=self._told(noisy, conditioning),
             transformer_options={OVERRIDE: _differentiable},
         )
         return output.to(noisy.dtype)
+
+    def _told(self, noisy: Tensor, conditioning: Conditioning) -> Tensor | None:
+        """What XL is told beside the context, as ComfyUI makes it: a whole picture of this size."""
+        if self.family != "sdxl":
+            return None
+        height, width = (self.downscale * cells for cells in noisy.shape[-2:])
+        told: Tensor = self._model.model.encode_adm(
+            pooled_output=conditioning.extra["pooled"],
+            width=width,
+            height=height,
+            device=self.device,
+        )
+        return told.to(self.device, self.dtype)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -196,7 +216,7 @@ class ComfyBackbone:
             unet_parts(self._model),
             self.schedule,
             self._dtype,
-            text_parts(self._clip, self._encoder, self._tokenizer),
+            text_parts(self._clip, list(self._text.values())),
             vae_parts(self._vae),
             None if self._decoder is self._vae else vae_parts(self._decoder),
         )
@@ -232,11 +252,11 @@ def unet_blocks(unet: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
-def _spliced(line: Layout, vectors: TokenVectors) -> list[int | Tensor]:
+def _spliced(line: Layout, vectors: TokenVectors, key: str) -> list[int | Tensor]:
     """A layout as ComfyUI encodes it: ids, and vectors where a token stands."""
     row: list[int | Tensor] = list(line.ids)
     for position, (name, index) in line.slots.items():
-        row[position] = vectors.get(name, "clip_l")[index]
+        row[position] = vectors.get(name, key)[index]
     return row
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 
 from ...magicapture.digests import tokenizer_digest
+from .models import TextPart
 
 
 def unet_parts(model: ModelPatcher) -> list[object]:
@@ -26,13 +28,16 @@ def unet_parts(model: ModelPatcher) -> list[object]:
     ]
 
 
-def text_parts(clip: Any, encoder: Any, tokenizer: Any) -> list[object]:
-    """What of a CLIP can; encoder and tokenizer: those of its parts that are trained through."""
+def text_parts(clip: Any, parts: Sequence[TextPart]) -> list[object]:
+    """What of a CLIP can; parts: those that are trained through."""
+    known = [_weights(clip.patcher), clip.patcher.object_patches, clip.layer_idx]  # clip skip
+    return known + [value for part in parts for value in _text_part(part)]
+
+
+def _text_part(part: TextPart) -> list[object]:
+    encoder, tokenizer = part.encoder, part.tokenizer
     numbers = ("start_token", "end_token", "pad_token", "max_length", "tokens_start")
     return [
-        _weights(clip.patcher),
-        clip.patcher.object_patches,
-        clip.layer_idx,  # CLIP Set Last Layer
         encoder.options_default,
         encoder.special_tokens,
         [type(encoder), encoder.layer_norm_hidden_state, encoder.zero_out_masked],

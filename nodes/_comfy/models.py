@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_sampling as sampling
@@ -16,7 +17,7 @@ from torch import nn
 from ...magicapture.backbone import Family, NoiseSchedule, PredictionType
 from ...magicapture.errors import InputError, UnsupportedModelError
 
-SUPPORTED = "Stable Diffusion 1.x and 2.x (text to image, epsilon or v prediction)"
+SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v prediction)"
 
 # ComfyUI's name of a text encoder: its key in adapters and embedding files. Stable Diffusion 2's
 # only encoder has the key of 1's, as everywhere outside ComfyUI.
@@ -33,6 +34,10 @@ def family_of(model: ModelPatcher) -> Family:
         channels, kind = config.unet_config.get("in_channels", 4), type(config).__name__
         if channels != latent_channels(model):
             found = f"{kind} with {channels} input channels (for inpainting or editing)"
+        elif isinstance(config, supported.SDXLRefiner):
+            found = f"{kind}, which only finishes what the base model began"
+        elif _is_xl(config):
+            return "sdxl"
         elif network.num_classes is not None:
             found = f"{kind} with size, image or class conditioning"
         elif isinstance(config, supported.SD15):
@@ -40,6 +45,12 @@ def family_of(model: ModelPatcher) -> Family:
         elif isinstance(config, supported.SD20):
             return "sd2"
     raise _unsupported("model", found)
+
+
+def _is_xl(config: Any) -> bool:
+    """Whether a model is SDXL itself: ComfyUI counts models of fewer layers as kinds of it."""
+    smaller = supported.SSD1B, supported.Segmind_Vega, supported.KOALA_700M, supported.KOALA_1B
+    return isinstance(config, supported.SDXL) and not isinstance(config, smaller)
 
 
 def latent_channels(model: ModelPatcher) -> int:
@@ -81,27 +92,44 @@ def schedule_of(model: ModelPatcher) -> NoiseSchedule:
         return NoiseSchedule(1 / (sigmas**2 + 1), prediction)
 
 
-def text_encoder_of(clip: Any, width: int) -> tuple[Any, Any]:
-    """The text encoder and its tokenizer; raises InputError or UnsupportedModelError.
+@dataclass(frozen=True)
+class TextPart:
+    """One of a CLIP's text encoders, and its tokenizer."""
 
-    width: of the context that the UNet expects.
+    encoder: Any
+    tokenizer: Any
+
+    @property
+    def width(self) -> int:
+        """Of its vectors."""
+        return int(self.encoder.transformer.get_input_embeddings().weight.shape[1])
+
+
+def text_parts_of(clip: Any, width: int) -> dict[str, TextPart]:
+    """The text encoders by their keys in files; raises InputError or UnsupportedModelError.
+
+    width: of the context that the UNet expects, their outputs side by side.
     """
     if clip is None:
         raise InputError(
             "There is no text encoder at the input 'clip': the checkpoint holds none. Connect a "
             "CLIP, for example from Load CLIP."
         )
-    names = [name for name in ENCODERS if hasattr(clip.cond_stage_model, name)]
-    if len(names) != 1 or not hasattr(clip.tokenizer, names[0]):
-        raise _unsupported("clip", type(clip.cond_stage_model).__name__)
-    encoder = getattr(clip.cond_stage_model, names[0])
-    own = encoder.transformer.get_input_embeddings().weight.shape[1]
-    if own != width:
+    model, tokenizer = clip.cond_stage_model, clip.tokenizer
+    names = [name for name in ENCODERS if hasattr(model, name) and hasattr(tokenizer, name)]
+    others = [name for name, part in model.named_children() if hasattr(part, "transformer")]
+    if not names or set(others) - set(names):
+        raise _unsupported("clip", type(model).__name__)
+    parts = {
+        ENCODERS[name]: TextPart(getattr(model, name), getattr(tokenizer, name)) for name in names
+    }
+    own = [part.width for part in parts.values()]
+    if sum(own) != width:
         raise UnsupportedModelError(
-            f"The text encoder at the input 'clip' is {own} wide and the model at 'model' expects "
-            f"{width}. Take both from the same checkpoint."
+            f"The text encoder at the input 'clip' is {' + '.join(map(str, own))} wide and the "
+            f"model at 'model' expects {width}. Take both from the same checkpoint."
         )
-    return encoder, getattr(clip.tokenizer, names[0])
+    return parts
 
 
 def autoencoder_of(vae: Any, channels: int = 4, name: str = "vae") -> nn.Module:

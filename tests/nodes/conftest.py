@@ -68,6 +68,7 @@ def executor() -> Iterator[None]:
 # -- tiny models ------------------------------------------------------------------------------
 
 WIDTH = 32  # GroupNorm(32) allows no less
+XL_WIDTH = 48  # of XL's second text encoder
 
 
 def fill(module: nn.Module, std: float = 0.08) -> nn.Module:
@@ -133,7 +134,8 @@ def make_model(
     import comfy.model_patcher
     import comfy.supported_models
 
-    parent = comfy.supported_models.SD15 if family == "sd1" else comfy.supported_models.SD20
+    names = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL"}
+    parent = getattr(comfy.supported_models, names[family])
 
     class TinySD(parent):  # not registered: ComfyUI must go on detecting models as it does
         unet_extra_config: ClassVar[dict[str, Any]] = {}
@@ -186,24 +188,29 @@ def _tokenizer(kind: type, folder: Path) -> Any:
 def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.float32) -> Any:
     """A CLIP with the real tokenizer and two narrow layers."""
     import comfy.sd
-    from comfy.supported_models import SD15, SD20
+    from comfy.supported_models import SD15, SD20, SDXL
 
-    target = (SD15 if family == "sd1" else SD20)({}).clip_target({})
-    narrow = {
-        "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH,
-        "num_attention_heads": 2,
-        "num_hidden_layers": 3,
-        "projection_dim": WIDTH,
-    }
-    name = "clip_l" if family == "sd1" else "clip_h"
-    tokenizer = _tokenizer(target.tokenizer, folder)
-    getattr(tokenizer, name).embedding_size = WIDTH
+    target = {"sd1": SD15, "sd2": SD20, "sdxl": SDXL}[family]({}).clip_target({})
+    widths = {
+        "sd1": {"clip_l": WIDTH},
+        "sd2": {"clip_h": WIDTH},
+        "sdxl": {"clip_l": WIDTH, "clip_g": XL_WIDTH},
+    }[family]
+    tokenizer, narrow = _tokenizer(target.tokenizer, folder), {}
+    for name, width in widths.items():
+        getattr(tokenizer, name).embedding_size = width
+        narrow[f"{name}_model_config"] = {
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 3,
+            "projection_dim": width,
+        }
     target.tokenizer = lambda **_: tokenizer
     clip = comfy.sd.CLIP(
         target,
         embedding_directory=[str(folder)],
-        model_options={f"{name}_model_config": narrow, "dtype": dtype},
+        model_options={**narrow, "dtype": dtype},
     )
     fill(clip.cond_stage_model)
     return clip
@@ -272,6 +279,22 @@ def tiny_sd2(make: SimpleNamespace) -> Tiny:
     """A tiny Stable Diffusion 2.1 with v-prediction."""
     model = make.model("sd2", v_prediction=True, use_linear_in_transformer=True)
     return Tiny(model, make.clip("sd2"), make.taesd())
+
+
+@pytest.fixture
+def tiny_xl(make: SimpleNamespace) -> Tiny:
+    """A tiny Stable Diffusion XL: two text encoders, and a UNet that is told the size."""
+    model = make.model(
+        "sdxl",
+        use_linear_in_transformer=True,
+        context_dim=WIDTH + XL_WIDTH,
+        num_classes="sequential",
+        adm_in_channels=XL_WIDTH + 6 * 256,
+        transformer_depth=[0, 2],
+        transformer_depth_output=[0, 0, 2, 2],
+        transformer_depth_middle=2,
+    )
+    return Tiny(model, make.clip("sdxl"), make.taesd())
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -21,24 +23,27 @@ def token_vectors(pack, **counts: int):
     with torch.inference_mode(False):
         return pack("magicapture.tokens").TokenVectors(
             {
-                name: {"clip_l": 0.1 * seeded(n, 32, seed=i)}
+                name: {
+                    "clip_l": 0.1 * seeded(n, 32, seed=i),
+                    "clip_g": 0.1 * seeded(n, 48, seed=10 + i),
+                }
                 for i, (name, n) in enumerate(counts.items())
             }
         )
 
 
-@pytest.fixture(params=["sd1", "sd2"])
-def either(request, tiny, tiny_sd2):
-    return tiny if request.param == "sd1" else tiny_sd2
+@pytest.fixture(params=["sd1", "sd2", "sdxl"])
+def either(request, tiny, tiny_sd2, tiny_xl):
+    return {"sd1": tiny, "sd2": tiny_sd2, "sdxl": tiny_xl}[request.param]
 
 
 # -- prompts ----------------------------------------------------------------------------------
 
 
-def stock_encoding(clip, text: str) -> Tensor:
+def stock_encoding(clip, text: str) -> list[Any]:
     import nodes
 
-    return nodes.CLIPTextEncode().encode(clip, text)[0][0][0]
+    return nodes.CLIPTextEncode().encode(clip, text)[0][0]
 
 
 @pytest.mark.parametrize("skip", [None, -1, -2, -3])
@@ -48,7 +53,8 @@ def test_prompts_equal_clip_text_encode(pack, make, either, skip):
 
     vectors = token_vectors(pack, ada=1, film=3)
     for name, of in vectors.tensors().items():
-        save_file({"emb_params": of["clip_l"]}, make.embeddings / f"{name}.safetensors")
+        values = of if hasattr(either.clip.tokenizer, "clip_g") else {"emb_params": of["clip_l"]}
+        save_file(values, make.embeddings / f"{name}.safetensors")
     clip = either.clip
     if skip is not None:
         clip = nodes.CLIPSetLastLayer().set_last_layer(clip, skip)[0]
@@ -66,9 +72,13 @@ def test_prompts_equal_clip_text_encode(pack, make, either, skip):
     assert together.context.dtype == torch.float32
     for row, text in enumerate(texts):
         stock = text.replace("<", "embedding:").replace(">", " ")
-        expected = stock_encoding(clip, stock)
+        expected, told = stock_encoding(clip, stock)
         assert torch.equal(single[row].context, expected)
         torch.testing.assert_close(together.context[row : row + 1], expected)
+        if backbone.family == "sdxl":
+            assert torch.equal(single[row].extra["pooled"], told["pooled_output"])
+        else:
+            assert single[row].extra == {}
 
 
 def test_prompts_say_where_the_tokens_are(pack, either):
@@ -113,7 +123,14 @@ def test_predictions_equal_what_sampling_denoises_to(pack, either):
     model = either.model.model
     sigmas = model.model_sampling.sigmas[TIMESTEPS]
     scaled = noisy * (sigmas**2 + 1).sqrt().view(-1, 1, 1, 1)
-    expected = model.apply_model(scaled, sigmas, None, conditioning.context)
+    told = {}
+    if backbone.family == "sdxl":
+        pooled = conditioning.extra["pooled"]
+        conds = model.extra_conds(
+            pooled_output=pooled, width=64, height=64, noise=noisy, device=noisy.device
+        )
+        told["y"] = conds["y"].cond
+    expected = model.apply_model(scaled, sigmas, None, conditioning.context, **told)
     torch.testing.assert_close(x0, expected, rtol=1e-3, atol=1e-3)
 
 
@@ -294,16 +311,20 @@ def test_inpainting_and_other_models_are_refused_by_name(pack, make, tiny, monke
 
     error = pack("magicapture.errors").UnsupportedModelError
     inpainting = make.model(in_channels=9)
-    with pytest.raises(error, match=r"'model'.*9 input channels.*Stable Diffusion 1\.x and 2\.x"):
+    with pytest.raises(
+        error, match=r"'model'.*9 input channels.*Stable Diffusion 1\.x, 2\.x and XL"
+    ):
         pack.comfy.ComfyBackbone(inpainting, tiny.clip, tiny.vae)
     unclip = make.model(num_classes="sequential", adm_in_channels=64)
     with pytest.raises(error, match="conditioning"):
         pack.comfy.ComfyBackbone(unclip, tiny.clip, tiny.vae)
-    xl = comfy.supported_models.SDXL.__new__(comfy.supported_models.SDXL)
-    xl.unet_config = {"in_channels": 4}
-    monkeypatch.setattr(tiny.model.model, "model_config", xl)
-    with pytest.raises(error, match="SDXL"):
-        pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
+    for name, found in (("SDXLRefiner", "SDXLRefiner, which only"), ("SSD1B", "SSD1B")):
+        kind = getattr(comfy.supported_models, name)
+        other = kind.__new__(kind)
+        other.unet_config = {"in_channels": 4}
+        monkeypatch.setattr(tiny.model.model, "model_config", other)
+        with pytest.raises(error, match=f"'model' holds {found}"):
+            pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
 
 
 def test_a_network_that_is_no_unet_is_refused(pack, tiny, monkeypatch):

@@ -140,7 +140,7 @@ def test_attention_maps_have_a_gradient(pack, backbone, vectors, noisy):
     prompt = pack("magicapture.tokens").Prompt(TEXT)
     with (
         backbone.training(None),
-        attention.captured(backbone.unet, attention.select(backbone.unet)) as capture,
+        attention.captured(backbone.attention, attention.select(backbone.unet)) as capture,
     ):
         conditioning = backbone.encode_prompts([prompt] * 2, vectors)
         with capture.recording():
