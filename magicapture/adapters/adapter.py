@@ -68,7 +68,14 @@ class Adapter:
             if set(vectors) != set(ENCODERS[self.family]):
                 raise InputError(
                     f"The token {name!r} has vectors for {', '.join(vectors) or 'no encoder'}; "
-                    f"{self.family} needs {' and '.join(ENCODERS[self.family])}."
+                    f"{FAMILY_NAMES[self.family]} needs {' and '.join(ENCODERS[self.family])}. "
+                    "Take an embedding that was trained for it."
+                )
+            if len({len(values) for values in vectors.values()}) > 1:
+                counts = " and ".join(f"{len(of)} for {key}" for key, of in vectors.items())
+                raise InputError(
+                    f"The token {name!r} has {counts}; expected as many vectors for each. Save or "
+                    "download its embedding again."
                 )
 
     def prompt(self, kind: PromptKind = "composed", *, sentence: int = 0, extra: str = "") -> str:
