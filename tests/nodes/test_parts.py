@@ -108,6 +108,7 @@ Z_IMAGE = {
     "axes_dims": [4, 4, 8],
     "axes_lens": [16, 16, 16],
     "rope_theta": 256.0,
+    "multiple_of": 1,
     "ffn_dim_multiplier": 8 / 3,
     "z_image_modulation": True,
     "time_scale": 1000.0,
@@ -316,6 +317,48 @@ def test_diffusers_draws_the_same_with_the_file(pack, make):
         patched.unpatch_model()
     assert (own - other).abs().max() < 1e-4 * other.abs().max()
     assert (plain - other).abs().max() > 0.1 * other.abs().max()
+
+
+HEADS = {"attention_head_dim": 16, "num_attention_heads": 4, "joint_attention_dim": 12}
+TWINS = {
+    "SD3": (
+        SD3,
+        "SD3Transformer2DModel",
+        {**HEADS, "num_layers": 2, "dual_attention_layers": (0,), "caption_projection_dim": 64},
+    ),
+    "Flux2": (
+        FLUX2,
+        "Flux2Transformer2DModel",
+        {**HEADS, "num_layers": 2, "num_single_layers": 2, "axes_dims_rope": (4, 4, 4, 4)},
+    ),
+    "ZImage": (
+        Z_IMAGE,
+        "ZImageTransformer2DModel",
+        {"dim": 64, "n_layers": 2, "n_heads": 4, "n_kv_heads": 4, "axes_dims": [4, 4, 8]},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TWINS)
+def test_the_files_layers_are_those_of_diffusers_networks(pack, kind):
+    """Every name and size; its own loader then puts a LoRA into each."""
+    import diffusers
+
+    config, twin, own = TWINS[kind]
+    model = joint(kind, config)
+    if not hasattr(diffusers, twin):
+        pytest.skip(f"this diffusers has no {twin}")
+    parts = pack("nodes._comfy.parts").network_parts(model)
+    file = written(pack, trained(pack, model.model.diffusion_model, parts), parts)
+    with torch.inference_mode(False):
+        theirs = getattr(diffusers, twin)(**own)
+        for key, b in file.items():
+            name = key.removeprefix("transformer.").removesuffix(".lora_B.weight")
+            if key.endswith("lora_B.weight"):
+                assert len(theirs.get_submodule(name).weight) == len(b), name
+        theirs.load_lora_adapter({k: v.clone() for k, v in file.items()}, prefix="transformer")
+        loaded = {name for name, _ in theirs.named_modules() if name.endswith("lora_B")}
+        assert len(loaded) == len(file) / 2
 
 
 def in_diffusers(network, names):
