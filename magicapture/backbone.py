@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Network
+from .parts import Parts
 from .tokens import Prompt, TokenVectors
 
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -136,8 +137,8 @@ class Backbone(Protocol):
     def decode_fast(self, latents: Tensor) -> Tensor:
         """`decode` by a smaller decoder where there is one; for losses and previews."""
 
-    def canonical_names(self, module: nn.Module) -> Mapping[str, str]:
-        """Map each submodule's name to the one diffusers gives it; for the UNet or an encoder.
+    def parts_of(self, module: nn.Module) -> Parts:
+        """What diffusers calls each submodule of the UNet or of an encoder: a Part or, fused, some.
 
         The adapter speaks diffusers' names alone, whatever the UNet's own layout is.
         """

@@ -129,7 +129,7 @@ def adapted(
     _check_widths(backbone, adapter)
     with ExitStack() as scope:
         for part, module in {"unet": backbone.unet, **backbone.text_encoders}.items():
-            state = adapter.state_for(part, backbone.canonical_names(module))
+            state = adapter.state_for(part, module, backbone.parts_of(module))
             scope.enter_context(applied(module, state, strengths[part]))
         yield
 

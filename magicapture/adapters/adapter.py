@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import PromptTemplates, Recipe
 from ..errors import InputError
 from ..lora import LoraWeights
+from ..parts import Parts, merge
 from ..prompts import PromptKind, prompt_for
 from ..tokens import Concept, TokenVectors
 
@@ -66,7 +68,14 @@ class Adapter:
             if set(vectors) != set(ENCODERS[self.family]):
                 raise InputError(
                     f"The token {name!r} has vectors for {', '.join(vectors) or 'no encoder'}; "
-                    f"{self.family} needs {' and '.join(ENCODERS[self.family])}."
+                    f"{FAMILY_NAMES[self.family]} needs {' and '.join(ENCODERS[self.family])}. "
+                    "Take an embedding that was trained for it."
+                )
+            if len({len(values) for values in vectors.values()}) > 1:
+                counts = " and ".join(f"{len(of)} for {key}" for key, of in vectors.items())
+                raise InputError(
+                    f"The token {name!r} has {counts}; expected as many vectors for each. Save or "
+                    "download its embedding again."
                 )
 
     def prompt(self, kind: PromptKind = "composed", *, sentence: int = 0, extra: str = "") -> str:
@@ -86,14 +95,14 @@ class Adapter:
             if key.startswith(start)
         }
 
-    def state_for(self, part: str, names: Mapping[str, str]) -> dict[str, LoraWeights]:
+    def state_for(self, part: str, module: nn.Module, parts: Parts) -> dict[str, LoraWeights]:
         """The LoRA of one part by a model's own module names, ready for `lora.applied`.
 
-        names: own name -> diffusers' name, as `Backbone.canonical_names` gives. Raises
-        InputError when the model lacks a layer.
+        module: the model. parts: its layers', as `Backbone.parts_of` gives; a fused layer's are
+        merged. Raises InputError when the model lacks a layer, or has one of another size.
         """
-        own = {canonical: name for name, canonical in names.items()}
         weights = self.part(part)
+        own = {of.name: name for name, layer in parts.items() for of in layer}
         missing = sorted(weights.keys() - own.keys())
         if missing:
             raise InputError(
@@ -101,7 +110,11 @@ class Adapter:
                 f"{part} has no layer {missing[0]} ({len(missing)} are missing); use a base model "
                 "of its family."
             )
-        return {own[name]: of for name, of in weights.items()}
+        state = {}
+        for name in dict.fromkeys(own[of] for of in weights):
+            matrix = cast("Tensor", module.get_submodule(name).weight)
+            state[name] = merge(weights, parts[name], len(matrix))
+        return state
 
     def check_family(self, family: str) -> None:
         """Raise InputError for a base model of another family."""

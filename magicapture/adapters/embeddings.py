@@ -69,8 +69,8 @@ def embedding_metadata(adapter: Adapter, name: str) -> dict[str, str]:
 def read_embedding(path: AnyPath) -> Embedding:
     """Read one token in any common form.
 
-    {"emb_params"}, {"clip_l", "clip_g"}, A1111's {"string_to_param": {"*"}}, diffusers'
-    {"<token>"}. Raises InputError for other contents, StorageError for a damaged file.
+    {"emb_params"}, {"clip_l", "clip_g"} or one of them, A1111's {"string_to_param": {"*"}},
+    diffusers' {"<token>"}. Raises InputError for other contents, StorageError for a damaged file.
     """
     path = Path(path)
     return embedding_in(*read_file(path), path)
@@ -86,7 +86,7 @@ def embedding_in(entries: Mapping[str, Any], metadata: Mapping[str, str], path: 
         vectors = dict(entries)
     elif len(entries) == 1:
         ((key, values),) = entries.items()
-        vectors = {"clip_l": values}
+        vectors = {"clip_g" if key == "clip_g" else "clip_l": values}
         if key.startswith("<") and key.endswith(">"):
             name = key
     else:

@@ -15,8 +15,11 @@ from .adapter import ENCODERS, FAMILY_NAMES
 Tokens = Mapping[str, Mapping[str, Tensor]]
 
 # Families by the width of the context that the UNet reads, and of each text encoder.
-_CONTEXT = {768: {"sd1"}, 1024: {"sd2"}, 2048: {"sdxl"}}
-_WIDTHS = {"clip_l": {768: {"sd1", "sdxl"}, 1024: {"sd2"}}, "clip_g": {1280: {"sdxl"}}}
+_FAMILIES = {
+    "unet": {768: {"sd1"}, 1024: {"sd2"}, 2048: {"sdxl"}},
+    "clip_l": {768: {"sd1", "sdxl"}, 1024: {"sd2"}},
+    "clip_g": {1280: {"sdxl"}},
+}
 _READS_CONTEXT = ("attn2.to_k", "attn2.to_v")
 _READS_TEXT = ("_proj", "mlp.fc1")
 
@@ -48,12 +51,12 @@ def family_of(
     Widths of text decide; where they leave several, metadata, layers and kohya's prefixes (`keys`:
     the file's own) do. Raises InputError for a file whose parts disagree or do not tell.
     """
-    strange = next((w for w, found in _widths(lora, tokens) if not found), None)
-    if strange is not None:
-        raise InputError(
-            f"{path} does not tell its base model: it has text of width {strange}; expected 768 "
-            "(Stable Diffusion 1.x), 1024 (2.x) or 2048 (XL)."
-        )
+    for part, width in _widths(lora, tokens):
+        if width not in _FAMILIES[part]:
+            raise InputError(
+                f"{path} does not tell its base model: it has text of width {width} for "
+                f"{'the UNet' if part == 'unet' else part}; expected {_expected(part)}."
+            )
     families = possible(lora, tokens, path)
     for hint in (*_hints(lora, metadata, keys), {"sd1"} if tokens or _text(lora) else set()):
         if len(families) > 1 and families & hint:
@@ -70,7 +73,8 @@ def family_of(
 def possible(lora: Mapping[str, LoraWeights], tokens: Tokens, path: Path) -> set[str]:
     """The families that the widths allow; raises InputError where they contradict each other."""
     families = set(FAMILY_NAMES)
-    for width, found in _widths(lora, tokens):
+    for part, width in _widths(lora, tokens):
+        found = _FAMILIES[part].get(width, set())
         if found and not families & found:
             one, other = (
                 " or ".join(FAMILY_NAMES[f] for f in sorted(of)) for of in (families, found)
@@ -83,17 +87,22 @@ def possible(lora: Mapping[str, LoraWeights], tokens: Tokens, path: Path) -> set
     return families
 
 
-def _widths(lora: Mapping[str, LoraWeights], tokens: Tokens) -> Iterator[tuple[int, set[str]]]:
-    """Each width of text, with the families that have it; none for one that no family has."""
+def _widths(lora: Mapping[str, LoraWeights], tokens: Tokens) -> Iterator[tuple[str, int]]:
+    """Each width of text, and the part that reads or has it."""
     for key, weights in lora.items():
-        part, width = key.partition(".")[0], weights.down.shape[1]
-        if part == "unet" and key.endswith(_READS_CONTEXT):
-            yield width, _CONTEXT.get(width, set())
-        elif part in _WIDTHS and key.endswith(_READS_TEXT):
-            yield width, _WIDTHS[part].get(width, set())
+        part = key.partition(".")[0]
+        if part in _FAMILIES and key.endswith(_READS_CONTEXT if part == "unet" else _READS_TEXT):
+            yield part, weights.down.shape[1]
     for of in tokens.values():
         for encoder, vectors in of.items():
-            yield vectors.shape[1], _WIDTHS.get(encoder, {}).get(vectors.shape[1], set())
+            yield encoder, vectors.shape[1]
+
+
+def _expected(part: str) -> str:
+    return " or ".join(
+        f"{width} ({', '.join(FAMILY_NAMES[family] for family in sorted(families))})"
+        for width, families in _FAMILIES[part].items()
+    )
 
 
 def _text(lora: Mapping[str, LoraWeights]) -> bool:

@@ -19,6 +19,9 @@ _WORDS = (
     # CLIP's text encoder.
     *("text_model", "encoder", "layers", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj"),
     *("mlp", "fc1", "fc2", "text_projection"),
+    # Transformers with joint attention (Flux, Stable Diffusion 3).
+    *("single_transformer_blocks", "attn", "add_q_proj", "add_k_proj", "add_v_proj"),
+    *("to_add_out", "ff_context", "proj_mlp"),
 )
 _WORD = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))}|\d+)(?:_|$)")
 
@@ -34,6 +37,8 @@ _PREFIXES = {
     "text_encoder_2_": "clip_g",
     "text_encoder_": "clip_l",
     "diffusion_model_": "unet",
+    "lora_transformer_": "transformer",
+    "transformer_": "transformer",
     "": "unet",
 }
 _SUFFIX = re.compile(

@@ -57,10 +57,10 @@ def load_adapter(path: AnyPath, embeddings: Iterable[AnyPath] = ()) -> Adapter:
     if facts is None:
         given = [read_embedding(place) for place in places if place.is_file()]
         found: Tokens = {**bundle, **{embedding.name: embedding.vectors for embedding in given}}
-        return Adapter(lora, found, family_of(lora, found, metadata, entries, path))
+        return _made(path, lora, found, family_of(lora, found, metadata, entries, path))
     tokens = {token: _look_up(token, facts, bundle, places) for token in facts.digests}
     _check_family(facts, lora, tokens, path)
-    return Adapter(lora, tokens, facts.family, facts.recipe, facts.concepts, facts.info)
+    return _made(path, lora, tokens, facts.family, facts.recipe, facts.concepts, facts.info)
 
 
 def read_info(path: AnyPath) -> Mapping[str, str]:
@@ -78,10 +78,18 @@ def _from_embedding(entries: Mapping[str, Any], metadata: Mapping[str, str], pat
     embedding = embedding_in(entries, metadata, path)
     facts, tokens = _facts(metadata, path), {embedding.name: embedding.vectors}
     if facts is None:
-        return Adapter({}, tokens, family_of({}, tokens, metadata, entries, path))
+        return _made(path, {}, tokens, family_of({}, tokens, metadata, entries, path))
     _check_family(facts, {}, tokens, path)
     concepts = tuple(concept for concept in facts.concepts if concept.name == embedding.name)
-    return Adapter({}, tokens, facts.family, facts.recipe, concepts, facts.info)
+    return _made(path, {}, tokens, facts.family, facts.recipe, concepts, facts.info)
+
+
+def _made(path: Path, *facts: Any) -> Adapter:
+    """The adapter, or an error that names the file."""
+    try:
+        return Adapter(*facts)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _facts(metadata: Mapping[str, str], path: Path) -> Facts | None:

@@ -13,6 +13,7 @@ from ..attention import TappedTorch, TappedUNet
 from ..backbone import Conditioning, Family, NoiseSchedule
 from ..digests import digest, tokenizer_digest
 from ..errors import InputError
+from ..parts import Part, Parts
 from ..tokens import Layout, Prompt, TokenVectors, layout, splice
 from .support import family_of
 
@@ -164,15 +165,15 @@ class DiffusersBackbone:
         """`decode` by the small decoder where there is one; for losses and previews."""
         return _decode(self.vae if self.decoder is None else self.decoder, latents)
 
-    def canonical_names(self, module: nn.Module) -> Mapping[str, str]:
-        """Map each submodule's name to the one diffusers' LoRA files give it.
+    def parts_of(self, module: nn.Module) -> Parts:
+        """Each submodule as one whole part, by the name that diffusers' LoRA files give it.
 
         The UNet's are its own. transformers 5 dropped a text encoder's `text_model.`, which files
         keep.
         """
         names = [name for name, _ in module.named_modules() if name]
         flat = hasattr(module, "embeddings") and hasattr(module, "encoder")
-        return {name: f"text_model.{name}" if flat else name for name in names}
+        return {name: (Part(f"text_model.{name}" if flat else name),) for name in names}
 
     def checkpointed_modules(self) -> Iterator[nn.Module]:
         """The UNet's transformer and residual blocks."""

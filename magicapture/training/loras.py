@@ -11,6 +11,7 @@ from torch import nn
 from ..backbone import Backbone
 from ..config import LoraSettings, Phase
 from ..lora import InjectedLora, LoraWeights, injected, target_names, text_target_names
+from ..parts import split
 from .job import generator
 
 
@@ -61,8 +62,10 @@ class Loras:
         """What has been learned so far, by part and diffusers' name of the layer."""
         named = {}
         for part, state in self._current().items():
-            names = self.backbone.canonical_names(self._module(part))
-            named.update({f"{part}.{names[name]}": weights for name, weights in state.items()})
+            parts = self.backbone.parts_of(self._module(part))
+            for name, weights in state.items():
+                layers = split(weights, parts[name])
+                named.update({f"{part}.{layer}": of for layer, of in layers.items()})
         return named
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...magicapture.backbone import Conditioning
 from ...magicapture.digests import digest
+from ...magicapture.parts import Parts
 from ...magicapture.tokens import Layout, Prompt, TokenVectors, layout
 from .attention import OVERRIDE, TappedComfy
 from .fingerprint import text_parts, unet_parts, vae_parts
@@ -28,8 +29,8 @@ from .models import (
     sampling_patches,
     schedule_of,
     text_parts_of,
-    unet_names,
 )
+from .parts import network_parts, own_names
 from .scope import Part, gradients
 
 logger = logging.getLogger(__name__)
@@ -196,11 +197,9 @@ class ComfyBackbone:
     def _for_vae(vae: Any, tensor: Tensor) -> Tensor:
         return tensor.to(vae.patcher.load_device, vae.vae_dtype)
 
-    def canonical_names(self, module: nn.Module) -> Mapping[str, str]:
-        """Map each submodule's name to the one diffusers and transformers give it."""
-        if module is self.unet:
-            return unet_names(self._model)
-        return {name: name for name, _ in module.named_modules() if name}
+    def parts_of(self, module: nn.Module) -> Parts:
+        """What diffusers and transformers call each submodule: a Part or, fused, some."""
+        return network_parts(self._model) if module is self.unet else own_names(module)
 
     def checkpointed_modules(self) -> Iterator[nn.Module]:
         """The UNet's transformer and residual blocks."""

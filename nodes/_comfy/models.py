@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_sampling as sampling
 import comfy.supported_models as supported
-import comfy.utils
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
@@ -152,25 +150,6 @@ def autoencoder_of(vae: Any, channels: int = 4, name: str = "vae") -> nn.Module:
 def downscale_of(vae: Any) -> int:
     """Image pixels to a latent cell."""
     return int(vae.spacial_compression_encode())
-
-
-def unet_names(model: ModelPatcher) -> Mapping[str, str]:
-    """ComfyUI's names of the UNet's modules to those of diffusers.
-
-    ComfyUI's own table names weights; modules above them, such as a transformer block, follow
-    where both names end alike.
-    """
-    names: dict[str, str] = {}
-    table = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
-    for theirs, own in table.items():
-        path, other = own.split(".")[:-1], theirs.split(".")[:-1]
-        while path and other:
-            names[".".join(path)] = ".".join(other)
-            if path.pop() != other.pop():
-                break
-    # The table also has what other models have, such as a class embedding.
-    present = (name for name, _ in model.model.diffusion_model.named_modules())
-    return {name: names[name] for name in present if name in names}
 
 
 def _unsupported(name: str, found: str) -> UnsupportedModelError:

@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from magicapture.adapters.adapter import MAX_STRENGTH, Adapter, check_strength
 from magicapture.errors import InputError
 from magicapture.lora import LoraWeights
+from magicapture.parts import Part
 from magicapture.recipes import recipe
 from magicapture.tokens import Concept
 
@@ -27,10 +29,19 @@ def test_a_part_has_diffusers_names() -> None:
 
 def test_a_part_is_renamed_for_a_model() -> None:
     adapter = Adapter(LORA, TOKENS, "sd1")
-    names = {"middle_block.1.proj": "mid_block.proj", "out": "conv_out"}
-    assert adapter.state_for("unet", names) == {"middle_block.1.proj": WEIGHTS}
+    model = nn.ModuleDict({"own": nn.Linear(2, 3), "out": nn.Linear(2, 3)})
+    parts = {"own": (Part("mid_block.proj"),), "out": (Part("conv_out"),)}
+    assert adapter.state_for("unet", model, parts) == {"own": WEIGHTS}
     with pytest.raises(InputError, match=r"mid_block\.proj"):
-        adapter.state_for("unet", {"out": "conv_out"})
+        adapter.state_for("unet", model, {"out": (Part("conv_out"),)})
+
+
+def test_a_part_is_merged_for_a_model_with_a_fused_layer() -> None:
+    """The file has the lower rows alone; the model's other rows stay as they are."""
+    parts = {"own": (Part("to_k", slice(0, 2)), Part("mid_block.proj", slice(2, 5)))}
+    model = nn.ModuleDict({"own": nn.Linear(2, 6)})
+    state = Adapter(LORA, TOKENS, "sd1").state_for("unet", model, parts)
+    assert state["own"].up.flatten().tolist() == [0, 0, 1, 1, 1, 0]
 
 
 def test_vectors_are_those_of_the_tokens() -> None:

@@ -228,6 +228,12 @@ def test_a_small_decoder_serves_losses_and_previews_alone(pack, make, tiny):
 # -- names --------------------------------------------------------------------------------------
 
 
+def whole(parts):
+    """The one name of each layer."""
+    assert all(part.rows is None for layer in parts.values() for part in layer)
+    return {name: part.name for name, (part,) in parts.items()}
+
+
 @pytest.mark.parametrize("linear", [False, True])
 def test_the_unets_names_are_those_of_diffusers(pack, make, tiny, linear):
     """Weights moved over by name make diffusers' UNet predict the same."""
@@ -235,7 +241,7 @@ def test_the_unets_names_are_those_of_diffusers(pack, make, tiny, linear):
     backbone = pack.comfy.ComfyBackbone(model, tiny.clip, tiny.vae)
     with torch.inference_mode(False):
         theirs = make.diffusers_unet(use_linear_projection=linear)
-        names = backbone.canonical_names(backbone.unet)
+        names = whole(backbone.parts_of(backbone.unet))
         state = {}
         for name, value in backbone.unet.state_dict().items():
             module, _, weight = name.rpartition(".")
@@ -251,7 +257,7 @@ def test_the_unets_names_are_those_of_diffusers(pack, make, tiny, linear):
 
 def test_attention_layers_have_names_too(pack, tiny):
     backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
-    names = backbone.canonical_names(backbone.unet)
+    names = whole(backbone.parts_of(backbone.unet))
     own = "input_blocks.1.1.transformer_blocks.0.attn2"
     theirs = "down_blocks.0.attentions.0.transformer_blocks.0.attn2"
     assert names[own] == theirs
@@ -263,7 +269,7 @@ def test_attention_layers_have_names_too(pack, tiny):
 def test_the_text_encoders_names_are_those_of_transformers(pack, either):
     backbone = pack.comfy.ComfyBackbone(either.model, either.clip, either.vae)
     encoder = backbone.text_encoders["clip_l"]
-    names = backbone.canonical_names(encoder)
+    names = whole(backbone.parts_of(encoder))
     layer = "text_model.encoder.layers.0.self_attn.q_proj"
     assert names[layer] == layer
     assert encoder.get_submodule(layer).weight.shape == (32, 32)
@@ -276,7 +282,7 @@ def test_the_text_encoders_weights_do_the_same_in_transformers(pack, tiny):
 
     backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
     encoder = backbone.text_encoders["clip_l"]
-    names = backbone.canonical_names(encoder)
+    names = whole(backbone.parts_of(encoder))
     config = CLIPTextConfig(
         hidden_size=32,
         intermediate_size=64,

@@ -155,7 +155,7 @@ def test_a_lora_trains_inside_and_is_gone_after(pack, backbone, loaded, vectors,
     lora = pack("magicapture.lora")
     module = backbone.unet if part == "unet" else backbone.text_encoders[part]
     names = lora.target_names(module, "cross") if part == "unet" else lora.text_target_names(module)
-    assert set(names) <= backbone.canonical_names(module).keys()
+    assert set(names) <= backbone.parts_of(module).keys()
     before = snapshot(loaded.networks)
     with backbone.training(None), lora.injected(module, names, 2, seed=3) as injected:
         loss_of(pack, backbone, vectors, noisy).backward()

@@ -137,7 +137,7 @@ def losses_and_gradients(pack, backbone) -> SimpleNamespace:
         with backbone.training(None), ExitStack() as scope:
             parameters = {}
             for part, module in {"unet": backbone.unet, **backbone.text_encoders}.items():
-                known = backbone.canonical_names(module)
+                known = {name: part.name for name, (part,) in backbone.parts_of(module).items()}
                 names = targets(pack, part, module)
                 layers = scope.enter_context(lora.injected(module, names, 2))
                 layers.load({name: weights(pack, module, name, known[name]) for name in names})
@@ -184,7 +184,7 @@ def adapter(pack, ours) -> Any:
     """An adapter of every part, its LoRA far from nothing."""
     found = {}
     for part, module in {"unet": ours.unet, **ours.text_encoders}.items():
-        known = ours.canonical_names(module)
+        known = {name: part.name for name, (part,) in ours.parts_of(module).items()}
         for name in targets(pack, part, module):
             found[f"{part}.{known[name]}"] = weights(pack, module, name, known[name])
     tokens = {"ada": {"clip_l": 0.3 * seeded(2, 32), "clip_g": 0.3 * seeded(2, 48)}}

@@ -34,6 +34,7 @@ import torch  # noqa: E402
 from magicapture.adapters import load_adapter, save_adapter  # noqa: E402
 from magicapture.adapters.adapter import Adapter  # noqa: E402
 from magicapture.lora import LoraWeights, applied, target_names  # noqa: E402
+from magicapture.parts import Part  # noqa: E402
 
 COMMON = {
     "image_size": 32,
@@ -146,7 +147,8 @@ def difference(folder: str) -> dict[str, float]:
         assert torch.equal(unet(*inputs), plain)
         lora = {f"unet.{canonical[name]}": weights for name, weights in state.items()}
         path = save_adapter(Adapter(lora, {}, "sd1"), Path(folder), Path(folder), "tiny").lora
-        again = load_adapter(path).state_for("unet", {n: c for n, c in canonical.items()})
+        parts = {name: (Part(theirs),) for name, theirs in canonical.items()}
+        again = load_adapter(path).state_for("unet", unet, parts)
         with applied(unet, again):
             assert torch.equal(unet(*inputs), ours)
         patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))

@@ -97,6 +97,33 @@ def pipeline(tiny: SimpleNamespace, tokenizer: Any) -> Any:
 
 
 @pytest.fixture
+def xl_pipeline(tiny: SimpleNamespace, tokenizer: Any) -> Any:
+    """A tiny Stable Diffusion XL pipeline of diffusers'."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextModelWithProjection
+
+    second = tiny.text_encoder(hidden_act="gelu").config
+    return StableDiffusionXLPipeline(
+        vae=tiny.vae("kl"),
+        text_encoder=tiny.text_encoder(),
+        text_encoder_2=CLIPTextModelWithProjection(second).eval(),
+        tokenizer=copy.deepcopy(tokenizer),
+        tokenizer_2=copy.deepcopy(tokenizer),
+        unet=tiny.unet(
+            down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * 2),
+            up_block_types=(*("CrossAttnUpBlock2D",) * 2, "UpBlock2D"),
+            transformer_layers_per_block=(1, 2, 3),
+            use_linear_projection=True,
+            cross_attention_dim=64,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=32 + 6 * 8,
+        ),
+        scheduler=EulerDiscreteScheduler(),
+    )
+
+
+@pytest.fixture
 def outputs() -> Callable[[Any, Any], tuple[torch.Tensor, torch.Tensor]]:
     """What a UNet and a text encoder make of the same numbers."""
     latent, context = torch.randn(1, 4, 16, 16), torch.randn(1, 7, 32)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from torch import nn
 
+from magicapture.adapters.diffusers import to_diffusers
 from magicapture.adapters.keys import Key, canonical_name, flat_name, parse
+from magicapture.adapters.layers import gather
+from magicapture.lora import LoraWeights
 
 BLOCK = "transformer_blocks.0"
+ENDING = ".lora_A.weight"
 
 
 def layers(model: nn.Module) -> list[str]:
@@ -46,6 +53,33 @@ def test_every_layer_of_a_text_encoder_comes_back(tiny: SimpleNamespace) -> None
     names = layers(encoder)
     assert "text_projection" in names
     assert [canonical_name(flat_name(name)) for name in names] == names
+
+
+def test_the_layers_of_joint_attention_blocks_come_back() -> None:
+    from diffusers import FluxTransformer2DModel, SD3Transformer2DModel
+
+    small = {"num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
+    small |= {"joint_attention_dim": 8, "pooled_projection_dim": 8}
+    flux = FluxTransformer2DModel(**small, num_single_layers=1, axes_dims_rope=(2, 2, 4))
+    sd3 = SD3Transformer2DModel(**small, caption_projection_dim=16, dual_attention_layers=(0,))
+    for model in (flux, sd3):
+        names = [n for n in layers(model) if re.search(r"attn|ff|proj_mlp|\d\.proj_out", n)]
+        assert len(names) > 10
+        for key in (f"transformer.{{}}{ENDING}", f"lora_transformer_{{}}{ENDING}"):
+            spelled = [n if key.startswith("transformer") else flat_name(n) for n in names]
+            found = [parse(key.format(name)) for name in spelled]
+            assert found == [Key("transformer", name, "down") for name in names]
+
+
+def test_what_is_written_in_diffusers_form_is_read(tmp_path: Path) -> None:
+    """alpha = 1 at rank 2 halves up, which is exact."""
+    of = LoraWeights(torch.randn(2, 4), torch.randn(6, 2), 1.0)
+    parts = [f"transformer.{BLOCK}.attn.to_k", "clip_g.text_model.encoder.layers.0.mlp.fc1"]
+    read = gather(to_diffusers(dict.fromkeys(parts, of)), tmp_path / "a.safetensors")
+    assert list(read) == parts
+    for weights in read.values():
+        assert torch.equal(weights.down, of.down) and torch.equal(weights.up, of.up / 2)
+        assert weights.alpha == 2
 
 
 @pytest.mark.parametrize(
@@ -91,6 +125,14 @@ def test_every_layer_of_a_text_encoder_comes_back(tiny: SimpleNamespace) -> None
             "lora_te1_text_model_encoder_layers_0_mlp_fc2.alpha",
             Key("clip_l", "text_model.encoder.layers.0.mlp.fc2", "alpha"),
         ),
+        (
+            "lora_transformer_single_transformer_blocks_0_attn_to_q.lora_down.weight",
+            Key("transformer", "single_transformer_blocks.0.attn.to_q", "down"),
+        ),
+        (
+            f"transformer.{BLOCK}.attn.add_k_proj.lora_B.weight",
+            Key("transformer", f"{BLOCK}.attn.add_k_proj", "up"),
+        ),
     ],
 )
 def test_spellings_of_other_programs(key: str, expected: Key) -> None:
@@ -106,7 +148,7 @@ def test_spellings_of_other_programs(key: str, expected: Key) -> None:
         "lora_unet_down_blocks_.alpha",
         "lora_unet_.alpha",
         "model.diffusion_model.input_blocks.1.1.proj_in.weight",
-        "lora_transformer_single_transformer_blocks_0_attn_to_q.lora_down.weight",
+        "lora_transformer_single_transformer_blocks_0_nonsense.lora_down.weight",
     ],
 )
 def test_a_key_of_something_else_is_none(key: str) -> None:

@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from magicapture.adapters import load_adapter
+from magicapture.adapters import Adapter, load_adapter
+from magicapture.backbones import DiffusersBackbone
 from magicapture.errors import InputError
+from magicapture.sampling import adapted
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 FLAT = "lora_unet_" + BLOCK.replace(".", "_")
@@ -126,8 +128,64 @@ def test_a_lora_of_two_families_is_refused(tmp_path: Path) -> None:
         load_adapter(tmp_path / "a.safetensors")
 
 
-def test_embeddings_of_another_family_than_the_loras_are_refused(tmp_path: Path) -> None:
-    save_file(pair(f"{FLAT}_attn2_to_k", 768), tmp_path / "a.safetensors")
-    save_file({"emb_params": torch.ones(1, 1024)}, tmp_path / "ada.safetensors")
-    with pytest.raises(InputError, match="mixes base models"):
+L, G = torch.ones(2, 768), torch.ones(2, 1280)
+XL_NEEDS = "The token 'ada' has vectors for {}; Stable Diffusion XL needs clip_l and clip_g"
+
+
+@pytest.mark.parametrize(
+    ("width", "embedding", "message"),
+    [
+        (768, {"emb_params": torch.ones(1, 1024)}, r"mixes base models.*1\.x.*Diffusion 2\.x"),
+        (768, {"clip_l": L, "clip_g": G}, r"mixes base models.*1\.x.*Diffusion XL"),
+        (1024, {"emb_params": L}, r"mixes base models.*2\.x.*Diffusion 1\.x or .*XL"),
+        (1024, {"clip_l": L, "clip_g": G}, r"mixes base models.*2\.x.*Diffusion XL"),
+        (2048, {"emb_params": torch.ones(1, 1024)}, r"mixes base models.*XL.*Diffusion 2\.x"),
+        (2048, {"emb_params": L}, XL_NEEDS.format("clip_l")),
+        (2048, {"clip_l": L}, XL_NEEDS.format("clip_l")),
+        (2048, {"clip_g": G}, XL_NEEDS.format("clip_g")),
+    ],
+)
+def test_embeddings_of_another_family_than_the_loras_are_refused(
+    tmp_path: Path, width: int, embedding: dict[str, torch.Tensor], message: str
+) -> None:
+    lora = pair(f"{FLAT}_attn2_to_k", width)
+    save_file(lora, tmp_path / "a.safetensors")
+    save_file(embedding, tmp_path / "ada.safetensors")
+    with pytest.raises(InputError, match=rf"a\.safetensors.*{message}"):
         load_adapter(tmp_path / "a.safetensors", [tmp_path / "ada.safetensors"])
+    bundle = {f"bundle_emb.ada.{key}": of for key, of in embedding.items()}
+    save_file({**lora, **bundle}, tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match=rf"b\.safetensors.*{message}"):
+        load_adapter(tmp_path / "b.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("embedding", "message"),
+    [
+        ({"clip_g": G}, XL_NEEDS.format("clip_g")),
+        ({"clip_l": L, "clip_g": L.clone()}, r"width 768 for clip_g; expected 1280 \(.*XL\)"),
+        ({"clip_l": L, "clip_g": G[:1].clone()}, "1 for clip_g and 2 for clip_l; expected as many"),
+        ({"emb_params": G}, r"width 1280 for clip_l; expected 768 \(.*1\.x.*1024 \(.*2\.x"),
+    ],
+)
+def test_half_an_embedding_is_no_embedding(
+    tmp_path: Path, embedding: dict[str, torch.Tensor], message: str
+) -> None:
+    save_file(embedding, tmp_path / "ada.safetensors")
+    with pytest.raises(InputError, match=rf"ada\.safetensors.*{message}"):
+        load_adapter(tmp_path / "ada.safetensors")
+
+
+def test_a_lora_that_was_read_is_refused_by_a_base_model_of_another_family(
+    tmp_path: Path, backbone: DiffusersBackbone
+) -> None:
+    """By name, before layers or sizes are looked at."""
+    for family, width, name in (("sd2", 1024, r"2\.x"), ("sdxl", 2048, "XL")):
+        save_file(pair(f"{FLAT}_attn2_to_k", width), tmp_path / "a.safetensors")
+        adapter = load_adapter(tmp_path / "a.safetensors")
+        match = rf"is for Stable Diffusion {name} and the base model is Stable Diffusion 1\.x"
+        with pytest.raises(InputError, match=match), adapted(backbone, adapter):
+            pytest.fail("the LoRA was applied")
+        sd1 = Adapter({}, {}, "sd1")
+        with pytest.raises(InputError, match=rf"1\.x and the base model is .* {name}"):
+            sd1.check_family(family)

@@ -7,6 +7,7 @@ import torch
 
 from magicapture.backbones import DiffusersBackbone
 from magicapture.errors import InputError, UnsupportedModelError
+from magicapture.parts import Part
 from magicapture.tokens import Prompt, TokenVectors
 
 
@@ -223,18 +224,18 @@ def test_training_restores_every_bit(make_backbone, tiny, vectors, dtype, fails)
 
 
 def test_names_of_the_text_encoder_are_those_in_files(backbone):
-    names = backbone.canonical_names(encoder_of(backbone))
+    parts = backbone.parts_of(encoder_of(backbone))
     modules = dict(encoder_of(backbone).named_modules())
-    assert names.keys() == modules.keys() - {""}
-    canonical = {new: modules[old] for old, new in names.items()}
+    assert parts.keys() == modules.keys() - {""}
+    canonical = {part.name: modules[own] for own, (part,) in parts.items()}
     query = canonical["text_model.encoder.layers.1.self_attn.q_proj"]
     assert query.weight.shape == (32, 32)
 
 
 def test_names_of_the_unet_are_diffusers_own(backbone):
-    names = backbone.canonical_names(backbone.unet)
-    assert all(old == new for old, new in names.items())
-    assert "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q" in names
+    parts = backbone.parts_of(backbone.unet)
+    assert all(layer == (Part(own),) for own, layer in parts.items())
+    assert "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_q" in parts
 
 
 def test_checkpointed_modules_hold_all_attention(backbone):
