@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Network
+from .families import FamilyName
 from .parts import Parts
 from .tokens import Prompt, TokenVectors
 
 PredictionType = Literal["epsilon", "v_prediction"]
-Family = Literal["sd1", "sd2", "sdxl"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Backbone(Protocol):
     Images are float32 RGB (B,3,H,W) in 0..1; latents (B,C,h,w) are already scaled.
     """
 
-    family: Family
+    family: FamilyName
     schedule: NoiseSchedule
     latent_channels: int
     downscale: int

@@ -66,9 +66,15 @@ def target_names(unet: nn.Module, targets: LoraTargets) -> list[str]:
     return _linears(unet, _UNET_TARGETS[targets], "UNet")
 
 
-def text_target_names(encoder: nn.Module) -> list[str]:
-    """Names of the attention projections of a CLIP text encoder; raises as `target_names`."""
-    return _linears(encoder, _TEXT_TARGETS, "text encoder")
+def text_target_names(encoder: nn.Module, unused: int = 0) -> list[str]:
+    """Names of the attention projections of a CLIP text encoder; raises as `target_names`.
+
+    unused: how many of its last layers are left out, since nothing reads them.
+    """
+    names = _linears(encoder, _TEXT_TARGETS, "text encoder")
+    layers = {name: int(name.partition("layers.")[2].partition(".")[0]) for name in names}
+    end = 1 + max(layers.values()) - unused
+    return [name for name in names if layers[name] < end]
 
 
 def _linears(model: nn.Module, pattern: str, what: str) -> list[str]:

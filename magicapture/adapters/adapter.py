@@ -10,23 +10,16 @@ from torch import Tensor, nn
 
 from ..config import PromptTemplates, Recipe
 from ..errors import InputError
+from ..families import FAMILIES
 from ..lora import LoraWeights
 from ..parts import Parts, merge
 from ..prompts import PromptKind, prompt_for
 from ..tokens import Concept, TokenVectors
 
-ENCODERS: Mapping[str, tuple[str, ...]] = {
-    "sd1": ("clip_l",),
-    "sd2": ("clip_l",),
-    "sdxl": ("clip_l", "clip_g"),
-}
+ENCODERS: Mapping[str, tuple[str, ...]] = {name: of.keys for name, of in FAMILIES.items()}
 """The text encoders of each family, by the key their embeddings have in files."""
 
-FAMILY_NAMES: Mapping[str, str] = {
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-}
+FAMILY_NAMES: Mapping[str, str] = {name: of.title for name, of in FAMILIES.items()}
 """What users call each family."""
 
 MAX_STRENGTH = 10.0

@@ -9,17 +9,17 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import InputError
+from ..families import FAMILIES
 from ..lora import LoraWeights
 from .adapter import ENCODERS, FAMILY_NAMES
 
 Tokens = Mapping[str, Mapping[str, Tensor]]
 
 # Families by the width of the context that the UNet reads, and of each text encoder.
-_FAMILIES = {
-    "unet": {768: {"sd1"}, 1024: {"sd2"}, 2048: {"sdxl"}},
-    "clip_l": {768: {"sd1", "sdxl"}, 1024: {"sd2"}},
-    "clip_g": {1280: {"sdxl"}},
-}
+_FAMILIES: dict[str, dict[int, set[str]]] = {}
+for _name, _family in FAMILIES.items():
+    for _part, _width in (("unet", _family.context), *((e.key, e.width) for e in _family.encoders)):
+        _FAMILIES.setdefault(_part, {}).setdefault(_width, set()).add(_name)
 _READS_CONTEXT = ("attn2.to_k", "attn2.to_v")
 _READS_TEXT = ("_proj", "mlp.fc1")
 

@@ -7,11 +7,10 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+from ..families import FAMILIES
 from .adapter import ENCODERS, Adapter
 from .keys import flat_name
 from .metadata import architecture, describe
-
-_BASE_VERSIONS = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
 
 
 def prefixes(family: str) -> dict[str, str]:
@@ -44,7 +43,7 @@ def kohya_metadata(adapter: Adapter, title: str) -> dict[str, str]:
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(rank),
         "ss_network_alpha": f"{alpha:g}",
-        "ss_base_model_version": _BASE_VERSIONS[adapter.family],
+        "ss_base_model_version": FAMILIES[adapter.family].base_version,
         "ss_v2": str(adapter.family == "sd2"),
         "ss_sd_model_name": adapter.info.get("base", architecture(adapter)),
         "ss_output_name": title,

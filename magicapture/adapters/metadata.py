@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..config import Recipe, from_dict, to_dict
 from ..errors import InputError, StorageError
+from ..families import FAMILIES
 from ..tokens import Concept, check_token_name
 from ..version import __version__
 from .adapter import ENCODERS, Adapter
@@ -30,12 +31,7 @@ TOKENS = f"{_PREFIX}tokens"
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError)
 """What text of the wrong form raises while it is read."""
 
-_ARCHITECTURES = {
-    "sd1": "stable-diffusion-v1",
-    "sd2": "stable-diffusion-v2-512",
-    "sd2-v": "stable-diffusion-v2-768-v",
-    "sdxl": "stable-diffusion-xl-v1-base",
-}
+_VELOCITY = "stable-diffusion-v2-768-v"  # what SD 2.x is called where it predicts v
 
 
 class Facts(NamedTuple):
@@ -82,7 +78,7 @@ def describe(adapter: Adapter, title: str, kind: str) -> dict[str, str]:
 def architecture(adapter: Adapter) -> str:
     """The base model's name in the model metadata standard."""
     velocity = adapter.family == "sd2" and adapter.info.get("prediction") == "v_prediction"
-    return _ARCHITECTURES["sd2-v" if velocity else adapter.family]
+    return _VELOCITY if velocity else FAMILIES[adapter.family].architecture
 
 
 def _resolution(recipe: Recipe) -> str:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import TappedTorch, TappedUNet
-from ..backbone import Conditioning, Family, NoiseSchedule
+from ..backbone import Conditioning, NoiseSchedule
 from ..digests import digest, tokenizer_digest
 from ..errors import InputError
+from ..families import FAMILIES, Family, FamilyName
 from ..parts import Part, Parts
 from ..tokens import Layout, Prompt, TokenVectors, layout, splice
 from .support import family_of
@@ -38,7 +39,7 @@ class DiffusersBackbone:
         decoder: Any = None,
     ) -> None:
         widths = [encoder.config.hidden_size for encoder in text_encoders.values()]
-        self.family: Family = family_of(unet.config, vae.config, widths)
+        self.family: FamilyName = family_of(unet.config, vae.config, widths)
         self.schedule = schedule
         self.latent_channels: int = vae.config.latent_channels
         self.downscale = _downscale(vae)
@@ -53,6 +54,10 @@ class DiffusersBackbone:
     @property
     def unet(self) -> nn.Module:
         return self._unet
+
+    @property
+    def _facts(self) -> Family:
+        return FAMILIES[self.family]
 
     @property
     def attention(self) -> TappedUNet:
@@ -99,11 +104,13 @@ class DiffusersBackbone:
             for key in self._text_encoders
         }
         encoded = {key: self._encoded(key, lines, vectors) for key, lines in layouts.items()}
-        if self.family == "sdxl":
-            context = torch.cat([of.hidden_states[-2] for of in encoded.values()], dim=-1)
-            extra = {"pooled": encoded["clip_g"].text_embeds}
-        else:
-            context, extra = encoded["clip_l"].last_hidden_state, {}
+        outputs = [
+            of.hidden_states[-2] if self._facts.penultimate else of.last_hidden_state
+            for of in encoded.values()
+        ]
+        pooled = self._facts.pooled
+        extra = {} if pooled is None else {"pooled": encoded[pooled].text_embeds}
+        context = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
         # Both encoders cut a text into the same words, so a token's columns are the same.
         return Conditioning(context, extra, [line.positions() for line in layouts["clip_l"]])
 
@@ -112,7 +119,7 @@ class DiffusersBackbone:
         encoder = self._text_encoders[key]
         ids = torch.tensor([layout_.ids for layout_ in layouts], device=self.device)
         with _spliced(encoder, layouts, vectors, key):
-            return encoder(input_ids=ids, output_hidden_states=self.family == "sdxl")
+            return encoder(input_ids=ids, output_hidden_states=self._facts.penultimate)
 
     def _layout(self, key: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
         tokenizer = self.tokenizers[key]
@@ -139,7 +146,7 @@ class DiffusersBackbone:
 
     def _told(self, noisy: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
         """What Stable Diffusion XL is told beside the context: a whole picture of this size."""
-        if self.family != "sdxl":
+        if self._facts.pooled is None:
             return None
         height, width = (self.downscale * cells for cells in noisy.shape[-2:])
         size = noisy.new_tensor([[height, width, 0, 0, height, width]]).to(self.dtype)
@@ -207,8 +214,8 @@ class DiffusersBackbone:
         try:
             for part in self.modules.values():
                 part.eval().requires_grad_(False)
-            own = (*self.vae.parameters(), *self.vae.buffers()) if self.family == "sdxl" else ()
-            left = {id(tensor) for tensor in own}
+            own = (*self.vae.parameters(), *self.vae.buffers())
+            left = () if self._facts.half_vae else {id(tensor) for tensor in own}
             for tensor in tensors:
                 if dtype is not None and tensor.is_floating_point() and id(tensor) not in left:
                     tensor.data = tensor.data.to(dtype)

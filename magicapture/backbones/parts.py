@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbone import Family
+from ..families import FAMILIES, FamilyName
 
 
 @dataclass
@@ -26,6 +26,7 @@ class Parts:
     scheduler: Mapping[str, Any]
 
 
-def vae_dtype(family: Family, dtype: torch.dtype) -> torch.dtype:
+def vae_dtype(family: FamilyName, dtype: torch.dtype) -> torch.dtype:
     """What a VAE computes in beside a model in `dtype`; XL's overflows in float16."""
-    return torch.float32 if family == "sdxl" and dtype == torch.float16 else dtype
+    half = FAMILIES[family].half_vae
+    return torch.float32 if dtype == torch.float16 and not half else dtype

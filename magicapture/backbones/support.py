@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from ..backbone import Family
 from ..errors import UnsupportedModelError
+from ..families import FamilyName
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """The noise schedule of SD 1.x and 2.x, as diffusers names it."""
@@ -24,7 +24,7 @@ def refuse(found: str) -> NoReturn:
 
 def family_of(
     unet: Mapping[str, Any], vae: Mapping[str, Any], text_widths: Sequence[int]
-) -> Family:
+) -> FamilyName:
     """The family of a model from the configs of its parts.
 
     A context 1024 wide is SD 2.x's; any other with one text encoder is taken as SD 1.x's, whose

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..config import LoraSettings, Phase
+from ..families import FAMILIES
 from ..lora import InjectedLora, LoraWeights, injected, target_names, text_target_names
 from ..parts import split
 from .job import generator
@@ -98,7 +99,8 @@ class Loras:
     def _names(self, part: str) -> list[str]:
         if part == "unet":
             return target_names(self.backbone.unet, self.settings.targets)
-        return text_target_names(self.backbone.text_encoders[part])
+        encoders = {encoder.key: encoder for encoder in FAMILIES[self.backbone.family].encoders}
+        return text_target_names(self.backbone.text_encoders[part], encoders[part].unused)
 
     @contextmanager
     def _injected(self, part: str, names: list[str]) -> Iterator[None]:

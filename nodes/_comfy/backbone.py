@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...magicapture.backbone import Conditioning
 from ...magicapture.digests import digest
+from ...magicapture.families import FAMILIES
 from ...magicapture.parts import Parts
 from ...magicapture.tokens import Layout, Prompt, TokenVectors, layout
 from .attention import OVERRIDE, TappedComfy
@@ -112,9 +113,10 @@ class ComfyBackbone:
                 rows = [_spliced(line, vectors, key) for line in layouts[key]]
                 encoded[key] = part.encoder.encode(rows)
         context = torch.cat([of[0] for of in encoded.values()], dim=-1).to(self.device)
-        pooled = {"pooled": encoded["clip_g"][1].to(self.device)} if "clip_g" in encoded else {}
+        pooled = FAMILIES[self.family].pooled
+        extra = {} if pooled is None else {"pooled": encoded[pooled][1].to(self.device)}
         # Both encoders cut a text into the same words, so a token's columns are the same.
-        return Conditioning(context, pooled, [line.positions() for line in layouts["clip_l"]])
+        return Conditioning(context, extra, [line.positions() for line in layouts["clip_l"]])
 
     def _layout(self, key: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
         tokenizer = self._text[key].tokenizer
@@ -156,7 +158,7 @@ class ComfyBackbone:
 
     def _told(self, noisy: Tensor, conditioning: Conditioning) -> Tensor | None:
         """What XL is told beside the context, as ComfyUI makes it: a whole picture of this size."""
-        if self.family != "sdxl":
+        if FAMILIES[self.family].pooled is None:
             return None
         height, width = (self.downscale * cells for cells in noisy.shape[-2:])
         told: Tensor = self._model.model.encode_adm(

@@ -12,8 +12,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ...magicapture.backbone import Family, NoiseSchedule, PredictionType
+from ...magicapture.backbone import NoiseSchedule, PredictionType
 from ...magicapture.errors import InputError, UnsupportedModelError
+from ...magicapture.families import FamilyName
 
 SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v prediction)"
 
@@ -22,7 +23,7 @@ SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v predi
 ENCODERS = {"clip_l": "clip_l", "clip_h": "clip_l", "clip_g": "clip_g"}
 
 
-def family_of(model: ModelPatcher) -> Family:
+def family_of(model: ModelPatcher) -> FamilyName:
     """The family of a MODEL; raises UnsupportedModelError, or InputError where there is none."""
     if model is None:
         raise InputError("There is no model at the input 'model'; connect a checkpoint's MODEL.")

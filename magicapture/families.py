@@ -1,0 +1,93 @@
+"""The families of base models, as data: what they are called, and how they differ.
+
+A new family is a row here, and what its networks need beyond it is said by the backbones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+FamilyName = Literal["sd1", "sd2", "sdxl"]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A text encoder of a family.
+
+    key: of its vectors in embedding files. width: of its vectors. unused: how many of its last
+    layers nothing reads.
+    """
+
+    key: str
+    width: int
+    unused: int = 0
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of base models whose adapters fit each other.
+
+    title: for users. encoders: in the order of their LoRAs' numbers in kohya's files. resolution:
+    of training pictures, in pixels a side, where a recipe names none. penultimate: the context is
+    the encoders' last layer but one. pooled: the encoder whose pooled output is told beside it,
+    with the picture's size. half_vae: whether the VAE may compute in float16. decoder: the tiny
+    one's name. base_version, architecture: what kohya's tools and the model metadata standard
+    call it. magicface: whether MagicFace works on it. advice: for users, or "".
+    """
+
+    title: str
+    encoders: tuple[Encoder, ...]
+    resolution: int
+    base_version: str
+    architecture: str
+    decoder: str
+    penultimate: bool = False
+    pooled: str | None = None
+    half_vae: bool = True
+    magicface: bool = True
+    advice: str = ""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the text encoders."""
+        return tuple(encoder.key for encoder in self.encoders)
+
+    @property
+    def context(self) -> int:
+        """Width of what the network reads of the prompt: the encoders' outputs side by side."""
+        return sum(encoder.width for encoder in self.encoders)
+
+
+FAMILIES: Mapping[str, Family] = {
+    "sd1": Family(
+        "Stable Diffusion 1.x",
+        (Encoder("clip_l", 768),),
+        resolution=512,
+        base_version="sd_v1",
+        architecture="stable-diffusion-v1",
+        decoder="taesd",
+    ),
+    "sd2": Family(
+        "Stable Diffusion 2.x",
+        (Encoder("clip_l", 1024),),
+        resolution=512,
+        base_version="sd_v2",
+        architecture="stable-diffusion-v2-512",
+        decoder="taesd",
+    ),
+    "sdxl": Family(
+        "Stable Diffusion XL",
+        (Encoder("clip_l", 768, unused=1), Encoder("clip_g", 1280)),
+        resolution=1024,
+        base_version="sdxl_base_v1-0",
+        architecture="stable-diffusion-xl-v1-base",
+        decoder="taesdxl",
+        penultimate=True,
+        pooled="clip_g",
+        half_vae=False,
+        advice="Train on the base model or a full fine-tune of it; Turbo, Lightning and LCM models "
+        "are for drawing, and take the adapter of their base.",
+    ),
+}
