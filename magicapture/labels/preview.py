@@ -47,7 +47,7 @@ def _tiles(label: Label, settings: LabelSettings) -> tuple[Tile, Tile, Tile]:
         near = f"laid in: {_away(label)}"
         taught = f"label; {SHOWN_IN} is not taught. Seam {label.steepness:.2f}"
     else:
-        near = f"nearest, not laid in: {_why(label, settings)}"
+        near = f"nearest, not laid in: {_why(label, settings)}; {_limit(label, settings)}"
         taught = f"label: its own face stays; {SHOWN_IN} is not taught"
     return (
         Tile(portrait.image, portrait.name, "portrait"),
@@ -59,8 +59,8 @@ def _tiles(label: Label, settings: LabelSettings) -> tuple[Tile, Tile, Tile]:
 def _told(label: Label, settings: LabelSettings) -> str:
     if not label.laid_in:
         return (
-            f"{_why(label, settings)}: its own face stays and is not taught. The nearest photo, "
-            f"{label.photo.name}, is {_away(label)}; {settings.nearness:g} in pose is near"
+            f"{_why(label, settings)}: its own face stays and is not taught; the nearest photo is "
+            f"{label.photo.name}, {_limit(label, settings)}"
         )
     return (
         f"the person's face is laid in, {_away(label)}; the seam's gradient is "
@@ -70,6 +70,10 @@ def _told(label: Label, settings: LabelSettings) -> str:
 
 def _away(label: Label) -> str:
     return f"{label.match.pose:.2f} away in pose and {label.match.light:.2f} in light"
+
+
+def _limit(label: Label, settings: LabelSettings) -> str:
+    return f"{label.match.pose:.2f} away, up to {settings.nearness:g} is near"
 
 
 def _why(label: Label, settings: LabelSettings) -> str:
@@ -83,8 +87,8 @@ def _summary(made: LabelSet) -> str:
     laid_in = [label for label in made.labels if label.laid_in]
     seam = ""
     if laid_in:
-        mean = statistics.fmean(label.steepness for label in laid_in)
-        seam = f" Their seams' gradient is {mean:.2f} of the portraits': at 1 no seam is seen."
+        middle = statistics.median(label.steepness for label in laid_in)
+        seam = f" Seams' gradient: {middle:.2f} of the portraits' (median); at 1 none is seen."
     return (
         f"{len(laid_in)} of {len(made.labels)} labels show the person.{seam} What lies under "
         f"{SHOWN_IN} in the preview is not taught."

@@ -56,7 +56,7 @@ def test_the_recipe_decides(pack, nodes, dolls, small):
     none = nodes.PreviewLabels.execute(person, style, change(small, {"labels.nearness": 0.0}))[1]
     assert f"0 of {len(style)} labels show the person" in none
     assert "no photo is near in pose: its own face stays and is not taught" in none
-    assert none.count("0 in pose is near") == len(style)
+    assert none.count("up to 0 is near") == len(style)
     paper = nodes.PreviewLabels.execute(person, style, pack("magicapture.recipes").recipe("paper"))
     assert "The recipe paper has the pseudo_label portrait" in paper[1]
 

@@ -56,8 +56,8 @@ def test_the_report_says_how_near_and_why_not() -> None:
     assert f"the seam's gradient is {made.labels[0].steepness:.2f} of the portrait's" in near
     assert far.startswith("portrait1.png: no photo is near in pose: its own face stays and is not")
     pose = made.labels[1].match.pose
-    assert f"photo0.png, is {pose:.2f} away in pose" in far and "0.1 in pose is near" in far
-    assert rest[0].startswith("1 of 2 labels show the person. Their seams' gradient is ")
+    assert far.endswith(f"the nearest photo is photo0.png, {pose:.2f} away, up to 0.1 is near")
+    assert rest[0].startswith("1 of 2 labels show the person. Seams' gradient: ")
 
 
 def test_faces_that_do_not_meet_are_not_called_far() -> None:
@@ -65,7 +65,7 @@ def test_faces_that_do_not_meet_are_not_called_far() -> None:
     made = labelled(some(POINTS, name="portrait"), corner)
     assert "the masks of the two faces do not meet" in report(made)
     assert "no photo is near" not in report(made)
-    assert "seams' gradient" not in report(made), "there is none to speak of"
+    assert "Seams' gradient" not in report(made), "there is none to speak of"
 
 
 def test_the_sheet_shows_portrait_photo_and_label_side_by_side() -> None:
