@@ -45,8 +45,15 @@ def steepness(label: Tensor, portrait: Tensor, region: Tensor) -> float:
     be seen. region: of the laid-in face, (1,H,W).
     """
     shows = opacity(region)
-    seam = (shows > _TOUCHED) & (shows < 1 - _TOUCHED)
-    own, made = (_slope(image)[seam].mean() for image in (portrait, label))
+    return relative_slope(label, portrait, (shows > _TOUCHED) & (shows < 1 - _TOUCHED))
+
+
+def relative_slope(image: Tensor, other: Tensor, where: Tensor) -> float:
+    """The mean length of an image's gradient of luma in a place, over that of another image there.
+
+    Both (3,H,W); where: (1,H,W), true in the place.
+    """
+    made, own = (_slope(one)[where].mean() for one in (image, other))
     return float(made / own.clamp_min(_FLAT))
 
 
