@@ -19,6 +19,7 @@ from .finishing import (
     MagiCaptureUpscalePortrait,
 )
 from .guarding import MagiCaptureGuardIdentity, MagiCaptureMatchGrainAndColour
+from .labels import MagiCapturePreviewLabels
 from .magicface import (
     MagiCaptureAddMagicFaceReference,
     MagiCaptureApplyMagicFace,
@@ -55,6 +56,7 @@ NODES: list[type[Node]] = [
     MagiCaptureChooseRecipe,
     MagiCaptureLoadRecipe,
     MagiCaptureTuneRecipe,
+    MagiCapturePreviewLabels,
     MagiCaptureTrain,
     MagiCaptureSaveAdapter,
     MagiCaptureLoadAdapter,

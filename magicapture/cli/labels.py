@@ -9,10 +9,9 @@ from pathlib import Path
 from ..config import Recipe, Role
 from ..data import Learnable, ReferenceSet, load_folder
 from ..files import check_writable
-from ..labels import label_sheet, report, with_faces_of
+from ..labels import label_sheet, of_recipe, report
 from ..recipes import changed
 from ..tokens import Concept
-from ..training import TrainingJob
 from .faces import embedder_from, faces_found
 from .images import free_path, save_image
 from .options import naming, require_text
@@ -23,9 +22,6 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = ("photos", "nearness", "seam")
 """The settings of labels that have an option."""
-
-DOWNSCALE = 8
-"""Pixels along a side of a latent's cell, in Stable Diffusion."""
 
 _SHEET = "contact sheet of labels"
 
@@ -40,21 +36,16 @@ def labels(arguments: argparse.Namespace) -> None:
         check_writable(arguments.out)
     recipe = _recipe_from(arguments)
     source, portraits = _photos(arguments, recipe)
-    cells = recipe.resolution // DOWNSCALE
-    made = with_faces_of(portraits, source, recipe.labels, cells=cells)
-    for line in report(made, portraits).splitlines():
+    made = of_recipe(portraits, source, recipe)
+    for line in report(made).splitlines():
         logger.info("%s", line)
-    if recipe.pseudo_label != "face_laid_in":
-        logger.info(
-            "The recipe %s has the pseudo_label portrait: it has no such labels.", recipe.name
-        )
     if arguments.sheet:
-        save_image(label_sheet(made, portraits), arguments.sheet, _SHEET)
+        save_image(label_sheet(made), arguments.sheet, _SHEET)
         logger.info("Wrote %s", arguments.sheet)
     if arguments.out:
-        for image in made.images:
-            save_image(image, free_path(arguments.out, "label"), _SHEET)
-        logger.info("Wrote %d labels into %s", len(made), arguments.out)
+        for label in made.references:
+            save_image(label.image, free_path(arguments.out, "label"), _SHEET)
+        logger.info("Wrote %d labels into %s", len(made.labels), arguments.out)
 
 
 def _recipe_from(arguments: argparse.Namespace) -> Recipe:
@@ -81,5 +72,4 @@ def _photos(arguments: argparse.Namespace, recipe: Recipe) -> tuple[ReferenceSet
         recipe,
         embedder_from(arguments),
     )
-    job = TrainingJob(subject, style, recipe).with_landmarks()
-    return job.subject.photos, job.style.photos
+    return subject.photos, style.photos

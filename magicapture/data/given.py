@@ -1,4 +1,5 @@
-"""Masks and landmarks that something else has made of a set's photos, such as another's nodes."""
+"""Masks and landmarks that something else has made of a set's photos, such as another's nodes, and
+landmarks estimated from masks alone."""
 
 from __future__ import annotations
 
@@ -8,10 +9,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from ..errors import InputError
+from ..faces.align import landmarks_from_mask
 from ..faces.protocols import Face
 from .faces import face_in
 from .masks import INVERTED, is_empty, is_full, looks_inverted
-from .photos import ReferenceSet
+from .photos import Photo, ReferenceSet
 
 
 def with_masks(references: ReferenceSet, masks: Sequence[Tensor]) -> ReferenceSet:
@@ -65,6 +67,18 @@ def with_landmarks(references: ReferenceSet, faces: Sequence[Sequence[Face]]) ->
     points += [None] * (len(faces) - len(points))  # `known` tells of another count
     filled = references.known("landmarks", points)
     return replace(filled, warnings=(*references.warnings, *warnings))
+
+
+def with_estimated_landmarks(references: ReferenceSet) -> ReferenceSet:
+    """The set with missing landmarks estimated from the faces' masks, where there are any."""
+    return replace(references, photos=tuple(map(_with_landmarks_of_mask, references)))
+
+
+def _with_landmarks_of_mask(photo: Photo) -> Photo:
+    face = photo.face_mask
+    if photo.landmarks is not None or face is None or is_empty(face):
+        return photo
+    return replace(photo, landmarks=landmarks_from_mask(face))
 
 
 def _photos(references: ReferenceSet) -> str:

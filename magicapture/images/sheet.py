@@ -26,9 +26,10 @@ class Tile(NamedTuple):
     colour: str = PLAIN
 
 
-def sheet(tiles: Sequence[Tile], *, side: int = 224) -> Tensor:
-    """All pictures on one sheet (3,H,W), `side` pixels each, up to five in a row."""
-    columns = min(len(tiles), 5 if len(tiles) > 4 else 4)
+def sheet(tiles: Sequence[Tile], *, side: int = 224, columns: int | None = None) -> Tensor:
+    """All pictures on one sheet (3,H,W), `side` pixels each, up to five in a row, or as many as
+    `columns` says."""
+    columns = columns or min(len(tiles), 5 if len(tiles) > 4 else 4)
     rows = -(-len(tiles) // columns)
     width = side + 2 * _MARGIN
     height = side + 2 * _MARGIN + _LINES * _LINE + _MARGIN

@@ -45,17 +45,28 @@ def matches(
 
     Raises InputError where a face's mask or landmarks are missing.
     """
+    return tuple(near(of_portrait, settings) for of_portrait in compared(portraits, source))
+
+
+def compared(portraits: ReferenceSet, source: ReferenceSet) -> tuple[tuple[Match, ...], ...]:
+    """For each portrait how near each photo is; raises InputError as `matches`."""
     known = [(landmarks_of(photo), light(photo)) for photo in source]
-    chosen = []
+    found = []
     for i, portrait in enumerate(portraits):
         points, lit = landmarks_of(portrait), light(portrait)
-        all_of_it = [
-            Match(i, j, pose_distance(theirs, points), float((their_light - lit).norm()))
-            for j, (theirs, their_light) in enumerate(known)
-        ]
-        near = [match for match in all_of_it if match.pose <= settings.nearness]
-        chosen.append(tuple(sorted(near, key=lambda m: m.distance)[: settings.photos]))
-    return tuple(chosen)
+        found.append(
+            tuple(
+                Match(i, j, pose_distance(theirs, points), float((their_light - lit).norm()))
+                for j, (theirs, their_light) in enumerate(known)
+            )
+        )
+    return tuple(found)
+
+
+def near(of_portrait: Sequence[Match], settings: LabelSettings) -> tuple[Match, ...]:
+    """Those of a portrait's matches that are laid in, the nearest first."""
+    fit = [match for match in of_portrait if match.pose <= settings.nearness]
+    return tuple(sorted(fit, key=lambda match: match.distance)[: settings.photos])
 
 
 def pose_distance(one: Tensor, other: Tensor) -> float:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+import statistics
+
 import torch
 from torch import Tensor
 
-from ..data import Photo, ReferenceSet
+from ..config import LabelSettings
+from ..data import Photo
 from ..images.sheet import Tile, sheet
+from .making import Label, LabelSet
 
 SHOWN_IN = "violet"
 """The colour that lies over what is not taught."""
 
 _VIOLET = (0.55, 0.1, 0.9)
-_PLAIN = "no photo is near in pose: its own face stays and is not taught"
-_LAID_IN = "the person's face is laid in"
-
-
-def laid_in(label: Photo, portraits: ReferenceSet) -> bool:
-    """Whether a label shows the person's face, or is one of the portraits as it was."""
-    return not any(label.image is portrait.image for portrait in portraits)
 
 
 def shown(label: Photo) -> Tensor:
@@ -29,34 +26,70 @@ def shown(label: Photo) -> Tensor:
     return torch.lerp(label.image, violet, 0.6 * (1 - label.taught))
 
 
-def label_sheet(labels: ReferenceSet, portraits: ReferenceSet, *, side: int = 224) -> Tensor:
-    """All labels (3,H,W) on one sheet, each with what is not taught, and its name."""
-    return sheet(
-        [Tile(shown(label), label.name, _said(label, portraits)) for label in labels], side=side
+def label_sheet(made: LabelSet, *, side: int = 224) -> Tensor:
+    """All labels on one sheet (3,H,W): the portrait, the photo, and the label as it is taught.
+
+    Two labels stand in a row, where there are more. side: of a picture, in pixels.
+    """
+    tiles = [tile for label in made.labels for tile in _tiles(label, made.settings)]
+    return sheet(tiles, side=side, columns=3 if len(made.labels) < 3 else 6)
+
+
+def report(made: LabelSet) -> str:
+    """A line for each label, then what is to know of them all."""
+    lines = [f"{label.shown.name}: {_told(label, made.settings)}" for label in made.labels]
+    return "\n".join([*lines, _summary(made), *made.warnings])
+
+
+def _tiles(label: Label, settings: LabelSettings) -> tuple[Tile, Tile, Tile]:
+    portrait, photo = label.portrait, label.photo
+    if label.laid_in:
+        near = f"laid in: {_away(label)}"
+        taught = f"label; {SHOWN_IN} is not taught. Seam {label.steepness:.2f}"
+    else:
+        near = f"nearest, not laid in: {_why(label, settings)}; {_limit(label, settings)}"
+        taught = f"label: its own face stays; {SHOWN_IN} is not taught"
+    return (
+        Tile(portrait.image, portrait.name, "portrait"),
+        Tile(photo.image, photo.name, near),
+        Tile(shown(label.shown), label.shown.name, taught),
     )
 
 
-def report(labels: ReferenceSet, portraits: ReferenceSet) -> str:
-    """A line for each label, then what is to know of them all."""
-    lines = [f"{label.name}: {_said(label, portraits)}" for label in labels]
-    return "\n".join([*lines, _summary(labels, portraits), *labels.warnings])
-
-
-def _said(label: Photo, portraits: ReferenceSet) -> str:
-    if not laid_in(label, portraits):
-        return _PLAIN
-    share = 1.0 if label.taught is None else _share_of_face(label)
-    return f"{_LAID_IN}; {share:.0%} of it is taught"
-
-
-def _share_of_face(label: Photo) -> float:
-    assert label.face_mask is not None and label.taught is not None
-    return float((label.face_mask * label.taught).sum() / label.face_mask.sum().clamp_min(1))
-
-
-def _summary(labels: ReferenceSet, portraits: ReferenceSet) -> str:
-    count = sum(laid_in(label, portraits) for label in labels)
+def _told(label: Label, settings: LabelSettings) -> str:
+    if not label.laid_in:
+        return (
+            f"{_why(label, settings)}: its own face stays and is not taught; the nearest photo is "
+            f"{label.photo.name}, {_limit(label, settings)}"
+        )
     return (
-        f"{count} of {len(labels)} labels show the person. What lies under {SHOWN_IN} in the "
-        "preview is not taught."
+        f"the person's face is laid in, {_away(label)}; the seam's gradient is "
+        f"{label.steepness:.2f} of the portrait's; {label.share_taught:.0%} of the face is taught"
+    )
+
+
+def _away(label: Label) -> str:
+    return f"{label.match.pose:.2f} away in pose and {label.match.light:.2f} in light"
+
+
+def _limit(label: Label, settings: LabelSettings) -> str:
+    return f"{label.match.pose:.2f} away, up to {settings.nearness:g} is near"
+
+
+def _why(label: Label, settings: LabelSettings) -> str:
+    """Why a portrait keeps its own face."""
+    if label.match.pose > settings.nearness:
+        return "no photo is near in pose"
+    return "the masks of the two faces do not meet"
+
+
+def _summary(made: LabelSet) -> str:
+    laid_in = [label for label in made.labels if label.laid_in]
+    seam = ""
+    if laid_in:
+        middle = statistics.median(label.steepness for label in laid_in)
+        seam = f" Seams' gradient: {middle:.2f} of the portraits' (median); at 1 none is seen."
+    return (
+        f"{len(laid_in)} of {len(made.labels)} labels show the person.{seam} What lies under "
+        f"{SHOWN_IN} in the preview is not taught."
     )

@@ -9,11 +9,10 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from ..config import Recipe, to_dict
-from ..data import Learnable, Photo, ReferenceSet, check_photos, fingerprint
+from ..data import Learnable, check_photos, fingerprint
 from ..data.checks import check_apart
-from ..data.masks import is_empty
+from ..data.given import with_estimated_landmarks
 from ..errors import InputError
-from ..faces.align import landmarks_from_mask
 from ..recipes import check
 from ..tokens import Concept
 
@@ -63,7 +62,7 @@ class TrainingJob:
     def with_landmarks(self) -> TrainingJob:
         """The same job with missing landmarks estimated from the faces' masks."""
         subject, style = (
-            replace(learnable, photos=_with_landmarks(learnable.photos))
+            replace(learnable, photos=with_estimated_landmarks(learnable.photos))
             for learnable in self.learnables
         )
         return replace(self, subject=subject, style=style)
@@ -91,17 +90,6 @@ def _check_captions(learnable: Learnable, other: Concept) -> None:
                 f"{photo.name}: its caption names {other.token}, which is learned from other "
                 f"photos than {learnable.concept.token}; take it out of the caption."
             )
-
-
-def _with_landmarks(references: ReferenceSet) -> ReferenceSet:
-    return replace(references, photos=tuple(map(_with_landmarks_of_mask, references)))
-
-
-def _with_landmarks_of_mask(photo: Photo) -> Photo:
-    face = photo.face_mask
-    if photo.landmarks is not None or face is None or is_empty(face):
-        return photo
-    return replace(photo, landmarks=landmarks_from_mask(face))
 
 
 def digest(*parts: str) -> str:

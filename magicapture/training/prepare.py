@@ -15,7 +15,7 @@ from ..data import LatentCache, Learnable, ReferenceSet
 from ..faces.analyzer import device_of, embed_faces
 from ..faces.embed import FaceEmbedder, name_of
 from ..identity import ColourBlind, IdentityLoss
-from ..labels import with_faces_of
+from ..labels import has_labels, of_recipe
 from ..losses import needs
 from ..tokens import Concept, TokenVectors, initial_vectors
 from .batches import Batches
@@ -90,12 +90,11 @@ def _batches(job: TrainingJob, backbone: Backbone, tell: Listener) -> Batches:
     source = encoded(job.subject.photos, "source", "encoding the subject's photos")
     reference = encoded(job.style.photos, "style", "encoding the style's portraits")
     composed = prior = None
-    if job.recipe.pseudo_label == "face_laid_in" and job.recipe.uses("composed"):
-        cells = job.recipe.resolution // backbone.downscale
-        labels = with_faces_of(job.style.photos, job.subject.photos, job.recipe.labels, cells=cells)
+    if has_labels(job.recipe):
+        labels = of_recipe(job.style.photos, job.subject.photos, job.recipe, backbone.downscale)
         for warning in labels.warnings:
             tell(Warned(warning))
-        composed = encoded(labels, "composed", "encoding the pseudo-labels")
+        composed = encoded(labels.references, "composed", "encoding the pseudo-labels")
     if "class images" in needs(job.recipe):
         prior = class_latents(backbone, job, tell)
     return Batches(job.recipe, *job.concepts, source, reference, composed, prior)
