@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from .families import FAMILIES
 from .loss import Weights
 from .sentences import check_sentence
 from .settings import Checked, from_dict, help_of, setting, to_dict
@@ -375,9 +376,10 @@ class Recipe(Checked):
         paper="none",
         release="none",
     )
-    resolution: int = setting(
-        512,
-        "Side of the square training pictures, in pixels.",
+    resolution: int | None = setting(
+        None,
+        "Side of the square training pictures, in pixels; empty is what the base model was made "
+        "for: 512 for Stable Diffusion 1.x and 2.x, 1024 for XL.",
         low=64,
         high=2048,
     )
@@ -432,6 +434,11 @@ class Recipe(Checked):
         "random numbers, for methods that leave the token as it is.",
     )
     min_images: int = setting(2, "Fewest photos a concept may have.", low=1, paper="4 to 6")
+
+    @property
+    def side(self) -> int:
+        """The resolution; 512 where the base model is to say it and is not known yet."""
+        return self.resolution or FAMILIES["sd1"].resolution
 
     @property
     def steps(self) -> int:

@@ -18,6 +18,7 @@ from .adapters import Adapter, check_strength
 from .backbone import Backbone, Conditioning, NoiseSchedule
 from .config import Checked, setting
 from .errors import InputError, NumericalError
+from .families import FAMILIES, FamilyName
 from .lora import applied
 from .prompts import with_edit
 from .tokens import Prompt, TokenVectors
@@ -63,8 +64,22 @@ class SamplingSettings(Checked):
         low=0,
         high=60,
     )
-    width: int = setting(512, "Width in pixels, a multiple of 8.", low=64, high=4096, multiple=8)
-    height: int = setting(512, "Height in pixels, a multiple of 8.", low=64, high=4096, multiple=8)
+    width: int | None = setting(
+        None,
+        "Width in pixels, a multiple of 8; empty is what the base model was made for: 512 for "
+        "Stable Diffusion 1.x and 2.x, 1024 for XL.",
+        low=64,
+        high=4096,
+        multiple=8,
+    )
+    height: int | None = setting(
+        None, "Height in pixels, as the width.", low=64, high=4096, multiple=8
+    )
+
+    def size(self, family: FamilyName) -> tuple[int, int]:
+        """Height and width of a family's pictures, in pixels."""
+        own = FAMILIES[family].resolution
+        return self.height or own, self.width or own
 
 
 DEFAULT = SamplingSettings()
@@ -348,13 +363,13 @@ def initial_noise(
     backbone: Backbone, generators: Sequence[torch.Generator], settings: SamplingSettings
 ) -> Tensor:
     """Standard normal noise (B,C,h,w), float32 on the backbone's device."""
-    cell = backbone.downscale
-    if settings.width % cell or settings.height % cell:
+    cell, (height, width) = backbone.downscale, settings.size(backbone.family)
+    if width % cell or height % cell:
         raise InputError(
-            f"The size {settings.width}x{settings.height} cannot be drawn: width and height must "
-            f"be multiples of {cell}."
+            f"The size {width}x{height} cannot be drawn: width and height must be multiples of "
+            f"{cell}."
         )
-    shape = (backbone.latent_channels, settings.height // cell, settings.width // cell)
+    shape = (backbone.latent_channels, height // cell, width // cell)
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(backbone.device)
 
 

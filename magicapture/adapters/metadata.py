@@ -82,7 +82,7 @@ def architecture(adapter: Adapter) -> str:
 
 
 def _resolution(recipe: Recipe) -> str:
-    return f"{recipe.resolution}x{recipe.resolution}"
+    return f"{recipe.side}x{recipe.side}"
 
 
 def restore(metadata: Mapping[str, str]) -> Facts | None:

@@ -67,7 +67,8 @@ class Runner:
     def __init__(self, plan: Plan, models: Models, states: Path, listener: Listener) -> None:
         self.plan, self.models, self.states, self.tell = plan, models, states, listener
         analyzer = FaceAnalyzer(models.detector, models.parser, models.judge)
-        reader, side = StyleReader(models.backbone), plan.sampling.width
+        reader = StyleReader(models.backbone)
+        _, side = plan.sampling.size(models.backbone.family)
         self.judge = Judge(analyzer, reader, plan.people, plan.styles, side, models.clip)
         self.cases = {pair: self.judge.case(*pair) for pair in plan.pairs()}
         self._state: Path | None = None  # of the newest training

@@ -30,6 +30,8 @@ from .recipe import recipes
 from .sample import DRAWN_BY, sample
 from .train import train
 
+_OWN = "the base model's own"
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser; what it returns holds the command to run as `run`."""
@@ -144,7 +146,7 @@ def _add_recipe(group: Group) -> None:
     )
     for config, name, value in (
         (LoraSettings, "rank", chosen.lora.rank),
-        (Recipe, "resolution", chosen.resolution),
+        (Recipe, "resolution", chosen.resolution or _OWN),
     ):
         setting_option(group, config, name, shown=f"the recipe's, {value} in {DEFAULT}")
     option(group, "--seed", int, "Seed of the run.", default=0)
@@ -247,7 +249,7 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
         "--resolution",
         int,
         help_of(Recipe, "resolution"),
-        default=recipe().resolution,
+        default=recipe().side,
     )
     sheet = "Write a contact sheet (.png) with verdicts."
     option(parser, "--sheet", Path, sheet, shown="none", metavar="FILE")
@@ -267,9 +269,8 @@ def _add_labels(parser: argparse.ArgumentParser) -> None:
     for name in SETTINGS:
         value = getattr(chosen.labels, name)
         setting_option(parser, LabelSettings, name, shown=f"the recipe's, {value} in {DEFAULT}")
-    setting_option(
-        parser, Recipe, "resolution", shown=f"the recipe's, {chosen.resolution} in {DEFAULT}"
-    )
+    shown = f"the recipe's, {chosen.side} where it has none"
+    setting_option(parser, Recipe, "resolution", shown=shown)
     faces = parser.add_argument_group("faces")
     _add_leave_out(faces, "Make labels")
     _add_faces(faces, parser_model=True, optional=True)

@@ -98,7 +98,7 @@ def _recipes(arguments: argparse.Namespace) -> dict[str, Recipe]:
         found[chosen.name] = replace(chosen, precision=precision_from(arguments))
     if not found:
         raise InputError(f"--recipes: expected one or more names, got {arguments.recipes!r}.")
-    sides = {recipe.resolution for recipe in found.values()}
+    sides = {recipe.resolution or recipe.side for recipe in found.values()}
     if len(sides) > 1:
         raise InputError(
             f"--recipes: the recipes train at {', '.join(map(str, sorted(sides)))} px; give one "

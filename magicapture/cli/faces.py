@@ -98,9 +98,7 @@ def _judged(
     if all(one.face is None for one in found):
         logger.info("No face was found in any of them.")
         return replace(learnable, photos=filled)
-    report = judge_photos(
-        filled, found, role, resolution=recipe.resolution, embedder=analyzer.embedder
-    )
+    report = judge_photos(filled, found, role, resolution=recipe.side, embedder=analyzer.embedder)
     _tell(report, found)
     if leave_out:
         filled = _kept(filled, report)

@@ -53,7 +53,7 @@ def variant(photo: Photo, recipe: Recipe, generator: Generator) -> Variant:
     """A random variant of a photo, its masks and landmarks.
 
     A square whose side is the photo's short side, or down to 1 - recipe.zoom of it, is cut out
-    and brought to recipe.resolution S; then mirrored and changed in light at random. The cut
+    and brought to recipe.side S; then mirrored and changed in light at random. The cut
     keeps FACE_KEPT of the face and all landmarks, unless the face is larger than the square.
     Without zoom it is the central square, moved no further than the face needs.
     """
@@ -66,7 +66,7 @@ def variant(photo: Photo, recipe: Recipe, generator: Generator) -> Variant:
     masks = [mask for mask in (face, photo.taught) if mask is not None]
     stack = torch.cat([image, *(mask.to(image) for mask in masks)])
     cut = stack[:, rows.start : rows.end, columns.start : columns.end]
-    side = recipe.resolution
+    side = recipe.side
     pixels = resize(cut, (side, side)).clamp(0, 1)
     points = None
     if landmarks is not None:

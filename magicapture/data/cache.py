@@ -59,9 +59,9 @@ class LatentCache:
         seed: int,
         on_progress: Progress | None = None,
     ) -> None:
-        if recipe.resolution % downscale:
+        if recipe.side % downscale:
             raise InputError(
-                f"The resolution is {recipe.resolution}; this model needs a multiple of "
+                f"The resolution is {recipe.side}; this model needs a multiple of "
                 f"{downscale} (of 64 to be safe)."
             )
         self.references, self.recipe, self.encode = references, recipe, encode
@@ -106,7 +106,7 @@ class LatentCache:
         wanted = [(index, number) for index in range(photos) for number in range(count)]
         made: list[EncodedVariant] = []
         on_progress(0, len(wanted))
-        at_once = max(1, _BATCH_PIXELS // self.recipe.resolution**2)
+        at_once = max(1, _BATCH_PIXELS // self.recipe.side**2)
         for start in range(0, len(wanted), at_once):
             made += self._encode(wanted[start : start + at_once])
             on_progress(len(made), len(wanted))

@@ -135,10 +135,10 @@ def _face_problems(face: Tensor | None) -> Iterator[str]:
 def _size_warnings(references: ReferenceSet, recipe: Recipe) -> Iterator[str]:
     for photo in references:
         height, width = photo.size
-        if min(height, width) * _MAX_UPSCALE < recipe.resolution:
+        if min(height, width) * _MAX_UPSCALE < recipe.side:
             yield (
                 f"{photo.name}: the picture is {width}x{height} pixels and is enlarged more than "
-                f"twice to {recipe.resolution}, which teaches the model blur; use a larger photo "
+                f"twice to {recipe.side}, which teaches the model blur; use a larger photo "
                 "if you have one."
             )
 

@@ -131,7 +131,7 @@ def of_recipe(
 
     downscale: pixels along a side of a latent's cell. Raises InputError where masks are missing.
     """
-    made = labelled(portraits, source, recipe.labels, cells=recipe.resolution // downscale)
+    made = labelled(portraits, source, recipe.labels, cells=recipe.side // downscale)
     if has_labels(recipe):
         return made
     why = (

@@ -6,6 +6,7 @@ default, and a "comment" may stand anywhere. Every file in this folder is a name
 
 from .changes import (
     changed,
+    fitted,
     miniature,
     parse_changes,
     with_rate,
@@ -24,6 +25,7 @@ __all__ = [
     "check",
     "comment_of",
     "commented",
+    "fitted",
     "miniature",
     "parse_changes",
     "read_recipe",

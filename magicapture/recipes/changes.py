@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import Phase, Rates, Recipe, from_dict, to_dict
 from ..errors import InputError
+from ..families import FAMILIES, FamilyName
 from ..settings import from_json, refuse_unknown
 
 _PART = re.compile(r"\.?([A-Za-z_]\w*)|\[(\d{1,6}|\*)\]")
@@ -126,7 +127,7 @@ def miniature(recipe: Recipe) -> Recipe:
     refocus, prior = recipe.refocus, recipe.prior
     return replace(
         with_rates(with_steps(recipe, round(recipe.steps / 4)), 4),
-        resolution=recipe.resolution // 4,
+        resolution=recipe.side // 4,
         refocus=replace(
             refocus,
             factors=tuple(max(1, factor // 2) for factor in refocus.factors),
@@ -136,6 +137,11 @@ def miniature(recipe: Recipe) -> Recipe:
         labels=replace(recipe.labels, seam=recipe.labels.seam / 4),
         precision="model",
     )
+
+
+def fitted(recipe: Recipe, family: FamilyName) -> Recipe:
+    """The recipe with what it leaves to the base model's family: its resolution."""
+    return replace(recipe, resolution=recipe.resolution or FAMILIES[family].resolution)
 
 
 def with_rates(recipe: Recipe, factor: float) -> Recipe:

@@ -25,8 +25,8 @@ def check(recipe: Recipe) -> tuple[str, ...]:
 def _problems(recipe: Recipe) -> Iterator[str]:
     if not recipe.steps:
         yield "phases: it has no steps to train; give it a phase with steps."
-    if recipe.resolution % _CELL:
-        yield f"resolution: expected a multiple of {_CELL}, got {recipe.resolution}."
+    if recipe.side % _CELL:
+        yield f"resolution: expected a multiple of {_CELL}, got {recipe.side}."
     if recipe.uses("identity") and "prior" in recipe.identity.tasks:
         yield "identity.tasks: class images show other people; expected source or composed."
     if _runs("prior", recipe) and not recipe.prior.images:

@@ -56,7 +56,7 @@ def check_prompts(job: TrainingJob, backbone: Backbone, vectors: TokenVectors) -
 @torch.no_grad()
 def probe(job: TrainingJob, backbone: Backbone, vectors: TokenVectors) -> None:
     """Run the UNet once; raises for NaN, and for attention maps that it does not have."""
-    side = job.recipe.resolution // backbone.downscale
+    side = job.recipe.side // backbone.downscale
     shape = (1, backbone.latent_channels, side, side)
     latents = torch.randn(shape, generator=generator(job.seed, "probe")).to(backbone.device)
     prompt = Prompt(prompt_for(job.concepts, job.recipe.prompts))

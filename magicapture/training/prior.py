@@ -24,8 +24,8 @@ def class_latents(backbone: Backbone, job: TrainingJob, on_event: Listener) -> T
         steps=prior.steps,
         guidance=prior.guidance,
         sampler="ddim",
-        width=recipe.resolution,
-        height=recipe.resolution,
+        width=recipe.side,
+        height=recipe.side,
     )
     count = min(prior.images, _uses(recipe))
     latents = []

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ..interrupts import uninterrupted
 from ..losses import needs
 from ..memory import memory_explained
 from ..prompts import prompt_for
+from ..recipes import fitted
 from ..sampling import SamplingSettings, sample_latents
 from .checks import check_backbone, refocusing_capture
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
@@ -105,6 +107,7 @@ class Trainer:
         before anything is trained, for what would spoil the run.
         """
         tell = listener or _ignore
+        job = replace(job, recipe=fitted(job.recipe, backbone.family))
         for text in job.check():
             tell(Warned(text))
         check_backbone(job, backbone)
@@ -182,7 +185,7 @@ class Trainer:
 
         The picture has the training's size unless the settings say otherwise.
         """
-        side = self.recipe.resolution
+        side = self.recipe.side
         settings = settings or SamplingSettings(steps=20, width=side, height=side)
         prompt = prompt_for(self.job.concepts, self.recipe.prompts)
         chance = generator(self.job.seed, "look")
