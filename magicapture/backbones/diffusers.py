@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Conditioning, Family, NoiseSchedule
+from ..backbone import Conditioning, Family
 from ..digests import digest, tokenizer_digest
 from ..errors import InputError
+from ..schedule import Schedule
 from ..tokens import Layout, Prompt, TokenVectors, layout, splice
 from .support import family_of
 
@@ -31,7 +32,7 @@ class DiffusersBackbone:
         vae: Any,
         text_encoders: Mapping[str, Any],
         tokenizers: Mapping[str, Any],
-        schedule: NoiseSchedule,
+        schedule: Schedule,
         decoder: Any = None,
     ) -> None:
         widths = [encoder.config.hidden_size for encoder in text_encoders.values()]

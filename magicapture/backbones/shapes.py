@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backbone import PredictionType
 from ..errors import UnsupportedModelError
+from ..schedule import Prediction
 from .support import SUPPORTED, refuse
 
 Weights = Mapping[str, Tensor]
@@ -118,7 +118,7 @@ def _length(weights: Weights, prefix: str) -> int:
     return max(_numbers(weights, prefix), default=-1) + 1
 
 
-def prediction_type(weights: Weights) -> PredictionType:
+def prediction_type(weights: Weights) -> Prediction:
     """What the UNet predicts; nothing in the file says so.
 
     SD 1.x predicts epsilon. Of the SD 2.x models the ones trained on v are told by the spread of

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...magicapture.backbone import Conditioning
 from ...magicapture.digests import digest
+from ...magicapture.schedule import DiscreteLevels
 from ...magicapture.tokens import Layout, Prompt, TokenVectors, layout
 from .fingerprint import text_parts, unet_parts, vae_parts
 from .models import (
@@ -134,11 +135,18 @@ class ComfyBackbone:
         """The UNet's own output for latents noised to t (B,), in the dtype of `noisy`."""
         output = self.unet(
             noisy.to(self.device, self.dtype),
-            timesteps.to(self.device).float(),
+            self._told(timesteps.to(self.device)).float(),
             context=conditioning.context.to(self.device, self.dtype),
             transformer_options={"optimized_attention_override": _differentiable},
         )
         return output.to(noisy.dtype)
+
+    def _told(self, timesteps: Tensor) -> Tensor:
+        """What the network is told of levels: the timesteps themselves, or a multiple of sigma."""
+        if isinstance(self.schedule.levels, DiscreteLevels):
+            return timesteps
+        told: Tensor = self._model.get_model_object("model_sampling").timestep(timesteps)
+        return told
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -189,6 +197,7 @@ class ComfyBackbone:
             "ComfyUI",
             unet_parts(self._model),
             self.schedule,
+            self._told(torch.ones(1)),
             self._dtype,
             text_parts(self._clip, self._encoder, self._tokenizer),
             vae_parts(self._vae),

@@ -19,6 +19,7 @@ from magicapture.config import (
     to_dict,
 )
 from magicapture.errors import InputError, StorageError
+from magicapture.older import snr_between
 from magicapture.recipes import (
     DEFAULT,
     RECIPE_NAMES,
@@ -70,9 +71,9 @@ def test_the_paper_and_the_release_are_as_published():
     assert paper.accumulation == 4 and not paper.normalise_area
     assert paper.refocus.scaling == release.refocus.scaling == "minmax"
     assert release.phases[0].rates.tokens == 2e-3
-    assert release.phases[1].rates.unet == 4e-4 and release.phases[1].max_timestep == 800
+    assert release.phases[1].rates.unet == 4e-4 and release.phases[1].share == 0.8
     assert release.normalise_area and release.refocus.map_size == 64
-    assert release.lora.rank == 4 and release.identity.max_timestep == 800
+    assert release.lora.rank == 4 and release.identity.min_snr == snr_between(800)
 
 
 # -- files of the user ------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def test_any_field_can_be_changed_by_its_path():
     assert [phase.schedule for phase in made.phases] == ["linear", "linear"]
     assert made.prompts.source == ("a photo of {subject} {noun}",)
     assert made.prompts.style[0] == "a {noun} = {style}"
-    assert made.identity == replace(recipe("paper").identity, max_timestep=400)
+    assert made.identity == replace(recipe("paper").identity, min_snr=0.74)
     assert changed(recipe("paper"), {}) == recipe("paper")
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from magicapture.adapters import Adapter
-from magicapture.backbone import NoiseSchedule
 from magicapture.errors import InputError, NumericalError
 from magicapture.lora import LoraWeights
 from magicapture.sampling import (
@@ -21,6 +20,7 @@ from magicapture.sampling import (
     seeded,
     share_of,
 )
+from magicapture.schedule import DiscreteLevels, FlowLevels, Schedule
 from magicapture.tokens import Prompt, TokenVectors
 
 SMALL = {"steps": 4, "width": 64, "height": 64}
@@ -40,7 +40,7 @@ def test_ddim_is_the_papers_loop(make_backbone, vectors, kind):
     conditioning = guided_conditioning(backbone, ["a <ada> cat"], vectors, settings)
     noise = torch.randn(1, 4, 8, 8)
 
-    z, abar = noise, backbone.schedule.alphas_cumprod
+    z, abar = noise, backbone.schedule.levels.alphas_cumprod
     with torch.no_grad():
         for t, following in ((999, 749), (749, 500), (500, 250), (250, None)):
             now = torch.tensor([t])
@@ -60,7 +60,7 @@ def test_euler_ancestral_is_its_loop(backbone, vectors):
     settings = SamplingSettings("euler_a", guidance=1.0, **SMALL)
     conditioning = guided_conditioning(backbone, ["a <ada> cat"], vectors, settings)
     noise = torch.randn(1, 4, 8, 8)
-    abar = backbone.schedule.alphas_cumprod
+    abar = backbone.schedule.levels.alphas_cumprod
     times = [999, 666, 333, 0]
     sigmas = [float(((1 - abar[t]) / abar[t]).sqrt()) for t in times] + [0.0]
     generator = torch.Generator().manual_seed(8)
@@ -88,7 +88,7 @@ def test_a_perfect_model_gives_its_one_picture(make_backbone, sampler, kind):
     picture = torch.randn(1, 4, 8, 8)
 
     def predict(noisy, timesteps, conditioning):
-        signal, noise = backbone.schedule.signal_and_noise(timesteps, noisy)
+        signal, noise = backbone.schedule.mix(timesteps, noisy)
         epsilon = (noisy - signal * picture) / noise
         return backbone.schedule.target(picture, epsilon, timesteps)
 
@@ -103,10 +103,12 @@ def test_a_perfect_model_gives_its_one_picture(make_backbone, sampler, kind):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_schedulers_take_the_backbones_schedule(tiny, sampler):
-    schedule = NoiseSchedule(tiny.schedule().alphas_cumprod[:600] ** 1.3, "v_prediction")
+    schedule = Schedule(
+        DiscreteLevels(tiny.schedule().levels.alphas_cumprod[:600] ** 1.3), "v_prediction"
+    )
     scheduler = make_scheduler(schedule, sampler)
     torch.testing.assert_close(
-        scheduler.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-4, atol=1e-6
+        scheduler.alphas_cumprod, schedule.levels.alphas_cumprod, rtol=1e-4, atol=1e-6
     )
     assert scheduler.config.prediction_type == "v_prediction"
     for steps in (2, 7, 61):
