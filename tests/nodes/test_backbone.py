@@ -121,8 +121,11 @@ def test_the_schedule_is_stable_diffusions(pack, tiny):
     backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     expected = (1 - betas).cumprod(0).float()
-    torch.testing.assert_close(backbone.schedule.levels.alphas_cumprod, expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        backbone.schedule.levels.alphas_cumprod, expected, rtol=1e-4, atol=1e-6
+    )
     assert not backbone.schedule.levels.alphas_cumprod.is_inference()
+    assert backbone.schedule.levels.limit(0.383) == 500
 
 
 def test_a_sampling_node_changes_the_schedule(pack, tiny):

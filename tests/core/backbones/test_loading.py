@@ -78,7 +78,9 @@ def test_a_text_encoder_without_a_weight_is_refused(save):
 def test_a_folder_gives_the_model_that_was_saved(save, tiny, make_backbone, vae):
     loaded, original = load_backbone(save(vae=vae)), make_backbone(vae=vae)
     assert loaded.family == "sd1"
-    assert torch.equal(loaded.schedule.levels.alphas_cumprod, original.schedule.levels.alphas_cumprod)
+    assert torch.equal(
+        loaded.schedule.levels.alphas_cumprod, original.schedule.levels.alphas_cumprod
+    )
     for name, module in original.modules.items():
         found = loaded.modules[name]
         assert all(

@@ -11,8 +11,8 @@ import torch
 
 from magicapture.backbones import DiffusersBackbone, load_backbone
 from magicapture.faces.embed import FaceEmbeddingNetwork, Normalisation
-from magicapture.schedule import DiscreteLevels, FlowLevels, Schedule
 from magicapture.sampling import SamplingSettings, sample
+from magicapture.schedule import DiscreteLevels, FlowLevels, Schedule
 from magicapture.tokens import TokenVectors
 from magicapture.training import Trainer
 from magicapture.training.fingerprint import run_name

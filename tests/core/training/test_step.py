@@ -10,9 +10,7 @@ from magicapture.training import Stepped, Trainer
 
 @pytest.mark.parametrize("batching", ["together", "in_turn", "one_task"])
 @pytest.mark.parametrize("min_snr", [1e9, 0.383 / 16])
-def test_a_step_in_which_no_loss_acts_is_no_error(
-    make_job, backbone, embedder, batching, min_snr
-):
+def test_a_step_in_which_no_loss_acts_is_no_error(make_job, backbone, embedder, batching, min_snr):
     weights = Weights(source=0, style=0, identity=1)
     job = make_job(
         phases=(Phase("face", 12, Rates(unet=1e-3), weights),),
