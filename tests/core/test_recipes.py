@@ -169,7 +169,7 @@ def test_a_change_may_have_an_older_name():
     assert (made.identity.min_snr, made.labels.max_snr) == (0.74, snr_between(600))
     assert [phase.share for phase in made.phases] == [0.9, 0.9]
     assert changed(recipe(), {"phases[1].max_timestep": 800}).phases[0].share == 1
-    with pytest.raises(InputError, match="lora.max_timestep: there is no such setting"):
+    with pytest.raises(InputError, match=r"lora\.max_timestep: there is no such setting"):
         changed(recipe(), {"lora.max_timestep": 3})
 
 
