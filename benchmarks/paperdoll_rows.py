@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 
 from magicapture import Concept, Recipe
 from magicapture.config import LoraSettings
+from magicapture.older import snr_between
 from magicapture.paperdoll.recipe import RATES, doll_recipe
 from magicapture.recipes import with_steps, with_weights
+from magicapture.schedule import at_side
 
 MAGICFACE = "magicface"
 """The row that trains nothing: it draws with three references and the style in words."""
@@ -134,7 +136,7 @@ def _first_half(recipe: Recipe) -> Recipe:
 
 
 def _identity(recipe: Recipe) -> list[Row]:
-    """Forms of the identity loss: T', weight, a pass of its own, tasks."""
+    """Forms of the identity loss: T' as a timestep, weight, a pass of its own, tasks."""
 
     own = recipe.phases[-1].weights.identity
 
@@ -142,11 +144,15 @@ def _identity(recipe: Recipe) -> list[Row]:
         identity = replace(recipe.identity, **settings)  # type: ignore[arg-type]
         return Row(name, replace(with_weights(recipe, identity=weight), identity=identity))
 
+    def below(t: int) -> float:
+        """T' as an SNR at 512 px, for a miniature's side."""
+        return snr_between(t) / at_side(1, recipe.resolution)
+
     return [
-        *(form(f"T' {t}", max_timestep=t) for t in (200, 400, 650, 800)),
+        *(form(f"T' {t}", min_snr=below(t)) for t in (200, 400, 650, 800)),
         *(form(f"weight {w:g}", weight=w) for w in (0.1, 0.25, 1, 2)),
         form("a pass of its own", separate_pass=True),
-        form("a pass of its own, T' 200", separate_pass=True, max_timestep=200),
+        form("a pass of its own, T' 200", separate_pass=True, min_snr=below(200)),
         form("composed and source", tasks=("composed", "source")),
         form("not weighted by signal", weight_by_signal=False),
     ]

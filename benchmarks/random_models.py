@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from magicapture.backbone import NoiseSchedule
 from magicapture.backbones import DiffusersBackbone
+from magicapture.schedule import DiscreteLevels, Schedule
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def build(size: Size, device: torch.device, dtype: torch.dtype) -> DiffusersBack
         vae=AutoencoderKL(latent_channels=4, **size.vae),
         text_encoders={"clip_l": CLIPTextModel(CLIPTextConfig(**words, **size.text))},
         tokenizers={"clip_l": tokenizer},
-        schedule=NoiseSchedule(schedule),
+        schedule=Schedule(DiscreteLevels(schedule)),
         decoder=AutoencoderTiny(**size.decoder),
     )
     for module in backbone.modules.values():

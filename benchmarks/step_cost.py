@@ -37,7 +37,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from magicapture.backbones import DiffusersBackbone
-from magicapture.config import LoraSettings, Phase, Rates, Recipe, Weights
+from magicapture.config import IdentitySettings, LoraSettings, Phase, Rates, Recipe, Weights
 from magicapture.data import Learnable, ReferenceSet
 from magicapture.losses import LOSSES
 from magicapture.tokens import Concept
@@ -72,12 +72,13 @@ def job(size: Size, recipe: Recipe) -> TrainingJob:
 def recipe(
     *, tokens: bool = True, masked: bool = True, losses: tuple[str, ...] = (), **changes: Any
 ) -> Recipe:
-    """One phase of three tasks at t < T', so that the identity loss, if on, acts in every step."""
+    """One phase of three tasks; the identity loss, if on, acts in every step."""
     weights = Weights(**RECONSTRUCTION, **dict.fromkeys(losses, 1.0))
     rates = Rates(unet=1e-4, tokens=1e-4 if tokens else 0.0)
-    phase = Phase("both", 1, rates, weights, max_timestep=500)
+    phase = Phase("both", 1, rates, weights, share=0.5)
     lora = LoraSettings(rank=16, targets=changes.pop("targets", "cross"))
-    return Recipe("row", (phase,), lora, masked=masked, variants=1, **changes)
+    always = IdentitySettings(min_snr=0)
+    return Recipe("row", (phase,), lora, identity=always, masked=masked, variants=1, **changes)
 
 
 PLAIN = "plain LoRA"

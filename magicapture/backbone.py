@@ -1,4 +1,4 @@
-"""What the method needs of a latent diffusion model: one small protocol, and the schedule's maths.
+"""What the method needs of a latent diffusion model: one small protocol.
 
 The algorithm is written once against `Backbone`; `backbones.diffusers` and the ComfyUI glue in
 `nodes/_comfy` fit it to real models.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,49 +17,8 @@ from torch import Tensor, nn
 from .attention import Network
 from .families import FamilyName
 from .parts import Parts
+from .schedule import Schedule
 from .tokens import Prompt, TokenVectors
-
-PredictionType = Literal["epsilon", "v_prediction"]
-
-
-@dataclass(frozen=True)
-class NoiseSchedule:
-    """The forward process q(z_t | z) and the algebra between epsilon, v and x0.
-
-    `alphas_cumprod` is (T,) float32, falling from almost 1 at t = 0 (clean) towards 0. Every
-    method takes latents (B,C,H,W) and integer timesteps (B,) in 0..T-1.
-    """
-
-    alphas_cumprod: Tensor
-    prediction_type: PredictionType = "epsilon"
-
-    def __len__(self) -> int:
-        return len(self.alphas_cumprod)
-
-    def signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sqrt(abar_t) and sqrt(1 - abar_t), shaped (B,1,1,1) to multiply `like`."""
-        abar = self.alphas_cumprod.to(device=like.device, dtype=torch.float32)
-        abar = abar[timesteps.to(like.device)].reshape(-1, *[1] * (like.ndim - 1))
-        return abar.sqrt().to(like.dtype), (1 - abar).sqrt().to(like.dtype)
-
-    def add_noise(self, latents: Tensor, epsilon: Tensor, timesteps: Tensor) -> Tensor:
-        """z_t = sqrt(abar_t) z + sqrt(1 - abar_t) epsilon."""
-        signal, noise = self.signal_and_noise(timesteps, latents)
-        return signal * latents + noise * epsilon
-
-    def target(self, latents: Tensor, epsilon: Tensor, timesteps: Tensor) -> Tensor:
-        """The training target: epsilon, or v = sqrt(abar_t) epsilon - sqrt(1 - abar_t) z."""
-        if self.prediction_type == "epsilon":
-            return epsilon
-        signal, noise = self.signal_and_noise(timesteps, latents)
-        return signal * epsilon - noise * latents
-
-    def to_x0(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """Tweedie's estimate of the clean latent: (z_t - sqrt(1-abar_t) epsilon) / sqrt(abar_t)."""
-        signal, noise = self.signal_and_noise(timesteps, noisy)
-        if self.prediction_type == "v_prediction":
-            return signal * noisy - noise * prediction
-        return (noisy - noise * prediction) / signal
 
 
 @dataclass(frozen=True)
@@ -93,7 +52,7 @@ class Backbone(Protocol):
     """
 
     family: FamilyName
-    schedule: NoiseSchedule
+    schedule: Schedule
     latent_channels: int
     downscale: int
     """Image pixels to a latent cell, 8 for Stable Diffusion."""
@@ -126,7 +85,10 @@ class Backbone(Protocol):
         """Encode prompts with the token vectors spliced in; gradients reach the vectors."""
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's own output (epsilon or v, see `schedule`) for latents noised to t (B,)."""
+        """The network's output p for latents noised to levels t (B,), as `schedule` defines it.
+
+        What the network itself is told of t, and the sign of its output, are the backbone's own.
+        """
 
     def encode(self, images: Tensor) -> Tensor:
         """Images to the mode of their latents, without gradient."""

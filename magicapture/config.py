@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from .families import FAMILIES
 from .loss import Weights
+from .older import current
+from .schedule import at_side
 from .sentences import check_sentence
 from .settings import Checked, from_dict, help_of, setting, to_dict
 
@@ -136,12 +138,13 @@ class RefocusSettings(Checked):
 class IdentitySettings(Checked):
     """The identity loss (P eq. 7): when it acts and how x0 is shown to the face embedder."""
 
-    max_timestep: int = setting(
-        500,
-        "T': the loss acts where t is below this. Above, x0 is too blurred to hold a face.",
-        low=1,
-        high=1000,
-        release=800,
+    min_snr: float = setting(
+        0.383,
+        "T' as a signal-to-noise ratio: the loss acts where it is at least this. Below, x0 is too "
+        "blurred to hold a face. Stated for 512 px, and scaled by (512 / side)^2. In Stable "
+        "Diffusion 0.383 is t < 500 and 0.0385 t < 800; 0 is every t.",
+        low=0,
+        release="0.0385, its T' of 800",
     )
     separate_pass: bool = setting(
         False,
@@ -153,7 +156,9 @@ class IdentitySettings(Checked):
         ("composed",), "Tasks the loss acts on.", paper="composed", release="composed and source"
     )
     weight_by_signal: bool = setting(
-        True, "Multiply the loss by abar_t, so that sharper estimates count more."
+        True,
+        "Multiply the loss by SNR / (1 + SNR), abar_t in Stable Diffusion, so that sharper "
+        "estimates count more.",
     )
     colour_blind: bool = setting(
         False,
@@ -245,12 +250,12 @@ class LabelSettings(Checked):
         low=0,
         high=32,
     )
-    face_above: int = setting(
-        0,
-        "The label's face is taught at noise levels t from here on alone, where noise hides what "
-        "is left to see of the laying in; below, the identity loss draws it. 0 teaches it at all.",
+    max_snr: float | None = setting(
+        None,
+        "The label's face is taught where the signal-to-noise ratio is below this alone, where "
+        "noise hides what is left to see of the laying in; under weaker noise the identity loss "
+        "draws it. Stated for 512 px, as identity.min_snr; empty teaches it at all levels.",
         low=0,
-        high=1000,
     )
 
 
@@ -326,8 +331,12 @@ class Phase(Checked):
     warmup: int = setting(
         0, "Steps over which the learning rates rise from 0.", low=0, high=100_000
     )
-    max_timestep: int = setting(
-        1000, "Timesteps are drawn below this.", low=1, high=1000, release="800 in phase 2"
+    share: float = setting(
+        1.0,
+        "Share of the noise levels that are drawn, from the weakest: 0.8 is t < 800 of 1000.",
+        low=0.001,
+        high=1,
+        release="0.8 in phase 2",
     )
     max_grad_norm: float | None = setting(
         1.0, "Gradients are scaled down to this norm; empty leaves them.", low=1e-6, release=1.0
@@ -434,6 +443,15 @@ class Recipe(Checked):
         "random numbers, for methods that leave the token as it is.",
     )
     min_images: int = setting(2, "Fewest photos a concept may have.", low=1, paper="4 to 6")
+
+    @classmethod
+    def read(cls, value: Any, path: str) -> Recipe:
+        """As `Checked.read`, also of a recipe of an earlier version (`older.current`)."""
+        return super().read(current(value), path)
+
+    def snr(self, at_512_px: float) -> float:
+        """An SNR that is stated for pictures of 512 px, at the recipe's resolution."""
+        return at_side(at_512_px, self.side)
 
     @property
     def side(self) -> int:

@@ -63,16 +63,16 @@ class IdentityLoss:
         targets = F.normalize(torch.atleast_2d(target.detach()).float(), dim=-1)
         self.targets = targets.mean(dim=0, keepdim=True) if settings.mean_target else targets
 
-    def __call__(self, x0: Tensor, landmarks: Tensor, abar: Tensor) -> Tensor:
+    def __call__(self, x0: Tensor, landmarks: Tensor, signal: Tensor) -> Tensor:
         """The loss of each estimate x0 (B,C,h,w), whose face is at landmarks (B,5,2): (B,).
 
         landmarks: in pixels of the whole picture; on the CPU they cost no wait for the GPU.
-        abar (B,): abar_t of each estimate, its weight where `settings.weight_by_signal`.
+        signal (B,): `Schedule.signal` of each, its weight where `settings.weight_by_signal`.
         """
         embedding = self.embedder(self.faces(x0, landmarks))
         targets = self.targets.to(embedding.device)
         loss = identity(embedding[:, None], targets[None]).mean(dim=1)
-        return loss * abar.to(loss) if self.settings.weight_by_signal else loss
+        return loss * signal.to(loss) if self.settings.weight_by_signal else loss
 
     def faces(self, x0: Tensor, landmarks: Tensor) -> Tensor:
         """The aligned faces (B,3,S,S) in 0..1 that the face embedder is shown."""

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter, check_strength
-from .backbone import Backbone, Conditioning, NoiseSchedule
+from .backbone import Backbone, Conditioning
 from .config import Checked, setting
 from .errors import InputError, NumericalError
 from .families import FAMILIES, FamilyName
 from .lora import applied
 from .prompts import with_edit
+from .schedule import DiscreteLevels, FlowLevels, Schedule
 from .tokens import Prompt, TokenVectors
 
 SamplerName = Literal["euler_a", "ddim", "dpmpp_2m"]
@@ -89,9 +90,9 @@ DEFAULT = SamplingSettings()
 class Step:
     """One step of a drawing, as a guide sees it.
 
-    share: of the steps done before it, 0 at the first. timestep: (). conditioning: of all rows
-    that the UNet gets: negative prompts, prompts, prompts with the edit; the first and the last
-    where there are any. negatives: how many rows are negative prompts.
+    share: of the steps done before it, 0 at the first. timestep: (), its level. conditioning: of
+    all rows that the UNet gets: negative prompts, prompts, prompts with the edit; the first and
+    the last where there are any. negatives: how many rows are negative prompts.
     """
 
     share: float
@@ -251,7 +252,7 @@ def denoise(
     scheduler.set_timesteps(settings.steps, device=noise.device)
     noisy = {"generator": generators} if settings.sampler == "euler_a" else {}
     latents = noise * scheduler.init_noise_sigma
-    for done, t in enumerate(scheduler.timesteps, start=1):
+    for done, (now, t) in enumerate(_levels(backbone.schedule, scheduler), start=1):
         scope: AbstractContextManager[None] = nullcontext()
         if guide is not None:
             negatives = len(noise) if settings.guidance != 1 else 0
@@ -271,7 +272,7 @@ def denoise(
                 edit_strength=settings.edit_strength,
                 steer=steer,
             )
-        latents = scheduler.step(prediction, t, latents, **noisy).prev_sample
+        latents = scheduler.step(prediction, now, latents, **noisy).prev_sample
         if callback is not None:
             callback(done, settings.steps, latents)
     return latents
@@ -281,7 +282,7 @@ def _prediction(backbone: Backbone, scheduler: Any, step: Step, latents: Tensor)
     """The UNet's output for the prompts alone."""
     rows = len(latents)
     noisy = scheduler.scale_model_input(latents, step.timestep)
-    timesteps = step.timestep.round().long().expand(rows)
+    timesteps = backbone.schedule.levels.nearest(step.timestep).expand(rows)
     return backbone.predict(noisy, timesteps, step.conditioning[-rows:])
 
 
@@ -299,14 +300,14 @@ def guided_prediction(
 
     eps_negative + guidance * (eps_prompt - eps_negative) + edit_strength * (eps_edit - eps_prompt)
 
-    noisy: (B,C,h,w); t: () timestep. conditioning: as `guided_conditioning` gives it; without rows
+    noisy: (B,C,h,w); t: () its level. conditioning: as `guided_conditioning` gives it; without rows
     of an edit the last term is left out, and at guidance 1 the negative prompts. edit_strength:
     None is EDIT_SHARE times the guidance. steer: changes the difference that guidance multiplies.
     All rows share one pass of the UNet.
     """
     strength = EDIT_SHARE * guidance if edit_strength is None else edit_strength
     rows = len(conditioning)
-    timesteps = t.round().long().expand(rows)  # Euler's lie between those trained on
+    timesteps = backbone.schedule.levels.nearest(t).expand(rows)  # Euler's lie between them
     every = noisy.repeat(rows // len(noisy), 1, 1, 1)
     start, *rest = backbone.predict(every, timesteps, conditioning).split(len(noisy))
     prediction = prompt = start
@@ -320,25 +321,45 @@ def guided_prediction(
     return prediction
 
 
-def make_scheduler(schedule: NoiseSchedule, sampler: SamplerName) -> Any:
-    """One of diffusers' schedulers over the backbone's own noise schedule, from t = T - 1 to 0.
+def make_scheduler(schedule: Schedule, sampler: SamplerName) -> Any:
+    """One of diffusers' schedulers over the backbone's own levels, from the noisiest on.
 
-    DDIM is DPM-Solver++ of order 1 (Lu et al. 2022). diffusers' own DDIMScheduler goes to
-    t - T // steps whatever its next timestep is, and starts below T - 1.
+    DDIM is DPM-Solver++ of order 1 (Lu et al. 2022), and of a flow the Euler step. diffusers' own
+    DDIMScheduler goes to t - T // steps whatever its next timestep is, and starts below T - 1.
+    Of a flow, euler_a is the stochastic DPM-Solver++ of order 1.
     """
     from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler
 
-    abar = schedule.alphas_cumprod.double().cpu()
+    levels, order = schedule.levels, 2 if sampler == "dpmpp_2m" else 1
+    if isinstance(levels, FlowLevels):
+        return DPMSolverMultistepScheduler(
+            use_flow_sigmas=True,
+            flow_shift=levels.shift,
+            prediction_type="flow_prediction",
+            solver_order=order,
+            algorithm_type="sde-dpmsolver++" if sampler == "euler_a" else "dpmsolver++",
+        )
+    assert isinstance(levels, DiscreteLevels)
+    # The least is diffusers' stand-in for the 0 of zero terminal SNR, whose sigma is infinite.
+    abar = levels.alphas_cumprod.double().cpu().clamp_min(2**-24)
     betas = 1 - abar / torch.cat([abar.new_ones(1), abar[:-1]])  # abar_t = prod (1 - beta_s)
     common = {
-        "num_train_timesteps": len(schedule),
+        "num_train_timesteps": len(levels),
         "trained_betas": betas.tolist(),
-        "prediction_type": schedule.prediction_type,
+        "prediction_type": schedule.prediction,
         "timestep_spacing": "linspace",
     }
     if sampler == "euler_a":
         return EulerAncestralDiscreteScheduler(**common)
-    return DPMSolverMultistepScheduler(**common, solver_order=1 if sampler == "ddim" else 2)
+    return DPMSolverMultistepScheduler(**common, solver_order=order)
+
+
+def _levels(schedule: Schedule, scheduler: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of each step what the scheduler calls it, and its level in the schedule."""
+    flow = isinstance(schedule.levels, FlowLevels)
+    # diffusers cuts a flow's timesteps, 1000 sigma, down to whole ones
+    levels = scheduler.sigmas[:-1].to(scheduler.timesteps.device) if flow else scheduler.timesteps
+    yield from zip(scheduler.timesteps, levels, strict=True)
 
 
 def share_of(level: float, levels: Sequence[float]) -> float:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from comfy_api.latest import io
 
 from ..magicapture.config import (
-    IdentitySettings,
     LoraSettings,
     Rates,
     Recipe,
@@ -180,7 +179,16 @@ class MagiCaptureTuneRecipe(Node):
                     default=KEEP,
                     tooltip="Size of the attention maps to look at, as it is for SD 1.5 at 512 px.",
                 ),
-                number(IdentitySettings, "max_timestep", id="identity_max_timestep", high=1000),
+                io.Int.Input(
+                    "identity_max_timestep",
+                    default=-1,
+                    min=-1,
+                    max=1000,
+                    tooltip="T' as a timestep of Stable Diffusion: the identity loss acts under "
+                    "weaker noise alone, since above x0 is too blurred to hold a face. The recipe "
+                    "keeps it as a signal-to-noise ratio, identity.min_snr. (Release: 800.) -1 "
+                    "keeps the recipe's own.",
+                ),
                 number(Rates, "tokens", id="token_rate", step=1e-5),
                 number(Rates, "unet", id="unet_rate", step=1e-5),
                 number(Rates, "text_encoder", id="text_encoder_rate", step=1e-5),

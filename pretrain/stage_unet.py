@@ -20,6 +20,7 @@ from magicapture.paperdoll.captions import SLOTS, read
 from magicapture.paperdoll.networks import TEXT_WIDTH, autoencoder, schedule, text_encoder, unet
 from magicapture.paperdoll.readers import faces_in
 from magicapture.paperdoll.tokenizer import LENGTH, load_tokenizer, write_tokenizer
+from magicapture.schedule import DiscreteLevels, Schedule
 
 from .dataset import Shards, captions_of
 from .loop import Plan, Trainer, averaged
@@ -72,7 +73,8 @@ def train(
     # Colour and composition are settled under strong noise, where an error in x0 is but a small
     # error in epsilon: min-SNR alone leaves a short training with the wrong colours.
     alphas = schedule().alphas_cumprod
-    weights = timestep_weights(alphas, "v")
+    noise = Schedule(DiscreteLevels(alphas))
+    weights = timestep_weights(noise, noise.levels.typical(), "v")
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         index = torch.randint(len(latents), (batch,), generator=generator)

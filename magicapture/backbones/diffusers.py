@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import TappedTorch, TappedUNet
-from ..backbone import Conditioning, NoiseSchedule
+from ..backbone import Conditioning
 from ..digests import digest, tokenizer_digest
 from ..errors import InputError
 from ..families import FAMILIES, Family, FamilyName
 from ..parts import Part, Parts
+from ..schedule import Schedule
 from ..tokens import Layout, Prompt, TokenVectors, layout, splice
 from .support import family_of
 
@@ -35,7 +36,7 @@ class DiffusersBackbone:
         vae: Any,
         text_encoders: Mapping[str, Any],
         tokenizers: Mapping[str, Any],
-        schedule: NoiseSchedule,
+        schedule: Schedule,
         decoder: Any = None,
     ) -> None:
         widths = [encoder.config.hidden_size for encoder in text_encoders.values()]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
-from ..backbone import NoiseSchedule, PredictionType
 from ..errors import StorageError
+from ..schedule import DiscreteLevels, Prediction, Schedule
 from ..weight_files import PICKLES, SAFETENSORS
 from .building import build_text_encoder, build_unet, build_vae, understood
 from .diffusers import DiffusersBackbone
@@ -38,7 +38,7 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     decoder: str | Path | None = None,
     tokenizer: str | Path | None = None,
-    prediction_type: PredictionType | None = None,
+    prediction_type: Prediction | None = None,
 ) -> DiffusersBackbone:
     """Load an SD 1.x, 2.x or XL model from a diffusers folder or a .safetensors or .ckpt file.
 
@@ -125,14 +125,14 @@ def _short(value: object) -> str:
 
 
 def _schedule(
-    config: Mapping[str, Any], prediction_type: PredictionType | None, source: Path
-) -> NoiseSchedule:
+    config: Mapping[str, Any], prediction_type: Prediction | None, source: Path
+) -> Schedule:
     """The noise schedule of a diffusers scheduler's config; StorageError where it is none."""
     from diffusers import DDIMScheduler
 
     keys = ("num_train_timesteps", "trained_betas", "rescale_betas_zero_snr", *BETAS)
     predicts = prediction_type or config.get("prediction_type", "epsilon")
-    if predicts not in get_args(PredictionType):
+    if predicts not in ("epsilon", "v_prediction"):
         refuse(f"one that predicts {predicts!r:.60}")
     with understood(source):
         if not 1 < config.get("num_train_timesteps", 1000) <= _MOST_STEPS:
@@ -143,5 +143,4 @@ def _schedule(
             raise ValueError("betas")
         if not (alphas.diff() < 0).all():
             raise ValueError("betas")
-    # diffusers' stand-in for the 0 that a schedule rescaled to zero terminal SNR ends in
-    return NoiseSchedule(alphas.clamp(min=2**-24), predicts)
+    return Schedule(DiscreteLevels(alphas), predicts)

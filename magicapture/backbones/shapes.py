@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backbone import PredictionType
 from ..errors import UnsupportedModelError
+from ..schedule import Prediction
 from .support import SUPPORTED, refuse
 
 Weights = Mapping[str, Tensor]
@@ -142,11 +142,11 @@ def schedule(weights: Weights) -> dict[str, Any]:
 
     Files of XL models say so by two names, "v_pred" and "ztsnr".
     """
-    told: PredictionType = "v_prediction" if "v_pred" in weights else prediction_type(weights)
+    told: Prediction = "v_prediction" if "v_pred" in weights else prediction_type(weights)
     return {"prediction_type": told, "rescale_betas_zero_snr": "ztsnr" in weights}
 
 
-def prediction_type(weights: Weights) -> PredictionType:
+def prediction_type(weights: Weights) -> Prediction:
     """What the UNet of SD 1.x and 2.x predicts; nothing in the file says so.
 
     SD 1.x predicts epsilon. Of the SD 2.x models the ones trained on v are told by the spread of

@@ -59,7 +59,7 @@ def setup_of(
         "base": {
             "title": title,
             "family": backbone.family,
-            "prediction": backbone.schedule.prediction_type,
+            "prediction": backbone.schedule.prediction,
             "sha256": sha256,
             "fingerprint": backbone.fingerprint()[:24],
             "small_decoder": backbone.decoder is not None,

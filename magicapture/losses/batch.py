@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ..attention import AttentionCapture, LayerMaps
-from ..backbone import Conditioning, NoiseSchedule
+from ..backbone import Conditioning
 from ..config import Phase, Recipe, Task
+from ..schedule import Schedule
 from ..tokens import Concept, Prompt, TokenVectors
 from .equations import masked_reconstruction
 
 IdentityTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Estimates x0 (B,C,h,w), landmarks (B,5,2) and abar (B,) to the identity loss (B,)."""
+"""Estimates x0 (B,C,h,w), landmarks (B,5,2) and `Schedule.signal` (B,) to the loss (B,)."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Answer:
 class Row:
     """One latent put through the UNet.
 
-    latents (1,C,h,w); epsilon its noise; timestep; supervised (1,1,h,w), 1 where the
+    latents (1,C,h,w); epsilon its noise; timestep, its level; supervised (1,1,h,w), 1 where the
     reconstruction counts; face (1,1,h,w), 1 on the face, and landmarks (1,5,2) in pixels, None
     where unknown. reconstruct is off for the separate pass of the identity loss. answers: their
     sum is the target in place of the noise, where there are any.
@@ -45,7 +46,7 @@ class Row:
     prompt: Prompt
     latents: Tensor
     epsilon: Tensor
-    timestep: int
+    timestep: float
     supervised: Tensor
     face: Tensor | None = None
     landmarks: Tensor | None = None
@@ -73,12 +74,12 @@ class Batch(Step):
     """The rows of a step, noised, and the UNet's answer to them.
 
     noisy (B,C,h,w) and timesteps (B,); prediction and target (B,C,h,w) float32.
-    noise_weights (T,): how much a reconstruction error counts at each t.
+    noise_weights (B,): how much a reconstruction error counts at each row's t.
     capture: holds the attention of this pass, and identity judges faces, where a loss needs them.
     """
 
     rows: Sequence[Row]
-    schedule: NoiseSchedule
+    schedule: Schedule
     conditioning: Conditioning
     noisy: Tensor
     timesteps: Tensor
@@ -102,7 +103,7 @@ class Batch(Step):
             torch.cat([row.supervised for row in self.rows]).to(self.prediction),
             normalise_area=self.recipe.normalise_area,
         )
-        return errors * self.noise_weights[[row.timestep for row in self.rows]].to(errors)
+        return errors * self.noise_weights.to(errors)
 
     @cached_property
     def attention(self) -> list[LayerMaps]:

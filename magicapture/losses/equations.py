@@ -6,13 +6,12 @@ where the authors' release differs.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import Scaling, Weighting
+from ..schedule import Schedule
 
 FLAT = 1e-6
 """A map whose range is below this share of all attention counts as flat: it is rounding noise."""
@@ -41,26 +40,24 @@ def masked_reconstruction(
     return loss / mask.float().mean(dim=(1, 2, 3)).clamp_min(one_cell)
 
 
-def timestep_weights(
-    alphas_cumprod: Tensor,
-    weighting: Weighting,
-    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
-) -> Tensor:
-    """How much an error of the model's output counts at each t (T,), 1 on average; abar is (T,).
+def timestep_weights(schedule: Schedule, timesteps: Tensor, weighting: Weighting) -> Tensor:
+    """How much an error of the network's output counts at timesteps (B,): (B,).
 
-    min_snr: an error in epsilon counts min(SNR, 5) / SNR (arXiv 2303.09556), where SNR is
-    abar / (1 - abar). v: that times 1 + 1 / SNR, by which an error in v is larger than one in
-    epsilon, up to STRONG. none: 1.
+    1 on average over the levels that are drawn. min_snr: an error in epsilon counts
+    min(SNR, 5) / SNR (arXiv 2303.09556). v: that times 1 + 1 / SNR, by which an error in v is
+    larger than one in epsilon, up to STRONG. none: 1, whatever is predicted.
     """
-    snr = alphas_cumprod / (1 - alphas_cumprod)
     if weighting == "none":
-        return torch.ones_like(snr)
-    weights = (WEAK / snr).clamp(max=1)
-    if weighting == "v":
-        weights = weights * (1 + 1 / snr).clamp(max=STRONG)
-    if prediction_type == "v_prediction":  # the error is one in v already
-        weights = weights / (1 + 1 / snr)
-    return weights / weights.mean()
+        return torch.ones(len(timesteps), device=timesteps.device)
+
+    def weights(t: Tensor) -> Tensor:
+        snr = schedule.snr(t).clamp_min(torch.finfo(torch.float32).tiny)
+        counts = (WEAK / snr).clamp(max=1)
+        if weighting == "v":
+            counts = counts * (1 + 1 / snr).clamp(max=STRONG)
+        return counts / schedule.error_ratio(t)
+
+    return weights(timesteps) / weights(schedule.levels.typical()).mean()
 
 
 def identity(embedding: Tensor, target: Tensor) -> Tensor:

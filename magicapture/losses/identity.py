@@ -29,20 +29,20 @@ class Identity(Loss):
 
     def __call__(self, batch: Batch) -> Tensor:
         settings = batch.recipe.identity
+        limit = batch.schedule.levels.limit(batch.recipe.snr(settings.min_snr))
         chosen = [
             i
             for i, row in enumerate(batch.rows)
             if row.landmarks is not None
             and row.task in settings.tasks
-            and row.timestep < settings.max_timestep
+            and row.timestep < limit
             and row.reconstruct != settings.separate_pass
         ]
         if not chosen or batch.identity is None:
             return batch.prediction.new_zeros(0)
         landmarks = torch.cat([batch.rows[i].landmarks for i in chosen])  # type: ignore[misc]
         x0 = batch.x0[chosen]
-        abar = batch.schedule.alphas_cumprod.to(x0.device)[batch.timesteps[chosen]]
-        return batch.identity(x0, landmarks, abar)
+        return batch.identity(x0, landmarks, batch.schedule.signal(batch.timesteps[chosen]))
 
 
 LOSSES.add(Identity())

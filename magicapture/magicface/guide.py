@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,15 +80,13 @@ class ReferenceGuide:
 
     def _sigma(self, timestep: Tensor) -> float:
         """The noise level at a timestep, which may lie between two."""
-        abar = self._backbone.schedule.alphas_cumprod.double().cpu().numpy()
-        levels = np.log(1 - abar) - np.log(abar)
-        return math.exp(0.5 * float(np.interp(float(timestep), np.arange(len(levels)), levels)))
+        return self._backbone.schedule.levels.sigma(float(timestep))
 
     def _pass(self, t: Tensor, rows: slice) -> None:
         """Some of the references, noised to timestep t, through the UNet."""
         noise = self._rows.noise(float(t), self._settings.reference_seed)[rows]
         clean = self._rows.latents[rows]
-        timesteps = t.round().long().expand(len(clean))
+        timesteps = self._backbone.schedule.levels.nearest(t).expand(len(clean))
         noisy = self._backbone.schedule.add_noise(clean, noise, timesteps)
         self._backbone.predict(noisy, timesteps, self._context[rows])
 

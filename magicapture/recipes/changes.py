@@ -10,6 +10,7 @@ from typing import Any
 from ..config import Phase, Rates, Recipe, from_dict, to_dict
 from ..errors import InputError
 from ..families import FAMILIES, FamilyName
+from ..older import is_older
 from ..settings import from_json, refuse_unknown
 
 _PART = re.compile(r"\.?([A-Za-z_]\w*)|\[(\d{1,6}|\*)\]")
@@ -74,6 +75,9 @@ def _keys(holder: Any, part: str, where: str) -> Iterator[Any]:
     """The keys or indices in an object or a list that one part of a path stands for."""
     where = where.removeprefix(".")
     if isinstance(holder, dict):
+        if is_older(where, part):  # `Recipe` reads it as what it is today
+            yield part
+            return
         refuse_unknown([part], holder, where)
         yield part
     elif isinstance(holder, list) and part == "*":
@@ -119,12 +123,13 @@ def miniature(recipe: Recipe) -> Recipe:
 
     One rule for every recipe: resolution, steps, class images, the size of enlarged maps and the
     seam of a label, in cells, are divided by four, and learning rates are multiplied by four, so
-    that rate times steps, the length of the way, stays. Attention is looked at in layers twice as
-    fine, since a small UNet has a level less: what is 16x16 for SD 1.5 at 512 px is 8x8 here, the
-    coarsest but the middle.
+    that rate times steps, the length of the way, stays. SNRs, which are stated for 512 px, are
+    divided by sixteen, so that losses act at the same noise levels. Attention is looked at in
+    layers twice as fine, since a small UNet has a level less: what is 16x16 for SD 1.5 at 512 px
+    is 8x8 here, the coarsest but the middle.
     The frozen model computes in its own number format.
     """
-    refocus, prior = recipe.refocus, recipe.prior
+    refocus, prior, labels = recipe.refocus, recipe.prior, recipe.labels
     return replace(
         with_rates(with_steps(recipe, round(recipe.steps / 4)), 4),
         resolution=recipe.side // 4,
@@ -134,7 +139,10 @@ def miniature(recipe: Recipe) -> Recipe:
             map_size=refocus.map_size and refocus.map_size // 4,
         ),
         prior=replace(prior, images=round(prior.images / 4)),
-        labels=replace(recipe.labels, seam=recipe.labels.seam / 4),
+        labels=replace(
+            labels, seam=labels.seam / 4, max_snr=labels.max_snr and labels.max_snr / 16
+        ),
+        identity=replace(recipe.identity, min_snr=recipe.identity.min_snr / 16),
         precision="model",
     )
 

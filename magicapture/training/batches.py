@@ -13,6 +13,7 @@ from ..config import Phase, Recipe, Task
 from ..data import EncodedVariant, LatentCache
 from ..losses import Answer, Row, tasks_of
 from ..prompts import class_prompt, fill, with_edit
+from ..schedule import Levels
 from ..tokens import Concept, Prompt
 
 
@@ -20,12 +21,13 @@ from ..tokens import Concept, Prompt
 class Batches:
     """The rows of each step; every random number comes from the generator handed in.
 
-    source, reference: the encoded photos of the person and of the style. composed: pseudo-labels
-    of their own, None where they are the style's portraits. prior: latents (N,C,h,w) of class
-    images, each of `prompts.class_prompt`.
+    levels: of the backbone's schedule. source, reference: the encoded photos of the person and of
+    the style. composed: pseudo-labels of their own, None where they are the style's portraits.
+    prior: latents (N,C,h,w) of class images, each of `prompts.class_prompt`.
     """
 
     recipe: Recipe
+    levels: Levels
     subject: Concept
     style: Concept
     source: LatentCache
@@ -78,7 +80,7 @@ class Batches:
         return self._row(task, photos[task], phase, generator)
 
     def _row(self, task: Task, photo: EncodedVariant, phase: Phase, generator: Generator) -> Row:
-        timestep = _integer(phase.max_timestep, generator)
+        timestep = self.levels.draw(generator, share=phase.share)
         return Row(
             task,
             self.prompt(task, photo.caption, generator),
@@ -90,25 +92,30 @@ class Batches:
             photo.landmarks,
         )
 
-    def _supervised(self, task: Task, photo: EncodedVariant, timestep: int) -> Tensor:
+    def _supervised(self, task: Task, photo: EncodedVariant, timestep: float) -> Tensor:
         """Where a task's reconstruction counts at t: its concept's region, or everywhere.
 
         A pseudo-label of its own says what of it shows what is asked for; its face is left to the
-        identity loss at weak noise (`LabelSettings.face_above`).
+        identity loss at weak noise (`LabelSettings.max_snr`).
         """
         everywhere = torch.ones_like(photo.latents[:, :1])
         if task == "composed" and self.composed is not None:
             taught = everywhere if photo.taught is None else photo.taught
-            if timestep >= self.recipe.labels.face_above or photo.face_mask is None:
+            if photo.face_mask is None or not self._face_is_drawn_by_identity(timestep):
                 return taught
             return taught * (1 - photo.face_mask)
         if not self.recipe.masked or photo.face_mask is None:
             return everywhere
         return (self.subject if task == "source" else self.style).region(photo.face_mask)
 
+    def _face_is_drawn_by_identity(self, timestep: float) -> bool:
+        """Whether the noise is too weak for the label's face to be taught."""
+        max_snr = self.recipe.labels.max_snr
+        return max_snr is not None and timestep < self.levels.limit(self.recipe.snr(max_snr))
+
     def _prior_row(self, phase: Phase, generator: Generator) -> Row:
         assert self.prior is not None
-        timestep = _integer(phase.max_timestep, generator)
+        timestep = self.levels.draw(generator, share=phase.share)
         index = _integer(len(self.prior), generator)
         latents = self.prior[index][None]
         prompt = Prompt(class_prompt(self.recipe, self.subject, index))
@@ -139,11 +146,12 @@ class Batches:
         settings = self.recipe.identity
         if not (settings.separate_pass and phase.weights["identity"]):
             return []
+        min_snr = self.recipe.snr(settings.min_snr)
         return [
             replace(
                 row,
                 epsilon=_noise(row.latents, generator),
-                timestep=_integer(settings.max_timestep, generator),
+                timestep=self.levels.draw(generator, min_snr=min_snr),
                 reconstruct=False,
             )
             for row in rows

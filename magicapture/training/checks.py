@@ -61,7 +61,7 @@ def probe(job: TrainingJob, backbone: Backbone, vectors: TokenVectors) -> None:
     latents = torch.randn(shape, generator=generator(job.seed, "probe")).to(backbone.device)
     prompt = Prompt(prompt_for(job.concepts, job.recipe.prompts))
     conditioning = backbone.encode_prompts([prompt], vectors)
-    timestep = torch.full((1,), len(backbone.schedule) - 1, device=backbone.device)
+    timestep = torch.tensor([backbone.schedule.levels.at(1)], device=backbone.device)
     refocused = "attention" in needs(job.recipe)
     with refocusing_capture(backbone, job.recipe) if refocused else nullcontext() as capture:
         with capture.recording() if capture else nullcontext():

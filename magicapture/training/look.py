@@ -30,8 +30,8 @@ def look(
     """
     latents = portrait.latents.to(backbone.device)
     noise = torch.randn(latents.shape, generator=noise_from).to(latents)
-    last = len(backbone.schedule) - 1
-    levels = torch.tensor([round((1 - share) * last) for share in SHARES], device=latents.device)
+    at = backbone.schedule.levels.at
+    levels = torch.tensor([at(1 - share) for share in SHARES], device=latents.device)
     rows = [Prompt(prompt)] * len(SHARES)
     conditioning = backbone.encode_prompts(rows, vectors)
     tokens = foci(backbone, rows, conditioning, vectors, concepts)

@@ -97,7 +97,9 @@ def _batches(job: TrainingJob, backbone: Backbone, tell: Listener) -> Batches:
         composed = encoded(labels.references, "composed", "encoding the pseudo-labels")
     if "class images" in needs(job.recipe):
         prior = class_latents(backbone, job, tell)
-    return Batches(job.recipe, *job.concepts, source, reference, composed, prior)
+    return Batches(
+        job.recipe, backbone.schedule.levels, *job.concepts, source, reference, composed, prior
+    )
 
 
 def _with_start(concept: Concept, recipe: Recipe) -> Concept:

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -100,7 +99,7 @@ class Objective:
             self._with_answers(
                 schedule.target(latents, epsilon, timesteps), rows, noisy, timesteps
             ),
-            self._noise_weights,
+            self._noise_weights(rows),
             self.capture,
             self.identity,
         )
@@ -124,12 +123,9 @@ class Objective:
                 sums[place] = sums.get(place, 0) + answer.sign * values
         return torch.stack([sums.get(i, own) for i, own in enumerate(target)]) if sums else target
 
-    @cached_property
-    def _noise_weights(self) -> Tensor:
-        schedule = self.backbone.schedule
-        return timestep_weights(
-            schedule.alphas_cumprod.cpu(), self.recipe.weighting, schedule.prediction_type
-        )
+    def _noise_weights(self, rows: Sequence[Row]) -> Tensor:
+        timesteps = torch.tensor([row.timestep for row in rows])
+        return timestep_weights(self.backbone.schedule, timesteps, self.recipe.weighting)
 
 
 def gradients(

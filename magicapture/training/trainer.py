@@ -174,7 +174,7 @@ class Trainer:
             info={
                 "steps": str(self.step),
                 "seed": str(self.job.seed),
-                "prediction": self.backbone.schedule.prediction_type,
+                "prediction": self.backbone.schedule.prediction,
                 **({"face_model": judge} if judge else {}),
             },
         )

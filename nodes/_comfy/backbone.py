@@ -17,6 +17,7 @@ from ...magicapture.backbone import Conditioning
 from ...magicapture.digests import digest
 from ...magicapture.families import FAMILIES
 from ...magicapture.parts import Parts
+from ...magicapture.schedule import DiscreteLevels
 from ...magicapture.tokens import Layout, Prompt, TokenVectors, layout
 from .attention import OVERRIDE, TappedComfy
 from .fingerprint import text_parts, unet_parts, vae_parts
@@ -149,14 +150,14 @@ class ComfyBackbone:
         """The UNet's own output for latents noised to t (B,), in the dtype of `noisy`."""
         output = self.unet(
             noisy.to(self.device, self.dtype),
-            timesteps.to(self.device).float(),
+            self._told(timesteps.to(self.device)).float(),
             context=conditioning.context.to(self.device, self.dtype),
-            y=self._told(noisy, conditioning),
+            y=self._pooled(noisy, conditioning),
             transformer_options={OVERRIDE: _differentiable},
         )
         return output.to(noisy.dtype)
 
-    def _told(self, noisy: Tensor, conditioning: Conditioning) -> Tensor | None:
+    def _pooled(self, noisy: Tensor, conditioning: Conditioning) -> Tensor | None:
         """What XL is told beside the context, as ComfyUI makes it: a whole picture of this size."""
         if FAMILIES[self.family].pooled is None:
             return None
@@ -168,6 +169,13 @@ class ComfyBackbone:
             device=self.device,
         )
         return told.to(self.device, self.dtype)
+
+    def _told(self, timesteps: Tensor) -> Tensor:
+        """What the network is told of levels: the timesteps themselves, or a multiple of sigma."""
+        if isinstance(self.schedule.levels, DiscreteLevels):
+            return timesteps
+        told: Tensor = self._model.get_model_object("model_sampling").timestep(timesteps)
+        return told
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -216,6 +224,7 @@ class ComfyBackbone:
             "ComfyUI",
             unet_parts(self._model),
             self.schedule,
+            self._told(torch.ones(1)),
             self._dtype,
             text_parts(self._clip, list(self._text.values())),
             vae_parts(self._vae),

@@ -12,15 +12,20 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
-from ...magicapture.backbone import NoiseSchedule, PredictionType
 from ...magicapture.errors import InputError, UnsupportedModelError
 from ...magicapture.families import FamilyName
+from ...magicapture.schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
 
 SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v prediction)"
 
 # ComfyUI's name of a text encoder: its key in adapters and embedding files. Stable Diffusion 2's
 # only encoder has the key of 1's, as everywhere outside ComfyUI.
 ENCODERS = {"clip_l": "clip_l", "clip_h": "clip_l", "clip_g": "clip_g"}
+
+
+DISCRETE = {sampling.ModelSamplingDiscrete, sampling.EPS, sampling.V_PREDICTION, object}
+FLOW = {sampling.ModelSamplingDiscreteFlow, sampling.ModelSamplingFlux, sampling.CONST, object}
+"""What the class of a model's sampling may be made of."""
 
 
 def family_of(model: ModelPatcher) -> FamilyName:
@@ -74,21 +79,29 @@ def sampling_patches(model: ModelPatcher) -> list[str]:
     return patches + [n for n in model.model_options if n == "model_function_wrapper"]
 
 
-def schedule_of(model: ModelPatcher) -> NoiseSchedule:
+def schedule_of(model: ModelPatcher) -> Schedule:
     """The noise schedule of a MODEL, with any ModelSampling node's changes.
 
-    abar_t = 1 / (sigma_t^2 + 1). Raises UnsupportedModelError for other predictions.
+    Timesteps have abar_t = 1 / (sigma_t^2 + 1); at zero terminal SNR ComfyUI's last is 5e-8. A
+    flow's levels are ComfyUI's sigmas, shifted in training as in sampling. Raises
+    UnsupportedModelError for other predictions.
     """
     own = model.get_model_object("model_sampling")
     kinds = {c for c in type(own).__mro__[1:] if c.__module__ != "torch.nn.modules.module"}
-    known = {sampling.ModelSamplingDiscrete, sampling.EPS, sampling.V_PREDICTION, object}
-    if sampling.EPS not in kinds or not kinds <= known:
+    flow = sampling.CONST in kinds
+    known = FLOW if flow else DISCRETE
+    if not (flow or sampling.EPS in kinds) or not kinds <= known:
         names = ", ".join(sorted(c.__name__ for c in kinds - known)) or type(own).__name__
         raise _unsupported("model", f"a model sampled by {names}")
-    prediction: PredictionType = "v_prediction" if sampling.V_PREDICTION in kinds else "epsilon"
+    if getattr(own, "noise_scale", 1.0) != 1:
+        raise _unsupported("model", f"a model whose noise is {own.noise_scale} times normal")
+    if flow:
+        half = float(own.percent_to_sigma(0.5))  # shift / (1 + shift)
+        return Schedule(FlowLevels(shift=half / (1 - half)), "flow")
+    prediction: Prediction = "v_prediction" if sampling.V_PREDICTION in kinds else "epsilon"
     with torch.inference_mode(False):
         sigmas = own.sigmas.detach().float().cpu().clone()
-        return NoiseSchedule(1 / (sigmas**2 + 1), prediction)
+        return Schedule(DiscreteLevels(1 / (sigmas**2 + 1)), prediction)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from magicapture.backbone import NoiseSchedule, PredictionType
 from magicapture.backbones import DiffusersBackbone
 from magicapture.backbones.clip_tokenizer import write_tokenizer
 from magicapture.backbones.support import BETAS
+from magicapture.schedule import DiscreteLevels, Prediction, Schedule
 
 WIDTH = 32
 
@@ -120,9 +120,9 @@ def tiny_xl() -> SimpleNamespace:
     return SimpleNamespace(unet=unet, text_encoders=encoders)
 
 
-def noise_schedule(prediction_type: PredictionType = "epsilon") -> NoiseSchedule:
+def noise_schedule(prediction: Prediction = "epsilon") -> Schedule:
     """Stable Diffusion's schedule."""
-    return NoiseSchedule(DDIMScheduler(**BETAS).alphas_cumprod, prediction_type)
+    return Schedule(DiscreteLevels(DDIMScheduler(**BETAS).alphas_cumprod), prediction)
 
 
 @pytest.fixture(scope="session")
@@ -139,13 +139,13 @@ def tiny() -> SimpleNamespace:
 
 @pytest.fixture
 def make_backbone(tokenizer: CLIPTokenizer) -> Callable[..., DiffusersBackbone]:
-    """Build a tiny backbone: make_backbone(prediction_type, vae="kl", unet={...}, ...).
+    """Build a tiny backbone: make_backbone(prediction, vae="kl", unet={...}, ...).
 
     A dictionary changes a part's config; a module takes the part's place.
     """
 
     def make(
-        prediction_type: PredictionType = "epsilon",
+        prediction: Prediction = "epsilon",
         *,
         vae: Any = "tiny",
         decoder: Any = None,
@@ -157,7 +157,7 @@ def make_backbone(tokenizer: CLIPTokenizer) -> Callable[..., DiffusersBackbone]:
             vae=tiny_vae(vae) if isinstance(vae, str) else vae,
             text_encoders={"clip_l": tiny_text_encoder(**(text_encoder or {}))},
             tokenizers={"clip_l": tokenizer},
-            schedule=noise_schedule(prediction_type),
+            schedule=noise_schedule(prediction),
             decoder=decoder,
         )
 

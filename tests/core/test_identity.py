@@ -12,7 +12,6 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from magicapture.backbone import NoiseSchedule
 from magicapture.backbones.taesd import load_taesd
 from magicapture.config import IdentitySettings
 from magicapture.faces.align import ARCFACE_TEMPLATE, invert, similarity, transform, warp
@@ -24,6 +23,7 @@ from magicapture.identity import (
     clamp,
     face_windows,
 )
+from magicapture.schedule import DiscreteLevels, Schedule
 
 PHOTO_LANDMARKS = torch.tensor(  # of photos/person/foreground__04.jpg at half size
     [[[107.4, 107.6], [146.8, 107.8], [126.0, 131.3], [109.5, 145.4], [146.4, 144.8]]]
@@ -109,12 +109,12 @@ def lora_gradients(decode, embedder, points: Tensor, target: Tensor, side: int) 
     lora = [p for name, p in unet.named_parameters() if "lora_" in name]
     for p in lora:
         nn.init.normal_(p, std=0.1)
-    schedule = NoiseSchedule(torch.linspace(0.999, 0.01, 1000))
+    schedule = Schedule(DiscreteLevels(torch.linspace(0.999, 0.01, 1000)))
     noisy, t = torch.randn(1, 4, side, side), torch.tensor([200])
     prediction = unet(noisy, t, torch.randn(1, 7, 16)).sample
     x0 = schedule.to_x0(prediction, noisy, t)
     loss = IdentityLoss(embedder, decode, 8, target, IdentitySettings())
-    return list(torch.autograd.grad(loss(x0, points, schedule.alphas_cumprod[t]).sum(), lora))
+    return list(torch.autograd.grad(loss(x0, points, schedule.signal(t)).sum(), lora))
 
 
 def test_gradient_reaches_the_lora(embedder, tiny_vae) -> None:

@@ -18,6 +18,7 @@ from magicapture.losses.equations import (
     timestep_weights,
     token_norm,
 )
+from magicapture.schedule import DiscreteLevels, FlowLevels, Schedule
 
 
 def binary(*shape: int) -> Tensor:
@@ -220,7 +221,11 @@ def test_timestep_weights_closed_form(weighting) -> None:
         least = 1 if weighting == "none" else min(snr, 5) / snr
         raw.append(least * (min(1 + 1 / snr, 10) if weighting == "v" else 1))
     expected = torch.tensor(raw) / (sum(raw) / len(raw))
-    torch.testing.assert_close(timestep_weights(abar, weighting), expected)
+    schedule = Schedule(DiscreteLevels(abar))
+    some = torch.tensor([3, 49, 0])
+    every = timestep_weights(schedule, torch.arange(50), weighting)
+    torch.testing.assert_close(every, expected)
+    assert torch.equal(timestep_weights(schedule, some, weighting), every[some])
 
 
 @pytest.mark.parametrize("weighting", ["min_snr", "v"])
@@ -228,6 +233,21 @@ def test_an_error_counts_alike_however_the_model_predicts(weighting) -> None:
     """An error e in x0 is sqrt(SNR) e in epsilon and sqrt(1 + SNR) e in v."""
     abar = torch.linspace(0.998, 0.15, 50)  # before the limit on strong noise
     snr = abar / (1 - abar)
-    epsilon = timestep_weights(abar, weighting) * snr
-    v = timestep_weights(abar, weighting, "v_prediction") * (1 + snr)
+    t, levels = torch.arange(50), DiscreteLevels(abar)
+    epsilon = timestep_weights(Schedule(levels), t, weighting) * snr
+    v = timestep_weights(Schedule(levels, "v_prediction"), t, weighting) * (1 + snr)
     torch.testing.assert_close(epsilon / epsilon.mean(), v / v.mean())
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "v"])
+def test_an_error_of_a_flow_counts_as_one_in_epsilon_at_the_same_snr(weighting) -> None:
+    """An error e in x0 is e / sigma in a flow's output."""
+    flow = Schedule(FlowLevels("uniform"), "flow")
+    sigmas = torch.linspace(0.05, 0.7, 50)
+    snr = ((1 - sigmas) / sigmas) ** 2
+    abar = snr / (1 + snr)
+    epsilon = timestep_weights(Schedule(DiscreteLevels(abar)), torch.arange(50), weighting) * snr
+    mine = timestep_weights(flow, sigmas, weighting) / sigmas**2
+    torch.testing.assert_close(mine / mine.mean(), epsilon / epsilon.mean())
+    drawn = timestep_weights(flow, flow.levels.typical(), weighting)
+    torch.testing.assert_close(drawn.mean(), torch.tensor(1.0))

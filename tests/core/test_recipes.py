@@ -9,6 +9,7 @@ import pytest
 
 from magicapture.config import (
     IdentitySettings,
+    LabelSettings,
     Phase,
     PriorSettings,
     Rates,
@@ -19,6 +20,7 @@ from magicapture.config import (
     to_dict,
 )
 from magicapture.errors import InputError, StorageError
+from magicapture.older import snr_between
 from magicapture.recipes import (
     DEFAULT,
     RECIPE_NAMES,
@@ -36,6 +38,7 @@ from magicapture.recipes import (
     with_weights,
     without_masks,
 )
+from magicapture.schedule import DiscreteLevels, stable_diffusion_snr
 
 # -- the named ones ---------------------------------------------------------------------------
 
@@ -70,9 +73,9 @@ def test_the_paper_and_the_release_are_as_published():
     assert paper.accumulation == 4 and not paper.normalise_area
     assert paper.refocus.scaling == release.refocus.scaling == "minmax"
     assert release.phases[0].rates.tokens == 2e-3
-    assert release.phases[1].rates.unet == 4e-4 and release.phases[1].max_timestep == 800
+    assert release.phases[1].rates.unet == 4e-4 and release.phases[1].share == 0.8
     assert release.normalise_area and release.refocus.map_size == 64
-    assert release.lora.rank == 4 and release.identity.max_timestep == 800
+    assert release.lora.rank == 4 and release.identity.min_snr == snr_between(800)
 
 
 # -- files of the user ------------------------------------------------------------------------
@@ -108,6 +111,68 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
             read_recipe(file)
 
 
+# -- of earlier versions ----------------------------------------------------------------------
+
+EARLIER = {
+    "phases": [{"max_timestep": 1000}, {"max_timestep": 800}],
+    "identity": {"max_timestep": 500, "comment": "T'"},
+    "labels": {"face_above": 600},
+}
+
+
+def test_a_recipe_of_an_earlier_version_acts_at_the_same_timesteps(tmp_path, caplog):
+    file = tmp_path / "mine.json"
+    levels = DiscreteLevels(1 - 1 / (1 + stable_diffusion_snr().float()))
+    for side in (512, 128, 768):
+        file.write_text(json.dumps({"resolution": side, **EARLIER}))
+        with caplog.at_level("INFO", "magicapture"):
+            made = read_recipe(file)
+        assert [phase.share for phase in made.phases] == [1, 0.8]
+        assert levels.limit(made.snr(made.identity.min_snr)) == 500
+        assert levels.limit(made.snr(made.labels.max_snr)) == 600
+        assert "identity.max_timestep = 500 is of an earlier version" in caplog.text
+    assert "read as min_snr = 0.383." in caplog.text
+    assert from_dict(Recipe, to_dict(made)) == made
+    file.write_text('{"labels": {"face_above": 0}, "identity": {"max_timestep": 1000}}')
+    assert read_recipe(file) == replace(
+        Recipe("mine"), identity=IdentitySettings(min_snr=0), labels=LabelSettings(max_snr=None)
+    )
+
+
+def test_every_timestep_of_earlier_versions_is_a_limit_of_its_own():
+    levels = DiscreteLevels(1 - 1 / (1 + stable_diffusion_snr().float()))
+    assert [levels.limit(snr_between(t)) for t in range(1, 1001)] == list(range(1, 1001))
+    assert IdentitySettings().min_snr == snr_between(500)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"identity": {"max_timestep": 0}}, "identity.max_timestep: expected a whole number, 1"),
+        ({"identity": {"max_timestep": "5"}}, "identity.max_timestep: expected a whole number, 1"),
+        ({"labels": {"face_above": -1}}, "labels.face_above: expected a whole number, 0 to 1000"),
+        ({"phases": [{"max_timestep": 1001}]}, "phases[0].max_timestep: expected a whole number"),
+        ({"phases": [{"max_timestep": True}]}, "phases[0].max_timestep: expected a whole number"),
+        ({"phases": 3, "identity": None}, "phases: expected a list"),
+        ({"resolution": "x", "identity": {"max_timestep": 5}}, "resolution: expected a whole"),
+    ],
+)
+def test_a_timestep_out_of_range_is_refused_by_its_older_name(data, message):
+    with pytest.raises(InputError) as error:
+        from_dict(Recipe, data)
+    assert message in str(error.value)
+
+
+def test_a_change_may_have_an_older_name():
+    lines = ["identity.max_timestep=400", "phases[*].max_timestep=900", "labels.face_above=600"]
+    made = changed(recipe(), parse_changes(lines))
+    assert (made.identity.min_snr, made.labels.max_snr) == (0.74, snr_between(600))
+    assert [phase.share for phase in made.phases] == [0.9, 0.9]
+    assert changed(recipe(), {"phases[1].max_timestep": 800}).phases[0].share == 1
+    with pytest.raises(InputError, match=r"lora\.max_timestep: there is no such setting"):
+        changed(recipe(), {"lora.max_timestep": 3})
+
+
 # -- changes by path --------------------------------------------------------------------------
 
 
@@ -132,7 +197,7 @@ def test_any_field_can_be_changed_by_its_path():
     assert [phase.schedule for phase in made.phases] == ["linear", "linear"]
     assert made.prompts.source == ("a photo of {subject} {noun}",)
     assert made.prompts.style[0] == "a {noun} = {style}"
-    assert made.identity == replace(recipe("paper").identity, max_timestep=400)
+    assert made.identity == replace(recipe("paper").identity, min_snr=0.74)
     assert changed(recipe("paper"), {}) == recipe("paper")
 
 
@@ -249,6 +314,9 @@ def test_a_miniature_is_a_quarter_whose_way_is_as_long(name):
         recipe("paper")
     ).refocus.factors == (2,)
     assert miniature(recipe("release")).refocus.map_size == 16
+    assert small.snr(small.identity.min_snr) == whole.snr(whole.identity.min_snr)
+    hidden = replace(whole, labels=LabelSettings(max_snr=0.2))
+    assert miniature(hidden).snr(miniature(hidden).labels.max_snr) == hidden.snr(0.2)
 
 
 # -- what cannot be trained -------------------------------------------------------------------

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from magicapture.adapters import Adapter
-from magicapture.backbone import NoiseSchedule
 from magicapture.errors import InputError, NumericalError
 from magicapture.lora import LoraWeights
 from magicapture.sampling import (
@@ -21,6 +20,7 @@ from magicapture.sampling import (
     seeded,
     share_of,
 )
+from magicapture.schedule import DiscreteLevels, FlowLevels, Schedule
 from magicapture.tokens import Prompt, TokenVectors
 
 SMALL = {"steps": 4, "width": 64, "height": 64}
@@ -40,7 +40,7 @@ def test_ddim_is_the_papers_loop(make_backbone, vectors, kind):
     conditioning = guided_conditioning(backbone, ["a <ada> cat"], vectors, settings)
     noise = torch.randn(1, 4, 8, 8)
 
-    z, abar = noise, backbone.schedule.alphas_cumprod
+    z, abar = noise, backbone.schedule.levels.alphas_cumprod
     with torch.no_grad():
         for t, following in ((999, 749), (749, 500), (500, 250), (250, None)):
             now = torch.tensor([t])
@@ -60,7 +60,7 @@ def test_euler_ancestral_is_its_loop(backbone, vectors):
     settings = SamplingSettings("euler_a", guidance=1.0, **SMALL)
     conditioning = guided_conditioning(backbone, ["a <ada> cat"], vectors, settings)
     noise = torch.randn(1, 4, 8, 8)
-    abar = backbone.schedule.alphas_cumprod
+    abar = backbone.schedule.levels.alphas_cumprod
     times = [999, 666, 333, 0]
     sigmas = [float(((1 - abar[t]) / abar[t]).sqrt()) for t in times] + [0.0]
     generator = torch.Generator().manual_seed(8)
@@ -88,7 +88,7 @@ def test_a_perfect_model_gives_its_one_picture(make_backbone, sampler, kind):
     picture = torch.randn(1, 4, 8, 8)
 
     def predict(noisy, timesteps, conditioning):
-        signal, noise = backbone.schedule.signal_and_noise(timesteps, noisy)
+        signal, noise = backbone.schedule.mix(timesteps, noisy)
         epsilon = (noisy - signal * picture) / noise
         return backbone.schedule.target(picture, epsilon, timesteps)
 
@@ -101,12 +101,68 @@ def test_a_perfect_model_gives_its_one_picture(make_backbone, sampler, kind):
     torch.testing.assert_close(found, picture, atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_perfect_flow_gives_its_one_picture_and_is_told_sigmas(backbone, sampler, shift):
+    backbone.schedule = Schedule(FlowLevels(shift=shift), "flow")
+    picture, told = torch.randn(1, 4, 8, 8), []
+
+    def predict(noisy, timesteps, conditioning):
+        told.append(float(timesteps[0]))
+        return (noisy - picture) / timesteps.reshape(-1, 1, 1, 1)
+
+    backbone.predict = predict
+    settings = SamplingSettings(sampler, steps=25, guidance=1.0, width=64, height=64)
+    conditioning = guided_conditioning(backbone, ["a"], None, settings)
+    starts = torch.randn(2, 1, 4, 8, 8)
+    for noise in starts:
+        found = denoise(backbone, noise, conditioning, settings, generators=seeded(0, 1))
+        torch.testing.assert_close(found, picture, atol=0.05, rtol=0)
+    levels = told[:25]
+    assert levels == sorted(levels, reverse=True) and 0.99 < levels[0] < 1
+    even = [1 - i * 0.999 / 25 - 0.001 for i in range(25)]
+    expected = [shift * u / (1 + (shift - 1) * u) for u in even]
+    assert levels == pytest.approx(expected, abs=0.05)
+
+
+def test_ddim_of_a_flow_is_eulers_loop(backbone):
+    backbone.schedule = Schedule(FlowLevels(), "flow")
+    torch.manual_seed(0)
+    bend = torch.randn(4, 4)
+
+    def predict(noisy, timesteps, conditioning):
+        turned = torch.einsum("ij,bjhw->bihw", bend, noisy).tanh()
+        return noisy * timesteps.reshape(-1, 1, 1, 1) + turned
+
+    backbone.predict = predict
+    settings = SamplingSettings("ddim", steps=7, guidance=1.0, width=64, height=64)
+    scheduler = make_scheduler(backbone.schedule, "ddim")
+    scheduler.set_timesteps(7)
+    z = noise = torch.randn(1, 4, 8, 8)
+    for now, following in zip(scheduler.sigmas, scheduler.sigmas[1:], strict=False):
+        z = z + (following - now) * predict(z, now.expand(1), None)
+    conditioning = guided_conditioning(backbone, ["a"], None, settings)
+    found = denoise(backbone, noise, conditioning, settings)
+    torch.testing.assert_close(found, z, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_zero_terminal_snr_can_be_drawn_from(backbone, sampler):
+    abar = backbone.schedule.levels.alphas_cumprod
+    levels = DiscreteLevels(abar - abar[-1])
+    backbone.schedule = Schedule(levels, "v_prediction")
+    settings = SamplingSettings(sampler, guidance=1.0, **SMALL)
+    assert sample(backbone, "a", settings=settings).isfinite().all()
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_schedulers_take_the_backbones_schedule(tiny, sampler):
-    schedule = NoiseSchedule(tiny.schedule().alphas_cumprod[:600] ** 1.3, "v_prediction")
+    schedule = Schedule(
+        DiscreteLevels(tiny.schedule().levels.alphas_cumprod[:600] ** 1.3), "v_prediction"
+    )
     scheduler = make_scheduler(schedule, sampler)
     torch.testing.assert_close(
-        scheduler.alphas_cumprod, schedule.alphas_cumprod, rtol=1e-4, atol=1e-6
+        scheduler.alphas_cumprod, schedule.levels.alphas_cumprod, rtol=1e-4, atol=1e-6
     )
     assert scheduler.config.prediction_type == "v_prediction"
     for steps in (2, 7, 61):

@@ -112,7 +112,7 @@ def test_predictions_equal_what_sampling_denoises_to(pack, either):
     """x0 by the backbone's schedule is what ComfyUI's samplers get for the same latents."""
     backbone = pack.comfy.ComfyBackbone(either.model, either.clip, either.vae)
     kind = "v_prediction" if backbone.family == "sd2" else "epsilon"
-    assert backbone.schedule.prediction_type == kind
+    assert backbone.schedule.prediction == kind
     noisy = seeded(3, 4, 8, 8)
     vectors = token_vectors(pack, ada=1)
     prompts = [pack("magicapture.tokens").Prompt("a photo of <ada>")] * 3
@@ -138,8 +138,11 @@ def test_the_schedule_is_stable_diffusions(pack, tiny):
     backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     expected = (1 - betas).cumprod(0).float()
-    torch.testing.assert_close(backbone.schedule.alphas_cumprod, expected, rtol=1e-4, atol=1e-6)
-    assert not backbone.schedule.alphas_cumprod.is_inference()
+    torch.testing.assert_close(
+        backbone.schedule.levels.alphas_cumprod, expected, rtol=1e-4, atol=1e-6
+    )
+    assert not backbone.schedule.levels.alphas_cumprod.is_inference()
+    assert backbone.schedule.levels.limit(0.383) == 500
 
 
 def test_a_sampling_node_changes_the_schedule(pack, tiny):
@@ -148,11 +151,11 @@ def test_a_sampling_node_changes_the_schedule(pack, tiny):
     node = ModelSamplingDiscrete()
     model = node.patch(tiny.model, "v_prediction", False)[0]
     backbone = pack.comfy.ComfyBackbone(model, tiny.clip, tiny.vae)
-    assert backbone.schedule.prediction_type == "v_prediction"
+    assert backbone.schedule.prediction == "v_prediction"
     terminal = node.patch(tiny.model, "eps", True)[0]
     schedule = pack.comfy.ComfyBackbone(terminal, tiny.clip, tiny.vae).schedule
-    assert schedule.prediction_type == "epsilon"
-    assert schedule.alphas_cumprod[-1] < 1e-6
+    assert schedule.prediction == "epsilon"
+    assert schedule.levels.alphas_cumprod[-1] < 1e-6
     error = pack("magicapture.errors").UnsupportedModelError
     with pytest.raises(error, match="X0"):
         pack.comfy.ComfyBackbone(node.patch(tiny.model, "x0", False)[0], tiny.clip, tiny.vae)

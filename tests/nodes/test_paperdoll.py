@@ -63,7 +63,7 @@ def own_samples(pack, backbone, sigmas: Tensor) -> Tensor:
     texts = [prompt("")] * 2 + [prompt(TEXT)] * 2
     conditioning = backbone.encode_prompts(texts, none)
     noise = torch.randn((2, 8, 16, 16), generator=torch.manual_seed(SEED))
-    abar = backbone.schedule.alphas_cumprod
+    abar = backbone.schedule.levels.alphas_cumprod
     known = ((1 - abar) / abar).sqrt()
     x = noise * (1 + sigmas[0] ** 2).sqrt()
     for now, then in pairwise(sigmas):

@@ -215,7 +215,7 @@ def test_a_single_file(single, tmp_path) -> None:
     save_file(weights, tmp_path / "xl.safetensors")
     found = load_backbone(tmp_path / "xl.safetensors")
     assert_same(found, pipeline)
-    assert found.schedule.prediction_type == "epsilon"
+    assert found.schedule.prediction == "epsilon"
     assert found.vae.config.scaling_factor == 0.13025
     with torch.no_grad():
         got = found.encode_prompts([Prompt("a photo of a woman")], NOTHING)
@@ -231,10 +231,10 @@ def test_a_file_that_says_v_and_zero_terminal_snr(single, tmp_path) -> None:
     told = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
     save_file({**single[0], **told}, tmp_path / "xl.safetensors")
     schedule = load_backbone(tmp_path / "xl.safetensors").schedule
-    assert schedule.prediction_type == "v_prediction"
+    assert schedule.prediction == "v_prediction"
     reference = DDIMScheduler(**BETAS, rescale_betas_zero_snr=True).alphas_cumprod
-    torch.testing.assert_close(schedule.alphas_cumprod[:-1], reference[:-1])
-    assert schedule.alphas_cumprod[-1] < 1e-6
+    torch.testing.assert_close(schedule.levels.alphas_cumprod[:-1], reference[:-1])
+    assert schedule.levels.alphas_cumprod[-1] < 1e-6
 
 
 def test_what_is_no_base_model_is_refused_by_name(single, pipeline, tmp_path) -> None:

@@ -76,7 +76,7 @@ def test_sd1_layout_loads_whole(parts, ldm_layout, tmp_path, suffix):
     backbone = load_backbone(path)
 
     assert backbone.family == "sd1"
-    assert backbone.schedule.prediction_type == "epsilon"
+    assert backbone.schedule.prediction == "epsilon"
     assert backbone.downscale == 8
     for module, original in zip(
         (backbone.unet, backbone.vae, backbone.text_encoders["clip_l"]), parts, strict=True
@@ -158,7 +158,7 @@ def test_prediction_type_of_sd2():
 def test_prediction_type_can_be_given(parts, ldm_layout, tmp_path):
     save_file(ldm_layout(*parts), tmp_path / "model.safetensors")
     backbone = load_backbone(tmp_path / "model.safetensors", prediction_type="v_prediction")
-    assert backbone.schedule.prediction_type == "v_prediction"
+    assert backbone.schedule.prediction == "v_prediction"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from magicapture.config import (
+    IdentitySettings,
     LoraSettings,
     Phase,
     PriorSettings,
@@ -74,6 +75,7 @@ RECIPE = Recipe(
     ),
     lora=LoraSettings(rank=4),
     refocus=RefocusSettings(factors=(1, 2)),
+    identity=IdentitySettings(min_snr=0.383 / 16),  # t < 500 at this side
     prior=PriorSettings(images=2, steps=2),
     resolution=SIDE,
     variants=2,

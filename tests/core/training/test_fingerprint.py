@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from magicapture.backbone import NoiseSchedule
 from magicapture.backbones import DiffusersBackbone, load_backbone
 from magicapture.faces.embed import FaceEmbeddingNetwork, Normalisation
 from magicapture.sampling import SamplingSettings, sample
+from magicapture.schedule import DiscreteLevels, FlowLevels, Schedule
 from magicapture.tokens import TokenVectors
 from magicapture.training import Trainer
 from magicapture.training.fingerprint import run_name
@@ -41,12 +41,13 @@ def last_weight(part: str) -> Callable[[DiffusersBackbone], None]:
     return change
 
 
-def schedule(change: Callable[[NoiseSchedule], NoiseSchedule]):
+def schedule(change: Callable[[Schedule], Schedule]):
     return lambda backbone: setattr(backbone, "schedule", change(backbone.schedule))
 
 
-def zero_snr(schedule: NoiseSchedule) -> NoiseSchedule:
-    return replace(schedule, alphas_cumprod=schedule.alphas_cumprod - schedule.alphas_cumprod[-1])
+def zero_snr(schedule: Schedule) -> Schedule:
+    abar = schedule.levels.alphas_cumprod
+    return replace(schedule, levels=DiscreteLevels(abar - abar[-1]))
 
 
 def more_words(backbone: DiffusersBackbone) -> None:
@@ -65,8 +66,9 @@ CHANGES: dict[str, Callable[[DiffusersBackbone], object]] = {
     **{part: last_weight(part) for part in ("unet", "clip_l", "vae", "decoder")},
     "no fast decoder": lambda b: setattr(b, "decoder", None),
     "the VAE's scale": lambda b: b.vae.register_to_config(scaling_factor=0.13025),
-    "the prediction": schedule(lambda s: replace(s, prediction_type="v_prediction")),
+    "the prediction": schedule(lambda s: replace(s, prediction="v_prediction")),
     "the noise": schedule(zero_snr),
+    "another process": schedule(lambda s: replace(s, levels=FlowLevels())),
     "the words": more_words,
     "the precision": lambda b: b.unet.bfloat16(),
     "an activation": gelu,

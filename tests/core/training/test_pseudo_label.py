@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from magicapture.config import LabelSettings
+from magicapture.older import snr_between
 from magicapture.training import Trainer
 
 
@@ -53,7 +54,7 @@ def test_the_epoch_of_the_labels_is_kept(make_job, make_backbone, embedder):
 
 
 def test_the_labels_face_is_taught_where_noise_hides_it(make_job, backbone, embedder):
-    labels = LabelSettings(face_above=600)
+    labels = LabelSettings(max_snr=snr_between(600) / 16)
     drawn, _ = rows_of(
         make_job(pseudo_label="face_laid_in", labels=labels), backbone, embedder, count=40
     )
