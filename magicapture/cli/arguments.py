@@ -195,9 +195,9 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
         default="composed",
         choices=get_args(PromptKind),
     )
+    shown = {"edit_strength": "twice the guidance", "width": _OWN, "height": _OWN}
     for name in DRAWN_BY:
-        shown = "twice the guidance" if name == "edit_strength" else ""
-        setting_option(picture, SamplingSettings, name, shown=shown)
+        setting_option(picture, SamplingSettings, name, shown=shown.get(name, ""))
     option(
         picture,
         "--strength",
