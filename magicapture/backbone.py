@@ -96,6 +96,10 @@ class Backbone(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images, differentiable and not clamped."""
 
+    @property
+    def has_fast_decoder(self) -> bool:
+        """Whether `decode_fast` has a decoder of its own."""
+
     def decode_fast(self, latents: Tensor) -> Tensor:
         """`decode` by a smaller decoder where there is one; for losses and previews."""
 

@@ -30,11 +30,11 @@ class Family:
     """A family of base models whose adapters fit each other.
 
     title: for users. encoders: in the order of their LoRAs' numbers in kohya's files. resolution:
-    of training pictures, in pixels a side, where a recipe names none. penultimate: the context is
-    the encoders' last layer but one. pooled: the encoder whose pooled output is told beside it,
-    with the picture's size. half_vae: whether the VAE may compute in float16. decoder: the tiny
-    one's name. base_version, architecture: what kohya's tools and the model metadata standard
-    call it. magicface: whether MagicFace works on it. advice: for users, or "".
+    of training pictures, in pixels a side, where a recipe names none. base_version, architecture:
+    what kohya's tools and the model metadata standard call it. decoder: the tiny one's name.
+    comfyui: the first version that has it. penultimate: the context is the encoders' last layer
+    but one. pooled: the encoder whose pooled output is told beside it, with the picture's size.
+    half_vae: whether the VAE may compute in float16. magicface: whether MagicFace works on it.
     """
 
     title: str
@@ -43,11 +43,11 @@ class Family:
     base_version: str
     architecture: str
     decoder: str
+    comfyui: str = "0.3.64"
     penultimate: bool = False
     pooled: str | None = None
     half_vae: bool = True
     magicface: bool = True
-    advice: str = ""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -87,7 +87,33 @@ FAMILIES: Mapping[str, Family] = {
         penultimate=True,
         pooled="clip_g",
         half_vae=False,
-        advice="Train on the base model or a full fine-tune of it; Turbo, Lightning and LCM models "
-        "are for drawing, and take the adapter of their base.",
     ),
 }
+
+
+def table() -> str:
+    """What works on which family, as rows of Markdown; `docs/families.md` holds them."""
+    head = (
+        "base model",
+        "vectors of a token",
+        "pictures",
+        "refocusing",
+        "MagicFace",
+        "tiny decoder",
+        "ComfyUI",
+    )
+    lines = [head, ("---",) * len(head)]
+    for family in FAMILIES.values():
+        vectors = " and ".join(f"`{e.key}` ({e.width})" for e in family.encoders)
+        lines.append(
+            (
+                family.title,
+                vectors,
+                f"{family.resolution} px",
+                "yes",
+                "yes" if family.magicface else "no",
+                family.decoder,
+                f"{family.comfyui} and newer",
+            )
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

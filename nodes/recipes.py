@@ -46,8 +46,8 @@ FACTORS = {"16x16 and 32x32": (2, 4), "16x16": (4,), "8x8 to 64x64": (1, 2, 4, 8
 def _sizes(recipe: Recipe) -> str:
     """What 0 and -1 stand for: "1,400 steps, rank 16", and the pictures' size where it has one."""
     steps = sum(phase.steps for phase in recipe.phases)
-    size = f"{recipe.resolution} px" if recipe.resolution else "the model's own resolution"
-    return f"{steps:,} steps, rank {recipe.lora.rank}, {size}"
+    size = f", {recipe.resolution} px" if recipe.resolution else ""
+    return f"{steps:,} steps, rank {recipe.lora.rank}{size}"
 
 
 class MagiCaptureChooseRecipe(Node):

@@ -36,7 +36,12 @@ class MagiCaptureTrain(Node):
             description="Learn the subject's face and the style as two tokens and a small LoRA. "
             "Cancel keeps what is done; the same queue again goes on from there.",
             inputs=[
-                io.Model.Input("model", tooltip="Stable Diffusion 1.x or 2.x. Left as it is."),
+                io.Model.Input(
+                    "model",
+                    tooltip="Stable Diffusion 1.x, 2.x or XL. Left as it is. "
+                    "Train on a base model or a full fine-tune of it; Turbo, Lightning and LCM "
+                    "models are for drawing, and take the adapter of their base.",
+                ),
                 io.Clip.Input("clip"),
                 io.Vae.Input("vae"),
                 ConceptSocket.Input("subject", tooltip="The person: a concept of role subject."),
@@ -53,8 +58,8 @@ class MagiCaptureTrain(Node):
                 io.Vae.Input(
                     "fast_decoder",
                     optional=True,
-                    tooltip="A TAESD for the base model (Load VAE: taesd). The identity loss and "
-                    "the previews then cost much less.",
+                    tooltip="A TAESD for the base model (Load VAE: taesd; for XL taesdxl, which "
+                    "saves gigabytes). The identity loss and the previews then cost much less.",
                 ),
                 io.Int.Input(
                     "training_seed",  # not "seed": the frontend would draw a new one each time

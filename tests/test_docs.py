@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import magicapture
+from magicapture import families
 from magicapture.paperdoll.pairs import make_pair
 from magicapture.paperdoll.weights import WEIGHTS
 
@@ -102,3 +103,8 @@ def test_the_library_as_the_usage_page_shows_it(
     exec("from magicapture import doll_example\n" + code, {})
     assert (tmp_path / "trained" / "ada-noir.safetensors").is_file()
     assert (tmp_path / "trained" / "embeddings" / "noir-1.safetensors").is_file()
+
+
+def test_the_page_of_base_models_is_made_from_the_data() -> None:
+    page = (ROOT / "docs/families.md").read_text("utf-8")
+    assert families.table() in page, "docs/families.md: put in what families.table() returns"

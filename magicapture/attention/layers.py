@@ -17,18 +17,20 @@ def self_attentions(unet: nn.Module) -> dict[str, nn.Module]:
     return _attentions(unet, "attn1")
 
 
-def select(unet: nn.Module, *, middle: bool = False) -> list[str]:
-    """Names of the cross-attention layers, those of the middle block only if asked for."""
-    return [name for name in cross_attentions(unet) if middle or not _MIDDLE & set(name.split("."))]
-
-
 def last_blocks(unet: nn.Module, *, middle: bool = False) -> list[str]:
     """Names of the last transformer block of every stack, those of the middle block if asked for.
 
-    Its layers are `attn1` and `attn2` below that name. One block shows what its stack attends to.
+    Its layers are `attn1` and `attn2` below that name. One block shows what its stack attends to;
+    Stable Diffusion 1.x and 2.x have no other, XL's stacks have up to ten.
     """
-    blocks = [name.removesuffix(".attn2") for name in select(unet, middle=middle)]
-    return list({block.rpartition(".")[0]: block for block in blocks}.values())
+    blocks = [name.removesuffix(".attn2") for name in cross_attentions(unet)]
+    kept = [block for block in blocks if middle or not _MIDDLE & set(block.split("."))]
+    return list({block.rpartition(".")[0]: block for block in kept}.values())
+
+
+def select(unet: nn.Module, *, middle: bool = False) -> list[str]:
+    """Names of the cross-attention layers to look at: those of `last_blocks`."""
+    return [f"{block}.attn2" for block in last_blocks(unet, middle=middle)]
 
 
 def _attentions(unet: nn.Module, suffix: str) -> dict[str, nn.Module]:

@@ -169,6 +169,11 @@ class DiffusersBackbone:
         """Latents to images by the full VAE, differentiable and not clamped."""
         return _decode(self.vae, latents)
 
+    @property
+    def has_fast_decoder(self) -> bool:
+        """Whether `decode_fast` has a decoder of its own."""
+        return self.decoder is not None
+
     def decode_fast(self, latents: Tensor) -> Tensor:
         """`decode` by the small decoder where there is one; for losses and previews."""
         return _decode(self.vae if self.decoder is None else self.decoder, latents)

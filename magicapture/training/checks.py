@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -11,6 +12,7 @@ from ..backbone import Backbone
 from ..config import Recipe, Task
 from ..data import Learnable
 from ..errors import InputError, NumericalError, UnsupportedModelError
+from ..families import FAMILIES
 from ..lora import check_peft
 from ..losses import needs
 from ..prompts import prompt_for
@@ -19,19 +21,36 @@ from .batches import prompts_for
 from .job import TrainingJob, generator
 from .optim import optimizer_class
 
+_LARGE = 512  # pixels a side
+
 
 def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
     """Raise for a model, a token's name or an optimiser that the job cannot work with."""
     if not cross_attentions(backbone.unet):
         raise UnsupportedModelError(
             "The base model's UNet has no cross-attention to train; MagiCapture runs on Stable "
-            "Diffusion 1.x and 2.x."
+            "Diffusion 1.x, 2.x and XL."
         )
     for concept in job.concepts:
         check_new_word(concept, backbone.text_encoders, backbone.word_ids)
     optimizer_class(job.recipe.optimizer)  # its package may be missing
     if any(phase.rates.unet or phase.rates.text_encoder for phase in job.recipe.phases):
         check_peft()
+
+
+def decoder_advice(job: TrainingJob, backbone: Backbone) -> Iterator[str]:
+    """A warning where the identity loss would decode large pictures by the whole VAE.
+
+    Backward through the face's part of it keeps several GB above 512 px, the tiny one's some
+    hundred MB.
+    """
+    side, decoder = job.recipe.side, FAMILIES[backbone.family].decoder
+    if "face model" in needs(job.recipe) and side > _LARGE and not backbone.has_fast_decoder:
+        yield (
+            f"The identity loss decodes faces at {side} px by the whole VAE, which takes several "
+            f"GB. Give {decoder} as the fast decoder: Load VAE in ComfyUI, --taesd on the command "
+            "line."
+        )
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from ..memory import memory_explained
 from ..prompts import prompt_for
 from ..recipes import fitted
 from ..sampling import SamplingSettings, sample_latents
-from .checks import check_backbone, refocusing_capture
+from .checks import check_backbone, decoder_advice, refocusing_capture
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
 from .fingerprint import run_name
 from .job import TrainingJob, generator
@@ -111,6 +111,8 @@ class Trainer:
         for text in job.check():
             tell(Warned(text))
         check_backbone(job, backbone)
+        for text in decoder_advice(job, backbone) if embedder else ():
+            tell(Warned(text))
         if state_folder:
             check_writable(state_folder, SPACE)
         with ExitStack() as scope:

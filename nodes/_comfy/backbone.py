@@ -190,6 +190,11 @@ class ComfyBackbone:
         """Latents to images by the VAE, differentiable and not clamped."""
         return self._decode(self._vae, latents)
 
+    @property
+    def has_fast_decoder(self) -> bool:
+        """Whether `decode_fast` has a decoder of its own."""
+        return self._decoder is not self._vae
+
     def decode_fast(self, latents: Tensor) -> Tensor:
         """`decode` by the small decoder where there is one; for losses and previews."""
         return self._decode(self._decoder, latents)

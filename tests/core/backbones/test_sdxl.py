@@ -6,15 +6,20 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextModelWithProjection
 
+from magicapture.attention import cross_attentions, select
 from magicapture.backbones import load_backbone
 from magicapture.backbones.support import BETAS
 from magicapture.errors import UnsupportedModelError
-from magicapture.tokens import Prompt, TokenVectors
+from magicapture.magicface import Reference, ReferenceGuide
+from magicapture.refocusing import Focus, PromptRefocuser, RefocusGuidance, foci
+from magicapture.sampling import SamplingSettings, initial_noise, sample_latents
+from magicapture.tokens import Concept, Prompt, TokenVectors
 
 NOTHING = TokenVectors({})
 
@@ -253,3 +258,66 @@ def test_what_is_no_base_model_is_refused_by_name(single, pipeline, tmp_path) ->
         save_file(changed, tmp_path / "other.safetensors")
         with pytest.raises(UnsupportedModelError, match=f"{kind}.*Diffusion 1.x, 2.x and XL"):
             load_backbone(tmp_path / "other.safetensors")
+
+
+# -- drawing ----------------------------------------------------------------------------------
+
+SAMPLING = SamplingSettings(sampler="ddim", steps=3, guidance=4.0, width=128, height=128)
+
+
+def test_pictures_are_1024_px_where_nothing_else_is_asked(xl_backbone) -> None:
+    seeds = [torch.Generator()]
+    assert initial_noise(xl_backbone, seeds, SamplingSettings()).shape == (1, 4, 128, 128)
+
+
+def test_references_are_seen(xl_backbone) -> None:
+    """In the self-attention of every block of both levels of the decoder."""
+    text = "a photo of a man"
+    image = torch.rand(3, 64, 64)
+    reference = Reference(image, None, ("man",), text, 3.0)
+    guide = ReferenceGuide(xl_backbone, [reference], text, None, side=64)
+    plain = sample_latents(xl_backbone, text, None, SAMPLING)
+    changed = sample_latents(xl_backbone, text, None, SAMPLING, guide=guide)
+    assert (changed - plain).abs().max() > 1e-3
+    assert torch.equal(sample_latents(xl_backbone, text, None, SAMPLING), plain)
+    assert guide.session.seen is not None
+
+
+def test_tokens_are_held_to_their_region(xl_backbone, vectors) -> None:
+    text, concept = "a photo of <ada> woman", Concept("ada", "subject", "woman", vectors=2)
+    prompts = [Prompt(text)]
+    conditioning = xl_backbone.encode_prompts(prompts, vectors)
+    rows = foci(xl_backbone, prompts, conditioning, vectors, [concept])
+    assert rows == [(Focus("ada", "subject", (4, 5), (6,)),)]
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., 32:96, 32:96] = 1
+
+    def outside(guide: PromptRefocuser | None) -> float:
+        shares: list[float] = []
+
+        def watching(attention, run):
+            scores = attention.scores()[-1][:, [4, 5]].sum(-1).unflatten(0, attention.size)
+            inside = F.interpolate(mask, attention.size, mode="area")[0, 0]
+            shares.append(float((scores * (1 - inside)).sum() / scores.sum()))
+            return run(attention)
+
+        tapped = xl_backbone.attention.tapped(watching, cross_attentions(xl_backbone.unet))
+        with tapped:  # set first, so it sees what refocusing made of the layer
+            sample_latents(xl_backbone, text, vectors, SAMPLING, guide=guide)
+        return sum(shares) / len(shares)
+
+    free = outside(None)
+    settings = RefocusGuidance(bias=6.0)
+    held = outside(PromptRefocuser(xl_backbone, rows, settings, mask))
+    assert held < 0.1 * free
+    finding = PromptRefocuser(xl_backbone, rows, settings)
+    sample_latents(xl_backbone, text, vectors, SAMPLING, guide=finding)
+    assert len(finding.seen) == 3 and finding.seen[0][0].shape == (16, 16)
+
+
+def test_one_layer_of_a_stack_is_looked_at_and_all_are_held(xl_backbone) -> None:
+    unet = xl_backbone.unet
+    assert len(cross_attentions(unet)) == 15
+    looked = [name.split(".transformer_blocks.") for name in select(unet, middle=True)]
+    assert len({stack for stack, _ in looked}) == len(looked) == 7
+    assert sorted(layer[0] for _, layer in looked) == ["0", "0", "0", "2", "2", "2", "2"]
