@@ -234,10 +234,10 @@ class LabelSettings(Checked):
     of them is taught."""
 
     photos: int = setting(
-        2, "How many photos at most are laid into each portrait, the nearest first.", low=1
+        6, "How many photos at most are laid into each portrait, the nearest first.", low=1
     )
     nearness: float = setting(
-        0.15,
+        0.2,
         "How far a photo's pose may be from the portrait's: the distance of their aligned "
         "landmarks, in distances between the eyes. A portrait without a near photo keeps its own "
         "face, which is then not taught.",
