@@ -1,9 +1,9 @@
-"""Models of the real classes with random weights, tiny or of Stable Diffusion 1.5's sizes."""
+"""Models of the real classes with random weights, tiny or of Stable Diffusion's sizes."""
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,16 @@ from magicapture.schedule import DiscreteLevels, Schedule
 
 @dataclass(frozen=True)
 class Size:
-    """The models' sizes, and the pictures'."""
+    """The models' sizes, and the pictures'; title: what they are. second: XL's text encoder."""
 
+    title: str
     resolution: int
     unet: dict[str, Any]
     text: dict[str, Any]
     vae: dict[str, Any]
     decoder: dict[str, Any]
     embedder_width: int
+    second: dict[str, Any] | None = None
 
 
 def _vae(*channels: int, layers: int, groups: int) -> dict[str, Any]:
@@ -39,6 +41,7 @@ def _vae(*channels: int, layers: int, groups: int) -> dict[str, Any]:
 
 
 TINY = Size(
+    "tiny models",
     128,
     {
         "block_out_channels": (32, 64, 64),
@@ -55,6 +58,7 @@ TINY = Size(
     8,
 )
 FULL = Size(
+    "Stable Diffusion 1.5's sizes",
     512,
     {"cross_attention_dim": 768},
     {
@@ -67,6 +71,46 @@ FULL = Size(
     {},
     64,
 )
+
+
+def _xl(title: str, resolution: int, width: int, text: int, second: int, channels: int) -> Size:
+    """XL's shape: `width` channels in the first level, text encoders so wide, heads of 64."""
+    return Size(
+        title,
+        resolution,
+        {
+            "block_out_channels": (width, 2 * width, 4 * width),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "transformer_layers_per_block": (1, 2, 10),
+            "attention_head_dim": tuple(max(1, n * width // 64) for n in (1, 2, 4)),
+            "use_linear_projection": True,
+            "cross_attention_dim": text + second,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": second + 6 * 256,
+        },
+        {**FULL.text, "hidden_size": text, "intermediate_size": 4 * text},
+        {**_vae(*(channels * n for n in (1, 2, 4, 4)), layers=2, groups=32)},
+        {},
+        64,
+        second={
+            "hidden_size": second,
+            "intermediate_size": 4 * second,
+            "num_hidden_layers": 32,
+            "num_attention_heads": max(1, second // 64),
+            "projection_dim": second,
+            "hidden_act": "gelu",
+        },
+    )
+
+
+XL = _xl("Stable Diffusion XL's sizes", 1024, 320, 768, 1280, 128)
+NARROW_XL = replace(
+    _xl("Stable Diffusion XL's shape, three tenths as wide", 512, 96, 192, 384, 32),
+    embedder_width=16,
+)
+SIZES = {"tiny": TINY, "full": FULL, "narrow-xl": NARROW_XL, "xl": XL}
 
 
 class FaceEmbedder(nn.Module):
@@ -88,7 +132,12 @@ class FaceEmbedder(nn.Module):
 def build(size: Size, device: torch.device, dtype: torch.dtype) -> DiffusersBackbone:
     """A backbone with random weights and CLIP's own words."""
     from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPTokenizer,
+    )
 
     from magicapture.backbones.clip_tokenizer import write_tokenizer
 
@@ -101,11 +150,15 @@ def build(size: Size, device: torch.device, dtype: torch.dtype) -> DiffusersBack
     schedule = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
     ).alphas_cumprod
+    encoders = {"clip_l": CLIPTextModel(CLIPTextConfig(**words, **size.text))}
+    if size.second is not None:
+        config = CLIPTextConfig(**{**words, **size.second})
+        encoders["clip_g"] = CLIPTextModelWithProjection(config)
     backbone = DiffusersBackbone(
         unet=UNet2DConditionModel(sample_size=size.resolution // 8, **size.unet),
         vae=AutoencoderKL(latent_channels=4, **size.vae),
-        text_encoders={"clip_l": CLIPTextModel(CLIPTextConfig(**words, **size.text))},
-        tokenizers={"clip_l": tokenizer},
+        text_encoders=encoders,
+        tokenizers=dict.fromkeys(encoders, tokenizer),
         schedule=Schedule(DiscreteLevels(schedule)),
         decoder=AutoencoderTiny(**size.decoder),
     )

@@ -1,7 +1,8 @@
 """What one optimiser step costs, in time and memory, with each loss on and off.
 
-    python benchmarks/step_cost.py                 tiny models: a look, in a minute
-    python benchmarks/step_cost.py --full          Stable Diffusion 1.5's sizes, random weights
+    python benchmarks/step_cost.py                      tiny models: a look, in a minute
+    python benchmarks/step_cost.py --size full          Stable Diffusion 1.5's, random weights
+    python benchmarks/step_cost.py --size narrow-xl     XL's shape, three tenths as wide
 
 Every row runs for a few steps, in turn with all others and several times over; a row's figure is
 the median of its steps, and its ratio is to a plain LoRA step of the same batch in the same run.
@@ -32,7 +33,7 @@ from typing import Any
 
 import memory
 import torch
-from random_models import FULL, TINY, FaceEmbedder, Size, build, pictures
+from random_models import SIZES, FaceEmbedder, Size, build, pictures
 from torch import nn
 from torch.nn import functional as F
 
@@ -232,7 +233,7 @@ class Figure:
 def measure(arguments: argparse.Namespace, size: Size) -> list[Figure]:
     """Time every row in turn, `rounds` times, and weigh each in a process of its own."""
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
-    names = arguments.rows or [*ROWS, DREAMBOOTH]
+    names = arguments.rows or [*ROWS, *([] if size.second else [DREAMBOOTH])]
     mib = {n: _peak_elsewhere(n, arguments) if arguments.memory else math.nan for n in names}
     backbone = build(size, device, dtype)
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -251,7 +252,7 @@ def measure(arguments: argparse.Namespace, size: Size) -> list[Figure]:
 def _peak_elsewhere(name: str, arguments: argparse.Namespace) -> float:
     logger.info("memory: %s", name)
     words = [sys.executable, __file__, "--peak", name, "--device", arguments.device]
-    words += ["--dtype", arguments.dtype, *(["--full"] if arguments.full else [])]
+    words += ["--dtype", arguments.dtype, "--size", arguments.size]
     if arguments.resolution:
         words += ["--resolution", str(arguments.resolution)]
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
@@ -260,7 +261,7 @@ def _peak_elsewhere(name: str, arguments: argparse.Namespace) -> float:
 
 def write(figures: list[Figure], arguments: argparse.Namespace, side: int) -> None:
     """The table as .csv and .md."""
-    kind = "full" if arguments.full else "tiny"
+    kind = arguments.size.replace("-", "_")
     name = f"step_cost_{kind}_{side}px_{arguments.device.partition(':')[0]}"
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
@@ -268,7 +269,7 @@ def write(figures: list[Figure], arguments: argparse.Namespace, side: int) -> No
         table.writerow(["row", "seconds", "ratio", "peak_mib", "peak_ratio"])
         table.writerows([f.row, *_texts(f)] for f in figures)
     cuda = arguments.device.startswith("cuda")
-    models = "Stable Diffusion 1.5's sizes" if arguments.full else "tiny models"
+    models = SIZES[arguments.size].title
     lines = [
         f"# Cost of a step: {models}, {side} px, {arguments.dtype}, {_machine(arguments.device)}",
         "",
@@ -308,7 +309,7 @@ def _machine(device: str) -> str:
 def main() -> None:
     """Measure and write; with --peak print one row's memory."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--full", action="store_true", help="Stable Diffusion 1.5's sizes")
+    parser.add_argument("--size", choices=list(SIZES), default="tiny")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--resolution", type=int)
@@ -322,7 +323,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for library in ("magicapture", "diffusers", "transformers"):
         logging.getLogger(library).setLevel(logging.ERROR)
-    size = FULL if arguments.full else TINY
+    size = SIZES[arguments.size]
     size = replace(size, resolution=arguments.resolution or size.resolution)
     if arguments.peak is None:
         write(measure(arguments, size), arguments, size.resolution)
