@@ -11,6 +11,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..magicapture.errors import MagiCaptureError
+from ._comfy.host import titled
 
 _KNOWN = {field.name for field in fields(io.Schema)}  # search_aliases are newer than 0.3.64
 
@@ -32,7 +33,7 @@ def _naming(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutpu
         try:
             return execute(cls, *args, **inputs)
         except MagiCaptureError as error:
-            shown = _bare(type(error))(f"{cls.define_schema().display_name}: {error}")
+            shown = titled(error, cls.define_schema().display_name)
             raise shown.with_traceback(error.__traceback__) from error.__cause__
 
     return named
@@ -49,11 +50,6 @@ def refusal(check: Callable[..., object], *values: Any) -> bool | str:
     except MagiCaptureError as error:
         return str(error)
     return True
-
-
-def _bare(kind: type[MagiCaptureError]) -> type[MagiCaptureError]:
-    """The same error without our module's path, which ComfyUI would print before the text."""
-    return type(kind.__name__, (kind,), {"__module__": "builtins"})
 
 
 def id_of(title: str) -> str:

@@ -17,6 +17,7 @@ from ._comfy import (
     look,
     masks_from_socket,
     masks_to_socket,
+    node_id,
     refocus,
 )
 from ._common import pixels
@@ -164,6 +165,7 @@ class MagiCaptureRefocusAttention(Node):
                     "preview. Without one the region is found from the attention at each step.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             outputs=[
                 io.Model.Output(display_name="model"),
                 RegionsSocket.Output(
@@ -176,7 +178,7 @@ class MagiCaptureRefocusAttention(Node):
     @classmethod
     def execute(cls, model, mask=None, **settings) -> io.NodeOutput:
         used = UsedRegions()
-        patched = refocus(model, RefocusGuidance(**settings), _region(mask), used)
+        patched = refocus(model, RefocusGuidance(**settings), _region(mask), used, node_id(cls))
         return io.NodeOutput(patched, used)
 
 

@@ -3,7 +3,7 @@
 from .capture import AttentionCapture, captured
 from .layers import cross_attentions, last_blocks, select, self_attentions
 from .maps import LayerMaps, Positions, factor_of
-from .tap import Attention, Call, Network, Run, Size, Tap, TappedTorch, TappedUNet
+from .tap import Attention, Call, Network, NotWholeError, Run, Size, Tap, TappedTorch, TappedUNet
 
 __all__ = [
     "Attention",
@@ -11,6 +11,7 @@ __all__ = [
     "Call",
     "LayerMaps",
     "Network",
+    "NotWholeError",
     "Positions",
     "Run",
     "Size",

@@ -70,6 +70,10 @@ class AttentionCapture:
         """Whether the pass has come to a layer."""
         return site in self._found
 
+    def recorded(self) -> tuple[str, ...]:
+        """The layers that the pass has come to, in its order."""
+        return tuple(self._found)
+
     def seen(self, site: str) -> Attention:
         """A layer's attention, as recorded."""
         return self._found[site]

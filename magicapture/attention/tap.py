@@ -72,6 +72,10 @@ class Attention:
             return self.scores() @ columns
 
 
+class NotWholeError(UnsupportedModelError):
+    """A layer's attention does not see one picture a row: something merges, tiles or splits it."""
+
+
 Host = TypeVar("Host", bound="TappedUNet")
 
 Run = Callable[[Attention], Tensor]
@@ -160,7 +164,7 @@ class TappedUNet(ABC):
     def tapped(self, tap: Tap, sites: Iterable[str]) -> Iterator[None]:
         """Let the attentions of some layers go through the tap, in the passes run inside.
 
-        A pass raises UnsupportedModelError where a layer computes no fused attention.
+        A layer may compute no fused attention: see `_skipped`.
         """
         with ExitStack() as scope:
             for site in dict.fromkeys(sites):
@@ -174,6 +178,14 @@ class TappedUNet(ABC):
 
         args, kwargs: what the layer is called with; returns what is to be its kwargs.
         """
+
+    def _skipped(self, site: str) -> None:
+        """A layer was run, but computed no fused attention: an error, never silently nothing."""
+        raise UnsupportedModelError(
+            f"The attention layer {site!r} was computed without PyTorch's or ComfyUI's fused "
+            "attention, so nothing can be read or held there: something else has replaced it, or "
+            "it is compiled. Leave that out."
+        )
 
     def _add(self, site: str, tap: Tap) -> None:
         taps = self._taps.setdefault(site, [])
@@ -207,11 +219,7 @@ class TappedUNet(ABC):
             call, leave = running.pop()
             leave()
             if output is not None and not call.seen:  # None: an exception is on its way
-                raise UnsupportedModelError(
-                    f"The attention layer {site!r} was computed without PyTorch's or ComfyUI's "
-                    "fused attention, so nothing can be read or held there: something else has "
-                    "replaced it, or it is compiled. Leave that out."
-                )
+                self._skipped(site)
 
         layer = self.module.get_submodule(site)
         stack = self.module.get_submodule(site.rpartition(".transformer_blocks.")[0])

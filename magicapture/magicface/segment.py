@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ..attention import AttentionCapture, Network, last_blocks, self_attentions
-from ..errors import UnsupportedModelError
 from .regions import aggregate, assign, at_size, foreground, spread
 
 _LARGEST_MAP = 48 * 48  # queries of a layer that is mapped; a map has their square
@@ -69,6 +68,11 @@ class Segmenter:
         self._foreground: Tensor | None = None
         self._mapped: dict[str, Tensor] = {}  # of the pass that is recorded, by block
 
+    @property
+    def blind(self) -> bool:
+        """Whether the pass, now that it is over, showed nothing: as one that a cache skips."""
+        return not self._maps()
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the pass run inside, for `look` in the same scope; its outputs stay bit-equal."""
@@ -81,18 +85,15 @@ class Segmenter:
             self._capture.forget()
 
     def look(self, rows: Rows) -> Seen | None:
-        """What the layers recorded so far show; None where no row has the prompt.
+        """What the layers recorded so far show; None where no row has the prompt, or none shows.
 
         The foreground is that of the negative rows of this pass, or of the last that had any:
         ComfyUI runs them by themselves where memory is short. Asked again in the same pass, it
-        maps only the layers that are new. Raises UnsupportedModelError where no layer shows any.
+        maps only the layers that are new.
         """
         maps = self._maps()
         if not maps:
-            raise UnsupportedModelError(
-                "No attention of this pass shows where the concepts are: something merges, tiles "
-                "or skips it, or the model is compiled. Leave that out, or MagicFace."
-            )
+            return None
         finest = max(((one.shape[-2], one.shape[-1]) for one in maps), key=math.prod)
         if rows.unconditional:
             self._foreground = foreground([m[list(rows.unconditional)] for m in maps], finest)

@@ -9,8 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from ..attention import Attention, AttentionCapture, Network, Run, Size
-from ..errors import UnsupportedModelError
+from ..attention import Attention, AttentionCapture, Network, NotWholeError, Run, Size
 from .attention import ReferenceKeys, reference_attention, region_attention
 from .layers import decoder_layers
 from .references import ReferenceRows
@@ -29,7 +28,11 @@ class Session:
     """Holds the references' keys and what the attention has shown, during one sampling.
 
     network: the UNet, as it will run. columns: of each concept's words in the prompt's
-    context, `length` long. seen: by the last pass that was mapped, or None.
+    context, `length` long.
+
+    seen: by the last pass that was mapped, or None. acted: whether any reference has been seen by
+    the picture so far. blind: whether a pass showed no attention to find regions in; it is left
+    as it is, with the regions of the one before.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Session:
         self.references = references
         self.settings = settings
         self.seen: Seen | None = None
+        self.acted = self.blind = False
         self._network = network
         self._layers = decoder_layers(network.module)
         self._segmenter = Segmenter(
@@ -105,12 +109,14 @@ class Session:
                 scope.enter_context(self._network.tapped(blend, self._layers))
             yield
             if mapped:
+                self.blind = self.blind or self._segmenter.blind
                 self.seen = self._segmenter.look(rows) or self.seen
 
-    def regions(self, rows: Rows) -> Tensor:
-        """The regions (B,K,h,w) that the layers before the first changed one show."""
+    def regions(self, rows: Rows) -> Tensor | None:
+        """The regions (B,K,h,w) that the layers before the first changed one show; None: none."""
         seen = self._segmenter.look(rows)
-        assert seen is not None  # asked for by conditional rows alone
+        if seen is None:
+            return None
         won = seen.regions.any(dim=-1).any(dim=-1).any(dim=0)
         self._won = won if self._won is None else self._won | won
         return seen.regions
@@ -144,6 +150,7 @@ class _Blend:
         self._session, self._stage, self._keys = session, stage, keys
         self._rows = rows
         self._regions: Tensor | None = None
+        self._looked = False
 
     def __call__(self, attention: Attention, run: Run) -> Tensor:
         plain = run(attention)
@@ -151,30 +158,35 @@ class _Blend:
         if all(keys.empty for keys in offered):
             return plain
         index = torch.tensor(self._rows.conditional, device=plain.device)
-        if len(plain) != len(self._rows):
-            raise UnsupportedModelError(_tiled(attention.site))
+        whole = attention.size is not None
+        # Said at the first step, and not in the middle, where regions come.
+        if len(plain) != len(self._rows) or not (whole or self._session.settings.only_layout):
+            raise NotWholeError(_tiled(attention.site))
         own = attention.rows(index)
         if self._stage == "layout":
             seen = [keys for keys in offered if not keys.empty]
             blended = reference_attention(own, seen)
         else:
             regions = self._regions_at(_whole(attention))
+            if regions is None:
+                return plain
             blended = region_attention(plain[index], own, offered, regions)
+        self._session.acted = True
         out = plain.clone()
         out[index] = blended.to(plain.dtype)
         return out
 
-    def _regions_at(self, size: Size) -> Tensor:
+    def _regions_at(self, size: Size) -> Tensor | None:
         """The regions (B,K,N) at a layer's size; found when the first layer asks."""
-        if self._regions is None:
-            self._regions = self._session.regions(self._rows)
-        return at_size(self._regions, size).flatten(2)
+        if not self._looked:
+            self._regions, self._looked = self._session.regions(self._rows), True
+        return None if self._regions is None else at_size(self._regions, size).flatten(2)
 
 
 def _whole(attention: Attention) -> Size:
     """The size of a layer that sees one picture a row."""
     if attention.size is None:
-        raise UnsupportedModelError(_tiled(attention.site))
+        raise NotWholeError(_tiled(attention.site))
     return attention.size
 
 

@@ -55,6 +55,11 @@ class MagicFaceSettings(Checked):
         0, "Seed of the noise on the references, fresh at every noise level.", low=0, high=2**31
     )
 
+    @property
+    def only_layout(self) -> bool:
+        """Whether no step sees the references region by region."""
+        return self.switch >= min(self.stop, 1)
+
     def stage(self, share: float) -> Stage:
         """The mechanism of a step by its `share_at`: of 50 even steps, 0-20 lay out."""
         if share >= self.stop:

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import Attention, Run, Size, Tap
-from ..errors import UnsupportedModelError
+from ..attention import Attention, NotWholeError, Run, Size, Tap
 from .focus import Rows
 
 _MULTIPLE = 8  # of a head's width, which fused kernels ask for
@@ -57,14 +56,14 @@ def holding(rows: Rows, regions: Tensor, strength: float) -> Tap:
     """A tap that holds the tokens to their regions.
 
     rows: the tokens of each row of the batch. regions: (R,1,h,w) in 0..1 at the latents' size. In
-    a pass it raises UnsupportedModelError where a layer does not see whole pictures.
+    a pass it raises NotWholeError where a layer does not see whole pictures.
     """
     made: dict[tuple[Size, int], tuple[Tensor, Tensor]] = {}
 
     def tap(attention: Attention, run: Run) -> Tensor:
         length, width = attention.key.shape[2:]
         if attention.size is None or len(attention.query) != len(rows):
-            raise UnsupportedModelError(
+            raise NotWholeError(
                 f"Attention cannot be held to a region in the layer {attention.site!r}: something "
                 "merges, tiles or splits the picture there. Leave that out, or refocusing."
             )

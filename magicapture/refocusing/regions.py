@@ -34,10 +34,12 @@ def all_maps(
     """The maps of every token that the rows of a captured pass have.
 
     size: height and width of the latents in cells. settings: which of the captured layers to map;
-    None maps them all.
+    None maps them all. A pass that shows no attention, as where a cache skips it, has no maps.
     """
     positions = [{token.name: token.columns for token in tokens} for tokens in rows]
     known = capture.recorded_factors(size)
+    if not known:
+        return []
     factors = None if settings is None else _factors(settings, known, size)
     return capture.maps(positions, size, factors)
 
@@ -61,6 +63,10 @@ class Finder:
         names = (f"{block}.attn1" for block in blocks)
         self._self = AttentionCapture(network, (name for name in names if name in own))
 
+    def has_seen(self, size: tuple[int, int]) -> bool:
+        """Whether the recorded pass shows any attention; one that a cache skips shows none."""
+        return bool(self._cross.recorded_factors(size))
+
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the pass run inside; its outputs stay bit-equal."""
@@ -72,8 +78,10 @@ class Finder:
 
         The mean of the maps of the row's subjects and their class words, averaged by
         self-attention over alike cells, blurred, and cut. None for a row without a subject, or
-        whose maps are flat.
+        whose maps are flat, and for all of a pass that shows no attention.
         """
+        if not self.has_seen(size):
+            return [None] * len(rows)
         factors = _factors(self._settings, self._cross.recorded_factors(size), size)
         nearest = min(factors, key=lambda f: abs(math.log(_cells(f, size) / 16**2)))
         positions = [_evidence_columns(tokens) for tokens in rows]

@@ -23,6 +23,12 @@ class TappedComfy(TappedUNet):
         override = _override(call, options.get(OVERRIDE))
         return {**kwargs, "transformer_options": {**options, OVERRIDE: override}}, _nothing
 
+    def _skipped(self, site: str) -> None:
+        """Another node computes this layer by itself, as Perturbed-Attention Guidance does.
+
+        Such a layer is left as it is; who reads or holds attention says when it saw none at all.
+        """
+
 
 def _override(call: Call, before: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
     def override(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import logging
 import os
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +13,10 @@ import comfy.model_management as management
 import comfy.utils
 import folder_paths
 from PIL import Image
+
+from ...magicapture.errors import MagiCaptureError
+
+logger = logging.getLogger(__name__)
 
 Cancelled = management.InterruptProcessingException
 """Raised when the user cancels; an `Exception`, so a broad except would swallow it."""
@@ -77,6 +82,35 @@ def show_text(text: str, node: str | None) -> None:
     server = getattr(PromptServer, "instance", None)
     if server is not None and node is not None:
         server.send_progress_text(html.escape(text, quote=False), node)
+
+
+def titled(error: MagiCaptureError, title: str) -> MagiCaptureError:
+    """One of our errors under a node's title, without our module's path.
+
+    ComfyUI would print the path before the text.
+    """
+    kind = type(error)
+    bare = type(kind.__name__, (kind,), {"__module__": "builtins"})
+    return bare(f"{title}: {error}")
+
+
+class Notes:
+    """What a node has to say of a sampling: in the log, and together under the node."""
+
+    def __init__(self, title: str, node: str | None) -> None:
+        self._title, self._node = title, node
+        self._said: list[str] = []
+
+    def begin(self) -> None:
+        """A sampling begins, in which each sentence may be said once."""
+        self._said = []
+
+    def say(self, text: str) -> None:
+        """A warning, said once in a sampling."""
+        if text not in self._said:
+            self._said.append(text)
+            logger.warning("%s: %s", self._title, text)
+            show_text("\n".join(self._said), self._node)
 
 
 class Progress:

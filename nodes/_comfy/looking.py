@@ -11,7 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ...magicapture.errors import InputError
+from ...magicapture.errors import InputError, UnsupportedModelError
 from ...magicapture.refocusing import (
     Finder,
     RefocusGuidance,
@@ -22,14 +22,19 @@ from ...magicapture.refocusing import (
     token_maps,
 )
 from .attention import TappedComfy
+from .culprits import culprits
 from .host import check_cancel
 from .marks import TOKENS, Marks, marks_in
-from .patching import with_options, wrapped
+from .patching import uncompiled, with_options, wrapped
 from .prompts import WITHOUT_EXTRA
 from .refocusing import unrefocused
 
 _KEY = "magicapture_look"
-_WRAPPED = (WrappersMP.CALC_COND_BATCH, WrappersMP.DIFFUSION_MODEL)
+_WRAPPED = (  # each the name of a method of _Viewer as well
+    WrappersMP.CALC_COND_BATCH,
+    WrappersMP.APPLY_MODEL,
+    WrappersMP.DIFFUSION_MODEL,
+)
 _STEPS = 100  # of the schedule that the noise is taken from
 
 
@@ -48,7 +53,7 @@ def look(
     latent: what the LATENT socket carries. shares: of the steps done, 0 to below 1. region: the
     subject's (1,1,H,W); None finds it at each step.
     Refocusing patches of MODEL are left out, so that what is seen is the picture's own. Raises
-    InputError for a conditioning without tokens.
+    InputError for a conditioning without tokens, UnsupportedModelError where no attention shows.
     """
     if not any(options.get(TOKENS) for _, options in positive):
         raise InputError(
@@ -65,6 +70,11 @@ def look(
             wrapped(model, _KEY, viewer, _WRAPPED), positive, positive, picture, share, seed
         )
         seen += viewer.seen
+    if not seen:
+        names = culprits(model.model_options.get("transformer_options", {}), "attn2")
+        raise UnsupportedModelError(
+            f"No cross-attention can be seen: {names} computes it. Leave it out here."
+        )
     return seen
 
 
@@ -105,6 +115,11 @@ class _Viewer:
     ) -> Any:
         marks = marks_in(conds, (x.shape[-2], x.shape[-1]))
         return executor(model, conds, x, timestep, with_options(options, {TOKENS: marks}))
+
+    def apply_model(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """One pass of the model, which has to run as it is written to be seen."""
+        with uncompiled():
+            return executor(*args, **kwargs)
 
     def diffusion_model(
         self, executor: Any, x: Tensor, timesteps: Any, context: Any, *args: Any, **kwargs: Any

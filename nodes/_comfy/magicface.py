@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,15 +28,15 @@ from ...magicapture.magicface import (
     share_at,
 )
 from .attention import TappedComfy
-from .host import show_text
+from .culprits import whole
+from .host import Notes
 from .looking import predict_noised
 from .models import autoencoder_of, downscale_of, latent_channels
-from .patching import patches, step_sigma, wrapped
+from .patching import patches, step_sigma, uncompiled, wrapped
 from .prompts import Encoded, encode_prompt, text_length, word_columns
 from .sockets import images_to_socket
 
-logger = logging.getLogger(__name__)
-
+_TITLE = "Apply MagicFace"
 _KEY = "magicapture_magicface"
 _LOOK = "magicapture_magicface_look"
 _WRAPPED = (  # each the name of a method of _Patch as well
@@ -137,12 +136,14 @@ class _Patch:
     """The wrappers of one patched MODEL; `session` is there while it is sampled."""
 
     def __init__(self, prepared: Prepared, settings: MagicFaceSettings, node: str | None) -> None:
-        self._prepared, self._settings, self._node = prepared, settings, node
+        self._prepared, self._settings = prepared, settings
+        self._notes = Notes(_TITLE, node)
         self._session: Session | None = None
         self._keys: Keys = {}
         self._stage: Stage = "off"
+        self._stages: set[Stage] = set()  # of the sampling so far
+        self._size: Sequence[int] = ()  # of the whole picture, in latent cells
         self._kinds: dict[Any, Kind] = {}  # what each conditioning is of the prompt, by its uuid
-        self._warned = False
 
     def __deepcopy__(self, memo: Any) -> _Patch:
         """The patch itself: every clone of a MODEL copies its options deeply, and `pre_cfg` is one
@@ -157,16 +158,29 @@ class _Patch:
         session = Session(
             TappedComfy.of(unet), prepared.rows, prepared.columns, length, self._settings
         )
-        self._session, self._kinds, self._warned = session, {}, False
+        self._session, self._kinds, self._stages = session, {}, set()
+        self._notes.begin()
         try:
             result = executor(*args, **kwargs)
         finally:
             self._session, self._keys, self._stage = None, {}, "off"
-        for name in session.missing():
-            text = f"No part of the picture was drawn as {name!r}: its reference gave no details."
-            logger.warning("Apply MagicFace: %s", text)
-            show_text(text, self._node)
+        self._check_acted(session)
         return result
+
+    def _check_acted(self, session: Session) -> None:
+        """Say which references gave nothing to a whole sampling, and why."""
+        missing = session.missing()
+        for name in missing:
+            self._notes.say(
+                f"No part of the picture was drawn as {name!r}: its reference gave no details."
+            )
+        if session.acted or missing or not self._stages - {"look"}:
+            return
+        if self._stages == {"off"}:
+            why = "the sampling began when 'stop' was over; raise it, or 'denoise'"
+        else:
+            why = "no pass of the sampler drew the prompt given here where they could be seen"
+        self._notes.say(f"The references gave nothing: {why}.")
 
     def predict_noise(
         self,
@@ -182,11 +196,15 @@ class _Patch:
         if session is None:  # predicted by hand, outside any sampling
             return executor(x, timestep, model_options, seed)
         sigma = timestep.flatten()[:1]
+        self._know(executor.class_obj)
         self._stage, self._keys = self._stage_at(sigma, options), {}
+        self._stages.add(self._stage)
+        self._size = x.shape[-2:]
         if self._stage in ("layout", "details"):
             model = executor.class_obj.inner_model
             run = partial(_references_pass, model, self._prepared, self._settings, sigma, options)
-            self._keys = session.keys(float(sigma), run)
+            with uncompiled():
+                self._keys = session.keys(float(sigma), run)
         result = executor(x, timestep, model_options, seed)
         if _LOOK in options and session.seen is not None:
             options[_LOOK]((self._prepared.rows.names, session.seen))
@@ -212,13 +230,24 @@ class _Patch:
         run = partial(
             executor, x, t, c_concat, c_crossattn, control, transformer_options or {}, **kwargs
         )
-        if self._session is None or self._stage == "off" or c_crossattn is None:
+        session = self._session
+        if session is None or self._stage == "off" or c_crossattn is None:
             return run()
         rows, own = self._rows(c_crossattn, transformer_options or {})
-        with self._session.drawing(self._stage, self._keys, rows):
+        before = session.seen
+        instead = "Leave it out; or set 'switch' to 1, which needs no regions, if it only merges."
+        telling = whole(_TITLE, transformer_options or {}, "attn1", instead)
+        with telling, uncompiled(), session.drawing(self._stage, self._keys, rows):
             result = run()
-        if own and self._session.seen is not None:  # the picture's; extra words have rows as well
-            self._session.seen = self._session.seen.first(own)
+        if tuple(x.shape[-2:]) != tuple(self._size):  # an area's regions are not the picture's
+            session.seen = before
+        elif own and session.seen is not None:  # the picture's; extra words have rows as well
+            session.seen = session.seen.first(own)
+        if session.blind:
+            self._notes.say(
+                "Some passes show no attention, as where a cache skips them; they are left as "
+                "they are."
+            )
         return result
 
     def _rows(self, context: Tensor, options: dict[str, Any]) -> tuple[Rows, int]:
@@ -237,7 +266,10 @@ class _Patch:
         # A negative prompt may be the very same text; what is 0 draws, what is 1 is guided from.
         chosen = [i for i in ours if marks[i] == 0] or ours
         if not chosen and 0 in marks and set(self._kinds.values()) == {"other"}:
-            self._warn()
+            self._notes.say(
+                "The sampler's positive prompt is not the one given here, so regions may be "
+                "wrong; connect the output 'positive', or give the same text."
+            )
             chosen = [i for i, mark in enumerate(marks) if mark == 0]
         # DualCFGGuider has the negative prompt first, as its 0.
         against = 0 if chosen and all(marks[i] for i in chosen) else 1
@@ -250,6 +282,14 @@ class _Patch:
         rows = Rows(spread(chosen), spread(negative), others * each)
         return rows, each * sum(kinds[i] == "prompt" for i in chosen)
 
+    def _know(self, guider: Any) -> None:
+        """Tell what a sampler's conditionings are before any comes in a pass, perhaps alone."""
+        conds = [cond for group in guider.conds.values() for cond in group or ()]
+        for cond in conds:
+            context = cond.get("model_conds", {}).get("c_crossattn")
+            if context is not None and cond["uuid"] not in self._kinds:
+                self._kinds[cond["uuid"]] = self._kind(context.cond[0])
+
     def _kind(self, row: Tensor) -> Kind:
         own = self._prepared.positive.context[0].to(row)
         if len(row) < len(own):
@@ -259,14 +299,6 @@ class _Patch:
             return "prompt"
         return "with more" if bool(same[: self._prepared.length].all()) else "other"
 
-    def _warn(self) -> None:
-        if not self._warned:
-            logger.warning(
-                "Apply MagicFace: the sampler's positive prompt is not the one given here, so "
-                "regions may be wrong; connect the output 'positive', or give the same text."
-            )
-        self._warned = True
-
     def pre_cfg(self, args: dict[str, Any]) -> list[Tensor]:
         """The prompt's prediction, each region's difference scaled to the foreground's."""
         out = args["conds_out"]
@@ -274,6 +306,12 @@ class _Patch:
         if self._session is None or len(out) < 2 or conds[1] is None or self._stage == "off":
             return out
         difference = out[0] - out[1]
+        seen = self._session.seen
+        if seen is None or len(seen.regions) != len(difference):
+            self._notes.say(
+                "Guidance is not scaled by region where no pass shows the prompt's regions in the "
+                "whole of every picture, as with areas and context windows."
+            )
         rates = self._session.rates(difference, float(args["cond_scale"]))
         return out if rates is None else [out[1] + rates * difference, *out[1:]]
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...magicapture.sampling import share_of
@@ -16,7 +20,26 @@ def wrapped(model: ModelPatcher, key: str, patch: object, kinds: Sequence[str]) 
     model = model.clone()
     for kind in kinds:
         model.add_wrapper_with_key(kind, key, getattr(patch, kind))
+    if not hasattr(torch.compiler, "set_stance"):
+        as_written = torch.compiler.disable(_through)
+        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, key, as_written)
     return model
+
+
+def _through(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    return executor(*args, **kwargs)
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Let what torch.compile has compiled (TorchCompileModel) run as it is written.
+
+    Compiled before it was patched, a network would neither call our wrappers nor go through our
+    taps. PyTorch before 2.6 has no such thing; there a network is still compiled as `wrapped`
+    leaves it, if it was not before.
+    """
+    if "torch._dynamo" not in sys.modules or not hasattr(torch.compiler, "set_stance"):
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def unwrapped(model: ModelPatcher, key: str, kinds: Sequence[str]) -> ModelPatcher:
@@ -36,6 +59,20 @@ def with_options(options: Any, more: dict[str, Any]) -> Any:
     """Model options with more transformer_options; what came in stays as it is."""
     inner = options.get("transformer_options", {})
     return {**options, "transformer_options": {**inner, **more}}
+
+
+def images_of(options: dict[str, Any], count: int) -> Sequence[int]:
+    """Which images of a sampler's batch a pass draws, `count` of them.
+
+    All, but where a context window (Context Windows, of dim 0) shows some of them.
+    """
+    window = options.get("context_window")
+    if window is None or window.dim != 0:
+        return range(count)
+    anchor = getattr(window, "causal_anchor_index", None)
+    before = () if anchor is None or anchor < 0 else (anchor,)
+    images = (*before, *window.index_list)
+    return images if len(images) == count else range(count)
 
 
 def step_sigma(sigma: Tensor, transformer_options: dict[str, Any]) -> float:

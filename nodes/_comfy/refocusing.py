@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import comfy.samplers
 import torch
-from comfy.ldm.modules.attention import attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
@@ -19,22 +16,28 @@ from torch import Tensor, nn
 from ...magicapture.checkpointing import checkpointed
 from ...magicapture.errors import UnsupportedModelError
 from ...magicapture.refocusing import Refocuser, RefocusGuidance, descend, fit
-from .attention import OVERRIDE, TappedComfy
+from .attention import TappedComfy
 from .backbone import unet_blocks
+from .culprits import culprits, whole
+from .gradient import Shown, differentiable, frozen_controls, moving, unseen
+from .host import Notes
 from .marks import TOKENS, Mark, Marks, marked, marks_in
 from .models import compute_dtype
-from .patching import share_done, unwrapped, with_options, wrapped
+from .patching import images_of, share_done, uncompiled, unwrapped, with_options, wrapped
 from .scope import Part, gradients_while_sampling
 
-logger = logging.getLogger(__name__)
-
+_TITLE = "Refocus Attention"
 _KEY = "magicapture_refocus"
 _LOSS = "magicapture_refocus_loss"
+_PIXELS = 8  # to a latent cell of Stable Diffusion
+_LARGER = 1.5  # a mask's side to the picture's, from where the picture may be a tile
 
 _WRAPPED = (  # each the name of a method of _Patch as well
     WrappersMP.OUTER_SAMPLE,
+    WrappersMP.SAMPLER_SAMPLE,
     WrappersMP.PREDICT_NOISE,
     WrappersMP.CALC_COND_BATCH,
+    WrappersMP.APPLY_MODEL,
     WrappersMP.DIFFUSION_MODEL,
 )
 
@@ -57,12 +60,14 @@ def refocus(
     settings: RefocusGuidance,
     region: Tensor | None = None,
     used: UsedRegions | None = None,
+    node: str | None = None,
 ) -> ModelPatcher:
     """A clone of MODEL whose sampling holds the marked tokens to their region.
 
     region: the subject's (B,1,H,W) in 0..1 at any size, one for all images or taken in turn; None
-    finds it, and writes into `used` what it found in a sampling. Both strengths 0 give a clone
-    without any patch. Raises UnsupportedModelError for a model without Stable Diffusion's UNet.
+    finds it, and writes into `used` what it found in a sampling. node: where messages go while
+    sampling. Both strengths 0 give a clone without any patch. Raises UnsupportedModelError for a
+    model without Stable Diffusion's UNet.
     """
     network = getattr(model.model, "diffusion_model", None)
     if not isinstance(network, UNetModel):
@@ -72,7 +77,7 @@ def refocus(
         )
     if not settings.acts:
         return model.clone()
-    return wrapped(model, _KEY, _Patch(settings, region, used or UsedRegions()), _WRAPPED)
+    return wrapped(model, _KEY, _Patch(settings, region, used or UsedRegions(), node), _WRAPPED)
 
 
 def unrefocused(model: ModelPatcher) -> ModelPatcher:
@@ -83,45 +88,68 @@ def unrefocused(model: ModelPatcher) -> ModelPatcher:
 class _Patch:
     """The wrappers of one patched MODEL. `_found` holds regions while it is sampled."""
 
-    def __init__(self, settings: RefocusGuidance, region: Tensor | None, used: UsedRegions) -> None:
+    def __init__(
+        self,
+        settings: RefocusGuidance,
+        region: Tensor | None,
+        used: UsedRegions,
+        node: str | None,
+    ) -> None:
         self._settings, self._region, self._used = settings, region, used
-        self._found: dict[Any, Regions] = {}  # by the conditioning's uuid, one for each image
-        self._engines: dict[nn.Module, Refocuser] = {}
-        self._warned = False
+        self._notes = Notes(_TITLE, node)
+        self._forget()
 
-    def outer_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+    def _forget(self) -> None:
+        self._found: dict[tuple[Any, int], Tensor | None] = {}  # by conditioning's uuid and image
+        self._finding: dict[tuple[Any, int], Tensor | None] = {}  # for the next prediction
+        self._engines: dict[nn.Module, Refocuser] = {}
+        self._tokens: bool | None = None  # whether a prompt has any; None before the first
+        self._moves = False  # whether the gradient has moved the latents
+
+    def outer_sample(self, executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Any:
         """A whole sampling: what is held for it is let go at its end, also when cancelled."""
         self._used.steps = []
+        self._notes.begin()
+        self._check_size(noise.shape[-2:])
         try:
-            return executor(*args, **kwargs)
+            result = executor(noise, *args, **kwargs)
+            self._check_held()
+            return result
         finally:
             steps = self._used.steps
             self._used.steps = [(share, r if r is None else r.cpu()) for share, r in steps]
-            self._found, self._engines, self._warned = {}, {}, False
+            self._forget()
 
-    def predict_noise(
-        self,
-        executor: Any,
-        x: Tensor,
-        timestep: Tensor,
-        model_options: Any = None,
-        seed: Any = None,
-    ) -> Tensor:
-        """One prediction; in the gradient's window, the latents move first."""
-        options = model_options or {}
-        if self._settings.moves_at(share_done(timestep, options.get("transformer_options", {}))):
-            moved = self._moved(executor.class_obj, x, timestep, options)
-            if moved is not x:
-                # In place, for the sampler to go on from there: it holds this very tensor.
-                x.copy_(moved)
-        return executor(x, timestep, options, seed)
+    def sampler_sample(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        """The sampler's loop; in the gradient's window, its latents move before a prediction."""
+        if not self._settings.gradient:
+            return executor(*args, **kwargs)
+        with moving(executor.class_obj, self._move) as reached:
+            if not reached:
+                self._notes.say(
+                    f"The gradient does not act with {type(executor.class_obj).__name__}, a "
+                    "sampler that is not of ComfyUI's own kind; choose another."
+                )
+            return executor(*args, **kwargs)
+
+    def predict_noise(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """One prediction, of several passes: all of them see the regions of the one before."""
+        self._found.update(self._finding)
+        self._finding = {}
+        return executor(*args, **kwargs)
 
     def calc_cond_batch(
         self, executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, options: Any
     ) -> Any:
         """A batch of conditionings: hand their marks on to the passes of the UNet."""
         marks = marks_in(conds, (x.shape[-2], x.shape[-1]))
+        self._tokens = bool(self._tokens) or bool(marks.of)
         return executor(model, conds, x, timestep, with_options(options, {TOKENS: marks}))
+
+    def apply_model(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """One pass of the model, which has to run as it is written to be held."""
+        with uncompiled():
+            return executor(*args, **kwargs)
 
     def diffusion_model(
         self,
@@ -144,10 +172,10 @@ class _Patch:
             return executor(x, timesteps, context, y, control, options, **kwargs)
 
         engine = self._engine(executor.class_obj)
-        images = len(x) // len(uuids)
+        images = images_of(options, len(x) // len(uuids))
         size = (x.shape[-2], x.shape[-1])
         tokens = [() if mark is None else mark.for_context(context.shape[1]) for mark in held]
-        rows = [line for line in tokens for _ in range(images)]
+        rows = [line for line in tokens for _ in images]
         regions = self._regions(held, uuids, marks, size, images, x.device)
 
         def run(transformer_options: Any) -> Tensor:
@@ -155,21 +183,26 @@ class _Patch:
 
         if measure is not None:
             given = None if self._region is None else regions
-            loss = engine.loss(lambda: run({**options, OVERRIDE: _pytorch}), rows, given, size)
-            measure.losses.append(loss.view(len(uuids), images))
+            loss = engine.loss(lambda: run(differentiable(options)), rows, given, size)
+            measure.add(loss.view(len(uuids), len(images)), images)
             return torch.zeros_like(x)  # of no use: the loss comes from the maps
 
-        self._warn_of(options)
-        if self._region is None:
+        keys = [(uuid, image) for uuid in uuids for image in images]
+        if self._region is None and not self._finding:
             first = next(i for i, tokens in enumerate(rows) if tokens)
             self._used.steps.append((share_done(options["sigmas"], options), regions[first]))
 
         def found(regions: Regions) -> None:
-            for i, uuid in enumerate(uuids):
-                self._found[uuid] = regions[i * images : (i + 1) * images]
+            for key, region in zip(keys, regions, strict=True):
+                # A pass that is repeated with attention perturbed shows less than the first.
+                self._finding.setdefault(key, region)
 
-        with engine.holding(rows, regions, size, found if self._region is None else None):
-            return run(options)
+        telling = whole(_TITLE, options, "attn2", "Leave it out, or Refocus Attention.")
+        finding = found if self._region is None else None
+        with telling, engine.holding(rows, regions, size, finding):
+            result = run(options)
+        self._warn_of(engine, options)
+        return result
 
     def _engine(self, unet: nn.Module) -> Refocuser:
         if unet not in self._engines:
@@ -182,95 +215,123 @@ class _Patch:
         uuids: Sequence[Any],
         marks: Marks,
         size: tuple[int, int],
-        images: int,
+        images: Sequence[int],
         device: torch.device,
     ) -> list[Tensor | None]:
         """The region of each row, cut to the area of its conditioning."""
         regions: list[Tensor | None] = []
         for mark, uuid in zip(held, uuids, strict=True):
             if mark is None:
-                regions += [None] * images
+                regions += [None] * len(images)
             elif self._region is None:
-                regions += self._found.get(uuid, [None] * images)
+                regions += [self._found.get((uuid, image)) for image in images]
             else:
-                whole = fit(self._region.to(device), marks.size)[:, 0]
-                part = mark.part_of(whole, size)
-                regions += [part[i % len(part)] for i in range(images)]
+                whole_picture = fit(self._region.to(device), marks.size)[:, 0]
+                part = mark.part_of(whole_picture, size)
+                regions += [part[image % len(part)] for image in images]
         return regions
 
-    def _moved(self, guider: Any, x: Tensor, timestep: Tensor, options: Any) -> Tensor:
+    def _move(self, guider: Any, x: Tensor, sigma: Tensor, options: Any, shown: Shown) -> None:
+        """Bring the sampler's latents to a lower loss, in place, for it to go on from there."""
+        inner = options.get("transformer_options", {})
+        conds = marked(list(guider.conds.values()))
+        if not conds or not self._settings.moves_at(share_done(sigma, inner)):
+            return
+        moved = self._moved(
+            guider, x, sigma, {**options, "transformer_options": unseen(inner)}, conds, shown
+        )
+        if moved is not x:
+            self._moves = True
+            x.copy_(moved)
+
+    def _moved(
+        self,
+        guider: Any,
+        x: Tensor,
+        sigma: Tensor,
+        options: Any,
+        conds: Sequence[dict[str, Any]],
+        shown: Shown,
+    ) -> Tensor:
         """The latents after the gradient's moves; `x` itself where none was made."""
         patcher, model, settings = guider.model_patcher, guider.inner_model, self._settings
-        conds = marked(list(guider.conds.values()))
-        if not conds:
-            return x
         part = Part(patcher, model.diffusion_model, compute_dtype(patcher))
         blocks = unet_blocks(model.diffusion_model) if settings.save_memory else ()
-        with gradients_while_sampling(part), _frozen_controls(conds) as frozen:
-            sigma = timestep.clone()
+        with gradients_while_sampling(part), checkpointed(blocks):
+            frozen, sigma = frozen_controls(conds), sigma.clone()
 
             def loss_of(at: Tensor) -> Tensor:
                 measure = _Measure(self)
                 own = with_options(options, {_LOSS: measure})
-                comfy.samplers.calc_cond_batch(model, [frozen], at, sigma, own)
-                losses = measure.losses
-                return torch.cat(losses).mean(0) if losses else at.new_zeros(len(at))
+                comfy.samplers.calc_cond_batch(model, [frozen], shown(at), sigma, own)
+                return measure.of_each(at)
 
-            with checkpointed(blocks):
-                return descend(
-                    x,
-                    loss_of,
-                    step=settings.gradient,
-                    iterations=settings.iterations,
-                    threshold=settings.threshold,
-                )
-
-    def _warn_of(self, options: Any) -> None:
-        if not self._warned and options.get("patches_replace", {}).get("attn2"):
-            self._warned = True
-            logger.warning(
-                "Refocus Attention: another node (such as IP-Adapter) replaces cross-attention; "
-                "the bias does not act in the layers it replaces, the gradient does."
+            return descend(
+                x,
+                loss_of,
+                step=settings.gradient,
+                iterations=settings.iterations,
+                threshold=settings.threshold,
             )
+
+    def _check_size(self, cells: Sequence[int]) -> None:
+        """Say where the mask may be that of a whole picture of which only a tile is drawn."""
+        if self._region is None or len(cells) < 2:
+            return
+        mask, drawn = self._region.shape[-2:], [_PIXELS * side for side in cells]
+        if max(a / b for a, b in zip(mask, drawn, strict=True)) > _LARGER:
+            self._notes.say(
+                f"The mask is {mask[1]}x{mask[0]} pixels and the picture drawn is "
+                f"{drawn[1]}x{drawn[0]}, into which the whole mask is fitted; in an upscaler that "
+                "draws tiles every tile would get all of it, so leave Refocus Attention out there."
+            )
+
+    def _warn_of(self, engine: Refocuser, options: Any) -> None:
+        if options.get("patches_replace", {}).get("attn2"):
+            self._notes.say(
+                f"{culprits(options, 'attn2')} replaces cross-attention; nothing is held in the "
+                "layers that it replaces."
+            )
+        if engine.blind:
+            self._notes.say(
+                "Some passes show no attention, as where a cache skips them; they are left as "
+                "they are."
+            )
+
+    def _check_held(self) -> None:
+        """Say where nothing was held in a whole sampling."""
+        if self._tokens is False:
+            self._notes.say(
+                "No token was held: the prompt has none that is marked. Encode it with Encode "
+                "Prompt in place of CLIP Text Encode, with an adapter or with words to hold."
+            )
+        if not self._tokens or self._moves or any(e.held for e in self._engines.values()):
+            return
+        if not self._settings.bias:
+            why = "no step was in the gradient's window, or the loss was below the threshold"
+        elif self._region is None:
+            why = "no pass showed a region in time; connect a mask"
+        else:
+            why = "no pass computed its cross-attention where it could be held"
+        self._notes.say(f"No token was held: {why}.")
 
 
 class _Measure:
-    """Collects the losses of the passes of one prediction, each (conditionings, images)."""
+    """Collects the losses of the passes of one prediction."""
 
     def __init__(self, owner: _Patch) -> None:
-        self.owner, self.losses = owner, list[Tensor]()
+        self.owner = owner
+        self._parts: list[tuple[Tensor, Sequence[int]]] = []
 
+    def add(self, losses: Tensor, images: Sequence[int]) -> None:
+        """Those of one pass, (conditionings, images), and which of all images these are."""
+        self._parts.append((losses, images))
 
-class _Frozen:
-    """A ControlNet whose output counts as a constant: it has no gradient and needs none."""
-
-    def __init__(self, control: Any) -> None:
-        self._control = control
-
-    def get_control(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with torch.inference_mode():
-            output = self._control.get_control(x.detach(), *args, **kwargs)
-        return {
-            name: [None if hint is None else hint.clone() for hint in hints]
-            for name, hints in (output or {}).items()
-        }
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._control, name)
-
-
-@contextmanager
-def _frozen_controls(conds: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """The conditionings with every ControlNet frozen, one and the same staying one."""
-    frozen: dict[int, _Frozen] = {}
-    yield [
-        {**cond, "control": frozen.setdefault(id(cond["control"]), _Frozen(cond["control"]))}
-        if cond.get("control") is not None
-        else cond
-        for cond in conds
-    ]
-
-
-def _pytorch(_: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-    """PyTorch's attention, which is differentiable, whichever kernel ComfyUI was started with."""
-    return attention_pytorch(*args, **kwargs)
+    def of_each(self, latents: Tensor) -> Tensor:
+        """The mean of each image's (B,); 0 where a pass had none."""
+        total, count = latents.new_zeros(2, len(latents), dtype=torch.float32)
+        for losses, images in self._parts:
+            index = torch.tensor(list(images), device=latents.device)
+            total = total.index_add(0, index, losses.to(total).sum(0))
+            count = count.index_add(0, index, torch.full_like(index, len(losses)).to(total))
+        return total / count.clamp_min(1)

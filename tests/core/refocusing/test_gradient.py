@@ -85,15 +85,18 @@ def test_the_gradient_lowers_the_loss(scene, given) -> None:
     assert after < 0.99 * before
 
 
-def test_a_pass_that_ends_early_has_the_same_loss_and_gradient(scene) -> None:
+@pytest.mark.parametrize("given", [True, False])
+def test_a_pass_that_ends_early_has_the_same_loss_and_gradient(scene, given) -> None:
+    """The last layer that is mapped may be the one in which the region is found."""
     unet, context, z, region, settings = scene
+    regions = [region] if given else None
     engine = Refocuser(TappedTorch.of(unet), settings)
     ends = []
     unet.conv_out.register_forward_hook(lambda *_: ends.append(1))
 
     def once():
         at = z.clone().requires_grad_()
-        loss = engine.loss(lambda: unet(at, torch.tensor([500]), context), ROWS, [region], SIZE)
+        loss = engine.loss(lambda: unet(at, torch.tensor([500]), context), ROWS, regions, SIZE)
         return loss, torch.autograd.grad(loss.sum(), at)[0]
 
     whole, early, again = once(), once(), once()
