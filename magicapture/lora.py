@@ -82,7 +82,7 @@ def _linears(model: nn.Module, pattern: str, what: str) -> list[str]:
     names = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and ending.fullmatch(name)
+        if _is_linear(module) and ending.fullmatch(name)
     ]
     if not names:
         raise UnsupportedModelError(
@@ -90,6 +90,13 @@ def _linears(model: nn.Module, pattern: str, what: str) -> list[str]:
             "expected that of Stable Diffusion 1.x, 2.x or XL."
         )
     return names
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer; hosts have quantised ones that are no nn.Linear."""
+    return isinstance(module, nn.Linear) or all(
+        isinstance(getattr(module, side, None), int) for side in ("in_features", "out_features")
+    )
 
 
 class InjectedLora:
@@ -240,7 +247,8 @@ def _wrapped(
     )
     # PEFT's own choice, without asking every library for quantised layers first: it raises
     # ImportError where an old torchao or gptqmodel is installed, for whatever other purpose.
-    config._register_custom_module({nn.Linear: lora.Linear, nn.Conv2d: lora.Conv2d})
+    linear = {type(m): lora.Linear for m in map(model.get_submodule, sizes) if _is_linear(m)}
+    config._register_custom_module({nn.Conv2d: lora.Conv2d, nn.Linear: lora.Linear, **linear})
     with _restored(model, sizes):
         # Building a layer draws random numbers, even if other values replace them.
         with torch.random.fork_rng(devices=[]):

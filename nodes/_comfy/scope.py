@@ -1,10 +1,11 @@
 """The gradient scope: ComfyUI's models opened for autograd, and put back bit by bit.
 
 ComfyUI runs nodes in inference mode, so the weights it loads are inference tensors, which autograd
-refuses to save. They may also lie on another device (--novram, streamed weights), wait for a cast
-or for a LoRA's patch at every use, or be changed in place while a text encoder runs. The scope
-hangs ordinary tensors in their place, holding what sampling would compute with. Where a weight is
-already that, the tensor shares its memory.
+refuses to save. They may also lie on another device (--novram, streamed weights), or wait for a
+cast, for a LoRA's patch or to be dequantised at every use. Linear layers, nearly all of a large
+model, stay as they are: `FrozenLinear` has ComfyUI make their weights anew in both passes. For the
+rest (convolutions, norms, embeddings) the scope hangs ordinary tensors in place, holding what
+sampling would compute with; where a weight is already that, the tensor shares its memory.
 """
 
 from __future__ import annotations
@@ -12,17 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import comfy.model_management as management
 import torch
-from comfy.clip_model import CLIPLayer
 from comfy.ldm.modules.diffusionmodules.model import pytorch_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...magicapture.errors import UnsupportedModelError
+from .frozen import frozen, is_known_linear, is_linear, patched
+from .inplace import out_of_place
 
 _ABSENT = object()
 _EVERYTHING = 1e20  # bytes; training needs what memory there is, so other models make room
@@ -49,15 +50,15 @@ def gradients(parts: Iterable[Part]) -> Iterator[None]:
 
     The models are loaded first, as for sampling and with the LoRAs applied to them. On the way out
     the very same tensors, flags and functions are back, also after an exception. Do not let
-    ComfyUI load or unload these models meanwhile. Raises UnsupportedModelError for weights that
-    cannot be trained through: quantised ones, or layers replaced by a LoRA in bypass mode.
+    ComfyUI load or unload these models meanwhile. Raises UnsupportedModelError for layers replaced
+    by a LoRA in bypass mode, and for weights quantised in a way that ComfyUI's cast cannot undo.
     """
     parts = list({id(part.module): part for part in parts}.values())
     for part in parts:
         _check_trainable(part)
     _load(parts)
     try:
-        with torch.inference_mode(False), torch.enable_grad(), ExitStack() as opened:
+        with _differentiable(), ExitStack() as opened:
             for part in parts:
                 for module in part.module.modules():
                     opened.enter_context(_opened(module, part.patcher.load_device, part.dtype))
@@ -71,34 +72,15 @@ def gradients_while_sampling(part: Part) -> Iterator[None]:
     """`gradients` for a model in the middle of sampling: nothing is loaded or unloaded.
 
     Weights that lie on the computing device are used as they lie, cast at each use where sampling
-    casts them. Those that wait elsewhere (low VRAM, streamed) are brought over for the while.
+    casts them. Those that wait elsewhere (low VRAM, streamed) are brought over for the while,
+    linear layers' at each use.
     """
     device = part.patcher.load_device
-    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as opened:
+    with _differentiable(), ExitStack() as opened:
         for module in part.module.modules():
             own = [p for p in module._parameters.values() if p is not None]
-            if all(p.device == device for p in own) and not hasattr(module, "_v"):
-                opened.enter_context(_as_it_lies(module))
-            else:
-                opened.enter_context(_opened(module, device, part.dtype))
-        yield
-
-
-@contextmanager
-def _as_it_lies(module: nn.Module) -> Iterator[None]:
-    """One module with ordinary weights over the same memory; quantised ones are left alone."""
-    with torch.no_grad():
-        weights = {
-            name: nn.Parameter(_ordinary(p, p.device, p.dtype), requires_grad=False)
-            for name, p in module._parameters.items()
-            if type(p) is nn.Parameter
-        }
-        buffers = {
-            name: _ordinary(b, b.device, b.dtype)
-            for name, b in module._buffers.items()
-            if b is not None
-        }
-    with _entries(module._parameters, weights), _entries(module._buffers, buffers):
+            lies = all(p.device == device for p in own) and not hasattr(module, "_v")
+            opened.enter_context(_opened(module, None if lies else device, part.dtype))
         yield
 
 
@@ -107,67 +89,102 @@ def _check_trainable(part: Part) -> None:
     if part.patcher.injections:
         raise UnsupportedModelError(
             f"The {name} carries a LoRA in bypass mode (or other replaced layers), through which "
-            "nothing can be trained. Load the LoRA without bypass, or connect the plain model."
+            "nothing can be trained: load the LoRA without bypass, or connect the plain model."
         )
     for module in part.module.modules():
-        quantised = getattr(module, "scale_weight", None) is not None or any(
-            type(p) is not nn.Parameter for p in module._parameters.values() if p is not None
-        )
-        if quantised:
+        if _is_quantised(module) and not _is_cast_in_use(module):
             raise UnsupportedModelError(
-                f"The {name} has quantised weights ({type(module).__name__}); training needs "
-                "plain ones. Load a checkpoint in fp16, bf16 or fp32."
+                f"The {name} has weights quantised in a way that nothing can be trained through "
+                f"({type(module).__name__}): load a checkpoint in fp8, fp16, bf16 or fp32."
             )
 
 
+def _is_quantised(module: nn.Module) -> bool:
+    return getattr(module, "scale_weight", None) is not None or any(
+        type(p) is not nn.Parameter for p in module._parameters.values() if p is not None
+    )
+
+
+def _is_cast_in_use(module: nn.Module) -> bool:
+    """Whether weights stay the very same: autograd needs none of an embedding's either."""
+    return is_known_linear(module) or (isinstance(module, nn.Embedding) and _is_quantised(module))
+
+
 def _load(parts: Iterable[Part]) -> None:
-    """Load the models together as the executor would, but keep what is cast off the GPU."""
+    """Load the models together, as the executor would."""
     patchers = list(dict.fromkeys(part.patcher for part in parts))
     with torch.inference_mode():
         management.load_models_gpu(patchers, memory_required=_EVERYTHING, force_full_load=True)
-        for part in parts:
-            if _is_cast(part) and not _is_streamed(part.patcher):
-                # Else both the cast copies and the originals would take the GPU's memory.
-                part.patcher.partially_unload(part.patcher.offload_device, _EVERYTHING)
-
-
-def _is_cast(part: Part) -> bool:
-    dtypes = {p.dtype for p in part.module.parameters() if p.is_floating_point()}
-    return dtypes != {part.dtype}
-
-
-def _is_streamed(patcher: ModelPatcher) -> bool:
-    """Whether weights stay in RAM and are streamed (0.33's dynamic VRAM)."""
-    return getattr(patcher, "is_dynamic", lambda: False)()
 
 
 @contextmanager
-def _opened(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """One module with ordinary weights, ready to compute, and without in-place additions."""
-    with torch.no_grad():
-        weights = {
-            name: nn.Parameter(_weight(module, name, device, dtype), requires_grad=False)
-            for name, parameter in module._parameters.items()
-            if parameter is not None
-        }
-        buffers = {
-            name: _ordinary(buffer, device, dtype)
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        }
+def _differentiable() -> Iterator[None]:
+    """Autograd on, and 0.33 told to leave out its fused kernels, which have no gradient."""
+    told = {"in_training": True} if hasattr(management, "in_training") else {}
+    with torch.inference_mode(False), torch.enable_grad(), _entries(vars(management), told):
+        yield
+
+
+@contextmanager
+def _opened(module: nn.Module, device: torch.device | None, dtype: torch.dtype) -> Iterator[None]:
+    """One module with weights that autograd takes, and with nothing changed in place.
+
+    device: where the weights are to be, in `dtype`; None uses them as they lie.
+    """
     attributes: dict[str, Any] = {"training": False}
-    if hasattr(module, "comfy_cast_weights"):
-        attributes |= _AS_IT_IS
     if "optimized_attention" in vars(module):  # the VAE's: xformers has no gradient at its width
         attributes["optimized_attention"] = pytorch_attention
-    if isinstance(module, CLIPLayer):
-        attributes["forward"] = partial(_clip_layer, module)
+    forward = frozen(module) if is_known_linear(module) else out_of_place(module)
+    if forward is not None:
+        attributes["forward"] = forward
+    weights: dict[str, Any] = {}
+    buffers: dict[str, Any] = {}
+    if not _is_cast_in_use(module):
+        if is_linear(module):  # of another pack, which casts in a `forward` of its own
+            device = None
+        weights, buffers = _tensors(module, device, dtype)
+        if device is not None and hasattr(module, "comfy_cast_weights"):
+            attributes |= _AS_IT_IS
     with (
         _entries(module._parameters, weights),
         _entries(module._buffers, buffers),
         _entries(vars(module), attributes),
     ):
         yield
+
+
+@torch.no_grad()
+def _tensors(
+    module: nn.Module, device: torch.device | None, dtype: torch.dtype
+) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
+    """Ordinary parameters and buffers, patched and cast, or (device None) as they lie."""
+    own = {n: p for n, p in module._parameters.items() if type(p) is nn.Parameter}
+    buffers = {n: b for n, b in module._buffers.items() if b is not None}
+    if device is None:
+        weights = {name: _ordinary(parameter) for name, parameter in own.items()}
+        return _parameters(weights), {name: _ordinary(b) for name, b in buffers.items()}
+    weights = {n: _ordinary(patched(module, n, device, dtype), device, dtype) for n in own}
+    return _parameters(weights), {n: _ordinary(b, device, dtype) for n, b in buffers.items()}
+
+
+def _parameters(weights: dict[str, Tensor]) -> dict[str, nn.Parameter]:
+    return {name: nn.Parameter(w, requires_grad=False) for name, w in weights.items()}
+
+
+def _ordinary(
+    tensor: Tensor, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """The tensor on the device and, if it holds floats, in the dtype; never an inference tensor."""
+    if tensor.is_meta:  # missing from the checkpoint; ComfyUI takes zeros as well
+        tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    tensor = tensor.detach().to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+    if not tensor.is_inference():
+        return tensor
+    # Inference belongs to a tensor, not to its memory: an ordinary one may look at the same.
+    sharing = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return sharing.set_(
+        tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
+    )
 
 
 @contextmanager
@@ -187,38 +204,3 @@ def _put(mapping: MutableMapping[str, Any], values: dict[str, Any]) -> None:
             mapping.pop(name, None)
         else:
             mapping[name] = value
-
-
-def _weight(module: nn.Module, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """What sampling would compute with: moved, cast and patched."""
-    weight = module._parameters[name]
-    streamed = getattr(module, f"{name}_lowvram_function", None) if hasattr(module, "_v") else None
-    patches = [p for p in (streamed, *getattr(module, f"{name}_function", ())) if p is not None]
-    if not patches:
-        return _ordinary(weight, device, dtype)
-    weight = weight.to(device=device, dtype=dtype, copy=True)
-    for patch in patches:
-        weight = patch(weight)
-    return weight
-
-
-def _ordinary(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """The tensor on the device and, if it holds floats, in the dtype; never an inference tensor."""
-    if tensor.is_meta:  # missing from the checkpoint; ComfyUI takes zeros as well
-        tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
-    tensor = tensor.detach().to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-    if not tensor.is_inference():
-        return tensor
-    # Inference belongs to a tensor, not to its memory: an ordinary one may look at the same.
-    sharing = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return sharing.set_(
-        tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
-    )
-
-
-def _clip_layer(
-    layer: CLIPLayer, x: Tensor, mask: Tensor | None = None, optimized_attention: Any = None
-) -> Tensor:
-    """A layer of CLIP's text encoder; ComfyUI's own adds in place, which autograd refuses."""
-    x = x + layer.self_attn(layer.layer_norm1(x), mask, optimized_attention)
-    return x + layer.mlp(layer.layer_norm2(x))

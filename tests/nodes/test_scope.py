@@ -105,12 +105,50 @@ def test_without_the_scope_autograd_refuses(pack, backbone, vectors, noisy):
         gradient(pack, backbone, vectors, noisy)
 
 
+def is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear)
+
+
+def parameters_of(network: nn.Module, linear: bool) -> dict[str, nn.Parameter]:
+    """Those of all linear layers, or of all others."""
+    modules = [(n, m) for n, m in network.named_modules() if is_linear(m) is linear]
+    return {f"{n}.{k}": p for n, m in modules for k, p in m.named_parameters(recurse=False)}
+
+
 def test_frozen_weights_collect_no_gradient_and_share_their_memory(pack, backbone, tiny):
     where = {n: p.data_ptr() for n, p in backbone.unet.named_parameters()}
+    linear = {name: parameters_of(network, True) for name, network in tiny.networks.items()}
     with backbone.training(None):
-        for network in tiny.networks.values():
-            assert not any(p.requires_grad or p.is_inference() for p in network.parameters())
+        for name, network in tiny.networks.items():
+            assert not any(p.requires_grad for p in network.parameters())
+            assert not any(p.is_inference() for p in parameters_of(network, False).values())
+            assert all(linear[name][n] is p for n, p in parameters_of(network, True).items())
         assert where == {n: p.data_ptr() for n, p in backbone.unet.named_parameters()}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_autograd_keeps_no_weight_of_a_linear_layer(
+    pack, make, tiny, vectors, noisy, checkpointing
+):
+    """Neither the weights themselves nor what they are cast to."""
+    model = make.model(dtype=torch.float16, manual_cast=torch.float32)
+    backbone = pack.comfy.ComfyBackbone(model, make.clip(dtype=torch.float16), tiny.vae)
+    linear = {
+        tuple(layer.weight.shape)
+        for network in (backbone.unet, *backbone.text_encoders.values())
+        for layer in network.modules()
+        if is_linear(layer)
+    }
+    kept: list[Tensor] = []
+    blocks = backbone.checkpointed_modules() if checkpointing else ()
+    with (
+        backbone.training(None),
+        pack("magicapture.checkpointing").checkpointed(blocks),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        loss = loss_of(pack, backbone, vectors, noisy)
+    assert loss.requires_grad and kept
+    assert not [t.shape for t in kept if {tuple(t.shape), tuple(t.shape)[::-1]} & linear]
 
 
 def test_works_from_within_a_generator(pack, backbone, vectors, noisy):
@@ -287,8 +325,9 @@ def test_fp16_weights_compute_as_in_sampling_or_as_asked(pack, make, tiny, vecto
     for asked, computes in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
         with backbone.training(asked):
             assert backbone.dtype == computes
-            assert {p.dtype for p in backbone.unet.parameters()} == {computes}
-            assert {p.dtype for p in clip.cond_stage_model.parameters()} == {torch.float32}
+            for network, dtype in ((backbone.unet, computes), (networks["clip"], torch.float32)):
+                assert {p.dtype for p in parameters_of(network, False).values()} == {dtype}
+                assert {p.dtype for p in parameters_of(network, True).values()} == {torch.float16}
             assert gradient(pack, backbone, vectors, noisy).norm() > 0
         assert backbone.dtype == torch.float32
         now = snapshot(networks)
@@ -322,8 +361,9 @@ def test_a_users_lora_counts_as_in_sampling(pack, tiny, vectors, noisy, ksample,
     backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
     with backbone.training(None):
         for module in backbone.unet.modules():
-            assert not getattr(module, "weight_function", [])
-            assert not hasattr(module, "_v")
+            if not is_linear(module):
+                assert not getattr(module, "weight_function", [])
+                assert not hasattr(module, "_v")
         with torch.no_grad():
             prediction = backbone.predict(noisy, timesteps, conditioning)
         assert gradient(pack, backbone, vectors, noisy).norm() > 0
