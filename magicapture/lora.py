@@ -255,8 +255,8 @@ def _wrapped(
             inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
         layers = {name: cast("LoraLayer", model.get_submodule(name)) for name in sizes}
         for layer in layers.values():
-            for linear in _pair(layer):
-                linear.to(device=device, dtype=torch.float32)
+            for half in _pair(layer):
+                half.to(device=device, dtype=torch.float32)
         yield layers
 
 
