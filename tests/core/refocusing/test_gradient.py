@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -106,6 +108,23 @@ def test_a_pass_that_ends_early_has_the_same_loss_and_gradient(scene, given) -> 
     unet(z, torch.tensor([500]), context)
     assert len(ends) == 2
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in unet.up_blocks.modules())
+
+
+def test_a_pass_whose_layers_have_shrunk_is_not_ended_at_the_layer_of_before(scene) -> None:
+    """Deep shrink: in the small pass the wanted maps are those of other, later layers."""
+    unet, context, z, region, settings = scene
+    settings = dataclasses.replace(settings, factors=(2,))
+    small = torch.nn.functional.avg_pool2d(z, 2)
+
+    def loss(engine, at):
+        return engine.loss(lambda: unet(at, torch.tensor([500]), context), ROWS, [region], SIZE)
+
+    engine, alone = (Refocuser(TappedTorch.of(unet), settings) for _ in range(2))
+    whole, shrunk = loss(engine, z), loss(alone, small)
+    assert not torch.equal(whole, shrunk)
+    for _ in range(2):
+        assert torch.equal(loss(engine, small), shrunk)
+        assert torch.equal(loss(engine, z), whole)
 
 
 def test_a_row_without_a_region_has_no_loss(scene) -> None:
