@@ -18,7 +18,8 @@ _QUANTISED: Any = getattr(comfy.ops, "QuantizedTensor", ())  # ComfyUI 0.33's
 _BORROWED = "offloadable" in inspect.signature(comfy.ops.cast_bias_weight).parameters
 _SCALES = ("scale_weight", "pre_quant_scale")  # 0.3.64's of fp8 weights; 0.33's of their columns
 _OWN_CAST = "cast_bias_weight"  # GGUF's layers dequantise in a method of this name
-_KNOWN_FORWARDS = ("comfy.ops", "torch.nn.modules.linear")
+_COMFY_FORWARD = "forward_comfy_cast_weights"
+_KNOWN = ("comfy.ops", "torch.nn.modules.linear")
 
 
 class FrozenLinear(torch.autograd.Function):
@@ -56,16 +57,13 @@ def is_known_linear(module: nn.Module) -> bool:
     Not a class of another pack with a `forward` of its own, which may do anything else.
     """
     weight = module._parameters.get("weight")
-    if weight is None or weight.is_meta or not is_linear(module) or "forward" in vars(module):
+    if weight is None or not is_linear(module) or "forward" in vars(module):
         return False
     if hasattr(module, _OWN_CAST):
         return True
     methods = [getattr(type(module), name, None) for name in ("forward", _COMFY_FORWARD)]
-    known = all(getattr(m, "__module__", "comfy.ops") in _KNOWN_FORWARDS for m in methods)
+    known = all(getattr(m, "__module__", "comfy.ops") in _KNOWN for m in methods)
     return known and (isinstance(weight, _QUANTISED) or is_plain(weight))
-
-
-_COMFY_FORWARD = "forward_comfy_cast_weights"
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -100,14 +98,21 @@ def _made(layer: Any, like: Tensor) -> tuple[Any, ...]:
     """Weight and bias, and what the cast wants back, by whichever cast the layer has."""
     if hasattr(layer, _OWN_CAST):
         return tuple(layer.cast_bias_weight(like))
-    # Nothing is streamed to a CPU: there ComfyUI's cast would leave out the patches.
-    streamed = hasattr(layer, "_v") and like.device.type != "cpu"
-    if not isinstance(layer, comfy.ops.CastWeightBiasOp) or (hasattr(layer, "_v") and not streamed):
+    if not isinstance(layer, comfy.ops.CastWeightBiasOp) or _is_forgotten(layer, like.device):
         own = (patched(layer, name, like.device, like.dtype) for name in ("weight", "bias"))
         return tuple(None if p is None else p.to(like) for p in own)
     if _BORROWED:
         return tuple(comfy.ops.cast_bias_weight(layer, like, offloadable=True))
     return tuple(comfy.ops.cast_bias_weight(layer, like))
+
+
+def _is_forgotten(layer: nn.Module, device: torch.device) -> bool:
+    """Whether ComfyUI's cast makes nothing of what is missing, or leaves out patches.
+
+    It does so for weights that would be streamed, if there were a GPU.
+    """
+    missing = any(p is not None and p.is_meta for p in layer._parameters.values())
+    return missing or (hasattr(layer, "_v") and device.type == "cpu")
 
 
 def _whole(layer: nn.Module, weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,11 +129,18 @@ def _whole(layer: nn.Module, weight: Tensor, dtype: torch.dtype) -> Tensor:
 def patched(module: nn.Module, name: str, device: torch.device, dtype: torch.dtype) -> Any:
     """A parameter with its patches, which need it moved and cast; as it is, where it has none."""
     parameter = module._parameters[name]
+    if parameter is None:
+        return None
+    weight: Tensor = present(parameter)
     streamed = getattr(module, f"{name}_lowvram_function", None) if hasattr(module, "_v") else None
     patches = [p for p in (streamed, *getattr(module, f"{name}_function", ())) if p is not None]
-    if parameter is None or not patches:
-        return parameter
-    weight: Tensor = parameter.to(device=device, dtype=dtype, copy=True)
+    if patches:
+        weight = weight.to(device=device, dtype=dtype, copy=True)
     for patch in patches:
         weight = patch(weight)
     return weight
+
+
+def present(tensor: Tensor) -> Tensor:
+    """The tensor, or zeros for one that the checkpoint has not, as ComfyUI takes it."""
+    return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor

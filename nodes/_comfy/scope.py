@@ -22,7 +22,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...magicapture.errors import UnsupportedModelError
-from .frozen import frozen, is_known_linear, is_linear, patched
+from .frozen import frozen, is_known_linear, is_linear, patched, present
 from .inplace import out_of_place
 
 _ABSENT = object()
@@ -175,9 +175,11 @@ def _ordinary(
     tensor: Tensor, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> Tensor:
     """The tensor on the device and, if it holds floats, in the dtype; never an inference tensor."""
-    if tensor.is_meta:  # missing from the checkpoint; ComfyUI takes zeros as well
-        tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
-    tensor = tensor.detach().to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+    tensor = (
+        present(tensor)
+        .detach()
+        .to(device=device, dtype=dtype if tensor.is_floating_point() else None)
+    )
     if not tensor.is_inference():
         return tensor
     # Inference belongs to a tensor, not to its memory: an ordinary one may look at the same.

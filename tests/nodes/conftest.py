@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -126,9 +126,10 @@ def make_model(
     v_prediction: bool = False,
     dtype: torch.dtype = torch.float32,
     manual_cast: torch.dtype | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     **unet: Any,
 ) -> Any:
-    """A MODEL of one million parameters."""
+    """A MODEL of one million parameters; settings: what a loader notes in its configuration."""
     import comfy.model_base
     import comfy.model_management
     import comfy.model_patcher
@@ -146,6 +147,8 @@ def make_model(
 
     config = TinySD(tiny_unet_config(**unet))
     config.set_inference_dtype(dtype, manual_cast)
+    for name, value in settings.items():
+        setattr(config, name, value)
     model = config.get_model({}, "", device=torch.device("cpu"))
     fill(model.diffusion_model)
     cpu = comfy.model_management.get_torch_device()
