@@ -82,7 +82,8 @@ def test_ordinary_dolls_are_what_they_were() -> None:
         doll = render(identity_from_seed(i), style_from_seed(i + 100), pose_from_seed(i + 200))
         image = doll.image.astype(np.float64)
         found = image.mean(), (image * wave).sum(), doll.mask.sum() / 1000, doll.landmarks.mean()
-        assert found == pytest.approx(recorded, abs=2e-5)
+        # Processors round sums of 49,152 numbers differently; a pixel's step is 4e-3.
+        assert found == pytest.approx(recorded, rel=1e-4, abs=2e-5)
 
 
 @pytest.mark.parametrize("hard", HARDSHIPS)
