@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted((ROOT / "workflows").glob("*.json"))
@@ -229,3 +231,61 @@ def test_the_page_and_the_api_say_the_same(page: Path, known: dict[str, Any]) ->
     for key, (kind, given) in flat.items():
         if kind in known:
             assert given == api[key]["inputs"], (key, kind)
+
+
+def put_photos(folder: Path, seed: int) -> None:
+    """Three photos of noise, with a face's mask each."""
+    folder.mkdir()
+    random = np.random.default_rng(seed)
+    mask = np.zeros((80, 72), np.uint8)
+    mask[20:60, 16:56] = 255
+    for i in range(3):
+        Image.fromarray(random.integers(0, 255, (80, 72, 3), np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(mask).save(folder / f"{i}.mask.png")
+
+
+def results(graph: dict[str, Any], key: str, kinds: dict[str, Any], done: dict[str, Any]) -> Any:
+    """A node's outputs, once what leads to it has run; `done` holds those of nodes that have."""
+    if key not in done:
+        node = graph[key]
+        given = {
+            name: results(graph, value[0], kinds, done)[value[1]]
+            if isinstance(value, list)
+            else value
+            for name, value in node["inputs"].items()
+        }
+        kind = kinds[node["class_type"]]
+        if getattr(kind, "INPUT_IS_LIST", False):
+            given = {name: [value] for name, value in given.items()}
+        found = getattr(kind(), kind.FUNCTION)(**given)
+        done[key] = getattr(found, "args", found)
+    return done[key]
+
+
+def test_the_template_for_xl_on_a_tiny_one(known, tiny_xl, make, executor, monkeypatch) -> None:
+    """All but the two loaders: from photos, masks and training to a picture."""
+    import folder_paths
+    from comfy_extras.nodes_string import StringConcatenate
+
+    (file,) = (page for page in PAGES if page.stem.startswith("10 "))
+    graph = json.loads((file.parent / "api" / file.name).read_text())
+    assert graph["18:14"]["inputs"]["fast_decoder"] == ["27", 0]
+    for key, seed in (("18:3", 1), ("18:4", 2)):
+        put_photos(Path(folder_paths.get_input_directory()) / f"xl {seed}", seed)
+        graph[key]["inputs"]["folder"] = f"xl {seed}"
+    graph["18:13"]["inputs"] |= {"steps": 2, "resolution": 64, "save_memory": True}
+    graph["18:14"]["inputs"]["preview_every"] = 1
+    graph["23"]["inputs"] |= {"width": 64, "height": 64}
+    graph["24"]["inputs"]["steps"] = 2
+    decoded = []
+    decoder = make.taesd()
+    decode = decoder.first_stage_model.decode
+    monkeypatch.setattr(
+        decoder.first_stage_model, "decode", lambda latent: decoded.append(latent) or decode(latent)
+    )
+    done = {"1": (tiny_xl.model, tiny_xl.clip, tiny_xl.vae), "27": (decoder,)}
+    kinds = {**known, "StringConcatenate": StringConcatenate}
+    (picture,) = results(graph, "25", kinds, done)
+    assert picture.shape == (1, 64, 64, 3) and picture.isfinite().all()
+    assert decoded, "the previews are the fast decoder's"
+    assert "embedding:my-person person" in done["18:17"][0], "stock nodes find the saved tokens"
