@@ -13,8 +13,8 @@ from torch import Tensor, nn
 pytestmark = [
     pytest.mark.usefixtures("executor"),
     pytest.mark.xfail(
-        reason="unfinished: gradients agree with the dequantised model's, but what is left behind, the "
-        "memory of another pack's layers and fingerprints of GGUF are not settled",
+        reason="unfinished: gradients agree with the dequantised model's, but what is left behind, "
+        "the memory of another pack's layers and fingerprints of GGUF are not settled",
         strict=False,
     ),
 ]
