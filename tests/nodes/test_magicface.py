@@ -383,18 +383,18 @@ def test_diffusers_unet_gives_the_same_by_the_same_weights(pack, make, tiny):
     def other(z, c):
         return theirs(z, t[: len(z)], encoder_hidden_states=c).sample
 
-    def run(unet, predict, stage):
+    def run(network, predict, stage):
         settings = core.MagicFaceSettings(others=0.2)
-        session = core.Session(unet, rows, [[5, 6]], 77, settings)
+        session = core.Session(network, rows, [[5, 6]], 77, settings)
         keys = session.keys(300.0, lambda some: predict(rows.latents[some], context[:1]))
-        with session.drawing(stage, keys, core.Rows([1], [0]), (8, 8)):
+        with session.drawing(stage, keys, core.Rows([1], [0])):
             drawn = predict(noisy, context)
         return drawn, session.seen.regions
 
     plain = other(noisy, context)
     for stage in ("layout", "details"):
-        one, regions = run(backbone.unet, ours, stage)
-        two, same = run(theirs, other, stage)
+        one, regions = run(backbone.attention, ours, stage)
+        two, same = run(pack("magicapture.attention").TappedTorch.of(theirs), other, stage)
         assert torch.equal(regions, same)
         torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
         assert (two[1] - plain[1]).abs().max() > 1e-3
