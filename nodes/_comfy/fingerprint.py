@@ -59,9 +59,16 @@ def vae_parts(vae: Any) -> list[object]:
 def _weights(patcher: ModelPatcher, prefix: str | None = None) -> list[object]:
     """The weights as they were read, and the patches (LoRAs, merges) that are put on them.
 
-    Where weights are patched at the moment, ComfyUI has their originals in a backup.
+    Where weights are patched at the moment, ComfyUI has their originals in a backup. A quantised
+    weight counts as what it stands for; its scales have names in the file that no tensor has.
     """
+    model = patcher.model
+    weights: dict[str, Any] = dict(model.named_parameters(remove_duplicate=False))
+    weights |= model.named_buffers(remove_duplicate=False)
+    weights = {n: weights[n] for n in patcher.model_state_dict(prefix) if n in weights}
+    weights |= {n: kept.weight for n, kept in patcher.backup.items() if n in weights}
+    weights |= {n: kept[0] for n, kept in patcher.hook_backup.items() if n in weights}
     buffers = getattr(patcher, "backup_buffers", {})  # 0.33's dynamic VRAM casts them
-    weights = {n: buffers.get(n, of[0][0]) for n, of in patcher.get_key_patches(prefix).items()}
+    weights |= {n: kept for n, kept in buffers.items() if n in weights}
     patches = {name: of for name, of in patcher.patches.items() if name in weights}
     return [weights, patches, patcher.weight_wrapper_patches]

@@ -33,7 +33,9 @@ class FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, layer: nn.Module) -> Tensor:
         ctx.layer = layer
         with _cast(layer, x) as (weight, bias):
-            return F.linear(x, weight, bias)
+            y = F.linear(x, weight, bias)
+        # A view of a matrix product, which autograd would let nobody add to in place.
+        return torch.ops.aten._unsafe_view(y, y.shape)
 
     @staticmethod
     @once_differentiable

@@ -10,9 +10,10 @@ sampling would compute with; where a weight is already that, the tensor shares i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_management as management
@@ -20,6 +21,7 @@ import torch
 from comfy.ldm.modules.diffusionmodules.model import pytorch_attention
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ...magicapture.errors import UnsupportedModelError
 from .frozen import frozen, is_known_linear, is_linear, patched, present
@@ -134,8 +136,7 @@ def _opened(module: nn.Module, device: torch.device | None, dtype: torch.dtype) 
     attributes: dict[str, Any] = {"training": False}
     if "optimized_attention" in vars(module):  # the VAE's: xformers has no gradient at its width
         attributes["optimized_attention"] = pytorch_attention
-    forward = frozen(module) if is_known_linear(module) else out_of_place(module)
-    if forward is not None:
+    if (forward := _forward_of(module)) is not None:
         attributes["forward"] = forward
     weights: dict[str, Any] = {}
     buffers: dict[str, Any] = {}
@@ -151,6 +152,15 @@ def _opened(module: nn.Module, device: torch.device | None, dtype: torch.dtype) 
         _entries(vars(module), attributes),
     ):
         yield
+
+
+def _forward_of(module: nn.Module) -> Callable[..., Any] | None:
+    """A `forward` for gradients, or None where the own will do."""
+    if is_known_linear(module):
+        return frozen(module)
+    if is_linear(module):  # of another pack: whatever it makes of its weight is not kept either
+        return partial(checkpoint, module.forward, use_reentrant=False)
+    return out_of_place(module)
 
 
 @torch.no_grad()

@@ -174,6 +174,18 @@ def test_from_pictures_to_a_prompt_and_back_from_disk(nodes, pack, tiny, ksample
     assert not torch.equal(drawn(adapter), before)
 
 
+def test_an_fp8_model_trains_and_is_left_as_it_was(nodes, pack, make, tiny, ksample):
+    tiny.model = make.model(dtype=torch.float8_e4m3fn, manual_cast=torch.float32)
+    tiny.clip = make.clip(dtype=torch.float8_e4m3fn)
+    network = tiny.networks["unet"]
+    weights = {name: p.view(torch.uint8).clone() for name, p in network.named_parameters()}
+    picture = ksample(tiny)
+    adapter = train(nodes, pack, tiny).args[0]
+    assert all(torch.equal(weights[n], p.view(torch.uint8)) for n, p in network.named_parameters())
+    assert torch.equal(picture, ksample(tiny))
+    assert any(weights.up.any() for weights in adapter.lora.values())
+
+
 def test_a_list_of_sizes_and_a_batch_and_captions(nodes, pack):
     images = [photos(2), photos(1, (96, 80), seed=2)]
     shown = references(

@@ -115,13 +115,17 @@ def parameters_of(network: nn.Module, linear: bool) -> dict[str, nn.Parameter]:
     return {f"{n}.{k}": p for n, m in modules for k, p in m.named_parameters(recurse=False)}
 
 
-def test_frozen_weights_collect_no_gradient_and_share_their_memory(pack, backbone, tiny):
+def test_frozen_weights_collect_no_gradient_and_share_their_memory(
+    pack, backbone, tiny, vectors, noisy
+):
     where = {n: p.data_ptr() for n, p in backbone.unet.named_parameters()}
     linear = {name: parameters_of(network, True) for name, network in tiny.networks.items()}
     with backbone.training(None):
+        loss_of(pack, backbone, vectors, noisy).backward()
         for name, network in tiny.networks.items():
-            assert not any(p.requires_grad for p in network.parameters())
-            assert not any(p.is_inference() for p in parameters_of(network, False).values())
+            assert all(p.grad is None for p in network.parameters())
+            others = parameters_of(network, False).values()
+            assert not any(p.requires_grad or p.is_inference() for p in others)
             assert all(linear[name][n] is p for n, p in parameters_of(network, True).items())
         assert where == {n: p.data_ptr() for n, p in backbone.unet.named_parameters()}
 
