@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from magicapture.schedule import DiscreteLevels, Schedule
 
 from .dataset import Shards, captions_of
 from .loop import Plan, Trainer, averaged
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T", bound=np.generic)
@@ -60,7 +63,9 @@ def train(
     need not learn its few words through the UNet alone, a linear head reads off the token that
     ends a clause what the clause said: "hair" in "long red hair" is to know of long and red.
     """
-    latents = torch.from_numpy(encoded(shards, out, device))
+    vae = autoencoder().to(device)
+    vae.load_state_dict(averaged(out, "vae"))
+    latents = torch.from_numpy(encoded(shards, out, vae))
     tokens, said = (torch.from_numpy(array) for array in tokenized(shards, out))
     torch.manual_seed(plan.seed)
     model, end = build(out)
@@ -102,10 +107,9 @@ def train(
 
 
 @torch.no_grad()
-def encoded(shards: Shards, out: Path, device: torch.device) -> NDArray[np.float16]:
+def encoded(shards: Shards, out: Path, vae: AutoencoderTiny) -> NDArray[np.float16]:
     """Latents (N, C, h, w) of all dolls, of about unit size; kept beside the weights."""
-    vae = autoencoder().to(device)
-    vae.load_state_dict(averaged(out, "vae"))
+    device = vae.device
 
     def encode(images: NDArray[np.uint8]) -> NDArray[np.float16]:
         parts = []

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 from .tokenizer import LENGTH
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderTiny,
+        DDIMScheduler,
+        FluxTransformer2DModel,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextModel
 
 TEXT_WIDTH = 128
@@ -47,6 +52,28 @@ def unet() -> UNet2DConditionModel:
     # On CPUs the fused kernel's backward costs more than the rest of the network.
     model.set_attn_processor(AttnProcessor())
     return model
+
+
+def transformer(patch: int = 2) -> FluxTransformer2DModel:
+    """An untrained transformer of Flux's class, in which words and picture attend to both.
+
+    patch: cells of the 16x16 latents on a side of one place in the picture; 1 or 2. Its words are
+    the text encoder's states (B,48,128), its pooled text that encoder's state at the end (B,128).
+    """
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        patch_size=1,  # diffusers' pipelines cut the patches themselves, and so does `patched`
+        in_channels=CHANNELS * patch**2,
+        num_layers=3,
+        num_single_layers=6,
+        attention_head_dim=64,
+        num_attention_heads=4,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
+        axes_dims_rope=(16, 24, 24),
+        guidance_embeds=False,
+    )
 
 
 def text_encoder(tokens: int, end: int) -> CLIPTextModel:
