@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-FamilyName = Literal["sd1", "sd2", "sdxl"]
+FamilyName = Literal["sd1", "sd2", "sdxl", "doll_flux"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Family:
     comfyui: the first version that has it. penultimate: the context is the encoders' last layer
     but one. pooled: the encoder whose pooled output is told beside it, with the picture's size.
     half_vae: whether the VAE may compute in float16. magicface: whether MagicFace works on it.
+    network: what diffusers calls the network that predicts; a transformer's attention is joint.
     """
 
     title: str
@@ -48,6 +49,7 @@ class Family:
     pooled: str | None = None
     half_vae: bool = True
     magicface: bool = True
+    network: Literal["unet", "transformer"] = "unet"
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -88,11 +90,22 @@ FAMILIES: Mapping[str, Family] = {
         pooled="clip_g",
         half_vae=False,
     ),
+    "doll_flux": Family(
+        "the paperdoll transformer",
+        (Encoder("clip_l", 128),),
+        resolution=128,
+        base_version="magicapture_doll_flux",
+        architecture="magicapture-doll-flux",
+        decoder="its own VAE",
+        pooled="clip_l",
+        magicface=False,
+        network="transformer",
+    ),
 }
 
 
 def table() -> str:
-    """What works on which family, as rows of Markdown; `docs/families.md` holds them."""
+    """What works on which family of users' models, as rows of Markdown; `docs/families.md`."""
     head = (
         "base model",
         "vectors of a token",
@@ -104,6 +117,8 @@ def table() -> str:
     )
     lines = [head, ("---",) * len(head)]
     for family in FAMILIES.values():
+        if family.resolution < 512:  # the drawn world's own
+            continue
         vectors = " and ".join(f"`{e.key}` ({e.width})" for e in family.encoders)
         lines.append(
             (

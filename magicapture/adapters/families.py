@@ -18,6 +18,8 @@ Tokens = Mapping[str, Mapping[str, Tensor]]
 # Families by the width of the context that the UNet reads, and of each text encoder.
 _FAMILIES: dict[str, dict[int, set[str]]] = {}
 for _name, _family in FAMILIES.items():
+    if _family.network != "unet":  # told by their layers' names
+        continue
     for _part, _width in (("unet", _family.context), *((e.key, e.width) for e in _family.encoders)):
         _FAMILIES.setdefault(_part, {}).setdefault(_width, set()).add(_name)
 _READS_CONTEXT = ("attn2.to_k", "attn2.to_v")
