@@ -1,7 +1,7 @@
 """Where a network looks: its fused attention tapped in its own forward pass, and made into maps."""
 
 from .capture import AttentionCapture, captured
-from .layers import cross_attentions, last_blocks, select, self_attentions
+from .layers import cross_attentions, last_blocks, select, select_own, self_attentions
 from .maps import LayerMaps, Positions, factor_of
 from .tap import Attention, Call, Network, NotWholeError, Run, Size, Tap, TappedTorch, TappedUNet
 
@@ -23,5 +23,6 @@ __all__ = [
     "factor_of",
     "last_blocks",
     "select",
+    "select_own",
     "self_attentions",
 ]

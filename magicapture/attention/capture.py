@@ -124,15 +124,15 @@ class AttentionCapture:
                 f"{_listed(set(factor.values()))}. Ask for one of these: factors, in "
                 "a recipe refocus.factors."
             )
-        key = next(iter(wanted.values())).key
-        if len(key) != len(positions):
+        first = next(iter(wanted.values()))
+        if len(first.key) != len(positions):
             raise InputError(
-                f"The UNet was run on {len(key)} rows, but positions are given for "
+                f"The UNet was run on {len(first.key)} rows, but positions are given for "
                 f"{len(positions)}; give one entry a row, empty where it has no token."
             )
         if not any(positions):
             return []
-        tokens = TokenColumns.of(positions, key.shape[2], key.device)
+        tokens = TokenColumns.of(positions, first.columns(), first.key.device)
         maps = []
         for site, attention in wanted.items():
             values = tokens.attention(attention).unflatten(1, attention.size or ())
@@ -149,7 +149,7 @@ class AttentionCapture:
         recorded = self._taken()
         cells = rearrange(values.float(), "b t h w -> b (h w) t")
         spread = [
-            attention.shares(cells)
+            attention.averaged(cells)
             for attention in recorded.values()
             if attention.size == tuple(values.shape[-2:])
         ]
@@ -190,9 +190,10 @@ def captured(
     missing = [site for site in sites if site not in layers]
     if missing or not sites:
         raise UnsupportedModelError(
-            f"{type(unet).__name__} has {len(layers)} cross-attention layers ('...attn2' with "
-            f"to_q, to_k and heads), but not {', '.join(missing) or 'one to look at'}. Use a "
-            "Stable Diffusion 1.x, 2.x or XL UNet, and layers from select() or cross_attentions()."
+            f"{type(unet).__name__} has {len(layers)} attention layers that read the prompt "
+            f"('...attn2' of a UNet, '...attn' of a transformer, with to_q, to_k and heads), but "
+            f"not {', '.join(missing) or 'one to look at'}. Use a model of a supported family, and "
+            "layers from select() or cross_attentions()."
         )
     capture = AttentionCapture(network, sites, factors)
     try:

@@ -1,42 +1,68 @@
-"""The attention layers of a UNet by name, diffusers' or ComfyUI's, with or without a LoRA."""
+"""The attention layers of a network by name, diffusers' or ComfyUI's, with or without a LoRA.
+
+In a transformer of joint attention (Flux, Stable Diffusion 3) each layer is both cross- and
+self-attention.
+"""
 
 from __future__ import annotations
 
 from torch import nn
 
 _MIDDLE = {"mid_block", "middle_block"}  # diffusers' name and ComfyUI's
+_OF_WORDS = "add_k_proj"  # the words' own projection, in blocks that keep words and picture apart
 
 
-def cross_attentions(unet: nn.Module) -> dict[str, nn.Module]:
-    """The cross-attention layers by name."""
-    return _attentions(unet, "attn2")
+def cross_attentions(network: nn.Module) -> dict[str, nn.Module]:
+    """The layers by which the picture reads the prompt, by name."""
+    return _attentions(network, "attn2") or joint_attentions(network)
 
 
-def self_attentions(unet: nn.Module) -> dict[str, nn.Module]:
-    """The self-attention layers by name."""
-    return _attentions(unet, "attn1")
+def self_attentions(network: nn.Module) -> dict[str, nn.Module]:
+    """The layers by which the picture's cells read each other, by name."""
+    return _attentions(network, "attn1") or joint_attentions(network)
 
 
-def last_blocks(unet: nn.Module, *, middle: bool = False) -> list[str]:
+def joint_attentions(network: nn.Module) -> dict[str, nn.Module]:
+    """The layers in which words and picture attend to both, by name."""
+    return _attentions(network, "attn")
+
+
+def last_blocks(network: nn.Module, *, middle: bool = False) -> list[str]:
     """Names of the last transformer block of every stack, those of the middle block if asked for.
 
     Its layers are `attn1` and `attn2` below that name. One block shows what its stack attends to;
-    Stable Diffusion 1.x and 2.x have no other, XL's stacks have up to ten.
+    Stable Diffusion 1.x and 2.x have no other, XL's stacks have up to ten. There are none in a
+    transformer of joint attention.
     """
-    blocks = [name.removesuffix(".attn2") for name in cross_attentions(unet)]
+    blocks = [name.removesuffix(".attn2") for name in _attentions(network, "attn2")]
     kept = [block for block in blocks if middle or not _MIDDLE & set(block.split("."))]
     return list({block.rpartition(".")[0]: block for block in kept}.values())
 
 
-def select(unet: nn.Module, *, middle: bool = False) -> list[str]:
-    """Names of the cross-attention layers to look at: those of `last_blocks`."""
-    return [f"{block}.attn2" for block in last_blocks(unet, middle=middle)]
+def select(network: nn.Module, *, middle: bool = False) -> list[str]:
+    """Names of the layers to look at for the prompt: those of `last_blocks`.
+
+    In joint attention those of the blocks that keep words and picture apart (Flux's first, double
+    ones), where a prompt's columns still hold its words.
+    """
+    if blocks := last_blocks(network, middle=middle):
+        return [f"{block}.attn2" for block in blocks]
+    return [name for name, layer in joint_attentions(network).items() if hasattr(layer, _OF_WORDS)]
 
 
-def _attentions(unet: nn.Module, suffix: str) -> dict[str, nn.Module]:
+def select_own(network: nn.Module) -> list[str]:
+    """Names of the layers to look at for what the picture's cells have to do with each other."""
+    own = self_attentions(network)
+    blocks = last_blocks(network)
+    return [name for block in blocks if (name := f"{block}.attn1") in own] or (
+        [] if blocks else select(network)
+    )
+
+
+def _attentions(network: nn.Module, suffix: str) -> dict[str, nn.Module]:
     return {
         name: module
-        for name, module in unet.named_modules()
+        for name, module in network.named_modules()
         if name.split(".")[-1] == suffix
         and all(hasattr(module, part) for part in ("to_q", "to_k", "heads"))
     }

@@ -6,10 +6,11 @@ truth: they lie behind every projection, norm and position embedding, so nothing
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar
 from weakref import WeakKeyDictionary, ref
@@ -25,6 +26,17 @@ Size = tuple[int, int]
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
+EVERY = slice(None)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What a pass is of: rows, height and width in cells, and the words before them in a row."""
+
+    rows: int
+    size: Size
+    words: int = 0
+
 
 @dataclass(frozen=True, eq=False)
 class Attention:
@@ -33,6 +45,8 @@ class Attention:
     site: the name of the layer. query (B,H,N,D), key and value (B,H,L,D). size: height and width
     of the picture that the queries are, row by row; None where they are not one picture a row of
     the pass, as where something has merged or tiled them. scale: None is 1 / sqrt(D).
+    cells, words: in joint attention, where words and picture attend to both, the picture's place
+    among queries and keys and the words'; elsewhere all queries are cells, and all keys words.
     """
 
     site: str
@@ -42,6 +56,17 @@ class Attention:
     size: Size | None
     scale: float | None = None
     mask: Tensor | None = None
+    cells: slice = field(default_factory=lambda: EVERY)
+    words: slice = field(default_factory=lambda: EVERY)
+
+    @property
+    def is_joint(self) -> bool:
+        """Whether words and picture lie side by side."""
+        return self.cells != EVERY
+
+    def columns(self) -> int:
+        """How many words there are, of which the prompt's columns tell."""
+        return len(range(self.key.shape[2])[self.words])
 
     def rows(self, index: Tensor) -> Attention:
         """That of some rows (R,) of the batch alone."""
@@ -52,13 +77,13 @@ class Attention:
         return replace(self, query=query, key=key, value=value, mask=mask)
 
     def scores(self) -> Tensor:
-        """softmax(Q K^T * scale + mask), the mean of the heads: (B,N,L) float32, rows sum to 1.
+        """softmax(Q K^T * scale + mask) of the N cells, mean of heads: (B,N,L) float32, sums are 1.
 
         In float32 also under autocast. Every score is kept at once, of which there are few in
         cross-attention.
         """
         with torch.autocast(self.query.device.type, enabled=False):
-            query, key = self.query.float(), self.key.float()
+            query, key = self.query[:, :, self.cells].float(), self.key.float()
             logits = query @ key.transpose(-1, -2) * (self.scale or query.shape[-1] ** -0.5)
             if self.mask is not None:
                 hidden = self.mask.dtype == torch.bool
@@ -67,9 +92,30 @@ class Attention:
             return logits.softmax(dim=-1).mean(dim=1)
 
     def shares(self, columns: Tensor) -> Tensor:
-        """Scores summed over each token's columns (B,L,T), 1 where it has one: (B,N,T) float32."""
+        """Scores summed over each token's columns (B,L,T), 1 where it has one: (B,N,T) float32.
+
+        L: of the words. In joint attention the kernel averages the columns themselves, as values,
+        so that the softmax over words and picture is exact and never kept.
+        """
         with torch.autocast(self.query.device.type, enabled=False):
-            return self.scores() @ columns
+            if not self.is_joint:
+                return self.scores() @ columns
+            query, key = self.query[:, :, self.cells].float(), self.key.float()
+            values = key.new_zeros(len(key), 1, *key.shape[2:])
+            values[:, 0, self.words, : columns.shape[-1]] = columns
+            seen = F.scaled_dot_product_attention(
+                query, key, values.expand_as(key), attn_mask=self.mask, scale=self.scale
+            )
+            return seen[..., : columns.shape[-1]].mean(1)
+
+    def averaged(self, values: Tensor) -> Tensor:
+        """The picture's values (B,N,T) averaged over what each of its cells attends to there."""
+        with torch.autocast(self.query.device.type, enabled=False):
+            scores = self.scores()
+            if self.is_joint:
+                scores = scores[..., self.cells]
+                scores = scores / scores.sum(-1, keepdim=True)
+            return scores @ values
 
 
 class NotWholeError(UnsupportedModelError):
@@ -99,12 +145,12 @@ class Network(Protocol):
 class Call:
     """One run of an attention layer, whose fused attention goes to the taps, the last one first.
 
-    picture: rows of the pass, and height and width of what the layer sees; None where unknown.
+    picture: what the layer sees; None where unknown.
     """
 
     site: str
     taps: Sequence[Tap]
-    picture: tuple[int, Size] | None
+    picture: Picture | None
     seen: bool = False
 
     def __call__(
@@ -119,13 +165,15 @@ class Call:
     ) -> Tensor:
         """The fused attention (B,H,N,D) of query (B,H,N,D), key and value (B,H,L,D)."""
         self.seen = True
-        size = None
-        if self.picture is not None:
-            rows, (height, width) = self.picture
-            size = (height, width) if query.shape[::2] == (rows, height * width) else None
+        size, cells, words = None, EVERY, EVERY
+        if (seen := self.picture) is not None:
+            if query.shape[::2] == (seen.rows, seen.words + math.prod(seen.size)):
+                size = seen.size
+            if seen.words:
+                cells, words = slice(seen.words, None), slice(0, seen.words)
         for tap in self.taps:
             run = partial(_through, tap, run)
-        return run(Attention(self.site, query, key, value, size, scale, mask))
+        return run(Attention(self.site, query, key, value, size, scale, mask, cells, words))
 
 
 def _through(tap: Tap, run: Run, attention: Attention) -> Tensor:
@@ -133,7 +181,9 @@ def _through(tap: Tap, run: Run, attention: Attention) -> Tensor:
 
 
 class TappedUNet(ABC):
-    """A UNet whose attention layers, `...transformer_blocks.N.attn1` and `attn2`, can be tapped.
+    """A network whose attention layers can be tapped: `...transformer_blocks.N.attn1` and `attn2`.
+
+    In a transformer of joint attention they are `...transformer_blocks.N.attn`.
 
     `of` gives the one of a network, so that the taps of several users come in order. A host says
     how a layer's fused attention is reached; `TappedTorch` is that of diffusers.
@@ -179,6 +229,13 @@ class TappedUNet(ABC):
         args, kwargs: what the layer is called with; returns what is to be its kwargs.
         """
 
+    def _picture(self, args: Args, kwargs: Kwargs) -> Picture | None:
+        """What a stack of blocks is called with: of a UNet's features (B,C,h,w)."""
+        x = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
+        if not isinstance(x, Tensor) or x.ndim != 4:
+            return None
+        return Picture(len(x), (x.shape[2], x.shape[3]))
+
     def _skipped(self, site: str) -> None:
         """A layer was run, but computed no fused attention: an error, never silently nothing."""
         raise UnsupportedModelError(
@@ -200,14 +257,11 @@ class TappedUNet(ABC):
 
     def _hooked(self, site: str, taps: list[Tap]) -> ExitStack:
         """Hooks around a layer, and around the stack of blocks it is in, which knows the size."""
-        picture: list[tuple[int, Size] | None] = [None]
+        picture: list[Picture | None] = [None]
         running: list[tuple[Call, Callable[[], None]]] = []
 
         def sized(_: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            x = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
-            picture[0] = None
-            if isinstance(x, Tensor) and x.ndim == 4:
-                picture[0] = (len(x), (x.shape[2], x.shape[3]))
+            picture[0] = self._picture(args, kwargs)
 
         def begin(_: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
             call = Call(site, tuple(taps), picture[0])
@@ -234,7 +288,15 @@ class TappedUNet(ABC):
 
 
 class TappedTorch(TappedUNet):
-    """A UNet that calls PyTorch's fused attention itself, as diffusers' does."""
+    """A network that calls PyTorch's fused attention itself, as diffusers' do."""
+
+    def _picture(self, args: Args, kwargs: Kwargs) -> Picture | None:
+        """Of a UNet's features, or of Flux's, whose last place (0, row, column) tells the size."""
+        places, words = kwargs.get("img_ids"), kwargs.get("encoder_hidden_states")
+        if places is None or words is None:
+            return super()._picture(args, kwargs)
+        _, row, column = places[-1].tolist()
+        return Picture(len(words), (int(row) + 1, int(column) + 1), words.shape[1])
 
     def _begin(self, call: Call, args: Args, kwargs: Kwargs) -> tuple[Kwargs, Callable[[], None]]:
         mode = _Fused(call)

@@ -35,6 +35,8 @@ def bias_parts(rows: Rows, regions: Tensor, strength: float, length: int) -> tup
 def biased(attention: Attention, cells: Tensor, words: Tensor) -> Attention:
     """An attention whose logits have cells words^T added: (B,N,R) and (B,L,R) of a low rank R.
 
+    N and L are of the picture and of the words; in joint attention other logits are left alone.
+
     The bias travels in further dimensions of queries and keys, so every kernel takes it, those
     without a mask or a scale as well. The values are widened alike; cut what comes out to their
     own width.
@@ -47,8 +49,8 @@ def biased(attention: Attention, cells: Tensor, words: Tensor) -> Attention:
     kernels = math.sqrt(width + more)  # what a kernel divides by of its own
     query = query * ((attention.scale or width**-0.5) * kernels)
     extra = slice(width, width + cells.shape[-1])
-    query[..., extra] = (cells * kernels)[:, None].to(query)
-    key[..., extra] = words[:, None].to(key)
+    query[:, :, attention.cells, extra] = (cells * kernels)[:, None].to(query)
+    key[:, :, attention.words, extra] = words[:, None].to(key)
     return replace(attention, query=query, key=key, value=value, scale=None)
 
 
@@ -61,7 +63,7 @@ def holding(rows: Rows, regions: Tensor, strength: float) -> Tap:
     made: dict[tuple[Size, int], tuple[Tensor, Tensor]] = {}
 
     def tap(attention: Attention, run: Run) -> Tensor:
-        length, width = attention.key.shape[2:]
+        length, width = attention.columns(), attention.key.shape[-1]
         if attention.size is None or len(attention.query) != len(rows):
             raise NotWholeError(
                 f"Attention cannot be held to a region in the layer {attention.site!r}: something "

@@ -14,9 +14,8 @@ from ..attention import (
     AttentionCapture,
     LayerMaps,
     Network,
-    last_blocks,
     select,
-    self_attentions,
+    select_own,
 )
 from ..losses.equations import FLAT, scale_map
 from .focus import Focus, Rows
@@ -57,11 +56,9 @@ class Finder:
     """
 
     def __init__(self, network: Network, settings: RefocusGuidance) -> None:
-        own, blocks = self_attentions(network.module), last_blocks(network.module)
         self._settings = settings
-        self._cross = AttentionCapture(network, (f"{block}.attn2" for block in blocks))
-        names = (f"{block}.attn1" for block in blocks)
-        self._self = AttentionCapture(network, (name for name in names if name in own))
+        self._cross = AttentionCapture(network, select(network.module))
+        self._self = AttentionCapture(network, select_own(network.module))
 
     def has_seen(self, size: tuple[int, int]) -> bool:
         """Whether the recorded pass shows any attention; one that a cache skips shows none."""
