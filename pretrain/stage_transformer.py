@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from magicapture.backbone import Conditioning
+from magicapture.backbones.passes import flux_pass
 from magicapture.paperdoll.networks import autoencoder, text_encoder, transformer
 from magicapture.paperdoll.tokenizer import LENGTH, load_tokenizer, write_tokenizer
 from magicapture.paperdoll.weights import model_folder
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 
 PLAN = Plan(steps=24_000, rate=1e-3, warmup=500, decay=0.35, ema=0.999)
 BATCH = 32
-PATCH = 2
 _DROPPED = 0.1  # share of captions left out, for classifier-free guidance
 _FACE = 2.0  # faces count so much more, as for the UNet
 
@@ -45,7 +46,7 @@ def train(
     latents = torch.from_numpy(encoded(shards, out, vae))
     tokens = torch.from_numpy(tokenized(shards, out)[0])
     torch.manual_seed(plan.seed)
-    model = transformer(PATCH).to(device)
+    model = transformer().to(device)
     # On CPUs the fused kernel's backward costs more than the rest of the network.
     model.set_attention_backend("_native_math")
     if compiled:
@@ -103,33 +104,5 @@ def velocity(model: nn.Module, text: nn.Module, noisy: Tensor, s: Tensor, words:
     """
     with torch.no_grad():
         read = text(words)
-    guess = model(
-        hidden_states=patched(noisy),
-        encoder_hidden_states=read.last_hidden_state,
-        pooled_projections=read.pooler_output,
-        timestep=s,
-        img_ids=places(noisy),
-        txt_ids=torch.zeros(words.shape[1], 3, device=noisy.device),
-    )
-    return unpatched(guess.sample, noisy.shape[-1])
-
-
-def patched(latents: Tensor) -> Tensor:
-    """Latents (B,C,h,w) as a row of places (B,hw/PATCH^2,C PATCH^2), channels first in each."""
-    from einops import rearrange
-
-    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH)
-
-
-def unpatched(row: Tensor, width: int) -> Tensor:
-    """What `patched` made a row of; width in cells of the latents."""
-    from einops import rearrange
-
-    return rearrange(row, "b (h w) (c p q) -> b c (h p) (w q)", w=width // PATCH, p=PATCH, q=PATCH)
-
-
-def places(latents: Tensor) -> Tensor:
-    """Where each place lies, (hw/PATCH^2,3): 0, row, column, as Flux counts them."""
-    height, width = latents.shape[-2] // PATCH, latents.shape[-1] // PATCH
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    return torch.stack([0 * y, y, x], -1).reshape(-1, 3).float().to(latents.device)
+    told = Conditioning(read.last_hidden_state, {"pooled": read.pooler_output})
+    return flux_pass(model, noisy, s, told, noisy.dtype)

@@ -17,17 +17,18 @@ from ..families import FAMILIES, Family, FamilyName
 from ..parts import Part, Parts
 from ..schedule import Schedule
 from ..tokens import Layout, Prompt, TokenVectors, layout, splice
+from .passes import PASSES
 from .support import family_of
 
 
 class DiffusersBackbone:
-    """A Stable Diffusion 1.x, 2.x or XL model from its parts; fits `magicapture`'s Backbone.
+    """A latent diffusion model from its parts; fits `magicapture`'s Backbone.
 
-    unet: UNet2DConditionModel. vae: AutoencoderKL or AutoencoderTiny. text_encoders, tokenizers:
-    CLIPTextModel and CLIPTokenizer by the key "clip_l"; XL has a CLIPTextModelWithProjection
-    beside it, "clip_g". decoder: a second, smaller VAE over the same latents (TAESD), for losses
-    and previews; see `decode_fast`. The parts are used as they are, on their device and in their
-    dtype. Raises UnsupportedModelError for other models.
+    unet: UNet2DConditionModel, or FluxTransformer2DModel. vae: AutoencoderKL or AutoencoderTiny.
+    text_encoders, tokenizers: CLIPTextModel and CLIPTokenizer by the key "clip_l"; XL has a
+    CLIPTextModelWithProjection beside it, "clip_g". decoder: a second, smaller VAE over the same
+    latents (TAESD), for losses and previews; see `decode_fast`. The parts are used as they are, on
+    their device and in their dtype. Raises UnsupportedModelError for other models.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class DiffusersBackbone:
             for of in encoded.values()
         ]
         pooled = self._facts.pooled
-        extra = {} if pooled is None else {"pooled": encoded[pooled].text_embeds}
+        extra = {} if pooled is None else {"pooled": _pooled(encoded[pooled])}
         context = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
         # Both encoders cut a text into the same words, so a token's columns are the same.
         return Conditioning(context, extra, [line.positions() for line in layouts["clip_l"]])
@@ -136,25 +137,9 @@ class DiffusersBackbone:
         )
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's own output for latents noised to t (B,), in the dtype of `noisy`."""
-        output = self._unet(
-            noisy.to(self.dtype),
-            timesteps.to(noisy.device),
-            encoder_hidden_states=conditioning.context.to(self.dtype),
-            added_cond_kwargs=self._told(noisy, conditioning),
-        )
-        return output.sample.to(noisy.dtype)
-
-    def _told(self, noisy: Tensor, conditioning: Conditioning) -> dict[str, Tensor] | None:
-        """What Stable Diffusion XL is told beside the context: a whole picture of this size."""
-        if self._facts.pooled is None:
-            return None
-        height, width = (self.downscale * cells for cells in noisy.shape[-2:])
-        size = noisy.new_tensor([[height, width, 0, 0, height, width]]).to(self.dtype)
-        return {
-            "text_embeds": conditioning.extra["pooled"].to(self.dtype),
-            "time_ids": size.expand(len(noisy), -1),
-        }
+        """The network's own output for latents noised to t (B,), in the dtype of `noisy`."""
+        run = PASSES[self._facts.network]
+        return run(self._unet, noisy, timesteps, conditioning, self.dtype).to(noisy.dtype)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -189,12 +174,18 @@ class DiffusersBackbone:
         return {name: (Part(f"text_model.{name}" if flat else name),) for name in names}
 
     def checkpointed_modules(self) -> Iterator[nn.Module]:
-        """The UNet's transformer and residual blocks."""
+        """The network's transformer and residual blocks."""
         from diffusers.models.attention import BasicTransformerBlock
         from diffusers.models.resnet import ResnetBlock2D
+        from diffusers.models.transformers.transformer_flux import (
+            FluxSingleTransformerBlock,
+            FluxTransformerBlock,
+        )
 
+        unets = BasicTransformerBlock, ResnetBlock2D
+        kinds = (*unets, FluxTransformerBlock, FluxSingleTransformerBlock)
         for module in self._unet.modules():
-            if isinstance(module, (BasicTransformerBlock, ResnetBlock2D)):
+            if isinstance(module, kinds):
                 yield module
 
     def fingerprint(self) -> str:
@@ -232,6 +223,11 @@ class DiffusersBackbone:
                 tensor.requires_grad_(requires_grad)
             for module, mode in zip(modules, modes, strict=True):
                 module.training = mode
+
+
+def _pooled(encoded: Any) -> Tensor:
+    """The state of the text's end (B,P), projected where the encoder has a projection."""
+    return encoded.text_embeds if hasattr(encoded, "text_embeds") else encoded.pooler_output
 
 
 @contextmanager

@@ -14,6 +14,8 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 """The folders that diffusers keeps text encoders in, and the keys they have in embedding files."""
 
+_PATCH = 2  # latent cells a side of one of a transformer's places
+
 SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction)"
 
 
@@ -31,6 +33,8 @@ def family_of(
     files it shares. text_widths: of the outputs of the text encoders, in their order. Raises
     UnsupportedModelError for a model with other inputs than those of SD 1.x, 2.x and XL.
     """
+    if "joint_attention_dim" in unet:
+        return _transformer_family(unet, vae, text_widths)
     large = unet.get("addition_embed_type") == "text_time"
     if unet.get("addition_embed_type") and not large:
         refuse("one with further conditioning beside the prompt and the size")
@@ -61,3 +65,14 @@ def family_of(
     if large:
         return "sdxl"
     return "sd2" if context == 1024 else "sd1"
+
+
+def _transformer_family(
+    transformer: Mapping[str, Any], vae: Mapping[str, Any], text_widths: Sequence[int]
+) -> FamilyName:
+    """Of transformers with joint attention the paperdolls' alone is supported so far."""
+    cells = vae.get("latent_channels", 4) * _PATCH**2
+    widths = transformer["joint_attention_dim"], transformer.get("pooled_projection_dim")
+    if transformer.get("in_channels") != cells or list(text_widths) * 2 != list(widths):
+        refuse("a diffusion transformer (Stable Diffusion 3, Flux and the like)")
+    return "doll_flux"

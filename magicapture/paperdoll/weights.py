@@ -55,6 +55,17 @@ def model_folder(folder: Path = WEIGHTS) -> Path:
     return folder
 
 
+def transformer_folder(folder: Path = WEIGHTS) -> Path:
+    """The folder of the transformer; raises StorageError where there is none."""
+    if not (folder / "transformer" / "config.json").is_file():
+        raise StorageError(
+            f"The paperdoll transformer is missing: {folder} holds none. Build it from a clone of "
+            "the repository: python -m pretrain --stage transformer --out build/paperdoll --export "
+            "FOLDER."
+        )
+    return folder / "transformer"
+
+
 def _filled(network: _Network, file: Path) -> _Network:
     if not file.is_file():
         raise StorageError(f"The paperdoll weights are missing: there is no {file}. {_REBUILD}.")

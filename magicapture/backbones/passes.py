@@ -1,0 +1,75 @@
+"""One pass of each kind of network: latents, level and conditioning to what it predicts.
+
+What a family's network is told beside them is here, and nothing else of the family.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from ..backbone import Conditioning
+
+_CELL = 8  # pixels
+_PATCH = 2  # Flux's, of every size: latent cells a side of one place
+
+
+def unet_pass(
+    unet: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, dtype: torch.dtype
+) -> Tensor:
+    """The output (B,C,h,w) of Stable Diffusion's UNet for latents noised to timesteps (B,).
+
+    XL's is told the pooled text beside the context, and that it sees a whole picture of this size.
+    """
+    told = None
+    if "pooled" in conditioning.extra:
+        height, width = (_CELL * cells for cells in noisy.shape[-2:])
+        size = noisy.new_tensor([[height, width, 0, 0, height, width]]).to(dtype)
+        told = {
+            "text_embeds": conditioning.extra["pooled"].to(dtype),
+            "time_ids": size.expand(len(noisy), -1),
+        }
+    output = unet(
+        noisy.to(dtype),
+        timesteps.to(noisy.device),
+        encoder_hidden_states=conditioning.context.to(dtype),
+        added_cond_kwargs=told,
+    )
+    return output.sample  # type: ignore[no-any-return]
+
+
+def flux_pass(
+    transformer: Any,
+    noisy: Tensor,
+    timesteps: Tensor,
+    conditioning: Conditioning,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The velocity noise - x0 (B,C,h,w) of Flux's transformer; timesteps (B,) in 0..1.
+
+    It sees 2x2 latent cells as one place, told by (0, row, column), and words all at (0, 0, 0).
+    """
+    height, width = (cells // _PATCH for cells in noisy.shape[-2:])
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3)
+    words = torch.zeros(conditioning.context.shape[1], 3)
+    output = transformer(
+        hidden_states=rearrange(
+            noisy.to(dtype), "b c (h p) (w q) -> b (h w) (c p q)", p=_PATCH, q=_PATCH
+        ),
+        timestep=timesteps.to(noisy.device, dtype),
+        encoder_hidden_states=conditioning.context.to(dtype),
+        pooled_projections=conditioning.extra["pooled"].to(dtype),
+        img_ids=places.to(noisy.device, dtype),
+        txt_ids=words.to(noisy.device, dtype),
+    )
+    return rearrange(
+        output.sample, "b (h w) (c p q) -> b c (h p) (w q)", w=width, p=_PATCH, q=_PATCH
+    )
+
+
+PASSES = {"unet": unet_pass, "transformer": flux_pass}
+"""By what diffusers calls the network."""
