@@ -13,14 +13,14 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..backbone import Backbone
-from ..backbones import load_backbone
 from ..config import Recipe
 from ..metrics import Case
 from ..paperdoll.attention import Leakages, token_leakage
 from ..paperdoll.edits import Edit, edits
 from ..paperdoll.judge import Judge
+from ..paperdoll.model import doll_backbone
 from ..paperdoll.pairs import Pair, masks, pictures
-from ..paperdoll.weights import WEIGHTS, loss_embedder, model_folder
+from ..paperdoll.weights import WEIGHTS, loss_embedder
 from ..sampling import adapted
 from ..training import Listener, Trainer
 from .drawing import Drawing, draw, mean_maps
@@ -74,15 +74,15 @@ def run(
 ) -> Demo:
     """Render, train, draw and score, telling the listener about it.
 
-    recipe: instead of `recipe_for(settings.steps)`. weights: a folder like the shipped one. Raises
+    recipe: instead of `recipe_for`'s. weights: a folder like the shipped one. Raises
     InputError for seeds that the model was trained on, StorageError where weights are missing.
     """
     clock = _Clock()
     pair = held_out_pair(settings.identity, settings.style)
     judge, embedder = Judge.load(weights), loss_embedder(weights)
-    backbone = load_backbone(model_folder(weights))
+    backbone = doll_backbone(settings.model, weights)
     case = judge.case(pair)
-    job = doll_job(pair, recipe or recipe_for(settings.steps), settings.seed)
+    job = doll_job(pair, recipe or recipe_for(settings.steps, settings.model), settings.seed)
     clock.done("preparing")
     with Trainer.open(job, backbone, embedder=embedder, listener=listener) as trainer:
         untrained = trainer.adapter()

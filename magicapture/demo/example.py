@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..backbones import DiffusersBackbone, load_backbone
+from ..backbones import DiffusersBackbone
 from ..config import Recipe
 from ..data import Learnable
 from ..faces.embed import FaceEmbedder
+from ..paperdoll.model import doll_backbone
 from ..paperdoll.pairs import Pair, references
-from ..paperdoll.weights import loss_embedder, model_folder
+from ..paperdoll.weights import loss_embedder
 from ..prompts import prompt_for
 from ..sampling import SamplingSettings
 from ..tokens import Concept
@@ -39,7 +40,7 @@ def doll_example(steps: int | None = None) -> DollExample:
     asked = DemoSettings(steps=steps)
     job = doll_job(held_out_pair(asked.identity, asked.style), recipe_for(asked.steps))
     prompt = prompt_for((SUBJECT, STYLE), job.recipe.prompts)
-    return DollExample(job, load_backbone(model_folder()), loss_embedder(), prompt)
+    return DollExample(job, doll_backbone(), loss_embedder(), prompt)
 
 
 def doll_job(pair: Pair, recipe: Recipe, seed: int = 0) -> TrainingJob:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..config import Checked, Recipe, setting
 from ..errors import InputError
+from ..paperdoll.model import ModelName
 from ..paperdoll.pairs import PHOTOS, Pair, make_pair
 from ..paperdoll.recipe import doll_recipe
 from ..paperdoll.seeds import Split, split_of
@@ -27,6 +28,11 @@ class DemoSettings(Checked):
         None, "Training steps; the recipe's own if not given.", low=2, high=100_000
     )
     seed: int = setting(0, "Seed of the training and of the pictures.", low=0)
+    model: ModelName = setting(
+        "unet",
+        "The base model: a UNet of Stable Diffusion's class, or a transformer of Flux's, which is "
+        "experimental.",
+    )
 
 
 def held_out_pair(identity: int, style: int, photos: int = PHOTOS) -> Pair:
@@ -44,7 +50,7 @@ def held_out_pair(identity: int, style: int, photos: int = PHOTOS) -> Pair:
     return make_pair(identity, style, photos=photos)
 
 
-def recipe_for(steps: int | None = None) -> Recipe:
+def recipe_for(steps: int | None = None, model: ModelName = "unet") -> Recipe:
     """The default recipe at the demo model's size, of its own length or of `steps` in all."""
-    default = doll_recipe()
+    default = doll_recipe(model=model)
     return default if steps is None else with_steps(default, steps)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from ..config import PromptTemplates, Recipe
 from ..recipes import DEFAULT, miniature, recipe, with_rates
+from .model import ModelName
 
 _OPENINGS = ("a photo of", "a portrait of", "a picture of")
 
@@ -52,12 +53,15 @@ RATES: Mapping[str, float] = {
 default's of 2 and 4 alone."""
 
 
-def doll_recipe(name: str = DEFAULT, rate: float | None = None) -> Recipe:
+def doll_recipe(
+    name: str = DEFAULT, rate: float | None = None, model: ModelName = "unet"
+) -> Recipe:
     """The recipe of this name at paperdoll's size (`recipes.miniature`), in paperdoll's words.
 
     Three things are the dolls' own, for every recipe alike. rate: the factor on all learning
     rates, that of RATES if None. Noise levels are weighted as in the dolls' pretraining, as those
-    of Stable Diffusion are in its own: unweighted, composition is learned last. No picture is
+    of Stable Diffusion are in its own: unweighted, a UNet learns composition last. The transformer
+    was trained by the draw of its levels alone. No picture is
     mirrored: in drawings as regular as dolls it is a contradiction, to any method. Raises
     InputError for a name there is not.
     """
@@ -66,6 +70,6 @@ def doll_recipe(name: str = DEFAULT, rate: float | None = None) -> Recipe:
         with_rates(small, RATES.get(name, 1.0) if rate is None else rate),
         prompts=PROMPTS,
         words=replace(small.words, edits=EDITS),
-        weighting="v",
+        weighting="v" if model == "unet" else "none",
         flip=False,
     )

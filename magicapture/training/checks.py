@@ -28,7 +28,7 @@ def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
     """Raise for a model, a token's name or an optimiser that the job cannot work with."""
     if not cross_attentions(backbone.unet):
         raise UnsupportedModelError(
-            "The base model's UNet has no cross-attention to train; MagiCapture runs on Stable "
+            "The base model has no attention that reads the prompt; MagiCapture runs on Stable "
             "Diffusion 1.x, 2.x and XL."
         )
     for concept in job.concepts:
@@ -97,7 +97,11 @@ def probe(job: TrainingJob, backbone: Backbone, vectors: TokenVectors) -> None:
 def refocusing_capture(
     backbone: Backbone, recipe: Recipe
 ) -> AbstractContextManager[AttentionCapture]:
-    """The capture of the attention layers that the recipe refocuses."""
+    """The capture of the attention layers that the recipe refocuses.
+
+    A transformer's maps are all of one size, so there is none to choose.
+    """
     refocus = recipe.refocus
     sites = select(backbone.unet, middle=refocus.middle)
-    return captured(backbone.attention, sites, factors=refocus.factors)
+    one_size = FAMILIES[backbone.family].network == "transformer"
+    return captured(backbone.attention, sites, factors=None if one_size else refocus.factors)
