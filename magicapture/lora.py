@@ -33,7 +33,8 @@ _MLP = r"net\.(0\.proj|2)"
 # the picture's queries meet the words' keys and values; a single block has one set for both.
 _DOUBLE, _SINGLE = r"transformer_blocks\.\d+", r"single_transformer_blocks\.\d+"
 _JOINT = (
-    rf"{_DOUBLE}\.attn\.({_PROJECTIONS}|add_(q|k|v)_proj|to_add_out)|{_SINGLE}\.attn\.to_(q|k|v)"
+    rf"{_DOUBLE}\.attn\.({_PROJECTIONS}|add_(q|k|v)_proj|to_add_out)"
+    rf"|{_SINGLE}\.attn\.to_(q|k|v)"
 )
 _TARGETS: Mapping[NetworkName, Mapping[LoraTargets, str]] = {
     "unet": {

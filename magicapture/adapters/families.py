@@ -63,13 +63,10 @@ def family_of(
     """
     for part, width in _widths(lora, tokens):
         if width not in _FAMILIES[part]:
-            what = {
-                "unet": "text of width {} for the UNet",
-                "transformer": "a transformer of width {}",
-            }
-            found = what.get(part, f"text of width {{}} for {part}").format(width)
+            what = "layers" if part == "transformer" else "text"
             raise InputError(
-                f"{path} does not tell its base model: it has {found}; expected {_expected(part)}."
+                f"{path} does not tell its base model: it has {what} of width {width} for "
+                f"{'the UNet' if part == 'unet' else part}; expected {_expected(part)}."
             )
     families = possible(lora, tokens, path)
     for hint in (*_hints(lora, metadata, keys), {"sd1"} if tokens or _text(lora) else set()):
