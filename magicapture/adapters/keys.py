@@ -71,8 +71,9 @@ def parse(key: str) -> Key | None:
     if suffix is None:
         return None
     flat = key[: suffix.start()].replace(".", "_")
-    prefix = next(p for p in _PREFIXES if flat.startswith(p))
-    layer = canonical_name(_modern(flat.removeprefix(prefix)))
+    starts = (prefix for prefix in _PREFIXES if flat.startswith(prefix))
+    found = ((p, canonical_name(_modern(flat.removeprefix(p)))) for p in starts)
+    prefix, layer = next(((p, name) for p, name in found if name), ("", None))
     if layer is None:
         return None
     if layer.startswith("encoder."):  # transformers 5 names CLIPTextModel's layers so
