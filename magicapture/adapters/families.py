@@ -21,7 +21,7 @@ Tokens = Mapping[str, Mapping[str, Tensor]]
 # text encoder. The drawn world's encoder is the same in front of a UNet that counts as sd1.
 _FAMILIES: dict[str, dict[int, set[str]]] = {}
 for _name, _family in FAMILIES.items():
-    _told = {_family.network: _family.hidden or _family.context}
+    _told: dict[str, int] = {_family.network: _family.hidden or _family.context}
     if not _family.hidden:
         _told |= {encoder.key: encoder.width for encoder in _family.encoders}
     for _part, _width in _told.items():
