@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 FamilyName = Literal["sd1", "sd2", "sdxl", "doll_flux"]
+NetworkName = Literal["unet", "transformer"]
+"""What diffusers calls the network that predicts; a transformer's attention is joint."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Family:
     comfyui: the first version that has it. penultimate: the context is the encoders' last layer
     but one. pooled: the encoder whose pooled output is told beside it, with the picture's size.
     half_vae: whether the VAE may compute in float16. magicface: whether MagicFace works on it.
-    network: what diffusers calls the network that predicts; a transformer's attention is joint.
+    network: what the network that predicts is called, in LoRA files as well. hidden: width of a
+    transformer's tokens, by which LoRAs of other programs are told.
     """
 
     title: str
@@ -49,7 +52,13 @@ class Family:
     pooled: str | None = None
     half_vae: bool = True
     magicface: bool = True
-    network: Literal["unet", "transformer"] = "unet"
+    network: NetworkName = "unet"
+    hidden: int | None = None
+
+    @property
+    def network_title(self) -> str:
+        """The network's name in messages."""
+        return "UNet" if self.network == "unet" else self.network
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -100,6 +109,7 @@ FAMILIES: Mapping[str, Family] = {
         pooled="clip_l",
         magicface=False,
         network="transformer",
+        hidden=256,
     ),
 }
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from .config import LoraTargets
 from .errors import InputError, MagiCaptureError, UnsupportedModelError
+from .families import FAMILIES, Family, NetworkName
 
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
@@ -27,11 +28,27 @@ if TYPE_CHECKING:
 _ADAPTER = "magicapture"
 
 _PROJECTIONS = r"to_(q|k|v|out\.0)"
-_UNET_TARGETS: Mapping[LoraTargets, str] = {
-    "cross": rf"attn2\.{_PROJECTIONS}",
-    "cross_kv": r"attn2\.to_(k|v)",
-    "cross_and_self": rf"attn[12]\.{_PROJECTIONS}",
-    "all_linear": rf"attn[12]\.{_PROJECTIONS}|ff\.net\.(0\.proj|2)",
+_MLP = r"net\.(0\.proj|2)"
+# Joint attention: a double block has projections of its own for the words (add_...), in which
+# the picture's queries meet the words' keys and values; a single block has one set for both.
+_DOUBLE, _SINGLE = r"transformer_blocks\.\d+", r"single_transformer_blocks\.\d+"
+_JOINT = (
+    rf"{_DOUBLE}\.attn\.({_PROJECTIONS}|add_(q|k|v)_proj|to_add_out)"
+    rf"|{_SINGLE}\.attn\.to_(q|k|v)"
+)
+_TARGETS: Mapping[NetworkName, Mapping[LoraTargets, str]] = {
+    "unet": {
+        "cross": rf"attn2\.{_PROJECTIONS}",
+        "cross_kv": r"attn2\.to_(k|v)",
+        "cross_and_self": rf"attn[12]\.{_PROJECTIONS}",
+        "all_linear": rf"attn[12]\.{_PROJECTIONS}|ff\.{_MLP}",
+    },
+    "transformer": {
+        "cross": rf"{_DOUBLE}\.attn\.(to_q|add_(k|v)_proj)|{_SINGLE}\.attn\.to_(q|k|v)",
+        "cross_kv": rf"{_DOUBLE}\.attn\.add_(k|v)_proj|{_SINGLE}\.attn\.to_(k|v)",
+        "cross_and_self": _JOINT,
+        "all_linear": rf"{_JOINT}|{_DOUBLE}\.ff(_context)?\.{_MLP}|{_SINGLE}\.proj_(mlp|out)",
+    },
 }
 _TEXT_TARGETS = r"self_attn\.(q|k|v|out)_proj"
 
@@ -58,12 +75,14 @@ class LoraWeights:
         return self.down.shape[0]
 
 
-def target_names(unet: nn.Module, targets: LoraTargets) -> list[str]:
-    """Names of the UNet's linear layers that get a LoRA, in the module's own layout.
+def target_names(network: nn.Module, targets: LoraTargets, kind: NetworkName = "unet") -> list[str]:
+    """Names of the network's linear layers that get a LoRA, in the module's own layout.
 
-    Works on diffusers' and on ComfyUI's UNet; raises UnsupportedModelError where there are none.
+    Works on diffusers' and on ComfyUI's UNet, and on diffusers' transformers with joint attention.
+    Raises UnsupportedModelError where there are none.
     """
-    return _linears(unet, _UNET_TARGETS[targets], "UNet")
+    families = [family for family in FAMILIES.values() if family.network == kind]
+    return _linears(network, _TARGETS[kind][targets], families[0].network_title, families)
 
 
 def text_target_names(encoder: nn.Module, unused: int = 0) -> list[str]:
@@ -71,13 +90,13 @@ def text_target_names(encoder: nn.Module, unused: int = 0) -> list[str]:
 
     unused: how many of its last layers are left out, since nothing reads them.
     """
-    names = _linears(encoder, _TEXT_TARGETS, "text encoder")
+    names = _linears(encoder, _TEXT_TARGETS, "text encoder", FAMILIES.values())
     layers = {name: int(name.partition("layers.")[2].partition(".")[0]) for name in names}
     end = 1 + max(layers.values()) - unused
     return [name for name in names if layers[name] < end]
 
 
-def _linears(model: nn.Module, pattern: str, what: str) -> list[str]:
+def _linears(model: nn.Module, pattern: str, what: str, families: Iterable[Family]) -> list[str]:
     ending = re.compile(rf"(.*\.)?({pattern})")
     names = [
         name
@@ -87,7 +106,7 @@ def _linears(model: nn.Module, pattern: str, what: str) -> list[str]:
     if not names:
         raise UnsupportedModelError(
             f"The {what} ({type(model).__name__}) has no attention layers to put a LoRA into; "
-            "expected that of Stable Diffusion 1.x, 2.x or XL."
+            f"expected that of {' or '.join(family.title for family in families)}."
         )
     return names
 

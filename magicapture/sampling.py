@@ -130,21 +130,22 @@ def adapted(
     strength: float = 1.0,
     text_strength: float | None = None,
 ) -> Iterator[None]:
-    """The backbone with the adapter's LoRA in its UNet and text encoders, while open.
+    """The backbone with the adapter's LoRA in its network and text encoders, while open.
 
-    text_strength: of the text encoders' LoRA; None takes the UNet's. The token vectors are
+    text_strength: of the text encoders' LoRA; None takes the network's. The token vectors are
     `adapter.vectors()`, which `sample` takes. Raises InputError for a base model of another family
     or width, and for a strength that is no sane number.
     """
+    network = FAMILIES[backbone.family].network
     strengths = dict.fromkeys(
         backbone.text_encoders, strength if text_strength is None else text_strength
-    ) | {"unet": strength}
+    ) | {network: strength}
     for value in strengths.values():
         check_strength(value)
     adapter.check_family(backbone.family)
     _check_widths(backbone, adapter)
     with ExitStack() as scope:
-        for part, module in {"unet": backbone.unet, **backbone.text_encoders}.items():
+        for part, module in {network: backbone.unet, **backbone.text_encoders}.items():
             state = adapter.state_for(part, module, backbone.parts_of(module))
             scope.enter_context(applied(module, state, strengths[part]))
         yield

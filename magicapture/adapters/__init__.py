@@ -2,6 +2,7 @@
 
 from .adapter import ENCODERS, FAMILY_NAMES, MAX_STRENGTH, Adapter, check_strength
 from .embeddings import Embedding, read_embedding
+from .forms import to_lora
 from .kohya import to_kohya
 from .loading import load_adapter, read_info
 from .saving import SavedFiles, check_names, lora_file, save_adapter
@@ -21,4 +22,5 @@ __all__ = [
     "read_info",
     "save_adapter",
     "to_kohya",
+    "to_lora",
 ]

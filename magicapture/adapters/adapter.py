@@ -30,10 +30,11 @@ MAX_STRENGTH = 10.0
 class Adapter:
     """A learned person and style, for any base model of its family.
 
-    lora: weights by "unet.<name>" or "<encoder>.<name>", where <encoder> is one of
-    `ENCODERS[family]` and <name> is the module's name in diffusers ("text_model." included).
+    lora: weights by "<network>.<name>" or "<encoder>.<name>", where <network> is the family's
+    ("unet", "transformer"), <encoder> is one of `ENCODERS[family]` and <name> is the module's name
+    in diffusers ("text_model." included).
     tokens: for each token and encoder the vectors (n,width).
-    family: "sd1", "sd2" or "sdxl". recipe: None where the file did not tell.
+    family: one of `ENCODERS`. recipe: None where the file did not tell.
     info: facts about the run as plain text ("steps", "seed", "face_model": the identity loss's),
     kept in files.
     """
@@ -50,7 +51,7 @@ class Adapter:
             raise InputError(
                 f"The adapter's family is {self.family!r}; expected one of {', '.join(ENCODERS)}."
             )
-        known = ("unet", *ENCODERS[self.family])
+        known = (FAMILIES[self.family].network, *ENCODERS[self.family])
         strange = [key for key in self.lora if key.partition(".")[0] not in known]
         if strange:
             raise InputError(
@@ -80,7 +81,7 @@ class Adapter:
         return prompt_for(self.concepts, templates, kind, sentence=sentence, extra=extra)
 
     def part(self, part: str) -> dict[str, LoraWeights]:
-        """The LoRA of "unet" or of one text encoder, by diffusers' module names."""
+        """The LoRA of the network or of one text encoder, by diffusers' module names."""
         start = f"{part}."
         return {
             key.removeprefix(start): weights

@@ -1,10 +1,11 @@
-"""Which family of Stable Diffusion an adapter is for, told by the widths of its text."""
+"""Which family an adapter is for, told by its network and the widths that it reads."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -12,17 +13,24 @@ from ..errors import InputError
 from ..families import FAMILIES
 from ..lora import LoraWeights
 from .adapter import ENCODERS, FAMILY_NAMES
+from .keys import parse
 
 Tokens = Mapping[str, Mapping[str, Tensor]]
 
-# Families by the width of the context that the UNet reads, and of each text encoder.
+# Families by the width of the context that a UNet reads, of a transformer's tokens, and of each
+# text encoder. The drawn world's encoder is the same in front of a UNet that counts as sd1.
 _FAMILIES: dict[str, dict[int, set[str]]] = {}
 for _name, _family in FAMILIES.items():
-    if _family.network != "unet":  # told by their layers' names
-        continue
-    for _part, _width in (("unet", _family.context), *((e.key, e.width) for e in _family.encoders)):
+    _told: dict[str, int] = {_family.network: _family.hidden or _family.context}
+    if not _family.hidden:
+        _told |= {encoder.key: encoder.width for encoder in _family.encoders}
+    for _part, _width in _told.items():
         _FAMILIES.setdefault(_part, {}).setdefault(_width, set()).add(_name)
-_READS_CONTEXT = ("attn2.to_k", "attn2.to_v")
+# The layers of a part that read what has this width; a text encoder's are the last.
+_READS = {
+    "unet": ("attn2.to_k", "attn2.to_v"),
+    "transformer": (".to_q", ".to_k", ".to_v", "_proj", "proj_mlp", "net.0.proj"),
+}
 _READS_TEXT = ("_proj", "mlp.fc1")
 
 # What programs write into a file's metadata, by how it starts.
@@ -55,8 +63,9 @@ def family_of(
     """
     for part, width in _widths(lora, tokens):
         if width not in _FAMILIES[part]:
+            what = "layers" if part == "transformer" else "text"
             raise InputError(
-                f"{path} does not tell its base model: it has text of width {width} for "
+                f"{path} does not tell its base model: it has {what} of width {width} for "
                 f"{'the UNet' if part == 'unet' else part}; expected {_expected(part)}."
             )
     families = possible(lora, tokens, path)
@@ -73,8 +82,14 @@ def family_of(
 
 
 def possible(lora: Mapping[str, LoraWeights], tokens: Tokens, path: Path) -> set[str]:
-    """The families that the widths allow; raises InputError where they contradict each other."""
-    families = set(FAMILY_NAMES)
+    """The families that the network and the widths allow; raises InputError where they differ."""
+    networks = {key.partition(".")[0] for key in lora} & _READS.keys()
+    if len(networks) > 1:
+        raise InputError(
+            f"{path} mixes base models: it has layers of {' and of '.join(sorted(networks))}. Take "
+            "the LoRA of one training."
+        )
+    families = {name for name, of in FAMILIES.items() if networks <= {of.network}}
     for part, width in _widths(lora, tokens):
         found = _FAMILIES[part].get(width, set())
         if found and not families & found:
@@ -93,11 +108,21 @@ def _widths(lora: Mapping[str, LoraWeights], tokens: Tokens) -> Iterator[tuple[s
     """Each width of text, and the part that reads or has it."""
     for key, weights in lora.items():
         part = key.partition(".")[0]
-        if part in _FAMILIES and key.endswith(_READS_CONTEXT if part == "unet" else _READS_TEXT):
+        if part in _FAMILIES and key.endswith(_READS.get(part, _READS_TEXT)):
             yield part, weights.down.shape[1]
     for of in tokens.values():
         for encoder, vectors in of.items():
             yield encoder, vectors.shape[1]
+
+
+def has_known_transformer(entries: Mapping[str, Any]) -> bool:
+    """Whether a file's tensors are a LoRA for a transformer of a family's width."""
+    widths = _FAMILIES["transformer"]
+    for name, tensor in entries.items():
+        key = parse(name)
+        if key and key[::2] == ("transformer", "down") and key.layer.endswith(_READS[key.part]):
+            return isinstance(tensor, Tensor) and tensor.shape[-1] in widths
+    return False
 
 
 def _expected(part: str) -> str:

@@ -41,6 +41,8 @@ _PREFIXES = {
     "transformer_": "transformer",
     "": "unet",
 }
+# Where a key does not say which network: a UNet has its transformer blocks inside of its levels.
+_AT_THE_ROOT = ("transformer_blocks.", "single_transformer_blocks.")
 _SUFFIX = re.compile(
     r"[._](?:lora(?:_linear_layer)?[._](?P<side>down|up|A|B)(?:\.default)?\.weight|(?P<alpha>alpha))"
 )
@@ -69,13 +71,17 @@ def parse(key: str) -> Key | None:
     if suffix is None:
         return None
     flat = key[: suffix.start()].replace(".", "_")
-    prefix = next(p for p in _PREFIXES if flat.startswith(p))
-    layer = canonical_name(_modern(flat.removeprefix(prefix)))
+    starts = (prefix for prefix in _PREFIXES if flat.startswith(prefix))
+    found = ((p, canonical_name(_modern(flat.removeprefix(p)))) for p in starts)
+    prefix, layer = next(((p, name) for p, name in found if name), ("", None))
     if layer is None:
         return None
     if layer.startswith("encoder."):  # transformers 5 names CLIPTextModel's layers so
         layer = f"text_model.{layer}"
-    return Key(_PREFIXES[prefix], layer, _SIDES[suffix["side"]] if suffix["side"] else "alpha")
+    part = _PREFIXES[prefix]
+    if part == "unet" and layer.startswith(_AT_THE_ROOT):
+        part = "transformer"
+    return Key(part, layer, _SIDES[suffix["side"]] if suffix["side"] else "alpha")
 
 
 def flat_name(layer: str) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
+from .families import has_known_transformer
 
 # A pattern of the key's beginning, and what a file with such a key is; the first that fits counts.
-_OTHERS = (
+_KINDS = (
     # Whole models.
     (r"model\.diffusion_model\.|cond_stage_model\.|first_stage_model\.", "a whole checkpoint"),
     (r"control_model\.|controlnet_|control_add_embedding\.|lllite_", "a ControlNet"),
@@ -28,7 +30,8 @@ _OTHERS = (
     (r".*[._](on_input|ia3_\w)$", "an (IA)3 (LyCORIS)"),
     (r".*\.(diff|diff_b|w_norm|b_norm|set_weight)$", "a full-rank difference of weights"),
     (r"lycoris_", "a LyCORIS network"),
-    # Other families.
+)
+_FAMILIES = (
     (r".*(double|single)_(transformer_)?blocks", "a LoRA for Flux or HunyuanVideo"),
     (r".*joint_blocks|lora_te3_", "a LoRA for Stable Diffusion 3 or Flux"),
     (r"lora_prior_", "a LoRA for Stable Cascade"),
@@ -40,14 +43,15 @@ _OTHERS = (
 )  # fmt: skip
 
 
-def refuse_others(keys: Iterable[str], path: Path) -> None:
+def refuse_others(entries: Mapping[str, Any], path: Path, *, ours: bool = False) -> None:
     """Raise InputError, naming what it is, for a file of a known kind that cannot be read.
 
-    LoRAs and embeddings for Stable Diffusion pass, and so does what is unknown.
+    LoRAs and embeddings for the families that we have pass, and so does what is unknown. ours:
+    MagiCapture wrote the file, for a family that its metadata names.
     """
-    keys = tuple(keys)
-    for pattern, what in _OTHERS:
-        found = next((key for key in keys if re.match(pattern, key)), None)
+    known = ours or has_known_transformer(entries)
+    for pattern, what in (*_KINDS, *(() if known else _FAMILIES)):
+        found = next((key for key in entries if re.match(pattern, key)), None)
         if found is not None:
             raise InputError(
                 f"{path} is {what}: it holds {found:.120}. Expected a LoRA of linear layers or an "

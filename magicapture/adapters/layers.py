@@ -37,8 +37,8 @@ def gather(tensors: Mapping[str, Any], source: Path) -> dict[str, LoraWeights]:
         examples = ", ".join(f"{name:.120}" for name in strange[:3]) or "nothing"
         raise InputError(
             f"{source} is not a LoRA that can be read: it holds {examples} ({len(strange)} such "
-            "entries). Expected one lora_down / lora_up pair for each of some linear layers of "
-            "Stable Diffusion; 3x3 convolutions are not supported."
+            "entries). Expected one lora_down / lora_up pair for each of some linear layers; 3x3 "
+            "convolutions are not supported."
         )
     return {layer: _weights(layer, of, source) for layer, of in layers.items()}
 

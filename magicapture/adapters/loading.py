@@ -19,7 +19,7 @@ from .families import Tokens, family_of, possible
 from .keys import is_lora
 from .kinds import refuse_others
 from .layers import check_finite, gather
-from .metadata import Facts, digest, restore
+from .metadata import Facts, digest, is_ours, restore
 from .peft import START, read_peft, with_stated_alphas
 from .reading import AnyPath, read_file
 
@@ -47,7 +47,7 @@ def load_adapter(path: AnyPath, embeddings: Iterable[AnyPath] = ()) -> Adapter:
             raise InputError(
                 f"{path} is one file of a PEFT adapter; give the folder that it is in."
             )
-        refuse_others(entries, path)
+        refuse_others(entries, path, ours=is_ours(metadata))
         if entries and not any(map(is_lora, entries)):
             return _from_embedding(entries, metadata, path)
         lora = gather(entries, path) if entries or not (metadata or bundle) else {}

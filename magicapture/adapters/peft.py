@@ -11,7 +11,6 @@ from typing import Any
 
 from ..errors import InputError, StorageError
 from ..lora import LoraWeights
-from .adapter import ENCODERS
 from .kinds import refuse_others
 from .layers import gather
 from .reading import read_file
@@ -19,8 +18,13 @@ from .reading import read_file
 START = "base_model.model."
 """How every key of PEFT's files starts."""
 
-PARTS = ("unet", "text_encoder", "text_encoder_2")
-"""The folders of an adapter's parts, as diffusers names its models."""
+PARTS = {
+    "unet": "unet",
+    "transformer": "transformer",
+    "text_encoder": "clip_l",
+    "text_encoder_2": "clip_g",
+}
+"""The parts of an adapter by their folders, which are diffusers' names of its models."""
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _STATED = "lora_adapter_metadata"
@@ -69,15 +73,15 @@ def with_stated_alphas(
     try:
         stated = json.loads(metadata.get(_STATED) or "{}")
         parts = [
-            (encoder, {key.removeprefix(f"{part}."): value for key, value in stated.items()})
-            for part, encoder in zip(PARTS, ("unet", *ENCODERS["sdxl"]), strict=True)
-            if any(key.startswith(f"{part}.") for key in stated)
+            (part, {key.removeprefix(f"{name}."): value for key, value in stated.items()})
+            for name, part in PARTS.items()
+            if any(key.startswith(f"{name}.") for key in stated)
         ]
     except (ValueError, AttributeError, RecursionError) as error:
         raise StorageError(_damaged(path, error)) from error
     result = dict(lora)
-    for encoder, config in parts:
-        own = {name: of for name, of in lora.items() if name.startswith(f"{encoder}.")}
+    for part, config in parts:
+        own = {name: of for name, of in lora.items() if name.startswith(f"{part}.")}
         result |= _with_alphas(own, config, path)
     return result
 

@@ -17,7 +17,8 @@ from ..files import inside, require_space, safe_path
 from ..tokens import Concept
 from .adapter import Adapter
 from .embeddings import SUFFIXES, embedding_metadata, to_bundle, to_embedding
-from .kohya import kohya_metadata, to_kohya
+from .forms import held, to_lora
+from .kohya import kohya_metadata
 from .metadata import TOKEN, digest, restore
 from .reading import AnyPath, read_metadata
 from .replacing import check_replaceable, same_tensors
@@ -30,7 +31,8 @@ _ENDING = ".safetensors"
 class SavedFiles:
     """What `save_adapter` wrote, what it kept of earlier files, and what the user should know.
 
-    adapter: as it was saved, under the names that its tokens got. embeddings: none in a bundle.
+    adapter: as `load_adapter` reads it, under the names that its tokens got. embeddings: none in a
+    bundle.
     """
 
     adapter: Adapter
@@ -128,7 +130,7 @@ def save_adapter(
     dtype: torch.dtype = torch.float32,
     spare: Iterable[AnyPath] = (),
 ) -> SavedFiles:
-    """Write `name`.safetensors in kohya's form and one embedding for each token.
+    """Write `name`.safetensors in its family's form and one embedding for each token.
 
     name: may have a sub-folder ("people/ada"). bundle: the tokens go into the LoRA's file too, for
     sharing, and no other file is written. dtype: of the LoRA; float32 keeps every bit, float16
@@ -158,6 +160,7 @@ def _save(
     adapter: Adapter, lora: Path, folder: Path | None, replace: bool, dtype: torch.dtype
 ) -> SavedFiles:
     """Save into a LoRA file and a folder of embeddings; without a folder all in the one file."""
+    adapter = held(adapter)
     names = {token: token for token in adapter.tokens}
     embeddings: dict[str, Path] = {}
     if folder is not None:
@@ -181,7 +184,7 @@ def _save(
         for token, path in embeddings.items()
     }
     inner = to_bundle(adapter.tokens) if folder is None else {}
-    contents[lora] = (to_kohya(adapter, dtype) | inner, kohya_metadata(adapter, lora.stem))
+    contents[lora] = (to_lora(adapter, dtype) | inner, kohya_metadata(adapter, lora.stem))
     size = sum(tensor.nbytes for tensors, _ in contents.values() for tensor in tensors.values())
     for place in {path.parent for path in contents}:
         require_space(place, size)

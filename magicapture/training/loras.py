@@ -17,10 +17,11 @@ from .job import generator
 
 
 class Loras:
-    """One LoRA for the UNet and one for each text encoder, by part: "unet", "clip_l", "clip_g"."""
+    """One LoRA for the network and one for each text encoder, by part: "unet", "clip_l"."""
 
     def __init__(self, backbone: Backbone, settings: LoraSettings, seed: int) -> None:
         self.backbone, self.settings, self.seed = backbone, settings, seed
+        self._network = FAMILIES[backbone.family].network
         self._remembered: dict[str, dict[str, LoraWeights]] = {}
         self._present: dict[str, InjectedLora] = {}
 
@@ -28,14 +29,14 @@ class Loras:
     def injected(self, phase: Phase) -> Iterator[dict[str, list[nn.Parameter]]]:
         """Put into the models what the phase trains or one before it trained.
 
-        Yields the parameters by group: "unet", "text_encoder".
+        Yields the parameters by group, as rates have them: "unet" (any network), "text_encoder".
         """
         with ExitStack() as scope:
             for part, names in self._targets(phase).items():
                 scope.enter_context(self._injected(part, names))
             groups: dict[str, list[nn.Parameter]] = {}
             for part, lora in self._present.items():
-                group = "unet" if part == "unet" else "text_encoder"
+                group = "unet" if part == self._network else "text_encoder"
                 groups.setdefault(group, []).extend(lora.parameters())
             yield groups
 
@@ -88,17 +89,19 @@ class Loras:
         return self._remembered | present
 
     def _module(self, part: str) -> nn.Module:
-        return self.backbone.unet if part == "unet" else self.backbone.text_encoders[part]
+        if part == self._network:
+            return self.backbone.unet
+        return self.backbone.text_encoders[part]
 
     def _targets(self, phase: Phase) -> dict[str, list[str]]:
-        rates = {"unet": phase.rates.unet}
+        rates: dict[str, float] = {self._network: phase.rates.unet}
         rates |= dict.fromkeys(self.backbone.text_encoders, phase.rates.text_encoder)
         wanted = [part for part, rate in rates.items() if rate or part in self._remembered]
         return {part: self._names(part) for part in wanted}
 
     def _names(self, part: str) -> list[str]:
-        if part == "unet":
-            return target_names(self.backbone.unet, self.settings.targets)
+        if part == self._network:
+            return target_names(self.backbone.unet, self.settings.targets, self._network)
         encoders = {encoder.key: encoder for encoder in FAMILIES[self.backbone.family].encoders}
         return text_target_names(self.backbone.text_encoders[part], encoders[part].unused)
 

@@ -21,6 +21,7 @@ from magicapture.training.loras import Loras
 GOLDEN = {
     "sd1": "8173219c2d882d3ac86822b54b9d0565b5f5914eead5feec2d1849626b5ac1e4",
     "sd2": "964c70e2cb738fb7a6c7d6698d42dcf9c334493e17da6ed69b58f11af39680d8",
+    "sdxl": "888920264d46fde8debccbdde26ab690e99f1a24f1e81af78a2ebe872c398674",
 }
 ALPHA = 3.0
 
@@ -34,18 +35,18 @@ def numbers(*shape: int, start: int) -> torch.Tensor:
 @pytest.mark.parametrize("family", GOLDEN)
 def test_a_runs_file_is_that_of_old(
     make_backbone: Callable[..., Any],
+    xl_backbone: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     family: str,
 ) -> None:
     monkeypatch.setattr(metadata_module, "__version__", "golden")
     backbone = make_backbone(unet={"use_linear_projection": family == "sd2"})
+    if family == "sdxl":
+        backbone = xl_backbone
     parts = {
         "unet": (backbone.unet, target_names(backbone.unet, "all_linear")),
-        "clip_l": (
-            backbone.text_encoders["clip_l"],
-            text_target_names(backbone.text_encoders["clip_l"]),
-        ),
+        **{key: (of, text_target_names(of)) for key, of in backbone.text_encoders.items()},
     }
     state = {
         part: {
@@ -60,8 +61,13 @@ def test_a_runs_file_is_that_of_old(
     }
     loras = Loras(backbone, LoraSettings(), seed=0)
     loras.load_state_dict(state)
-    tokens = {"ada": {"clip_l": numbers(2, 32, start=5)}}
-    adapter = Adapter(loras.weights(), tokens, family, None, (Concept("ada", "subject"),), {})
+    vectors = {
+        key: numbers(2, of.config.hidden_size, start=5)
+        for key, of in backbone.text_encoders.items()
+    }
+    adapter = Adapter(
+        loras.weights(), {"ada": vectors}, family, None, (Concept("ada", "subject"),), {}
+    )
     path = save_adapter(adapter, tmp_path, tmp_path, "golden").lora
     assert hashlib.sha256(path.read_bytes()).hexdigest() == GOLDEN[family]
     for part, values in load_adapter(path, [tmp_path]).lora.items():

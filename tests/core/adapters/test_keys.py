@@ -133,6 +133,11 @@ def test_what_is_written_in_diffusers_form_is_read(tmp_path: Path) -> None:
             f"transformer.{BLOCK}.attn.add_k_proj.lora_B.weight",
             Key("transformer", f"{BLOCK}.attn.add_k_proj", "up"),
         ),
+        (f"{BLOCK}.attn.to_q.lora_A.weight", Key("transformer", f"{BLOCK}.attn.to_q", "down")),
+        (
+            "lora_unet_single_transformer_blocks_0_proj_mlp.alpha",
+            Key("transformer", "single_transformer_blocks.0.proj_mlp", "alpha"),
+        ),
     ],
 )
 def test_spellings_of_other_programs(key: str, expected: Key) -> None:
