@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    for name in ("identity", "style", "seed", "model"):
+    for name in ("identity", "style", "seed"):
         setting_option(parser, DemoSettings, name)
     parser.add_argument(
         "--fast", action="store_true", help=f"{FAST_STEPS} steps: a minute, and a rougher result."

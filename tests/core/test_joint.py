@@ -13,13 +13,18 @@ from magicapture.backbone import Conditioning
 from magicapture.backbones import DiffusersBackbone, load_backbone
 from magicapture.backbones.passes import flux_pass
 from magicapture.checkpointing import checkpointed
+from magicapture.demo.example import doll_job
 from magicapture.errors import UnsupportedModelError
-from magicapture.paperdoll.weights import model_folder
+from magicapture.paperdoll.pairs import make_pair
+from magicapture.paperdoll.recipe import doll_recipe
+from magicapture.paperdoll.weights import loss_embedder, model_folder
+from magicapture.recipes import with_steps
 from magicapture.refocusing.bias import holding
 from magicapture.refocusing.focus import Focus
-from magicapture.sampling import SamplingSettings, sample
+from magicapture.sampling import SamplingSettings, adapted, sample
 from magicapture.schedule import FlowLevels, Schedule
 from magicapture.tokens import Prompt, TokenVectors
+from magicapture.training import Stepped, Trainer
 
 TEXT = "a photo of <ada> person"
 WIDTH, HEIGHT = 8, 12  # latent cells
@@ -223,3 +228,32 @@ def test_a_pass_takes_half_precision(backbone, conditioning, noisy):
         whole = flux_pass(backbone.unet, noisy, TIMES, conditioning, torch.float32)
     assert half.dtype == torch.float32
     assert 0 < (half - whole).norm() / whole.norm() < 0.1
+
+
+def test_a_training_with_every_loss_moves_vectors_and_lora(backbone):
+    """By the default recipe at the dolls' size; then drawn, and the model left as it came."""
+    pair = make_pair(1_000_000, 1_000_099, poses=1)
+    job = doll_job(pair, with_steps(doll_recipe(model="transformer"), 4))
+    before = {name: value.clone() for name, value in backbone.unet.state_dict().items()}
+    losses: list[set[str]] = []
+
+    def listener(event: Any) -> None:
+        if isinstance(event, Stepped):
+            losses.append(set(event.losses))
+
+    with Trainer.open(job, backbone, embedder=loss_embedder(), listener=listener) as trainer:
+        adapter = trainer.run()
+    every = {"source", "style", "composed", "attention", "identity"}
+    assert losses[0] == {"source", "style"} and set().union(*losses) == every
+    assert adapter.family == "doll_flux"
+    assert {name.partition(".")[0] for name in adapter.lora} == {"transformer"}
+    assert any(weights.up.any() for weights in adapter.lora.values())
+    after = backbone.unet.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    prompt = adapter.prompt()
+    settings = SamplingSettings(steps=2, width=128, height=128)
+    plain = sample(backbone, prompt, adapter.vectors(), settings, seed=1)
+    with adapted(backbone, adapter):
+        drawn = sample(backbone, prompt, adapter.vectors(), settings, seed=1)
+    assert not torch.equal(plain, drawn)
