@@ -6,6 +6,7 @@ line. A process of its own, since ComfyUI takes over sys.path, sys.argv and the 
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import sys
@@ -20,6 +21,7 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.ldm.flux.model  # noqa: E402
 import comfy.lora  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.model_patcher  # noqa: E402
@@ -55,6 +57,7 @@ SD = {
     "transformer_depth_output": [1] * 9 + [0] * 3,
     "transformer_depth_middle": 1,
 }
+_NEWER = "txt_ids_dims" in inspect.signature(comfy.ldm.flux.model.FluxParams).parameters
 FAMILIES = {
     "sd1": (
         comfy.supported_models.SD15,
@@ -83,6 +86,29 @@ FAMILIES = {
             "adm_in_channels": 2816,
         },
     ),
+    "doll_flux": (
+        comfy.supported_models.Flux,
+        comfy.sd1_clip.SD1ClipModel,
+        {
+            "image_model": "flux",
+            "in_channels": 8,
+            "out_channels": 8,
+            "vec_in_dim": 128,
+            "context_in_dim": 128,
+            "hidden_size": 256,
+            "mlp_ratio": 4.0,
+            "num_heads": 4,
+            "depth": 3,
+            "depth_single_blocks": 6,
+            "axes_dim": [16, 24, 24],
+            **({"txt_ids_dims": []} if _NEWER else {}),
+            "theta": 10000,
+            "patch_size": 2,
+            "qkv_bias": True,
+            "guidance_embed": False,
+            "dtype": torch.float32,
+        },
+    ),
     "tiny": (
         comfy.supported_models.SD15,
         comfy.sd1_clip.SD1ClipModel,
@@ -106,7 +132,8 @@ def unet_of(family: str, device: str) -> comfy.model_base.BaseModel:
     config_type, _, unet_config = FAMILIES[family]
     config = config_type(dict(unet_config))
     config.set_inference_dtype(torch.float32, None)
-    return comfy.model_base.BaseModel(config, device=device)
+    kind = comfy.model_base.Flux if family == "doll_flux" else comfy.model_base.BaseModel
+    return kind(config, device=device)
 
 
 def unloaded(family: str, file: str) -> dict[str, object]:
