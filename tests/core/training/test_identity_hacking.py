@@ -72,8 +72,8 @@ class Trial:
         return embed_faces(embedder, images, points, torch.device("cpu"))
 
     def moved(self, labelled: bool) -> tuple[float, float, float]:
-        """The likenesses and the harm after moving the portrait by the shipped weights, with the label or by
-        the identity loss alone."""
+        """Likenesses and harm after moving the portrait by the shipped weights, with the label or
+        by the identity loss alone."""
         weights = recipe().phases[-1].weights
         portrait = self.portraits.photos[0]
         settings = LabelSettings(photos=1, nearness=10)
