@@ -19,7 +19,7 @@ _GPU_WORDS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-_CPU_WORDS = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory")
+_CPU_WORDS = ("DefaultCPUAllocator", "not enough memory", "Cannot allocate memory", "os error 12")
 
 
 def ran_out(error: BaseException) -> Literal["GPU", "CPU"] | None:
@@ -28,12 +28,25 @@ def ran_out(error: BaseException) -> Literal["GPU", "CPU"] | None:
         return "GPU"
     if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
         return "CPU"
-    if isinstance(error, RuntimeError):
-        if any(words in str(error) for words in _GPU_WORDS):
-            return "GPU"
-        if any(words in str(error) for words in _CPU_WORDS):
-            return "CPU"
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in _GPU_WORDS):
+        return "GPU"
+    if any(words in str(error) for words in _CPU_WORDS):  # safetensors has a kind of its own
+        return "CPU"
     return None
+
+
+def refuse_large(source: object, error: BaseException) -> None:
+    """Raise OutOfMemoryError where an error says that a file or folder does not fit in memory.
+
+    For whoever takes any error while reading for a sign of damage.
+    """
+    if ran_out(error) is not None:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise OutOfMemoryError(
+            f"{source} cannot be read: the computer's memory is not enough for it. Close other "
+            "programs, or take a smaller model or one in half precision; if there is memory, it is "
+            f"damaged. ({reason})"
+        ) from error
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.torch_version import TorchVersion
 
 from .errors import InputError, StorageError
+from .memory import refuse_large
 
 SAFETENSORS = ".safetensors"
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
@@ -93,7 +94,8 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})
-    except Exception:  # safetensors' own type, or the system's
+    except Exception as error:  # safetensors' own type, or the system's
+        refuse_large(path, error)
         _refuse_damaged(path)
 
 
@@ -152,7 +154,8 @@ def _from_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except Exception:  # safetensors' own type; for a number format torch lacks, torch's
+    except Exception as error:  # safetensors' own type; for a number format torch lacks, torch's
+        refuse_large(path, error)
         _refuse_damaged(path)
 
 
@@ -175,7 +178,8 @@ def _from_pickle(path: Path, mapped: bool) -> Any:
             f"{path} holds more than weights and could run code when opened, or is damaged; "
             "nothing in it was run. Take a .safetensors file, or download it again."
         ) from None
-    except Exception:  # the unpickler raises almost anything on damaged bytes
+    except Exception as error:  # the unpickler raises almost anything on damaged bytes
+        refuse_large(path, error)
         _refuse_damaged(path)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MagiCaptureError, StorageError, UnsupportedModelError
+from ..memory import refuse_large
 from ..weight_files import difference
 from .reading import errors_only
 from .support import SUPPORTED
@@ -37,6 +38,7 @@ def understood(source: str | Path) -> Iterator[None]:
     except MagiCaptureError:
         raise
     except Exception as error:  # types, sizes, missing names: each library has errors of its own
+        refuse_large(source, error)
         raise StorageError(
             f"{source} is damaged: it has settings that cannot be used "
             f"({type(error).__name__}). Fetch it again."

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import StorageError
+from ..memory import refuse_large
 from ..weight_files import PICKLES, SAFETENSORS, read_tensors
 
 
@@ -71,6 +72,7 @@ def read_tokenizer(folder: Path) -> Any:
         if len(ids) < 4 or not all(type(number) is int and number >= 0 for number in ids):
             raise ValueError("ids")
     except Exception as error:  # JSON's, the tokenizers package's and transformers' own
+        refuse_large(folder, error)
         raise StorageError(
             f"The tokenizer in {folder} is damaged ({type(error).__name__}); fetch it again."
         ) from error

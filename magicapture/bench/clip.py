@@ -12,6 +12,7 @@ from torch import Tensor
 from ..digests import digest
 from ..errors import InputError, StorageError
 from ..images import resize
+from ..memory import refuse_large
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
@@ -63,6 +64,7 @@ def load_clip(folder: Path) -> Clip:
         model = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # of many kinds, for what is no CLIP model
+        refuse_large(folder, error)
         reason = str(error).partition("\n")[0][:200]
         raise InputError(f"--clip: {folder} cannot be read as a CLIP model ({reason}).") from error
     return Clip(model.eval().requires_grad_(False), tokenizer)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, StorageError
+from ..memory import refuse_large
 from .weights import read_weights
 
 
@@ -97,6 +98,7 @@ def read_onnx(path: Path, *, load_external_data: bool = True) -> Any:
     try:
         model = onnx.load(str(path), load_external_data=load_external_data)
     except Exception as error:  # protobuf's own error types
+        refuse_large(path, error)
         raise StorageError(
             f"{path} is damaged or not an ONNX model ({first_line(error)}); download it again."
         ) from error

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, StorageError
+from ..memory import refuse_large
 from ..weight_files import may_hold_code
 from .align import ARCFACE, FACE_SIZE, Alignment
 from .content import Content, first_line, onnx_inputs, read_onnx
@@ -237,6 +238,7 @@ def _from_onnx(path: Path) -> nn.Module:
     try:
         onnx.checker.check_model(model)
     except Exception as error:  # onnx's own error type, or protobuf's
+        refuse_large(path.name, error)
         raise StorageError(
             f"{path.name} is damaged or not an ONNX model ({first_line(error)}); download it again."
         ) from error
@@ -256,6 +258,7 @@ def _from_onnx(path: Path) -> nn.Module:
             "export of the model, or a TorchScript file."
         ) from error
     except Exception as error:  # of a graph that is well formed and makes no sense
+        refuse_large(path.name, error)
         raise InputError(
             f"{path.name} cannot be made differentiable ({first_line(error)}); it is damaged, or "
             "no face recognition model."

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError, MagiCaptureError, StorageError
+from ..memory import refuse_large
 from .content import Content, first_line
 from .detectors import DETECTORS
 from .embed import EMBEDDERS
@@ -129,6 +130,7 @@ def load_model(role: Role, path: str | Path) -> Any:
         except ImportError as error:
             raise needs(doing, list(kind.packages), error) from error
         except Exception as error:  # whatever a foreign package raises of a foreign file
+            refuse_large(name, error)
             raise InputError(
                 f"{name} looks like {kind.title}, but does not run ({first_line(error)}). "
                 f"Download it again; if that does not help, reinstall {_listed(kind.packages)}."

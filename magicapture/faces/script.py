@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import StorageError
+from ..memory import refuse_large
 from .align import FACE_SIZE
 
 SCRIPTS = (".pt", ".pts", ".torchscript")
@@ -45,6 +46,7 @@ def load_script(path: Path) -> nn.Module:
     try:
         return torch.jit.load(str(path), map_location="cpu")
     except Exception as error:  # RuntimeError or an unpickling error, by kind of damage
+        refuse_large(path.name, error)
         raise StorageError(
             f"{path.name} is damaged or not TorchScript; save the network with torch.jit.trace or "
             "torch.jit.script, or give an ONNX file."

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, MagiCaptureError, StorageError, UnsupportedModelError
 from ..faces.align import HEAD_SIZE
+from ..memory import refuse_large
 from ..weight_files import read_entries
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def _built(weights: Mapping[str, Any], path: Path) -> ModelDescriptor[nn.Module]
             name = found.architecture.id
             return found.architecture.load(weights)
     except Exception as error:  # sizes are read off the weights; where those are wrong, anything
+        refuse_large(path.name, error)
         raise UnsupportedModelError(
             f"{path.name} looks like {name}, but its weights do not fit: it is damaged, or a "
             "variant that spandrel does not know. Download it again, or give another model."
