@@ -28,6 +28,7 @@ SOURCES = {
     "unet/diffusion_pytorch_model.safetensors": "unet",
     "text_encoder/model.safetensors": "unet",
     "vae/diffusion_pytorch_model.safetensors": "vae",
+    "transformer/diffusion_pytorch_model.safetensors": "transformer",
     "identity_loss.safetensors": "identity_loss",
     "identity_score.safetensors": "identity_score",
     "finder.safetensors": "finder",
@@ -48,8 +49,9 @@ def write_card(out: Path, target: Path) -> Path:
     if scores.exists():
         kept = json.loads(scores.read_text(encoding="utf-8"))
         parts.append(_scores(kept["figures"]))
-        if "obeyed" in kept:
-            parts.append(_obedience(kept["obeyed"]))
+        for who, key in (("", "obeyed"), (" by the transformer", "obeyed by the transformer")):
+            if key in kept:
+                parts.append(_obedience(kept[key], who))
     else:
         parts.append("No scores were taken: run the command again with --report.\n")
     card = target / "README.md"
@@ -88,9 +90,9 @@ def _scores(found: Mapping[str, float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _obedience(obeyed: Mapping[str, Mapping[str, float]]) -> str:
+def _obedience(obeyed: Mapping[str, Mapping[str, float]], who: str) -> str:
     lines = [
-        "## How often a prompt is obeyed\n",
+        f"## How often a prompt is obeyed{who}\n",
         "The probe reads pictures drawn from full captions, and true dolls (its own ceiling).\n",
         "| attribute | samples | true dolls |",
         "|---|---|---|",

@@ -10,16 +10,21 @@ import torch
 
 from magicapture.paperdoll import Label
 from magicapture.paperdoll.attributes import ATTRIBUTES
+from magicapture.paperdoll.model import doll_backbone
 from magicapture.paperdoll.tokenizer import LENGTH
+from magicapture.sampling import SamplingSettings, sample
 from pretrain import dataset
 from pretrain.__main__ import main
 from pretrain.card import SOURCES, checksum, write_card
 from pretrain.export import trained_reader
 from pretrain.preview import Model
-from pretrain.report import draw, obeyed, report
+from pretrain.report import captions, draw, drawn_by_transformer, obeyed, report
 from pretrain.scores import dolls, landmark_error, overlap, psnr, verification
 
-STATES = ("vae", "unet", "identity_loss", "identity_score", "finder", "parser", "style", "probe")
+STATES = (
+    *("vae", "unet", "transformer", "identity_loss", "identity_score"),
+    *("finder", "parser", "style", "probe"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +58,20 @@ def test_the_export_is_a_pipeline_that_draws(built: tuple[Path, Path]) -> None:
     assert pipeline.tokenizer.model_max_length == LENGTH
 
 
+def test_the_exported_transformer_draws(built: tuple[Path, Path]) -> None:
+    out, weights = built
+    backbone = doll_backbone("transformer", weights)
+    settings = SamplingSettings(sampler="dpmpp_2m", steps=2, guidance=3, width=128, height=128)
+    asked = captions(2)
+    drawn = sample(backbone, asked, settings=settings, seed=0)
+    expected = drawn_by_transformer(out, asked, steps=2)
+    torch.testing.assert_close(drawn, expected, atol=0.02, rtol=0)  # halves
+
+
 def test_the_export_stays_small(built: tuple[Path, Path]) -> None:
     _, weights = built
     size = sum(file.stat().st_size for file in weights.rglob("*") if file.is_file())
-    assert size < 30e6
+    assert size < 60e6
 
 
 def test_the_preview_samples_by_seed(built: tuple[Path, Path]) -> None:
