@@ -83,15 +83,15 @@ def test_the_preview_samples_by_seed(built: tuple[Path, Path]) -> None:
 
 def test_the_report_scores_and_draws(built: tuple[Path, Path]) -> None:
     out, _ = built
-    found = report(out, count=4, prompts=2, steps=1)
+    found = report(out, count=4, prompts=2, steps=2)
     assert len(found) == 6 and all(np.isfinite(value) for value in found.values())
-    draw(out, steps=1, columns=1)
-    assert (out / "samples.png").exists() and (out / "vae.png").exists()
+    draw(out, steps=2, columns=1)
+    assert all((out / f"{name}.png").exists() for name in ("samples", "vae", "transformer"))
 
 
 def test_the_card_describes_the_very_files(built: tuple[Path, Path]) -> None:
     out, weights = built
-    report(out, count=4, prompts=2, steps=1)
+    report(out, count=4, prompts=2, steps=2)
     text = write_card(out, weights).read_text(encoding="utf-8")
     rows = [line.strip("| ").split(" | ") for line in text.splitlines()]
     stated = {row[0].strip("`"): row[-1].strip("`") for row in rows if len(row) == 6}
