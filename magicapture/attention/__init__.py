@@ -3,7 +3,18 @@
 from .capture import AttentionCapture, captured
 from .layers import cross_attentions, last_blocks, select, select_own, self_attentions
 from .maps import LayerMaps, Positions, factor_of
-from .tap import Attention, Call, Network, NotWholeError, Run, Size, Tap, TappedTorch, TappedUNet
+from .tap import (
+    Attention,
+    Call,
+    Network,
+    NotWholeError,
+    Picture,
+    Run,
+    Size,
+    Tap,
+    TappedTorch,
+    TappedUNet,
+)
 
 __all__ = [
     "Attention",
@@ -12,6 +23,7 @@ __all__ = [
     "LayerMaps",
     "Network",
     "NotWholeError",
+    "Picture",
     "Positions",
     "Run",
     "Size",

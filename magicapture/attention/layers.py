@@ -1,7 +1,7 @@
 """The attention layers of a network by name, diffusers' or ComfyUI's, with or without a LoRA.
 
 In a transformer of joint attention (Flux, Stable Diffusion 3) each layer is both cross- and
-self-attention.
+self-attention. ComfyUI's Flux has no layer of its own around it: there the block is the layer.
 """
 
 from __future__ import annotations
@@ -9,7 +9,10 @@ from __future__ import annotations
 from torch import nn
 
 _MIDDLE = {"mid_block", "middle_block"}  # diffusers' name and ComfyUI's
-_OF_WORDS = "add_k_proj"  # the words' own projection, in blocks that keep words and picture apart
+_OF_WORDS = ("add_k_proj", "txt_attn")
+"""The words' own projection, in blocks that keep words and picture apart; ComfyUI's is fused."""
+_BLOCKS = {"double_blocks": ("img_attn", "txt_attn"), "single_blocks": ("linear1", "linear2")}
+"""ComfyUI's blocks around one joint attention, by their stack's name, and what they have."""
 
 
 def cross_attentions(network: nn.Module) -> dict[str, nn.Module]:
@@ -24,7 +27,12 @@ def self_attentions(network: nn.Module) -> dict[str, nn.Module]:
 
 def joint_attentions(network: nn.Module) -> dict[str, nn.Module]:
     """The layers in which words and picture attend to both, by name."""
-    return _attentions(network, "attn")
+    return _attentions(network, "attn") or {
+        name: module
+        for name, module in network.named_modules()
+        if (parts := _BLOCKS.get(name.rpartition(".")[0]))
+        and all(hasattr(module, part) for part in parts)
+    }
 
 
 def last_blocks(network: nn.Module, *, middle: bool = False) -> list[str]:
@@ -47,7 +55,11 @@ def select(network: nn.Module, *, middle: bool = False) -> list[str]:
     """
     if blocks := last_blocks(network, middle=middle):
         return [f"{block}.attn2" for block in blocks]
-    return [name for name, layer in joint_attentions(network).items() if hasattr(layer, _OF_WORDS)]
+    return [
+        name
+        for name, layer in joint_attentions(network).items()
+        if any(hasattr(layer, part) for part in _OF_WORDS)
+    ]
 
 
 def select_own(network: nn.Module) -> list[str]:

@@ -145,6 +145,7 @@ class Network(Protocol):
 class Call:
     """One run of an attention layer, whose fused attention goes to the taps, the last one first.
 
+    taps: those there are when it comes; a checkpointed block may run again when they are gone.
     picture: what the layer sees; None where unknown.
     """
 
@@ -183,7 +184,8 @@ def _through(tap: Tap, run: Run, attention: Attention) -> Tensor:
 class TappedUNet(ABC):
     """A network whose attention layers can be tapped: `...transformer_blocks.N.attn1` and `attn2`.
 
-    In a transformer of joint attention they are `...transformer_blocks.N.attn`.
+    In a transformer of joint attention they are `...transformer_blocks.N.attn`, in ComfyUI's Flux
+    its blocks.
 
     `of` gives the one of a network, so that the taps of several users come in order. A host says
     how a layer's fused attention is reached; `TappedTorch` is that of diffusers.
@@ -264,7 +266,7 @@ class TappedUNet(ABC):
             picture[0] = self._picture(args, kwargs)
 
         def begin(_: nn.Module, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
-            call = Call(site, tuple(taps), picture[0])
+            call = Call(site, taps, picture[0])
             kwargs, end = self._begin(call, args, kwargs)
             running.append((call, end))
             return args, kwargs

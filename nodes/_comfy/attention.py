@@ -8,13 +8,23 @@ from typing import Any
 
 from torch import Tensor
 
-from ...magicapture.attention import Attention, Call, TappedUNet
+from ...magicapture.attention import Attention, Call, Picture, TappedUNet
 
 OVERRIDE = "optimized_attention_override"
 
 
 class TappedComfy(TappedUNet):
-    """ComfyUI's UNet; an override that is there already computes what our taps let through."""
+    """ComfyUI's UNet or Flux; an override already there computes what our taps let through."""
+
+    def _picture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Picture | None:
+        """Of a UNet's features, or of Flux's latents (B,C,h,w), padded to whole patches."""
+        seen = super()._picture(args, kwargs)
+        patch = getattr(self.module, "patch_size", None)
+        if seen is None or patch is None:
+            return seen
+        context = args[2] if len(args) > 2 else kwargs["context"]
+        height, width = (-(-cells // patch) for cells in seen.size)
+        return Picture(seen.rows, (height, width), context.shape[1])
 
     def _begin(
         self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]

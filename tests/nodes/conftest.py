@@ -183,6 +183,79 @@ def make_diffusers_twin(model: Any) -> nn.Module:
     return theirs
 
 
+FLUX = {
+    "image_model": "flux",
+    "in_channels": 4,
+    "out_channels": 4,
+    "vec_in_dim": WIDTH,
+    "context_in_dim": WIDTH,
+    "hidden_size": WIDTH,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [4, 6, 6],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": False,
+}
+
+
+def make_flux(
+    dtype: torch.dtype = torch.float32, manual_cast: torch.dtype | None = None, **changes: Any
+) -> Any:
+    """A MODEL of Flux's class over Stable Diffusion's latents, told of one text encoder."""
+    import comfy.latent_formats
+    import comfy.model_base
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    class TinyFlux(comfy.supported_models.FluxSchnell):
+        unet_extra_config: ClassVar[dict[str, Any]] = {}
+        latent_format = comfy.latent_formats.SD15
+
+    newer = {"txt_ids_dims": []} if hasattr(comfy.model_base, "Flux2") else {}
+    config = TinyFlux({**FLUX, **newer, **changes})
+    config.set_inference_dtype(dtype, manual_cast)
+    model = config.get_model({}, "", device=torch.device("cpu"))
+    fill(model.diffusion_model, std=0.15)
+    cpu = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def make_flux_twin(model: Any) -> nn.Module:
+    """diffusers' Flux with a MODEL's weights, by ComfyUI's own map of their names."""
+    import comfy.utils
+    from diffusers import FluxTransformer2DModel
+
+    config = model.model.model_config.unet_config
+    width = config["hidden_size"] // config["num_heads"]
+    theirs = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=4 * config["in_channels"],
+        num_layers=config["depth"],
+        num_single_layers=config["depth_single_blocks"],
+        attention_head_dim=width,
+        num_attention_heads=config["num_heads"],
+        joint_attention_dim=config["context_in_dim"],
+        pooled_projection_dim=config["vec_in_dim"],
+        axes_dims_rope=tuple(config["axes_dim"]),
+        guidance_embeds=config["guidance_embed"],
+    )
+    weights, state = model.model.diffusion_model.state_dict(), {}
+    names = theirs.state_dict().keys()
+    for name, entry in comfy.utils.flux_to_diffusers(config).items():
+        own, place, *change = (entry, None) if isinstance(entry, str) else entry
+        if name in names:
+            rows = slice(None) if place is None else slice(place[1], place[1] + place[2])
+            value = weights[own][rows].clone()
+            state[name] = change[0](value) if change else value
+    theirs.load_state_dict(state)
+    return theirs.eval()
+
+
 @cache
 def _tokenizer(kind: type, folder: Path) -> Any:
     return kind(embedding_directory=[str(folder)])
@@ -267,6 +340,8 @@ def make(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNames
         kl=inferring(make_kl),
         diffusers_unet=make_diffusers_unet,
         diffusers_twin=make_diffusers_twin,
+        flux=inferring(make_flux),
+        flux_twin=make_flux_twin,
         embeddings=embeddings,
     )
 
@@ -298,6 +373,12 @@ def tiny_xl(make: SimpleNamespace) -> Tiny:
         transformer_depth_middle=2,
     )
     return Tiny(model, make.clip("sdxl"), make.taesd())
+
+
+@pytest.fixture
+def tiny_flux(make: SimpleNamespace) -> Tiny:
+    """A tiny transformer of Flux's class: words and picture attend to both, and it flows."""
+    return Tiny(make.flux(), make.clip(), make.taesd())
 
 
 @pytest.fixture

@@ -267,7 +267,6 @@ def test_stock_nodes_load_the_split_file_into_the_fused_layers(
 def test_diffusers_draws_the_same_with_the_file(pack, make):
     """One set of weights in both networks, and the file by each one's own loader."""
     import comfy.sd
-    from diffusers import FluxTransformer2DModel
 
     model = joint("Flux", FLUX)
     network = model.model.diffusion_model
@@ -277,19 +276,7 @@ def test_diffusers_draws_the_same_with_the_file(pack, make):
     told = {"y": torch.randn(1, 8, generator=random), "guidance": torch.tensor([3.5])}
     file = written(pack, trained(pack, network, parts), parts)
     with torch.inference_mode(False), torch.no_grad():
-        theirs = FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=4,
-            joint_attention_dim=12,
-            pooled_projection_dim=8,
-            axes_dims_rope=(4, 4, 8),
-            guidance_embeds=True,
-        ).eval()
-        theirs.load_state_dict(in_diffusers(network, theirs.state_dict().keys()))
+        theirs = make.flux_twin(model)
         ids = torch.zeros(16, 3)
         ids[:, 1], ids[:, 2] = torch.arange(16) // 4, torch.arange(16) % 4
         packed = x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).reshape(1, 16, 16)
@@ -359,20 +346,6 @@ def test_the_files_layers_are_those_of_diffusers_networks(pack, kind):
         theirs.load_lora_adapter({k: v.clone() for k, v in file.items()}, prefix="transformer")
         loaded = {name for name, _ in theirs.named_modules() if name.endswith("lora_B")}
         assert len(loaded) == len(file) / 2
-
-
-def in_diffusers(network, names):
-    """A network of Flux's by diffusers' names of its weights, by ComfyUI's own table."""
-    import comfy.utils
-
-    weights, state = network.state_dict(), {}
-    for theirs, entry in comfy.utils.flux_to_diffusers(FLUX).items():
-        own, place, *change = (entry, None) if isinstance(entry, str) else entry
-        if theirs in names:
-            rows = slice(None) if place is None else slice(place[1], place[1] + place[2])
-            value = weights[own][rows].clone()
-            state[theirs] = change[0](value) if change else value
-    return state
 
 
 def test_a_table_becomes_parts(pack):
