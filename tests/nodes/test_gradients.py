@@ -300,3 +300,46 @@ def test_the_gradient_is_that_of_central_differences(pack, opened, checkpointing
             expected = slope(loss, tensor, direction, step=0.01 / float(direction.norm()))
             assert float((grad * direction).sum()) == pytest.approx(expected, rel=1e-4)
     assert all(torch.equal(weights[n], p) for n, p in network.module.named_parameters())
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+def test_the_gradient_of_maps_in_joint_attention_is_that_of_central_differences(
+    pack, tiny_flux, checkpointing
+):
+    """Recorded in blocks that are themselves checkpointed; the maps are float32."""
+    attention, lora = pack("magicapture.attention"), pack("magicapture.lora")
+    network = tiny_flux.model.model.diffusion_model
+    blocks = list(attention.cross_attentions(network))
+    names = [f"{block}.{own}" for block in blocks for own in ("txt_attn.qkv", "linear1")]
+    names = [name for name, _ in network.named_modules() if name in names]
+    weights = {name: value.clone() for name, value in network.named_parameters()}
+    random = torch.Generator().manual_seed(5)
+    draw = lambda *shape: torch.randn(shape, generator=random, dtype=D)  # noqa: E731
+    latents, levels, positions = noisy(), torch.tensor([0.5, 0.3], dtype=D), [{"ada": [1, 3]}] * 2
+    with ExitStack() as scope:
+        scope.enter_context(pack.comfy.gradients([pack.comfy.Part(tiny_flux.model, network, D)]))
+        parameters = scope.enter_context(lora.injected(network, names, rank=2)).parameters()
+        kept = [network.get_submodule(block) for block in blocks] if checkpointing else []
+        scope.enter_context(pack("magicapture.checkpointing").checkpointed(kept))
+        for parameter in parameters:
+            parameter.data = 0.3 * draw(*parameter.shape)
+        context, pooled = draw(2, WORDS, 32).requires_grad_(), draw(2, 32).requires_grad_()
+        share = draw(2, 4, 4)
+        network_of = pack("nodes._comfy.attention").TappedComfy.of(network)
+        capture = scope.enter_context(attention.captured(network_of, sites=blocks))
+
+        def loss() -> Tensor:
+            with capture.recording():
+                network(latents, levels, context, y=pooled)
+            maps = capture.maps(positions, (8, 8))
+            assert len(maps) == len(blocks)
+            return 100 * torch.stack([(one.values * share).square().sum() for one in maps]).sum()
+
+        learned = [context, pooled, *parameters]
+        grads = torch.autograd.grad(loss(), learned)
+        assert not capture.recorded()
+        for tensor, grad in zip(learned, grads, strict=True):
+            direction = grad / grad.norm()
+            expected = slope(loss, tensor, direction, step=0.02)
+            assert float((grad * direction).sum()) == pytest.approx(expected, rel=2e-3)
+    assert all(torch.equal(weights[n], p) for n, p in network.named_parameters())
