@@ -25,6 +25,8 @@ from .families import FAMILIES, Family, NetworkName
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
+    from .parts import Parts
+
 _ADAPTER = "magicapture"
 
 _PROJECTIONS = r"to_(q|k|v|out\.0)"
@@ -75,14 +77,21 @@ class LoraWeights:
         return self.down.shape[0]
 
 
-def target_names(network: nn.Module, targets: LoraTargets, kind: NetworkName = "unet") -> list[str]:
+def target_names(
+    network: nn.Module,
+    targets: LoraTargets,
+    kind: NetworkName = "unet",
+    parts: Parts | None = None,
+) -> list[str]:
     """Names of the network's linear layers that get a LoRA, in the module's own layout.
 
-    Works on diffusers' and on ComfyUI's UNet, and on diffusers' transformers with joint attention.
-    Raises UnsupportedModelError where there are none.
+    Works on diffusers' and on ComfyUI's UNet, and on transformers with joint attention. parts: of
+    the layers, where files call them otherwise (`Backbone.parts_of`); a fused layer gets a LoRA
+    whole where one of its parts is wanted. Raises UnsupportedModelError where there are none.
     """
     families = [family for family in FAMILIES.values() if family.network == kind]
-    return _linears(network, _TARGETS[kind][targets], families[0].network_title, families)
+    what = families[0].network_title
+    return _linears(network, _TARGETS[kind][targets], what, families, parts)
 
 
 def text_target_names(encoder: nn.Module, unused: int = 0) -> list[str]:
@@ -96,12 +105,19 @@ def text_target_names(encoder: nn.Module, unused: int = 0) -> list[str]:
     return [name for name in names if layers[name] < end]
 
 
-def _linears(model: nn.Module, pattern: str, what: str, families: Iterable[Family]) -> list[str]:
+def _linears(
+    model: nn.Module,
+    pattern: str,
+    what: str,
+    families: Iterable[Family],
+    parts: Parts | None = None,
+) -> list[str]:
     ending = re.compile(rf"(.*\.)?({pattern})")
+    named = {name: [part.name for part in of] for name, of in (parts or {}).items()}
     names = [
         name
         for name, module in model.named_modules()
-        if _is_linear(module) and ending.fullmatch(name)
+        if _is_linear(module) and any(map(ending.fullmatch, named.get(name, [name])))
     ]
     if not names:
         raise UnsupportedModelError(

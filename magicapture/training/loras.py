@@ -101,7 +101,9 @@ class Loras:
 
     def _names(self, part: str) -> list[str]:
         if part == self._network:
-            return target_names(self.backbone.unet, self.settings.targets, self._network)
+            network = self.backbone.unet
+            parts = self.backbone.parts_of(network)
+            return target_names(network, self.settings.targets, self._network, parts)
         encoders = {encoder.key: encoder for encoder in FAMILIES[self.backbone.family].encoders}
         return text_target_names(self.backbone.text_encoders[part], encoders[part].unused)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
 from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
@@ -37,13 +38,16 @@ from .scope import Part, gradients
 
 logger = logging.getLogger(__name__)
 
+_BLOCKS = (BasicTransformerBlock, ResBlock, DoubleStreamBlock, SingleStreamBlock)
+
 
 class ComfyBackbone:
     """Stable Diffusion 1.x, 2.x or XL as ComfyUI's loaders give it; fits `magicapture`'s Backbone.
 
-    model, clip, vae: what the sockets MODEL, CLIP and VAE carry. decoder: a second VAE, such as
-    TAESD, for `decode_fast`. Raises InputError where a part is missing and UnsupportedModelError
-    where it is of another kind.
+    So does the paperdolls' transformer, which is of Flux's class. model, clip, vae: what the
+    sockets MODEL, CLIP and VAE carry. decoder: a second VAE, such as TAESD, for `decode_fast`.
+    Raises InputError where a part is missing and UnsupportedModelError where it is of another
+    kind.
 
     Everything that computes belongs inside `training(...)`, where the models are loaded.
     """
@@ -147,7 +151,7 @@ class ComfyBackbone:
             own.update(before)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's own output for latents noised to t (B,), in the dtype of `noisy`."""
+        """The network's own output for latents noised to t (B,), in the dtype of `noisy`."""
         output = self.unet(
             noisy.to(self.device, self.dtype),
             self._told(timesteps.to(self.device)).float(),
@@ -158,7 +162,10 @@ class ComfyBackbone:
         return output.to(noisy.dtype)
 
     def _pooled(self, noisy: Tensor, conditioning: Conditioning) -> Tensor | None:
-        """What XL is told beside the context, as ComfyUI makes it: a whole picture of this size."""
+        """What the network is told beside the context, as ComfyUI makes it of the pooled text.
+
+        XL is told as well that it sees a whole picture of this size.
+        """
         if FAMILIES[self.family].pooled is None:
             return None
         height, width = (self.downscale * cells for cells in noisy.shape[-2:])
@@ -217,7 +224,7 @@ class ComfyBackbone:
         return network_parts(self._model) if module is self.unet else own_names(module)
 
     def checkpointed_modules(self) -> Iterator[nn.Module]:
-        """The UNet's transformer and residual blocks."""
+        """The network's transformer and residual blocks."""
         return unet_blocks(self.unet)
 
     def fingerprint(self) -> str:
@@ -263,7 +270,7 @@ class ComfyBackbone:
 def unet_blocks(unet: nn.Module) -> Iterator[nn.Module]:
     """The transformer and residual blocks, whose activations checkpointing recomputes."""
     for module in unet.modules():
-        if isinstance(module, (BasicTransformerBlock, ResBlock)):
+        if isinstance(module, _BLOCKS):
             yield module
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import comfy.model_sampling as sampling
 import comfy.supported_models as supported
 import torch
+from comfy.ldm.flux.model import Flux
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
@@ -48,7 +49,17 @@ def family_of(model: ModelPatcher) -> FamilyName:
             return "sd1"
         elif isinstance(config, supported.SD20):
             return "sd2"
+    elif isinstance(network, Flux) and _is_doll(model):
+        return "doll_flux"
     raise _unsupported("model", found)
+
+
+def _is_doll(model: ModelPatcher) -> bool:
+    """Whether a transformer of Flux's class is a paperdolls': told by one encoder of everything."""
+    config = model.model.model_config.unet_config
+    whole = config["in_channels"] == config["out_channels"] == latent_channels(model)
+    one = config["context_in_dim"] == config["vec_in_dim"] and not config["guidance_embed"]
+    return whole and one and isinstance(model.model.model_config, supported.FluxSchnell)
 
 
 def _is_xl(config: Any) -> bool:
@@ -64,11 +75,12 @@ def latent_channels(model: ModelPatcher) -> int:
 
 def context_width(model: ModelPatcher) -> int:
     """How wide the text encoder's output must be."""
-    return int(model.model.model_config.unet_config["context_dim"])
+    config = model.model.model_config.unet_config
+    return int(config["context_dim"] if "context_dim" in config else config["context_in_dim"])
 
 
 def compute_dtype(model: ModelPatcher) -> torch.dtype:
-    """What ComfyUI computes the UNet in, where weights are cast or not."""
+    """What ComfyUI computes the network in, where weights are cast or not."""
     return model.get_model_object("manual_cast_dtype") or model.model.get_dtype()
 
 

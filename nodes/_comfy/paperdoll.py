@@ -1,7 +1,7 @@
 """The embedded demo model as ComfyUI's MODEL, CLIP and VAE, from its diffusers folder.
 
-A Stable Diffusion too small for ComfyUI to recognise: the same classes that its own loaders make,
-with this model's sizes, and nothing registered.
+A Stable Diffusion, or a Flux, too small for ComfyUI to recognise: the same classes that its own
+loaders make, with this model's sizes, and nothing registered.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from comfy.latent_formats import LatentFormat
+from comfy.ldm.flux.model import FluxParams
+from comfy.model_detection import convert_diffusers_mmdit
 from comfy.model_patcher import ModelPatcher
 from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer, SDClipModel, SDTokenizer
-from comfy.supported_models import SD15
-from comfy.supported_models_base import ClipTarget
+from comfy.supported_models import SD15, FluxSchnell
+from comfy.supported_models_base import BASE, ClipTarget
 from comfy.taesd.taesd import TAESD
 from torch import Tensor, nn
 
 from ...magicapture.backbones import load_backbone
 from ...magicapture.paperdoll import identity_from_seed, render, style_from_seed
-from ...magicapture.paperdoll.weights import model_folder
+from ...magicapture.paperdoll.model import ModelName
+from ...magicapture.paperdoll.weights import model_folder, transformer_folder
 from .host import model_folders
 
 UNET = {
@@ -50,25 +53,61 @@ UNET = {
 }
 """The UNet in the words of ComfyUI; `magicapture.paperdoll.networks` has it in diffusers'."""
 
+TRANSFORMER = {
+    "image_model": "flux",
+    "in_channels": 8,
+    "out_channels": 8,
+    "vec_in_dim": 128,
+    "context_in_dim": 128,
+    "hidden_size": 256,
+    "mlp_ratio": 4.0,
+    "num_heads": 4,
+    "depth": 3,
+    "depth_single_blocks": 6,
+    "axes_dim": [16, 24, 24],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": False,
+    # Newer ComfyUIs have further families in the same class, and ask.
+    **({"txt_ids_dims": []} if "txt_ids_dims" in FluxParams.__annotations__ else {}),
+}
+"""The transformer in the words of ComfyUI."""
 
-def load_paperdoll(folder: Path) -> tuple[ModelPatcher, Any, Any]:
+
+def load_paperdoll(folder: Path, model: ModelName = "unet") -> tuple[ModelPatcher, Any, Any]:
     """MODEL, CLIP and VAE of a paperdoll folder, on ComfyUI's devices and in its dtypes.
 
-    Raises StorageError where the folder is empty or damaged.
+    Raises StorageError where the folder is empty or damaged, or holds no such model.
     """
     with torch.inference_mode(False), torch.no_grad():
         parts = load_backbone(model_folder(folder), dtype=torch.float16).modules
         vae = parts["vae"].float()
-        return _model(parts["unet"], _Latents(vae)), _clip(parts["clip_l"], folder), _vae(vae)
+        latents = _Latents(vae)
+        made = _unet(parts["unet"], latents) if model == "unet" else _transformer(folder, latents)
+        return made, _clip(parts["clip_l"], folder), _vae(vae)
 
 
 # -- MODEL ------------------------------------------------------------------------------------
 
 
-def _model(unet: nn.Module, latents: LatentFormat) -> ModelPatcher:
+def _unet(unet: nn.Module, latents: LatentFormat) -> ModelPatcher:
     names = comfy.utils.unet_to_diffusers(UNET)
     state = {names[name]: value for name, value in unet.state_dict().items()}
-    config = _Config(dict(UNET))
+    return _model(_Config(dict(UNET)), latents, state)
+
+
+def _transformer(folder: Path, latents: LatentFormat) -> ModelPatcher:
+    from diffusers import FluxTransformer2DModel
+
+    path = transformer_folder(folder)
+    theirs = FluxTransformer2DModel.from_pretrained(path, torch_dtype=torch.float16)
+    # ComfyUI takes the layers out of what it is given, and changes one in place.
+    state = convert_diffusers_mmdit({n: v.clone() for n, v in theirs.state_dict().items()})
+    return _model(_FluxConfig(dict(TRANSFORMER)), latents, state)
+
+
+def _model(config: BASE, latents: LatentFormat, state: dict[str, Tensor]) -> ModelPatcher:
     config.latent_format = latents
     device, offload = management.get_torch_device(), management.unet_offload_device()
     supported = config.supported_inference_dtypes
@@ -108,6 +147,12 @@ class _Config(SD15):
 
     def inpaint_model(self) -> bool:
         return False  # ComfyUI takes more than four channels for a mask beside them
+
+
+class _FluxConfig(FluxSchnell):
+    unet_config: ClassVar[dict[str, Any]] = TRANSFORMER
+    unet_extra_config: ClassVar[dict[str, Any]] = {}
+    latent_format = LatentFormat
 
 
 # -- CLIP -------------------------------------------------------------------------------------
