@@ -173,3 +173,54 @@ def test_losses_and_gradients_are_those_of_diffusers(pack, backbone, twin, vecto
     assert before.keys() == after.keys()
     for name, (value, forwards) in after.items():
         assert value is before[name][0] and forwards == before[name][1]
+
+
+def test_a_training_writes_a_lora_that_stock_nodes_load(pack, backbone, tmp_path, caplog):
+    """By the dolls' default recipe, with every loss; the model is left as it came."""
+    import comfy.model_management
+    import folder_paths
+
+    import nodes as stock
+
+    dolls, training = pack("magicapture.paperdoll.pairs"), pack("magicapture.training")
+    recipe = pack("magicapture.paperdoll.recipe").doll_recipe(model="transformer")
+    recipe = pack("magicapture.recipes").with_steps(recipe, 3)
+    before = state_of(backbone.unet)
+    losses: set[str] = set()
+
+    def listener(event: Any) -> None:
+        if isinstance(event, training.Stepped):
+            losses.update(event.losses)
+
+    with torch.inference_mode(False):
+        pair = dolls.make_pair(1_000_000, 1_000_099, poses=1)
+        job = pack("magicapture.demo.example").doll_job(pair, recipe)
+        embedder = pack("magicapture.paperdoll.readers").ConvEmbedder().eval()
+        with training.Trainer.open(job, backbone, embedder=embedder, listener=listener) as trainer:
+            adapter = trainer.run()
+    assert losses == {"source", "style", "composed", "attention", "identity"}
+    assert adapter.family == "doll_flux" and any(of.up.any() for of in adapter.lora.values())
+    assert all(name.startswith("transformer.") for name in adapter.lora)
+    after = state_of(backbone.unet)
+    assert all(value is before[name][0] for name, (value, _) in after.items())
+
+    for i, weights in enumerate(adapter.lora.values()):  # three steps change little
+        weights.up.add_(0.3 * seeded(*weights.up.shape, seed=i))
+    folder_paths.add_model_folder_path("loras", str(tmp_path))
+    pack("magicapture.adapters").save_adapter(adapter, tmp_path, tmp_path, "doll-flux")
+    patched, _ = stock.LoraLoader().load_lora(
+        backbone._model, None, "doll-flux.safetensors", 1.0, 0.0
+    )
+    assert "not loaded" not in caplog.text
+    noisy, times = seeded(2, 8, *SIZE, seed=2), torch.tensor(TIMES)
+    told = {"c_crossattn": seeded(2, 48, 128), "y": seeded(2, 128), "transformer_options": {}}
+    network = backbone._model.model
+    with torch.inference_mode(False), backbone.training(None), torch.no_grad():
+        plain = network.apply_model(noisy, times, **told)
+        with pack("magicapture.sampling").adapted(backbone, adapter):
+            expected = network.apply_model(noisy, times, **told)
+    comfy.model_management.load_models_gpu([patched])
+    found = network.apply_model(noisy, times, **told)
+    comfy.model_management.load_models_gpu([backbone._model])
+    change = (expected - plain).norm()  # ComfyUI rounds weights with a LoRA in them to float16
+    assert change > 0.05 * plain.norm() and (found - expected).norm() < 0.03 * change
