@@ -211,6 +211,57 @@ def test_references_beside_tiles_are_refused_by_name(
         draw(faced(tiled, switch=switch), *prompts)
 
 
+@pytest.fixture
+def regions(pack, prompts):
+    """Preview MagicFace Regions of a picture; its report."""
+    node = pack("nodes.magicface").MagiCapturePreviewMagicFaceRegions
+
+    def preview(model, positive=None):
+        latent = {"samples": torch.randn(1, 4, 16, 16)}
+        image = torch.rand(1, 128, 128, 3)
+        positive = prompts[0] if positive is None else positive
+        return node.execute(model, positive, prompts[1], latent, image, 0.6)[2]
+
+    return preview
+
+
+def flat(make):
+    """A UNet whose layers are all as large as the picture, so that all of them are merged."""
+    depths = {"transformer_depth": [1], "transformer_depth_output": [1, 1]}
+    return make.model(channel_mult=[1], num_res_blocks=[1], **depths)
+
+
+def test_regions_that_no_layer_shows_name_the_node_in_the_way(
+    stock, pack, make, tiny, faced, regions, said
+) -> None:
+    merging = partial(stock, "tomesd", "TomePatchModel")
+    tiling = partial(stock, "hypertile", "HyperTile", tile_size=32, swap_size=1, max_depth=1)
+    error = pack("magicapture.errors").UnsupportedModelError
+    sentence = "^Preview MagicFace Regions: No regions can be seen: {} merges, tiles"
+    for model in (merging(faced(flat(make)), 0.5), faced(merging(flat(make), 0.5))):
+        with pytest.raises(error, match=sentence.format("TomePatchModel")):
+            regions(model)
+    with pytest.raises(error, match=sentence.format("HyperTile")):
+        regions(faced(tiling(tiny.model, scale_depth=False)))
+    assert all("merges or tiles" in told for told in said)
+    assert "man" in regions(faced(merging(tiny.model, 0.5))), "inner layers are left whole"
+    assert hooks(tiny.model) == 0
+
+
+@pytest.mark.parametrize("given", ["area", "range"])
+def test_regions_of_a_prompt_that_is_not_drawn_in_the_whole_picture(
+    pack, tiny, prompts, faced, regions, given
+) -> None:
+    import nodes
+
+    if given == "area":
+        positive = nodes.ConditioningSetArea().append(prompts[0], 64, 32, 32, 0, 1.0)[0]
+    else:
+        positive = nodes.ConditioningSetTimestepRange().set_range(prompts[0], 0.9, 1.0)[0]
+    with pytest.raises(pack("magicapture.errors").InputError, match="an area or a range of steps"):
+        regions(faced(tiny.model), positive)
+
+
 def shrunk(stock, model, factor=2.0, block=1, end=0.6):
     given = (model, block, factor, 0.0, end, True, "bicubic", "bicubic")
     return stock("model_downscale", "PatchModelAddDownscale", *given)
