@@ -56,7 +56,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, help="instead of the stage's own size")
     parser.add_argument("--minutes", type=float, help="stop, saved, after this long")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    parser.add_argument("--compile", action="store_true", help="a minute, then UNet and transformer are faster")
+    parser.add_argument(
+        "--compile", action="store_true", help="a minute, then UNet and transformer are faster"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--report", action="store_true", help="scores and sheets at the end")
     parser.add_argument(
