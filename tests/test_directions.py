@@ -30,7 +30,7 @@ DIRECTIONS: dict[str, str] = {
     "plot": "losses",
     "version": "",
     "environment": "version",
-    "weight_files": "errors",
+    "weight_files": "memory",
     "sentences": "errors",
     "settings": "errors",
     "families": "",
