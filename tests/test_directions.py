@@ -25,7 +25,7 @@ DIRECTIONS: dict[str, str] = {
     "digests": "",
     "interrupts": "",
     "memory": "errors",
-    "paperdoll": "metrics recipes training losses images",
+    "paperdoll": "metrics recipes training losses images backbones",
     "liveview": "refocusing",
     "plot": "losses",
     "version": "",
