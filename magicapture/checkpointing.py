@@ -20,9 +20,21 @@ def checkpointed(modules: Iterable[nn.Module]) -> Iterator[None]:
     """
     with ExitStack() as scope:
         for module in modules:
-            recomputing = partial(checkpoint, module.forward, use_reentrant=False)
-            scope.enter_context(_forward_of(module, recomputing))
+            scope.enter_context(_forward_of(module, partial(_recomputed, module.forward)))
         yield
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """One run, checkpointed; ComfyUI goes on changing the options of a pass that a block was given.
+
+    Computed anew, the block gets them as they were.
+    """
+    named = {name: _as_now(value) for name, value in kwargs.items()}
+    return checkpoint(forward, *map(_as_now, args), use_reentrant=False, **named)
+
+
+def _as_now(value: Any) -> Any:
+    return dict(value) if type(value) is dict else value
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from functools import partial, wraps
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -206,12 +207,35 @@ class _Frozen:
         return getattr(self._control, name)
 
 
+class _FrozenBoxes:
+    """A GLIGEN whose boxes count as constants; what its layers make of them is for `_apart`."""
+
+    def __init__(self, network: Any) -> None:
+        self._network = network
+
+    def set_position(self, *args: Any) -> Any:
+        with torch.no_grad():
+            return self._network.set_position(*args)
+
+    def set_empty(self, *args: Any) -> Any:
+        with torch.no_grad():
+            return self._network.set_empty(*args)
+
+
 def frozen_controls(conds: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A sampler's conditionings with every ControlNet frozen, one and the same staying one."""
+    """A sampler's conditionings with every ControlNet and GLIGEN frozen, the same one staying one.
+
+    Autograd cannot keep their weights.
+    """
     frozen: dict[int, _Frozen] = {}
-    return [
-        {**cond, "control": frozen.setdefault(id(cond["control"]), _Frozen(cond["control"]))}
-        if cond.get("control") is not None
-        else cond
-        for cond in conds
-    ]
+    return [_frozen(cond, frozen) for cond in conds]
+
+
+def _frozen(cond: dict[str, Any], controls: dict[int, _Frozen]) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    if (control := cond.get("control")) is not None:
+        changed["control"] = controls.setdefault(id(control), _Frozen(control))
+    if (boxes := cond.get("gligen")) is not None:
+        kind, patcher, *rest = boxes
+        changed["gligen"] = (kind, SimpleNamespace(model=_FrozenBoxes(patcher.model)), *rest)
+    return {**cond, **changed}

@@ -28,7 +28,7 @@ from ...magicapture.magicface import (
     share_at,
 )
 from .attention import TappedComfy
-from .culprits import whole
+from .culprits import culprits, whole
 from .host import Notes
 from .looking import predict_noised
 from .models import autoencoder_of, downscale_of, latent_channels
@@ -119,17 +119,29 @@ def look(
     """The concepts and where a patched MODEL sees them in finished latents (B,C,h,w).
 
     share: of the sampling steps at which to look: the latents are noised as they are then, and go
-    through the UNet once. Raises InputError for a model without references.
+    through the UNet once. Raises InputError for a model without references and for a prompt that
+    is not drawn in the whole picture then, UnsupportedModelError where no attention shows.
     """
     if not patches(model, _KEY, WrappersMP.OUTER_SAMPLE):
         raise InputError("The model has no references; connect the MODEL of Apply MagicFace.")
-    found: list[tuple[tuple[str, ...], Seen]] = []
+    found: list[tuple[tuple[str, ...], Seen | None]] = []
     model = model.clone()
     model.model_options["transformer_options"][_LOOK] = found.append
     predict_noised(model, positive, negative, latent, share, cfg=2.0)  # 1 leaves out the negative
     if not found:
-        raise InputError("The model was never run with the prompt given to Apply MagicFace.")
-    return found[-1]
+        raise InputError(
+            "The prompt given to Apply MagicFace is not drawn in the whole picture at this 'share' "
+            "of the steps: its CONDITIONING has an area or a range of steps. Connect it without."
+        )
+    names, seen = found[-1]
+    if seen is None:
+        options = model.model_options["transformer_options"]
+        others = culprits(options, "attn1", "attn1_patch", "attn1_output_patch", "attn2")
+        raise UnsupportedModelError(
+            f"No regions can be seen: {others} merges, tiles or replaces the attention that shows "
+            "them. Leave it out here."
+        )
+    return names, seen
 
 
 class _Patch:
@@ -143,6 +155,7 @@ class _Patch:
         self._stage: Stage = "off"
         self._stages: set[Stage] = set()  # of the sampling so far
         self._size: Sequence[int] = ()  # of the whole picture, in latent cells
+        self._drawn = False  # whether a pass drew the prompt in all of it
         self._kinds: dict[Any, Kind] = {}  # what each conditioning is of the prompt, by its uuid
 
     def __deepcopy__(self, memo: Any) -> _Patch:
@@ -159,6 +172,7 @@ class _Patch:
             TappedComfy.of(unet), prepared.rows, prepared.columns, length, self._settings
         )
         self._session, self._kinds, self._stages = session, {}, set()
+        self._drawn = False
         self._notes.begin()
         try:
             result = executor(*args, **kwargs)
@@ -206,7 +220,7 @@ class _Patch:
             with uncompiled():
                 self._keys = session.keys(float(sigma), run)
         result = executor(x, timestep, model_options, seed)
-        if _LOOK in options and session.seen is not None:
+        if _LOOK in options and self._drawn:
             options[_LOOK]((self._prepared.rows.names, session.seen))
         return result
 
@@ -239,14 +253,16 @@ class _Patch:
         telling = whole(_TITLE, transformer_options or {}, "attn1", instead)
         with telling, uncompiled(), session.drawing(self._stage, self._keys, rows):
             result = run()
-        if tuple(x.shape[-2:]) != tuple(self._size):  # an area's regions are not the picture's
+        whole_picture = tuple(x.shape[-2:]) == tuple(self._size)
+        self._drawn = self._drawn or (whole_picture and bool(rows.conditional))
+        if not whole_picture:  # an area's regions are not the picture's
             session.seen = before
         elif own and session.seen is not None:  # the picture's; extra words have rows as well
             session.seen = session.seen.first(own)
         if session.blind:
             self._notes.say(
-                "Some passes show no attention, as where a cache skips them; they are left as "
-                "they are."
+                "Some passes show no attention, as where a cache skips them or another node merges "
+                "or tiles the picture; they give no regions."
             )
         return result
 

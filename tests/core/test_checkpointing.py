@@ -81,3 +81,21 @@ def test_forward_is_put_back_also_after_an_exception() -> None:
         raise RuntimeError
     assert "forward" not in vars(plain)
     assert patched.forward is own
+
+
+def test_a_block_computed_anew_gets_options_as_they_were() -> None:
+    """A host counts in them from block to block."""
+
+    class Weighed(nn.Module):
+        def forward(self, x: Tensor, options: dict[str, int]) -> Tensor:
+            return torch.tanh(x * options["index"])
+
+    def slope(*scope: nn.Module) -> Tensor:
+        x, options = torch.ones(1, requires_grad=True), {"index": 2}
+        with checkpointed(scope):
+            out = block(x, options=options) + block(x, options)
+            options["index"] = 5
+            return torch.autograd.grad(out, x)[0]
+
+    block = Weighed()
+    assert torch.equal(slope(block), slope())

@@ -18,7 +18,7 @@ from magicapture.cli.faces import embedder_from, faces_found
 from magicapture.cli.recipe import recipe_from
 from magicapture.data import Learnable, load_folder
 from magicapture.errors import InputError
-from magicapture.faces import trial
+from magicapture.faces import models, trial
 from magicapture.faces.align import ARCFACE_TEMPLATE
 from magicapture.tokens import Concept
 
@@ -36,6 +36,7 @@ def face(number: int) -> Image.Image:
 @pytest.fixture(autouse=True)
 def no_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAGICAPTURE_MODELS", raising=False)
+    monkeypatch.setattr(models, "find_spec", lambda _: None)  # packages that bring models
 
 
 @pytest.fixture

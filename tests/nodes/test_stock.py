@@ -211,6 +211,57 @@ def test_references_beside_tiles_are_refused_by_name(
         draw(faced(tiled, switch=switch), *prompts)
 
 
+@pytest.fixture
+def regions(pack, prompts):
+    """Preview MagicFace Regions of a picture; its report."""
+    node = pack("nodes.magicface").MagiCapturePreviewMagicFaceRegions
+
+    def preview(model, positive=None):
+        latent = {"samples": torch.randn(1, 4, 16, 16)}
+        image = torch.rand(1, 128, 128, 3)
+        positive = prompts[0] if positive is None else positive
+        return node.execute(model, positive, prompts[1], latent, image, 0.6)[2]
+
+    return preview
+
+
+def flat(make):
+    """A UNet whose layers are all as large as the picture, so that all of them are merged."""
+    depths = {"transformer_depth": [1], "transformer_depth_output": [1, 1]}
+    return make.model(channel_mult=[1], num_res_blocks=[1], **depths)
+
+
+def test_regions_that_no_layer_shows_name_the_node_in_the_way(
+    stock, pack, make, tiny, faced, regions, said
+) -> None:
+    merging = partial(stock, "tomesd", "TomePatchModel")
+    tiling = partial(stock, "hypertile", "HyperTile", tile_size=32, swap_size=1, max_depth=1)
+    error = pack("magicapture.errors").UnsupportedModelError
+    sentence = "^Preview MagicFace Regions: No regions can be seen: {} merges, tiles"
+    for model in (merging(faced(flat(make)), 0.5), faced(merging(flat(make), 0.5))):
+        with pytest.raises(error, match=sentence.format("TomePatchModel")):
+            regions(model)
+    with pytest.raises(error, match=sentence.format("HyperTile")):
+        regions(faced(tiling(tiny.model, scale_depth=False)))
+    assert all("merges or tiles" in told for told in said)
+    assert "man" in regions(faced(merging(tiny.model, 0.5))), "inner layers are left whole"
+    assert hooks(tiny.model) == 0
+
+
+@pytest.mark.parametrize("given", ["area", "range"])
+def test_regions_of_a_prompt_that_is_not_drawn_in_the_whole_picture(
+    pack, tiny, prompts, faced, regions, given
+) -> None:
+    import nodes
+
+    if given == "area":
+        positive = nodes.ConditioningSetArea().append(prompts[0], 64, 32, 32, 0, 1.0)[0]
+    else:
+        positive = nodes.ConditioningSetTimestepRange().set_range(prompts[0], 0.9, 1.0)[0]
+    with pytest.raises(pack("magicapture.errors").InputError, match="an area or a range of steps"):
+        regions(faced(tiny.model), positive)
+
+
 def shrunk(stock, model, factor=2.0, block=1, end=0.6):
     given = (model, block, factor, 0.0, end, True, "bicubic", "bicubic")
     return stock("model_downscale", "PatchModelAddDownscale", *given)
@@ -281,10 +332,16 @@ def test_gradient_beside_free_u(stock, tiny, prompts, refocused, mask, slopes, s
     assert_right(slopes)
 
 
-def test_gradient_beside_a_patch_with_weights_of_its_own(
-    stock, tiny, prompts, refocused, mask, monkeypatch
-) -> None:
-    """Autograd cannot keep a hypernetwork's weights, which are inference tensors."""
+def test_references_beside_free_u(stock, tiny, prompts, faced) -> None:
+    plain = draw(free_u(stock, tiny.model), *prompts)
+    before, behind = faced(free_u(stock, tiny.model)), free_u(stock, faced(tiny.model))
+    torch.testing.assert_close(draw(before, *prompts), draw(behind, *prompts))
+    assert differ(draw(before, *prompts), plain)
+
+
+@pytest.fixture
+def hypernetwork(stock, monkeypatch) -> Callable[[Any], Any]:
+    """Patches a MODEL with HypernetworkLoader's own."""
     import comfy.utils
     import folder_paths
 
@@ -301,9 +358,50 @@ def test_gradient_beside_a_patch_with_weights_of_its_own(
     file = {"activation_func": "linear", "is_layer_norm": False, "use_dropout": False, **weights}
     monkeypatch.setattr(comfy.utils, "load_torch_file", lambda *_, **__: file)
     monkeypatch.setattr(folder_paths, "get_full_path_or_raise", lambda *_: "h.pt")
-    plain = stock("hypernetwork", "HypernetworkLoader", tiny.model, "h.pt", 1.0)
+    return lambda model: stock("hypernetwork", "HypernetworkLoader", model, "h.pt", 1.0)
+
+
+def test_gradient_beside_a_patch_with_weights_of_its_own(
+    tiny, prompts, refocused, mask, hypernetwork
+) -> None:
+    """Autograd cannot keep a hypernetwork's weights, which are inference tensors."""
+    plain = hypernetwork(tiny.model)
     assert differ(draw(plain, *prompts), draw(tiny.model, *prompts))
     assert differ(draw(refocused(plain, mask, **GRADIENT), *prompts), draw(plain, *prompts))
+
+
+def test_references_beside_a_hypernetwork(tiny, prompts, faced, hypernetwork) -> None:
+    plain = draw(hypernetwork(tiny.model), *prompts)
+    before, behind = faced(hypernetwork(tiny.model)), hypernetwork(faced(tiny.model))
+    torch.testing.assert_close(draw(before, *prompts), draw(behind, *prompts))
+    assert differ(draw(before, *prompts), plain)
+
+
+def boxed(tiny, positive):
+    """A prompt with a hat in a box, by a real, tiny GLIGEN."""
+    from comfy import gligen, model_patcher
+
+    import nodes
+
+    widths = [32, 64, 64, 64, 64, 32, 32]  # of the UNet's transformers, in its order
+    layers = [gligen.GatedSelfAttentionDense(width, 32, 2, width // 2) for width in widths]
+    network = gligen.Gligen(layers, gligen.PositionNet(32, 32), 32)
+    generator = torch.Generator().manual_seed(4)
+    for name, parameter in network.named_parameters():
+        values = 0.1 * torch.randn(parameter.shape, generator=generator)
+        parameter.data = values.fill_(0.7) if "alpha" in name else values + ("norm" in name)
+    device = tiny.model.load_device
+    patcher = model_patcher.ModelPatcher(network, load_device=device, offload_device=device)
+    return nodes.GLIGENTextBoxApply().append(positive, tiny.clip, patcher, "hat", 32, 32, 16, 8)[0]
+
+
+def test_beside_gligen(tiny, prompts, refocused, mask, slopes, faced) -> None:
+    positive, negative = boxed(tiny, prompts[0]), prompts[1]
+    plain = draw(tiny.model, positive, negative)
+    assert differ(plain, draw(tiny.model, *prompts))
+    assert differ(draw(faced(tiny.model), positive, negative), plain)
+    for how in (BIAS, GRADIENT, {**GRADIENT, "save_memory": True}):
+        assert differ(draw(refocused(tiny.model, mask, **how), positive, negative), plain)
 
 
 def control_net(tiny, prompts, heedless: bool = False):
@@ -607,6 +705,19 @@ def test_under_a_noise_mask_the_loss_is_of_what_the_network_is_shown(
     assert not any(slope[..., 4:].any() for slope, _ in slopes), "it shows the picture there"
     assert differ(held[..., :4], plain[..., :4])
     torch.testing.assert_close(held[..., 4:], plain[..., 4:])
+
+
+def test_references_under_a_noise_mask(tiny, prompts, faced) -> None:
+    without = draw(faced(tiny.model), *prompts)
+    ones = draw(faced(tiny.model), *prompts, noise_mask=torch.ones(1, 64, 64))
+    torch.testing.assert_close(ones, without, rtol=1e-4, atol=1e-4)
+    half = torch.zeros(1, 64, 64)
+    half[..., :32] = 1
+    start = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(8))
+    latent = {"noise_mask": half, "samples": start}
+    seen, plain = (draw(model, *prompts, **latent) for model in (faced(tiny.model), tiny.model))
+    assert differ(seen[..., :4], plain[..., :4])
+    torch.testing.assert_close(seen[..., 4:], plain[..., 4:])
 
 
 def test_the_sampler_is_as_before_also_after_an_error(pack, tiny, prompts, refocused, mask):
