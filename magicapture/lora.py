@@ -25,8 +25,6 @@ from .families import FAMILIES, Family, NetworkName
 if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
-    from .parts import Parts
-
 _ADAPTER = "magicapture"
 
 _PROJECTIONS = r"to_(q|k|v|out\.0)"
@@ -81,17 +79,17 @@ def target_names(
     network: nn.Module,
     targets: LoraTargets,
     kind: NetworkName = "unet",
-    parts: Parts | None = None,
+    called: Mapping[str, Sequence[str]] | None = None,
 ) -> list[str]:
     """Names of the network's linear layers that get a LoRA, in the module's own layout.
 
-    Works on diffusers' and on ComfyUI's UNet, and on transformers with joint attention. parts: of
-    the layers, where files call them otherwise (`Backbone.parts_of`); a fused layer gets a LoRA
-    whole where one of its parts is wanted. Raises UnsupportedModelError where there are none.
+    Works on diffusers' and on ComfyUI's UNet, and on transformers with joint attention. called:
+    what files call a layer's parts; a fused layer gets a LoRA whole where one of them is wanted.
+    None: layers have the names that files have. Raises UnsupportedModelError where there are none.
     """
     families = [family for family in FAMILIES.values() if family.network == kind]
     what = families[0].network_title
-    return _linears(network, _TARGETS[kind][targets], what, families, parts)
+    return _linears(network, _TARGETS[kind][targets], what, families, called)
 
 
 def text_target_names(encoder: nn.Module, unused: int = 0) -> list[str]:
@@ -110,14 +108,14 @@ def _linears(
     pattern: str,
     what: str,
     families: Iterable[Family],
-    parts: Parts | None = None,
+    called: Mapping[str, Sequence[str]] | None = None,
 ) -> list[str]:
     ending = re.compile(rf"(.*\.)?({pattern})")
-    named = {name: [part.name for part in of] for name, of in (parts or {}).items()}
+    called = called or {}
     names = [
         name
         for name, module in model.named_modules()
-        if _is_linear(module) and any(map(ending.fullmatch, named.get(name, [name])))
+        if _is_linear(module) and any(map(ending.fullmatch, called.get(name, [name])))
     ]
     if not names:
         raise UnsupportedModelError(

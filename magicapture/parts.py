@@ -29,6 +29,11 @@ Parts: TypeAlias = Mapping[str, Sequence[Part]]
 """The parts of each layer by the layer's own name: one whole part, or some of rows."""
 
 
+def names_of(parts: Parts) -> dict[str, list[str]]:
+    """What files call each layer's parts, by the layer's own name."""
+    return {name: [part.name for part in of] for name, of in parts.items()}
+
+
 def split(weights: LoraWeights, parts: Sequence[Part]) -> dict[str, LoraWeights]:
     """A layer's LoRA as the parts' LoRAs by name, with its down (r,in), its alpha and their rows.
 

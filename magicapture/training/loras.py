@@ -12,7 +12,7 @@ from ..backbone import Backbone
 from ..config import LoraSettings, Phase
 from ..families import FAMILIES
 from ..lora import InjectedLora, LoraWeights, injected, target_names, text_target_names
-from ..parts import split
+from ..parts import names_of, split
 from .job import generator
 
 
@@ -102,8 +102,8 @@ class Loras:
     def _names(self, part: str) -> list[str]:
         if part == self._network:
             network = self.backbone.unet
-            parts = self.backbone.parts_of(network)
-            return target_names(network, self.settings.targets, self._network, parts)
+            called = names_of(self.backbone.parts_of(network))
+            return target_names(network, self.settings.targets, self._network, called)
         encoders = {encoder.key: encoder for encoder in FAMILIES[self.backbone.family].encoders}
         return text_target_names(self.backbone.text_encoders[part], encoders[part].unused)
 

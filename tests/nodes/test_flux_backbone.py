@@ -134,10 +134,11 @@ def state_of(module: nn.Module) -> dict[str, tuple[Tensor, dict[str, Any]]]:
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
 def test_losses_and_gradients_are_those_of_diffusers(pack, backbone, twin, vectors, checkpointing):
-    lora, split = pack("magicapture.lora"), pack("magicapture.parts").split
+    lora, layers = pack("magicapture.lora"), pack("magicapture.parts")
+    split, names_of = layers.split, layers.names_of
     checkpointed = pack("magicapture.checkpointing").checkpointed
     parts = backbone.parts_of(backbone.unet)
-    names = lora.target_names(backbone.unet, "all_linear", "transformer", parts)
+    names = lora.target_names(backbone.unet, "all_linear", "transformer", names_of(parts))
     fused = {}
     for i, name in enumerate(names):
         rows, columns = backbone.unet.get_submodule(name).weight.shape
