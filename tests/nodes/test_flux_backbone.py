@@ -103,14 +103,15 @@ EXPECTED = {
 
 @pytest.mark.parametrize("targets", EXPECTED)
 def test_a_lora_is_in_the_fused_layers_of_what_diffusers_trains(pack, backbone, twin, targets):
-    names_of = pack("magicapture.lora").target_names
-    parts = backbone.parts_of(backbone.unet)
-    names = names_of(backbone.unet, targets, "transformer", parts)
+    targets_of = pack("magicapture.lora").target_names
+    called = pack("magicapture.parts").names_of(backbone.parts_of(backbone.unet))
+    names = targets_of(backbone.unet, targets, "transformer", called)
     blocks = [n for n, _ in backbone.unet.named_modules() if n.endswith(EXPECTED[targets])]
     assert names == blocks
-    wanted = names_of(twin.unet, targets, "transformer", twin.parts_of(twin.unet))
-    assert wanted == names_of(twin.unet, targets, "transformer")
-    assert set(wanted) <= {part.name for name in names for part in parts[name]}
+    wanted = targets_of(twin.unet, targets, "transformer")
+    same = pack("magicapture.parts").names_of(twin.parts_of(twin.unet))
+    assert wanted == targets_of(twin.unet, targets, "transformer", same)
+    assert set(wanted) <= {part for name in names for part in called[name]}
 
 
 def loss_of(pack: Any, backbone: Any, vectors: Any) -> Tensor:
