@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from magicapture.backbones import DiffusersBackbone
 from magicapture.paperdoll import (
     SIZE,
     Identity,
@@ -23,10 +22,10 @@ from magicapture.paperdoll import (
 )
 from magicapture.paperdoll.attributes import classes
 from magicapture.paperdoll.captions import caption
+from magicapture.paperdoll.model import transformer_backbone
 from magicapture.paperdoll.tokenizer import load_tokenizer
 from magicapture.paperdoll.weights import load_reader
 from magicapture.sampling import SamplingSettings, sample
-from magicapture.schedule import FlowLevels, Schedule
 
 from . import scores
 from .export import trained_reader, trained_transformer
@@ -98,13 +97,8 @@ def obeyed_by_transformer(
 def drawn_by_transformer(out: Path, prompts: list[str], steps: int = 25) -> Tensor:
     """Pictures (B,3,H,W) 0..1 for prompts."""
     vae, text, _ = frozen_parts(out, torch.device("cpu"))
-    backbone = DiffusersBackbone(
-        unet=trained_transformer(out),
-        vae=vae,
-        text_encoders={"clip_l": text},
-        tokenizers={"clip_l": load_tokenizer(out / "tokenizer")},
-        schedule=Schedule(FlowLevels(), "flow"),
-    )
+    words = load_tokenizer(out / "tokenizer")
+    backbone = transformer_backbone(trained_transformer(out), vae, text, words)
     settings = SamplingSettings(
         sampler="dpmpp_2m", steps=steps, guidance=3, width=SIZE, height=SIZE
     )

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from magicapture.backbone import Conditioning
 from magicapture.backbones.passes import flux_pass
 from magicapture.paperdoll.networks import autoencoder, text_encoder, transformer
-from magicapture.paperdoll.tokenizer import LENGTH, load_tokenizer, write_tokenizer
+from magicapture.paperdoll.tokenizer import load_tokenizer, write_tokenizer
 from magicapture.paperdoll.weights import model_folder
 
 from .dataset import Shards
 from .loop import Plan, Trainer, averaged, state_file
-from .stage_unet import VARIANTS, encoded, faces_of, tokenized
+from .stage_unet import VARIANTS, captioned, counted, encoded, tokenized
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 PLAN = Plan(steps=24_000, rate=1e-3, warmup=500, decay=0.35, ema=0.999)
 BATCH = 32
-_DROPPED = 0.1  # share of captions left out, for classifier-free guidance
-_FACE = 2.0  # faces count so much more, as for the UNet
 
 
 def train(
@@ -52,22 +50,19 @@ def train(
     if compiled:
         model.compile()
     trainer = Trainer("transformer", model, plan, out)
-    empty = torch.full((LENGTH,), end)
-    empty[0] = end - 1
 
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         index = torch.randint(len(latents), (batch,), generator=generator)
-        words = tokens[index, torch.randint(VARIANTS, (batch,), generator=generator)].long()
-        words[torch.rand(batch, generator=generator) < _DROPPED] = empty
+        variant = torch.randint(VARIANTS, (batch,), generator=generator)
+        words, _ = captioned(tokens, index, variant, end, generator)
         s = torch.randn(batch, generator=generator).sigmoid()
         noise = torch.randn(batch, *latents.shape[1:], generator=generator)
         clean, share = latents[index].float(), s.view(-1, 1, 1, 1)
         noisy = (1 - share) * clean + share * noise
         with torch.autocast(device.type, torch.bfloat16):
             guess = velocity(model, text, noisy.to(device), s.to(device), words.to(device))
-        cells = 1 + _FACE * faces_of(shards, index.numpy(), latents.shape[-1]).to(device)
         error = (guess.float() - (noise - clean).to(device)).pow(2)
-        return {"velocity": (error * cells / cells.mean()).mean()}
+        return {"velocity": counted(error, shards, index).mean()}
 
     trainer.run(losses, until)
     return trainer

@@ -73,8 +73,6 @@ def train(
     if compiled:
         model["unet"].compile()
     trainer = Trainer("unet", model, plan, out)
-    empty = torch.full((LENGTH,), end)
-    empty[0] = end - 1
     # Colour and composition are settled under strong noise, where an error in x0 is but a small
     # error in epsilon: min-SNR alone leaves a short training with the wrong colours.
     alphas = schedule().alphas_cumprod
@@ -84,9 +82,7 @@ def train(
     def losses(step: int, generator: torch.Generator) -> dict[str, Tensor]:
         index = torch.randint(len(latents), (batch,), generator=generator)
         variant = torch.randint(VARIANTS, (batch,), generator=generator)
-        words = tokens[index, variant].long()
-        dropped = torch.rand(batch, generator=generator) < _DROPPED
-        words[dropped] = empty
+        words, dropped = captioned(tokens, index, variant, end, generator)
         t = torch.randint(len(alphas), (batch,), generator=generator)
         noise = torch.randn(batch, *latents.shape[1:], generator=generator)
         a = alphas[t].view(-1, 1, 1, 1)
@@ -95,8 +91,7 @@ def train(
             context = model["text"](words.to(device)).last_hidden_state
             guess = model["unet"](noisy.to(device), t.to(device), context).sample
             logits = model["reading"](context)
-        cells = 1 + _FACE * faces_of(shards, index.numpy(), latents.shape[-1]).to(device)
-        error = (guess.float() - noise.to(device)).pow(2) * cells / cells.mean()
+        error = counted((guess.float() - noise.to(device)).pow(2), shards, index)
         return {
             "noise": (error.mean((1, 2, 3)) * weights[t].to(device)).mean(),
             "words": _WORDS * reading_loss(logits.float(), said[index, variant], ~dropped),
@@ -125,6 +120,27 @@ def encoded(shards: Shards, out: Path, vae: AutoencoderTiny) -> NDArray[np.float
     files = [out / "latents" / f"{shard:04d}.npy" for shard in range(len(shards.images))]
     pairs = zip(files, shards.images, strict=True)
     return np.concatenate([_kept(file, partial(encode, images)) for file, images in pairs])
+
+
+def captioned(
+    tokens: Tensor, index: Tensor, variant: Tensor, end: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Token numbers (B, LENGTH) of some dolls' captions, and which (B,) are left out, as drawn.
+
+    tokens: as of `tokenized`; end: the number of the end token, beginning being the one before.
+    """
+    words = tokens[index, variant].long()
+    dropped = torch.rand(len(index), generator=generator) < _DROPPED
+    empty = torch.full((LENGTH,), end)
+    empty[0] = end - 1
+    words[dropped] = empty
+    return words, dropped
+
+
+def counted(error: Tensor, shards: Shards, index: Tensor) -> Tensor:
+    """Errors (B, C, h, w) of some dolls' latents, more where there is face; alike on the mean."""
+    cells = 1 + _FACE * faces_of(shards, index.numpy(), error.shape[-1]).to(error.device)
+    return error * cells / cells.mean()
 
 
 def faces_of(shards: Shards, index: NDArray[np.int64], size: int) -> Tensor:

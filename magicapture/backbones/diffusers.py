@@ -17,7 +17,7 @@ from ..families import FAMILIES, Family, FamilyName
 from ..parts import Part, Parts
 from ..schedule import Schedule
 from ..tokens import Layout, Prompt, TokenVectors, layout, splice
-from .passes import PASSES
+from .passes import flux_pass, unet_pass
 from .support import family_of
 
 
@@ -138,8 +138,10 @@ class DiffusersBackbone:
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own output for latents noised to t (B,), in the dtype of `noisy`."""
-        run = PASSES[self._facts.network]
-        return run(self._unet, noisy, timesteps, conditioning, self.dtype).to(noisy.dtype)
+        given = self._unet, noisy, timesteps, conditioning, self.dtype
+        if self._facts.network == "transformer":
+            return flux_pass(*given).to(noisy.dtype)
+        return unet_pass(*given, self.downscale).to(noisy.dtype)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

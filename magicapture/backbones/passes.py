@@ -13,20 +13,26 @@ from torch import Tensor
 
 from ..backbone import Conditioning
 
-_CELL = 8  # pixels
-_PATCH = 2  # Flux's, of every size: latent cells a side of one place
+PATCH = 2
+"""Latent cells a side of one place of Flux's transformer, of every size."""
 
 
 def unet_pass(
-    unet: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning, dtype: torch.dtype
+    unet: Any,
+    noisy: Tensor,
+    timesteps: Tensor,
+    conditioning: Conditioning,
+    dtype: torch.dtype,
+    downscale: int,
 ) -> Tensor:
     """The output (B,C,h,w) of Stable Diffusion's UNet for latents noised to timesteps (B,).
 
     XL's is told the pooled text beside the context, and that it sees a whole picture of this size.
+    downscale: pixels to a latent cell.
     """
     told = None
     if "pooled" in conditioning.extra:
-        height, width = (_CELL * cells for cells in noisy.shape[-2:])
+        height, width = (downscale * cells for cells in noisy.shape[-2:])
         size = noisy.new_tensor([[height, width, 0, 0, height, width]]).to(dtype)
         told = {
             "text_embeds": conditioning.extra["pooled"].to(dtype),
@@ -52,13 +58,13 @@ def flux_pass(
 
     It sees 2x2 latent cells as one place, told by (0, row, column), and words all at (0, 0, 0).
     """
-    height, width = (cells // _PATCH for cells in noisy.shape[-2:])
+    height, width = (cells // PATCH for cells in noisy.shape[-2:])
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3)
     words = torch.zeros(conditioning.context.shape[1], 3)
     output = transformer(
         hidden_states=rearrange(
-            noisy.to(dtype), "b c (h p) (w q) -> b (h w) (c p q)", p=_PATCH, q=_PATCH
+            noisy.to(dtype), "b c (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH
         ),
         timestep=timesteps.to(noisy.device, dtype),
         encoder_hidden_states=conditioning.context.to(dtype),
@@ -66,10 +72,4 @@ def flux_pass(
         img_ids=places.to(noisy.device, dtype),
         txt_ids=words.to(noisy.device, dtype),
     )
-    return rearrange(
-        output.sample, "b (h w) (c p q) -> b c (h p) (w q)", w=width, p=_PATCH, q=_PATCH
-    )
-
-
-PASSES = {"unet": unet_pass, "transformer": flux_pass}
-"""By what diffusers calls the network."""
+    return rearrange(output.sample, "b (h w) (c p q) -> b c (h p) (w q)", w=width, p=PATCH, q=PATCH)

@@ -7,14 +7,13 @@ from typing import Any, NoReturn
 
 from ..errors import UnsupportedModelError
 from ..families import FamilyName
+from .passes import PATCH
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 """The noise schedule of SD 1.x and 2.x, as diffusers names it."""
 
 ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 """The folders that diffusers keeps text encoders in, and the keys they have in embedding files."""
-
-_PATCH = 2  # latent cells a side of one of a transformer's places
 
 SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction)"
 
@@ -71,7 +70,7 @@ def _transformer_family(
     transformer: Mapping[str, Any], vae: Mapping[str, Any], text_widths: Sequence[int]
 ) -> FamilyName:
     """Of transformers with joint attention the paperdolls' alone is supported so far."""
-    cells = vae.get("latent_channels", 4) * _PATCH**2
+    cells = vae.get("latent_channels", 4) * PATCH**2
     widths = transformer["joint_attention_dim"], transformer.get("pooled_projection_dim")
     if transformer.get("in_channels") != cells or list(text_widths) * 2 != list(widths):
         refuse("a diffusion transformer (Stable Diffusion 3, Flux and the like)")

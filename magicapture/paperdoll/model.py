@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..backbones import DiffusersBackbone, load_backbone
 from ..schedule import FlowLevels, Schedule
@@ -23,10 +23,19 @@ def doll_backbone(model: ModelName = "unet", folder: Path = WEIGHTS) -> Diffuser
     from diffusers import FluxTransformer2DModel
 
     transformer = FluxTransformer2DModel.from_pretrained(transformer_folder(folder))
+    transformer.float().eval().requires_grad_(False)
+    text, tokenizer = unet.text_encoders["clip_l"], unet.tokenizers["clip_l"]
+    return transformer_backbone(transformer, unet.vae, text, tokenizer)
+
+
+def transformer_backbone(
+    transformer: Any, vae: Any, text_encoder: Any, tokenizer: Any
+) -> DiffusersBackbone:
+    """A transformer of Flux's class over the drawn world's VAE and words, from its parts."""
     return DiffusersBackbone(
-        unet=transformer.float().eval().requires_grad_(False),
-        vae=unet.vae,
-        text_encoders=unet.text_encoders,
-        tokenizers=unet.tokenizers,
+        unet=transformer,
+        vae=vae,
+        text_encoders={"clip_l": text_encoder},
+        tokenizers={"clip_l": tokenizer},
         schedule=Schedule(FlowLevels(), "flow"),
     )
