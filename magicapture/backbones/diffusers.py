@@ -114,7 +114,7 @@ class DiffusersBackbone:
         extra = {} if pooled is None else {"pooled": _pooled(encoded[pooled])}
         context = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
         # Both encoders cut a text into the same words, so a token's columns are the same.
-        return Conditioning(context, extra, [line.positions() for line in layouts["clip_l"]])
+        return Conditioning(context, extra, [line.columns for line in layouts["clip_l"]])
 
     def _encoded(self, key: str, layouts: Sequence[Layout], vectors: TokenVectors) -> Any:
         """What a text encoder of transformers returns."""
@@ -127,7 +127,7 @@ class DiffusersBackbone:
         tokenizer = self.tokenizers[key]
         return layout(
             prompt,
-            vectors.counts,
+            vectors.written(key),
             lambda text: self.word_ids(key, text),
             start=tokenizer.bos_token_id,
             end=tokenizer.eos_token_id,

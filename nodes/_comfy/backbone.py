@@ -121,13 +121,13 @@ class ComfyBackbone:
         pooled = FAMILIES[self.family].pooled
         extra = {} if pooled is None else {"pooled": encoded[pooled][1].to(self.device)}
         # Both encoders cut a text into the same words, so a token's columns are the same.
-        return Conditioning(context, extra, [line.positions() for line in layouts["clip_l"]])
+        return Conditioning(context, extra, [line.columns for line in layouts["clip_l"]])
 
     def _layout(self, key: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
         tokenizer = self._text[key].tokenizer
         return layout(
             prompt,
-            vectors.counts,
+            vectors.written(key),
             lambda text: self.word_ids(key, text),
             start=tokenizer.start_token,
             end=tokenizer.end_token,

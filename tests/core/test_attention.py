@@ -190,7 +190,7 @@ def test_gradient_reaches_the_token_vectors(unet, inputs) -> None:
     with captured(TappedTorch.of(unet), factors=(2,)) as capture:
         with capture.recording():
             unet(inputs[0], inputs[1], context)
-        layers = capture.maps([layout.positions() for layout in layouts], SIZE)
+        layers = capture.maps([layout.columns for layout in layouts], SIZE)
     torch.stack([refocusing(m.values, torch.zeros(3, 1, *SIZE)) for m in layers]).sum().backward()
     for parameter in vectors.parameters():
         assert torch.all(parameter.grad.abs().sum(-1) > 0)
