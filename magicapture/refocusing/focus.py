@@ -14,8 +14,8 @@ from ..tokens import Concept, Prompt, TokenVectors, layout, places
 class Focus:
     """A token held to a region: a subject's to the region itself, a style's to all but it.
 
-    columns: of the context, where the token's vectors stand or the words that say it. word: those of its class word, which
-    help to find the region.
+    columns: of the context, where the token's vectors stand or the words that say it. word: those
+    of its class word, which help to find the region.
     """
 
     name: str
