@@ -155,12 +155,16 @@ class Concept:
         """The token as prompts of any other program write it: embedding:ada, or its phrase."""
         return f"embedding:{self.name}" if self.vectors else self.spelled.words
 
+    def marked(self, text: str) -> str:
+        """A text with the token where it says a concept without vectors in plain words."""
+        if self.vectors:
+            return text
+        words = r"\s+".join(map(re.escape, self.spelled.words.split()))
+        return re.sub(rf"(?<![\w<]){words}(?![\w>])", self.token, text, flags=re.IGNORECASE)
+
     def is_named_in(self, text: str) -> bool:
-        """Whether a text says it: by the token, or by the phrase of a concept without vectors."""
-        if self.token in text:
-            return True
-        words = rf"(?<!\w){re.escape(_plain(self.spelled.words))}(?!\w)"
-        return not self.vectors and re.search(words, _plain(text)) is not None
+        """Whether a text says it, by its token or in plain words."""
+        return self.token in self.marked(text)
 
     def facts(self) -> dict[str, Any]:
         """Its fields for files; without a phrase as before there were phrases."""

@@ -33,7 +33,7 @@ class Adapter:
     lora: weights by "<network>.<name>" or "<encoder>.<name>", where <network> is the family's
     ("unet", "transformer"), <encoder> is one of `ENCODERS[family]` and <name> is the module's name
     in diffusers ("text_model." included).
-    tokens: for each token and encoder the vectors (n,width).
+    tokens: for each token and encoder the vectors (n,width); a concept without vectors has none.
     family: one of `ENCODERS`. recipe: None where the file did not tell.
     info: facts about the run as plain text ("steps", "seed", "face_model": the identity loss's),
     kept in files.
@@ -119,8 +119,13 @@ class Adapter:
             )
 
     def vectors(self) -> TokenVectors:
-        """The token vectors as prompts are encoded with."""
-        return TokenVectors(self.tokens)
+        """The token vectors as prompts are encoded with, and the phrases of tokens without."""
+        return TokenVectors(self.tokens, {of.name: of.spelled for of in self.concepts})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tokens that prompts may hold, those without vectors among them."""
+        return tuple(dict.fromkeys([*self.tokens, *(of.name for of in self.concepts)]))
 
 
 def check_strength(strength: float) -> None:
