@@ -126,7 +126,9 @@ class Concept:
 
     def _check_phrase(self) -> None:
         known = self.phrase is None or (
-            isinstance(self.phrase, str) and bool(self.phrase.strip()) and _is_ordinary(self.phrase)
+            isinstance(self.phrase, str)
+            and any(map(str.isalnum, self.phrase))
+            and _is_ordinary(self.phrase)
         )
         if not known:
             raise InputError(

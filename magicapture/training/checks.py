@@ -40,17 +40,12 @@ def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
 
 
 def phrase_advice(job: TrainingJob, backbone: Backbone) -> Iterator[str]:
-    """A warning for a phrase that fills a prompt; raises InputError for one that says nothing."""
+    """A warning for a phrase that fills a prompt."""
     for concept in job.concepts:
         if concept.vectors:
             continue
         words = concept.spelled.words
         pieces = max(len(backbone.word_ids(key, words)) for key in backbone.text_encoders)
-        if not pieces:
-            raise InputError(
-                f"The text encoder reads nothing in the phrase {words!r} of {concept.token}; give "
-                "it letters."
-            )
         if pieces > _LONG:
             yield (
                 f"The text encoder cuts the phrase {words!r} of {concept.token} into {pieces} "

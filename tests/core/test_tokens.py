@@ -261,7 +261,7 @@ def test_a_text_names_a_phrase_in_plain_words():
 
 
 @pytest.mark.parametrize(
-    "phrase", ["<ada>", "(ada:1.2)", "a {b}", "ada\nb", "x" * 61, "", " ", 5, "Embedding:ada"]
+    "phrase", ["<ada>", "(ada:1.2)", "a {b}", "ada\nb", "x" * 61, "", " .", 5, "Embedding:ada"]
 )
 def test_a_phrase_is_of_ordinary_words(phrase):
     with pytest.raises(InputError, match="phrase of 'ada'"):
