@@ -80,6 +80,12 @@ class Adapter:
         templates = self.recipe.prompts if self.recipe else PromptTemplates()
         return prompt_for(self.concepts, templates, kind, sentence=sentence, extra=extra)
 
+    @property
+    def stock_names(self) -> tuple[str, ...]:
+        """The same as prompts of any other program write them (`Concept.stock`)."""
+        known = {concept.name: concept.stock for concept in self.concepts}
+        return tuple(known.get(name, f"embedding:{name}") for name in self.names)
+
     def part(self, part: str) -> dict[str, LoraWeights]:
         """The LoRA of the network or of one text encoder, by diffusers' module names."""
         start = f"{part}."
