@@ -94,7 +94,7 @@ class Plan:
         if row.name == MAGICFACE:
             named += repr((GUIDANCE, WEIGHT, MagicFaceSettings()))
         drawn = (self.sampling, self.pictures, row.strengths, self.in_words, self.hard)
-        settings = (named, *drawn, row.seed, row.start)
+        settings = (named, *drawn, row.seed, row.start, *(row.phrases or ()))
         return version(settings, sorted(self.weights.rglob("*.safetensors")))
 
 

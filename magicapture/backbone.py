@@ -26,8 +26,8 @@ class Conditioning:
     """What the UNet is told about the prompts of a batch.
 
     `context` is (B,L,D). `extra` is what the model is told beside it, by row: SDXL's "pooled", and
-    the "guidance" of models in which it is distilled.
-    `positions[b][name]` lists the columns of `context` that hold the vectors of the token `name`.
+    the "guidance" of models in which it is distilled. `positions[b][name]` lists the columns of
+    `context` that hold the vectors of the token `name`, or the words that say it.
     """
 
     context: Tensor
@@ -93,7 +93,10 @@ class Backbone(Protocol):
         """The input embeddings (n,width) float32 of `text`, to initialise a token from."""
 
     def encode_prompts(self, prompts: Sequence[Prompt], vectors: TokenVectors) -> Conditioning:
-        """Encode prompts with the token vectors spliced in; gradients reach the vectors."""
+        """Encode prompts with the token vectors spliced in; gradients reach the vectors.
+
+        A token without vectors in an encoder is spelled there by its phrase.
+        """
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's output p for latents noised to levels t (B,), as `schedule` defines it.

@@ -58,6 +58,7 @@ def with_edit(text: str, words: str) -> str:
 
 
 def as_embeddings(text: str, concepts: tuple[Concept, ...]) -> str:
-    """Write each token the way ComfyUI's prompts name an embedding: embedding:ada for <ada>."""
-    names = "|".join(re.escape(concept.name) for concept in concepts)
-    return re.sub(f"<({names})>", r"embedding:\1", text) if names else text
+    """Write each token as ComfyUI's prompts do: embedding:ada for <ada>, or its phrase."""
+    stock = {concept.name: concept.stock for concept in concepts}
+    names = "|".join(map(re.escape, stock))
+    return re.sub(f"<({names})>", lambda match: stock[match[1]], text) if names else text

@@ -2,17 +2,18 @@
 
 A prompt writes a token as its name in angle brackets, "a photo of a <ada> woman". Each text
 encoder sees `layout(...)`: its usual ids, with slots where the token's vectors are spliced in.
-Only these vectors train; no ordinary word moves.
+Only these vectors train; no ordinary word moves. A concept without vectors in an encoder is
+spelled there, by the ordinary words of its phrase, and the LoRA alone carries it.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from operator import eq
 from textwrap import shorten
-from typing import Any, get_args
+from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ LONGEST_PROMPT = 5000
 """Most characters of a prompt; more would only cost time, since no text encoder reads so far."""
 
 LONGEST_WORD = 60
-"""Most characters of a class word; it may have several words, such as "border collie"."""
+"""Most characters of a class word or a phrase, each of which may have several words."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _TOKEN = re.compile(r"<([A-Za-z0-9][A-Za-z0-9_-]*)>")
@@ -46,14 +47,45 @@ def check_token_name(name: str) -> None:
 
 
 @dataclass(frozen=True)
+class Phrase:
+    """The ordinary words that say a concept where a text encoder has no vectors for it.
+
+    noun: the word that prompts have behind them, "woman" or "style".
+    """
+
+    words: str
+    noun: str
+
+    @property
+    def forms(self) -> tuple[str, str]:
+        """The words whose columns are the concept's: the phrase, also with the noun right after.
+
+        In a causal text encoder a later word carries what those before it said, so that the noun
+        of "ada woman" says ada as well; words further on say too much else.
+        """
+        return self.words, f"{self.words} {self.noun}"
+
+    def end_in(self, text: str, start: int) -> int:
+        """Where the longest of its forms ends that begins in a text at `start`."""
+        patterns = (r"\s+".join(map(re.escape, form.split())) for form in self.forms)
+        found = [re.compile(rf"{p}(?!\w)", re.IGNORECASE).match(text, start) for p in patterns]
+        return max((match.end() for match in found if match), default=start + len(self.words))
+
+
+Written: TypeAlias = int | Phrase
+"""How a token stands in a prompt for one text encoder: as so many vectors, or as its phrase."""
+
+
+@dataclass(frozen=True)
 class Concept:
     """One thing to learn: a token for the person (subject) or for the look (style).
 
     name: the token's name, also its file's; letters, digits, "-" and "_", as `check_token_name`.
     class_word: the ordinary noun beside it in prompts ("person", "woman", "dog").
-    vectors: how many vectors the token has, 1 to 16.
+    vectors: how many vectors the token has, 1 to 16; 0 spells it in prompts by its phrase.
     init: the word whose embedding the vectors start from, or "random"; None takes the class word
         for a subject and random vectors for a style.
+    phrase: the ordinary words of a concept without vectors; None takes its name.
     """
 
     name: str
@@ -61,6 +93,7 @@ class Concept:
     class_word: str = "person"
     vectors: int = 1
     init: str | None = None
+    phrase: str | None = None
 
     def __post_init__(self) -> None:
         check_token_name(self.name)
@@ -69,16 +102,17 @@ class Concept:
                 f"The token {self.name!r} has the role {self.role!r:.100}; expected "
                 f"{' or '.join(get_args(Role))}."
             )
-        if type(self.vectors) is not int or not 1 <= self.vectors <= 16:
+        if type(self.vectors) is not int or not 0 <= self.vectors <= 16:
             raise InputError(
-                f"The token {self.name!r} has {self.vectors!r:.100} vectors; use 1 to 16."
+                f"The token {self.name!r} has {self.vectors!r:.100} vectors; use 1 to 16, or 0 to "
+                "say it by the ordinary words of its phrase."
             )
         if not isinstance(self.class_word, str) or not self.class_word.strip():
             raise InputError(
                 f"The token {self.name!r} has no class word; give the ordinary noun for what it "
                 "shows, such as 'person', 'woman' or 'dog'."
             )
-        if set(self.class_word) & set("<>{}[]()\n\r") or len(self.class_word) > LONGEST_WORD:
+        if not _is_ordinary(self.class_word):
             raise InputError(
                 f"The class word of {self.name!r} is {self.class_word!r:.100}; expected an "
                 "ordinary noun such as 'person', 'woman' or 'dog', no token and no sentence."
@@ -88,11 +122,55 @@ class Concept:
                 f"The token {self.name!r} starts from {self.init!r:.100}; expected a word, "
                 "'random' or None."
             )
+        self._check_phrase()
+
+    def _check_phrase(self) -> None:
+        known = self.phrase is None or (
+            isinstance(self.phrase, str)
+            and any(map(str.isalnum, self.phrase))
+            and _is_ordinary(self.phrase)
+        )
+        if not known:
+            raise InputError(
+                f"The phrase of {self.name!r} is {self.phrase!r:.100}; expected ordinary words "
+                f"without brackets, of at most {LONGEST_WORD} characters, such as 'ada lovel'."
+            )
+        if not self.vectors and _plain(self.spelled.words) == _plain(self.class_word):
+            raise InputError(
+                f"The phrase of {self.name!r} is its class word {self.class_word!r}, so that every "
+                f"{self.class_word} would be it; give a rare word or a name, such as 'ada lovel'."
+            )
 
     @property
     def token(self) -> str:
         """The token as a prompt writes it."""
         return f"<{self.name}>"
+
+    @property
+    def spelled(self) -> Phrase:
+        """What it is called where it has no vectors."""
+        words = " ".join((self.phrase or self.name).split())
+        return Phrase(words, self.class_word if self.role == "subject" else "style")
+
+    @property
+    def stock(self) -> str:
+        """The token as prompts of any other program write it: embedding:ada, or its phrase."""
+        return f"embedding:{self.name}" if self.vectors else self.spelled.words
+
+    def marked(self, text: str) -> str:
+        """A text with the token where it says a concept without vectors in plain words."""
+        if self.vectors:
+            return text
+        words = r"\s+".join(map(re.escape, self.spelled.words.split()))
+        return re.sub(rf"(?<![\w<]){words}(?![\w>])", self.token, text, flags=re.IGNORECASE)
+
+    def is_named_in(self, text: str) -> bool:
+        """Whether a text says it, by its token or in plain words."""
+        return self.token in self.marked(text)
+
+    def facts(self) -> dict[str, Any]:
+        """Its fields for files; without a phrase as before there were phrases."""
+        return {k: v for k, v in asdict(self).items() if k != "phrase" or v is not None}
 
     def region(self, face: Tensor) -> Tensor:
         """The part of a picture that shows it (P's M_v), from the face's mask in 0..1.
@@ -100,6 +178,24 @@ class Concept:
         The face for a subject, everything else for a style.
         """
         return face if self.role == "subject" else 1 - face
+
+
+def _is_ordinary(words: str) -> bool:
+    """Whether a class word or a phrase can stand in any prompt as it is."""
+    signs = set(words) & set("<>{}[]()\n\r")
+    return not signs and "embedding:" not in words.lower() and len(words) <= LONGEST_WORD
+
+
+def _plain(words: str) -> str:
+    return " ".join(words.casefold().split())
+
+
+@dataclass(frozen=True)
+class Words:
+    """Ordinary words of a prompt; phrases: what of them says a concept, and where that begins."""
+
+    text: str
+    phrases: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,7 +221,26 @@ class Prompt:
             parts.append((match[1], True))
             start = match.end()
         parts.append((self.text[start:], False))
-        return [(text, is_token) for text, is_token in parts if is_token or text.strip()]
+        return [(text, is_token) for text, is_token in parts if text]
+
+    def runs(self, written: Mapping[str, Written]) -> list[Words | str]:
+        """Split into the names of tokens that have vectors, and all the words between them.
+
+        Phrases are spelled out, so that an encoder cuts each stretch of words as a whole.
+        """
+        runs: list[Words | str] = [Words("")]
+        for piece, is_token in self.pieces(written):
+            how = written[piece] if is_token else piece
+            if isinstance(how, int):
+                runs += [piece, Words("")]
+                continue
+            words = runs[-1]
+            assert isinstance(words, Words)
+            text, phrases = words.text, words.phrases
+            if isinstance(how, Phrase):
+                phrases, how = (*phrases, (len(text), piece)), how.words
+            runs[-1] = Words(text + how, phrases)
+        return [run for run in runs if isinstance(run, str) or run.text.strip()]
 
 
 def token_names(text: str) -> set[str]:
@@ -135,26 +250,21 @@ def token_names(text: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Layout:
-    """A prompt as one text encoder sees it: `ids` (length L) and the slots of the tokens.
+    """A prompt as one text encoder sees it: `ids` (length L), with the tokens' slots and columns.
 
     `slots` maps a position to (token name, vector's index); the id there is a filler to be
-    overwritten by the vector.
+    overwritten by the vector. `columns` are each token's positions, in order: its slots, or those
+    of the words that say it (`Phrase.forms`).
     """
 
     ids: tuple[int, ...]
     slots: Mapping[int, tuple[str, int]]
-
-    def positions(self) -> dict[str, list[int]]:
-        """The columns of each token, in order."""
-        columns: dict[str, list[int]] = {}
-        for position, (name, _) in sorted(self.slots.items()):
-            columns.setdefault(name, []).append(position)
-        return columns
+    columns: Mapping[str, Sequence[int]]
 
 
 def layout(
     prompt: Prompt,
-    counts: Mapping[str, int],
+    written: Mapping[str, Written],
     word_ids: Callable[[str], Sequence[int]],
     *,
     start: int | None,
@@ -164,23 +274,29 @@ def layout(
 ) -> Layout:
     """Lay a prompt out for one text encoder.
 
-    counts: vectors of each token by name; word_ids: text -> ids without start and end; start: the
-    id before the first word, None for an encoder that has none (T5); length: of the sequence, 77
-    for CLIP. A prompt too long loses its last words; raises InputError when a token would be
-    among them.
+    written: each token by name, as so many vectors or as its phrase; word_ids: text -> ids without
+    start and end; start: the id before the first word, None for an encoder that has none (T5);
+    length: of the sequence, 77 for CLIP. A prompt too long loses its last words; raises InputError
+    when a token would be among them.
     """
     ids = [] if start is None else [start]
     before, last = len(ids), length - 1  # what stands at `last` is `end`
     filler = pad if start is None else start  # `end` would move SDXL's pooled output here
     slots: dict[int, tuple[str, int]] = {}
-    for piece, is_token in prompt.pieces(counts):
-        if is_token:
-            for index in range(counts[piece]):
-                slots[len(ids)] = (piece, index)
-                ids.append(filler)
-        else:
-            ids.extend(word_ids(piece.strip()))
-    if slots and max(slots) >= last:
+    columns: dict[str, list[int]] = {}
+    for run in prompt.runs(written):
+        at = len(ids)
+        if isinstance(run, Words):
+            ids.extend(word_ids(run.text.strip()))
+            for name, places in _phrase_places(run, written, word_ids):
+                columns.setdefault(name, []).extend(at + place for place in places)
+            continue
+        count = written[run]
+        assert isinstance(count, int)
+        slots.update({at + index: (run, index) for index in range(count)})
+        columns.setdefault(run, []).extend(range(at, at + count))
+        ids.extend([filler] * count)
+    if any(max(of) >= last for of in columns.values()):
         shown = shorten(prompt.text, 80, placeholder=" ...")
         raise InputError(
             f"The prompt {shown!r} has {len(ids) - before} tokens, and one of the learned ones "
@@ -188,14 +304,41 @@ def layout(
             "token forward."
         )
     ids = [*ids[:last], end]
-    return Layout(tuple(ids + [pad] * (length - len(ids))), slots)
+    return Layout(tuple(ids + [pad] * (length - len(ids))), slots, columns)
+
+
+def _phrase_places(
+    words: Words, written: Mapping[str, Written], word_ids: Callable[[str], Sequence[int]]
+) -> Iterator[tuple[str, range]]:
+    """Each phrase in a run of words by name, and its places among the run's ids.
+
+    They are counted by what comes before, as an encoder may cut a word by its neighbours.
+    """
+
+    def count(text: str) -> int:
+        return len(word_ids(text.strip())) if text.strip() else 0
+
+    for start, name in words.phrases:
+        phrase = written[name]
+        assert isinstance(phrase, Phrase)
+        first = count(words.text[:start])
+        end = count(words.text[: phrase.end_in(words.text, start)])
+        yield name, range(first, max(end, first + 1))
 
 
 class TokenVectors(nn.Module):
-    """The trainable vectors of some tokens: for each name and text encoder, (n,width) float32."""
+    """The trainable vectors of some tokens: for each name and text encoder, (n,width) float32.
 
-    def __init__(self, vectors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    phrases: what a token is called in encoders that have no vectors for it.
+    """
+
+    def __init__(
+        self,
+        vectors: Mapping[str, Mapping[str, Tensor]],
+        phrases: Mapping[str, Phrase] | None = None,
+    ) -> None:
         super().__init__()
+        self.phrases = dict(phrases or {})
         self.tokens = nn.ModuleDict(
             {
                 name: nn.ParameterDict(
@@ -209,13 +352,14 @@ class TokenVectors(nn.Module):
         """The vectors (n,width) of one token for one encoder."""
         return self.tokens[name][encoder]  # type: ignore[index]
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many vectors each token has."""
-        return {
-            name: len(next(iter(of.values())))  # type: ignore[operator]
+    def written(self, encoder: str) -> dict[str, Written]:
+        """How each token stands in a prompt for one encoder: how many vectors, or its phrase."""
+        counts = {
+            name: len(of[encoder])  # type: ignore[index, arg-type]
             for name, of in self.tokens.items()
+            if encoder in of  # type: ignore[operator]
         }
+        return {**self.phrases, **counts}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Detached copies on the CPU, by name and encoder."""
@@ -265,7 +409,7 @@ def initial_vectors(
     word_vectors: Callable[[str, str], Tensor],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """The vectors (n,width) that a token starts from, by encoder.
+    """The vectors (n,width) that a token starts from, by encoder; n is 1 or more.
 
     A word's embeddings are repeated as needed, each repetition with a little noise so that the
     vectors can part; random vectors have the norm of the class word's.
@@ -294,9 +438,10 @@ def check_new_word(
 ) -> None:
     """Raise InputError when a text encoder has the token's name as a word of its own.
 
-    Programs that name embeddings by the bare word would then change what the word means.
+    Programs that name embeddings by the bare word would then change what the word means. A phrase
+    is of ordinary words in any case.
     """
-    for encoder in encoders:
+    for encoder in encoders if concept.vectors else ():
         if len(word_ids(encoder, concept.name)) == 1:
             raise InputError(
                 f"The token name {concept.name!r} is already a word of the text encoder; choose "

@@ -174,7 +174,7 @@ class Monitor:
     def _report(self, adapter: Adapter, took: str, remarks: Sequence[str]) -> str:
         """What was trained, what to do next, and what the user should know."""
         history = self.view.history
-        tokens = ", ".join(f"embedding:{concept.name}" for concept in adapter.concepts)
+        tokens = ", ".join(adapter.stock_names)
         means = ", ".join(f"{name} {mean:.4f}" for name, mean in _means(history[-20:]).items())
         return "\n".join(
             [

@@ -68,10 +68,10 @@ class MagiCaptureSaveAdapter(Node):
 
 def _told(files: SavedFiles, listed: str) -> str:
     """What was saved, where it lies, what to do next, and what the user should know."""
-    tokens = ", ".join(f"embedding:{token}" for token in files.adapter.tokens)
+    tokens = ", ".join(files.adapter.stock_names)
     folders = dict.fromkeys(path.parent for path in (files.lora, *files.embeddings))
     kept = ", ".join(backup.name for backup in files.backups)
-    if files.embeddings:
+    if files.embeddings or not files.adapter.tokens:
         ahead = "Load LoRA takes the LoRA; write the tokens in any prompt."
     else:
         ahead = "all is in one file; Load Adapter, then Apply Adapter."

@@ -153,10 +153,11 @@ class MagiCaptureDefineConcept(Node):
                 io.Int.Input(
                     "vectors",
                     default=1,
-                    min=1,
+                    min=0,
                     max=16,
                     tooltip="How many words of the prompt the token takes. More hold more detail "
-                    "and are harder to edit.",
+                    "and are harder to edit. 0: no token; prompts say the phrase, and the LoRA "
+                    "alone learns what it means.",
                 ),
                 io.String.Input(
                     "start_from",
@@ -165,14 +166,24 @@ class MagiCaptureDefineConcept(Node):
                     tooltip="The word whose embedding it starts from, or 'random'. Empty: the "
                     "class word for a subject, random for a style.",
                 ),
+                io.String.Input(
+                    "phrase",
+                    default="",
+                    optional=True,
+                    tooltip="With vectors 0: the ordinary words that prompts say, before the class "
+                    "word, such as 'ada lovel'. Rare words are best, since the model knows little "
+                    "of them. Empty: the name.",
+                ),
             ],
             outputs=[ConceptSocket.Output(display_name="concept")],
         )
 
     @classmethod
-    def execute(cls, references, role, name, class_word, vectors, start_from="") -> io.NodeOutput:
-        start = start_from.strip() or None
-        concept = Concept(name.strip(), role, class_word.strip(), vectors, start)
+    def execute(
+        cls, references, role, name, class_word, vectors, start_from="", phrase=""
+    ) -> io.NodeOutput:
+        start, words = start_from.strip() or None, phrase.strip() or None
+        concept = Concept(name.strip(), role, class_word.strip(), vectors, start, words)
         return io.NodeOutput(Learnable(concept, references))
 
 

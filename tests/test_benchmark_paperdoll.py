@@ -13,7 +13,8 @@ import pytest
 
 from magicapture.metrics import METRICS
 from magicapture.paperdoll import Split, identity_from_seed, split_of
-from magicapture.paperdoll.captions import TONES, tone_word
+from magicapture.paperdoll.captions import TONES, tone_word, vocabulary
+from magicapture.paperdoll.model import doll_backbone
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,19 @@ def test_rows_have_names_of_their_own_and_differ_in_what_they_say(bench) -> None
     assert rows[bench.rows.MAGICFACE].recipe is None
 
 
+def test_the_row_of_phrases_says_what_no_caption_does(bench) -> None:
+    """Its pieces are what pretraining has not touched, and the two have none in common."""
+    (row,) = (row for row in bench.rows.studies()["phrases"] if row.phrases)
+    assert [concept.vectors for concept in row.concepts()] == [0, 0]
+    words = [concept.spelled.words for concept in row.concepts()]
+    backbone = doll_backbone()
+    said = {i for word in vocabulary() for i in backbone.word_ids("clip_l", word)}
+    zed, kiv = ({*backbone.word_ids("clip_l", word)} for word in words)
+    assert zed and kiv and not zed & kiv and not (zed | kiv) & said
+    norms = backbone.text_encoders["clip_l"].get_input_embeddings().weight.norm(dim=1)
+    assert norms[[*zed, *kiv]].max() < 0.25 < 0.8 < norms[sorted(said)].min()
+
+
 def test_a_line_of_other_settings_has_another_version(bench, tmp_path: Path) -> None:
     (tmp_path / "unet.safetensors").write_bytes(b"one")
     plan = bench.run.Plan(tmp_path, Split.TEST, tmp_path)
@@ -70,6 +84,7 @@ def test_a_line_of_other_settings_has_another_version(bench, tmp_path: Path) -> 
     assert version == plan.version(row)
     others = [
         plan.version(replace(row, seed=5)),
+        plan.version(replace(row, phrases=("zed", "kiv"))),
         plan.version(replace(row, recipe=replace(row.recipe, masked=False))),
         replace(plan, quick=True).version(row),
         replace(plan, in_words=True).version(row),
@@ -77,7 +92,7 @@ def test_a_line_of_other_settings_has_another_version(bench, tmp_path: Path) -> 
     ]
     (tmp_path / "unet.safetensors").write_bytes(b"two")
     others.append(plan.version(row))
-    assert version not in others and len(set(others)) == 6
+    assert version not in others and len(set(others)) == 7
 
 
 def test_a_row_without_training_has_a_version_by_what_it_draws_with(

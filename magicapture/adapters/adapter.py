@@ -33,7 +33,7 @@ class Adapter:
     lora: weights by "<network>.<name>" or "<encoder>.<name>", where <network> is the family's
     ("unet", "transformer"), <encoder> is one of `ENCODERS[family]` and <name> is the module's name
     in diffusers ("text_model." included).
-    tokens: for each token and encoder the vectors (n,width).
+    tokens: for each token and encoder the vectors (n,width); a concept without vectors has none.
     family: one of `ENCODERS`. recipe: None where the file did not tell.
     info: facts about the run as plain text ("steps", "seed", "face_model": the identity loss's),
     kept in files.
@@ -80,6 +80,12 @@ class Adapter:
         templates = self.recipe.prompts if self.recipe else PromptTemplates()
         return prompt_for(self.concepts, templates, kind, sentence=sentence, extra=extra)
 
+    @property
+    def stock_names(self) -> tuple[str, ...]:
+        """The same as prompts of any other program write them (`Concept.stock`)."""
+        known = {concept.name: concept.stock for concept in self.concepts}
+        return tuple(known.get(name, f"embedding:{name}") for name in self.names)
+
     def part(self, part: str) -> dict[str, LoraWeights]:
         """The LoRA of the network or of one text encoder, by diffusers' module names."""
         start = f"{part}."
@@ -119,8 +125,13 @@ class Adapter:
             )
 
     def vectors(self) -> TokenVectors:
-        """The token vectors as prompts are encoded with."""
-        return TokenVectors(self.tokens)
+        """The token vectors as prompts are encoded with, and the phrases of tokens without."""
+        return TokenVectors(self.tokens, {of.name: of.spelled for of in self.concepts})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tokens that prompts may hold, those without vectors among them."""
+        return tuple(dict.fromkeys([*self.tokens, *(of.name for of in self.concepts)]))
 
 
 def check_strength(strength: float) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -60,7 +59,7 @@ def describe(adapter: Adapter, title: str, kind: str) -> dict[str, str]:
         "version": __version__,
         "family": adapter.family,
         "recipe": json.dumps(to_dict(adapter.recipe)) if adapter.recipe else "",
-        "concepts": json.dumps([asdict(concept) for concept in adapter.concepts]),
+        "concepts": json.dumps([concept.facts() for concept in adapter.concepts]),
         "info": json.dumps(dict(adapter.info)),
         "tokens": json.dumps({name: digest(of) for name, of in adapter.tokens.items()}),
     }
@@ -70,9 +69,13 @@ def describe(adapter: Adapter, title: str, kind: str) -> dict[str, str]:
         "modelspec.architecture": f"{architecture(adapter)}/{kind}",
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
-        "modelspec.trigger_phrase": ", ".join(adapter.tokens),
+        "modelspec.trigger_phrase": ", ".join([*adapter.tokens, *_phrases(adapter)]),
         **({"modelspec.resolution": _resolution(adapter.recipe)} if adapter.recipe else {}),
     }
+
+
+def _phrases(adapter: Adapter) -> list[str]:
+    return [concept.spelled.words for concept in adapter.concepts if not concept.vectors]
 
 
 def architecture(adapter: Adapter) -> str:

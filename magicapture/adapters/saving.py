@@ -62,7 +62,7 @@ def check_names(
     """
     places = [Path(folder) for folder in folders]
     lines = []
-    for concept in concepts:
+    for concept in (of for of in concepts if of.vectors):
         taken = _taken(concept.name, places)
         for path in taken:
             check_replaceable(path)

@@ -115,7 +115,7 @@ class DiffusersBackbone:
         pooled = self._facts.pooled
         extra = {} if pooled is None else {"pooled": _pooled(encoded[pooled])}
         context = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
-        columns = [line.positions() for line in layouts[self._facts.reads[0]]]
+        columns = [line.columns for line in layouts[self._facts.reads[0]]]
         return Conditioning(context, extra, columns)
 
     def _encoded(self, key: str, layouts: Sequence[Layout], vectors: TokenVectors) -> Any:
@@ -130,7 +130,7 @@ class DiffusersBackbone:
         known = self._facts.encoder(key).length
         return layout(
             prompt,
-            vectors.counts,
+            vectors.written(key),
             lambda text: self.word_ids(key, text),
             start=tokenizer.bos_token_id,
             end=tokenizer.eos_token_id,

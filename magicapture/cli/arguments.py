@@ -88,7 +88,23 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         ("--class-word", "The ordinary noun: woman, man, dog.", "person", "WORD"),
     ):
         option(photos, flag, str, help, default=default, metavar=shown)
-    option(photos, "--vectors", int, "Vectors that each token has.", default=1)
+    option(
+        photos,
+        "--vectors",
+        int,
+        "Vectors that each token has. 0 trains none: prompts say the token's phrase, in ordinary "
+        "words, and the LoRA alone carries it.",
+        default=1,
+    )
+    for whose, flag in (("person", "--subject-phrase"), ("style", "--style-phrase")):
+        option(
+            photos,
+            flag,
+            str,
+            f"With --vectors 0: the ordinary words for the {whose}, best rare ones.",
+            shown="the token's name",
+            metavar="WORDS",
+        )
     faces = parser.add_argument_group(
         "faces", "Where a photo has no mask or landmarks, they are found, and the photo is judged."
     )

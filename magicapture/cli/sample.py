@@ -93,14 +93,16 @@ def _prompt(arguments: argparse.Namespace, adapter: Adapter) -> str:
         return adapter.prompt(arguments.prompt_kind)
     prompt: str = arguments.prompt
     _check_tokens(prompt, adapter)
+    for concept in adapter.concepts:
+        prompt = concept.marked(prompt)
     return prompt
 
 
 def _check_tokens(text: str, adapter: Adapter) -> None:
     """Raise InputError for a text with a token that the adapter does not have."""
-    unknown = sorted(token_names(text) - adapter.tokens.keys())
+    unknown = sorted(token_names(text) - {*adapter.names})
     if unknown:
-        tokens = ", ".join(f"<{name}>" for name in adapter.tokens) or "none"
+        tokens = ", ".join(f"<{name}>" for name in adapter.names) or "none"
         raise InputError(
             f"The prompt names the token <{unknown[0]}>, which the adapter does not have; its "
             f"tokens are {tokens}."

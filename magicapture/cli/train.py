@@ -91,8 +91,10 @@ def _job(
     arguments: argparse.Namespace, recipe: Recipe, embedder: FaceEmbedder | None
 ) -> TrainingJob:
     word, vectors = arguments.class_word, arguments.vectors
-    subject = Concept(arguments.subject_name, "subject", word, vectors)
-    style = Concept(arguments.style_name, "style", word, vectors)
+    named = arguments.subject_name, arguments.style_name
+    phrases = arguments.subject_phrase, arguments.style_phrase
+    subject = Concept(named[0], "subject", word, vectors, phrase=phrases[0])
+    style = Concept(named[1], "style", word, vectors, phrase=phrases[1])
     photos, portraits = load_folder(arguments.source), load_folder(arguments.style)
     both = Learnable(subject, photos), Learnable(style, portraits)
     return TrainingJob(*faces_found(*both, arguments, recipe, embedder), recipe, arguments.seed)
@@ -107,7 +109,12 @@ def _next(files: SavedFiles, arguments: argparse.Namespace) -> Iterator[str]:
     words += [*device, "--prompt", prompt]
     yield "To draw pictures:"
     yield f"  {list2cmdline(words) if os.name == 'nt' else shlex.join(words)}"
-    if files.embeddings:
+    if not adapter.tokens:
+        yield (
+            "In ComfyUI, or any program with LoRAs: put it into models/loras, and load it with "
+            "Load LoRA. Prompt:"
+        )
+    elif files.embeddings:
         yield (
             "In ComfyUI, or any program with LoRAs and embeddings: put the LoRA into models/loras, "
             "the embeddings into models/embeddings, and load it with Load LoRA. Prompt:"

@@ -70,7 +70,7 @@ def mean_maps(backbone: Backbone, adapter: Adapter, images: Tensor) -> dict[str,
     The mean over the cross-attention layers and over three timesteps, at the latents' size.
     """
     size = (images.shape[-2] // backbone.downscale, images.shape[-1] // backbone.downscale)
-    sums = {name: torch.zeros(len(images), *size) for name in adapter.tokens}
+    sums = {name: torch.zeros(len(images), *size) for name in adapter.names}
     for layer in adapter_maps(backbone, adapter, images):
         maps = F.interpolate(layer.values[:, None], size, mode="bilinear")[:, 0].cpu()
         for (row, name), values in zip(layer.keys, maps, strict=True):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..backbone import Backbone
 from ..sampling import Step
-from ..tokens import Prompt, TokenVectors
+from ..tokens import Prompt, TokenVectors, Words
 from .concepts import Reference, concept_columns
 from .references import ReferenceRows, reference_rows
 from .segment import Rows
@@ -100,9 +100,9 @@ def _ids(backbone: Backbone, vectors: TokenVectors, text: str) -> list[Hashable]
     """A text in the words of the text encoder; a learned vector as its token's name and number."""
     encoder = next(iter(backbone.text_encoders))
     ids: list[Hashable] = []
-    for piece, is_token in Prompt(text).pieces(vectors.counts):
-        if is_token:
-            ids += [(piece, index) for index in range(vectors.counts[piece])]
+    for run in Prompt(text).runs(vectors.written(encoder)):
+        if isinstance(run, Words):
+            ids += backbone.word_ids(encoder, run.text.strip())
         else:
-            ids += backbone.word_ids(encoder, piece)
+            ids += [(run, index) for index in range(len(vectors.get(run, encoder)))]
     return ids

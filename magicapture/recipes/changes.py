@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..families import FAMILIES, FamilyName
 from ..older import is_older
 from ..settings import from_json, refuse_unknown
+from ..tokens import Concept
 
 _PART = re.compile(r"\.?([A-Za-z_]\w*)|\[(\d{1,6}|\*)\]")
 _EVERYWHERE = ("source", "style", "token_norm")
@@ -150,6 +151,39 @@ def miniature(recipe: Recipe) -> Recipe:
 def fitted(recipe: Recipe, family: FamilyName) -> Recipe:
     """The recipe with what it leaves to the base model's family: its resolution."""
     return replace(recipe, resolution=recipe.resolution or FAMILIES[family].resolution)
+
+
+def spelled(recipe: Recipe, concepts: Sequence[Concept]) -> Recipe:
+    """The recipe for concepts of which some have no vectors: the LoRA carries those throughout.
+
+    A phase of the tokens alone then trains the LoRA as well, on the same tasks: at the rates of the
+    first phase that trains it, and with that one's attention loss. Where no concept has vectors,
+    none are trained. Raises InputError for a recipe without a phase that trains the LoRA.
+    """
+    without = [concept for concept in concepts if not concept.vectors]
+    if not without:
+        return recipe
+    lora = next((phase for phase in recipe.phases if phase.steps and _trains_lora(phase)), None)
+    if lora is None:
+        raise InputError(
+            f"The recipe {recipe.name!r} trains the tokens' vectors alone, and {without[0].name!r} "
+            "has none: give it one or more, or take a recipe that trains the LoRA."
+        )
+    phases = []
+    for phase in recipe.phases:
+        rates, weights, name = phase.rates, phase.weights, phase.name
+        if rates.tokens and not _trains_lora(phase):
+            rates = replace(lora.rates, tokens=rates.tokens)
+            weights = weights.changed(attention=weights.attention or lora.weights.attention)
+            name = "each alone"
+        if len(without) == len(concepts):
+            rates, weights = replace(rates, tokens=0.0), weights.changed(token_norm=0)
+        phases.append(replace(phase, name=name, rates=rates, weights=weights))
+    return replace(recipe, phases=tuple(phases))
+
+
+def _trains_lora(phase: Phase) -> bool:
+    return bool(phase.rates.unet or phase.rates.text_encoder)
 
 
 def with_rates(recipe: Recipe, factor: float) -> Recipe:

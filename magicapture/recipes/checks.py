@@ -11,15 +11,18 @@ from ..losses import tasks_of
 _CELL = 8  # pixels to a side of Stable Diffusion's latent cells
 
 
-def check(recipe: Recipe) -> tuple[str, ...]:
-    """Return what the user should know of a recipe; raises InputError for one that cannot train."""
+def check(recipe: Recipe, *, vectors: bool = True) -> tuple[str, ...]:
+    """Return what the user should know of a recipe; raises InputError for one that cannot train.
+
+    vectors: whether the subject has any, or else is spelled.
+    """
     problems = list(_problems(recipe))
     if problems:
         start = f"The recipe {recipe.name!r} cannot be trained:"
         if len(problems) == 1:
             raise InputError(f"{start} {problems[0]}")
         raise InputError("\n".join([start, *(f"- {problem}" for problem in problems)]))
-    return tuple(_warnings(recipe))
+    return tuple(_warnings(recipe, vectors))
 
 
 def _problems(recipe: Recipe) -> Iterator[str]:
@@ -57,7 +60,7 @@ def _phase_problems(path: str, phase: Phase, recipe: Recipe) -> Iterator[str]:
         yield f"{path}.weights.token_norm: the tokens are not trained here; set it to 0."
 
 
-def _warnings(recipe: Recipe) -> Iterator[str]:
+def _warnings(recipe: Recipe, vectors: bool) -> Iterator[str]:
     phases = list(_running(recipe))
     for path, phase in phases:
         if phase.weights.attention and not set(recipe.refocus.tasks).intersection(
@@ -75,7 +78,8 @@ def _warnings(recipe: Recipe) -> Iterator[str]:
             )
     if recipe.uses("identity") and "style" in recipe.identity.tasks:
         yield "identity.tasks: with style, the people of its portraits get the person's face too."
-    if recipe.subject_init == "class word" and not any(p.rates.tokens for _, p in phases):
+    still = vectors and not any(phase.rates.tokens for _, phase in phases)
+    if still and recipe.subject_init == "class word":
         yield (
             "subject_init: the subject's token starts from its class word and is not trained, so "
             "prompts say that word twice, unless the concept starts from something else; random "

@@ -14,8 +14,8 @@ from ..tokens import Concept, Prompt, TokenVectors, layout, places
 class Focus:
     """A token held to a region: a subject's to the region itself, a style's to all but it.
 
-    columns: of the context, where the token's vectors stand. word: those of its class word, which
-    help to find the region.
+    columns: of the context, where the token's vectors stand or the words that say it. word: those
+    of its class word, which help to find the region.
     """
 
     name: str
@@ -49,10 +49,10 @@ def foci(
     def word_ids(text: str) -> list[int]:
         return backbone.word_ids(encoder, text)
 
-    rows = []
+    rows, written = [], vectors.written(encoder)
     length = conditioning.context.shape[1]
     for prompt, positions in zip(prompts, conditioning.positions, strict=True):
-        line = layout(prompt, vectors.counts, word_ids, start=-1, end=-2, pad=-3, length=length)
+        line = layout(prompt, written, word_ids, start=-1, end=-2, pad=-3, length=length)
         rows.append(
             tuple(
                 Focus(c.name, c.role, tuple(positions[c.name]), _word(c, line.ids, word_ids))

@@ -169,10 +169,10 @@ def prompts_for(
 ) -> list[Prompt]:
     """The sentences of a task, with a photo's own caption where it has one.
 
-    A caption of the source that already holds the token is used as it is.
+    A caption of the source that already names the subject is used as it is.
     """
-    if caption and task == "source" and subject.token in caption:
-        return [Prompt(caption)]
+    if caption and task == "source" and subject.is_named_in(caption):
+        return [Prompt(subject.marked(caption))]
     texts = (fill(template, subject, style) for template in getattr(recipe.prompts, task))
     return [Prompt(f"{text}, {caption}" if caption else text) for text in texts]
 

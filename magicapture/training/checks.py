@@ -22,6 +22,7 @@ from .job import TrainingJob, generator
 from .optim import optimizer_class
 
 _LARGE = 512  # pixels a side
+_LONG = 10  # pieces of a phrase
 
 
 def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
@@ -42,6 +43,20 @@ def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
     optimizer_class(job.recipe.optimizer)  # its package may be missing
     if any(phase.rates.unet or phase.rates.text_encoder for phase in job.recipe.phases):
         check_peft()
+
+
+def phrase_advice(job: TrainingJob, backbone: Backbone) -> Iterator[str]:
+    """A warning for a phrase that fills a prompt."""
+    for concept in job.concepts:
+        if concept.vectors:
+            continue
+        words = concept.spelled.words
+        pieces = max(len(backbone.word_ids(key, words)) for key in backbone.text_encoders)
+        if pieces > _LONG:
+            yield (
+                f"The text encoder cuts the phrase {words!r} of {concept.token} into {pieces} "
+                "pieces, which leaves a prompt little room; a word or two carry as much."
+            )
 
 
 def decoder_advice(job: TrainingJob, backbone: Backbone) -> Iterator[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -13,7 +14,8 @@ from ..data import Learnable, check_photos, fingerprint
 from ..data.checks import check_apart
 from ..data.given import with_estimated_landmarks
 from ..errors import InputError
-from ..recipes import check
+from ..families import FamilyName
+from ..recipes import check, fitted, spelled
 from ..tokens import Concept
 
 
@@ -44,6 +46,7 @@ class TrainingJob:
                 f"The subject and the style are both called {subject.name!r}; give each "
                 "token a name of its own."
             )
+        _check_phrases(subject, style)
         for concept, role in ((subject, "subject"), (style, "style")):
             if concept.role != role:
                 raise InputError(
@@ -53,11 +56,20 @@ class TrainingJob:
         for learnable, other in ((self.subject, style), (self.style, subject)):
             _check_captions(learnable, other)
         return [
-            *check(self.recipe),
+            *check(spelled(self.recipe, self.concepts), vectors=subject.vectors > 0),
+            *_idle_phrases(subject, style),
             *check_photos(self.subject, self.recipe),
             *check_photos(self.style, self.recipe),
             *check_apart(self.subject, self.style),
         ]
+
+    def fitted(self, family: FamilyName) -> TrainingJob:
+        """The job with what its recipe leaves to the base model, and to concepts without vectors.
+
+        Raises InputError where the recipe trains nothing that could carry such a concept.
+        """
+        recipe = spelled(fitted(self.recipe, family), self.concepts)
+        return replace(self, recipe=recipe)
 
     def with_landmarks(self) -> TrainingJob:
         """The same job with missing landmarks estimated from the faces' masks."""
@@ -77,7 +89,9 @@ class TrainingJob:
             recipe = replace(recipe, batching="together")
         return digest(
             json.dumps(to_dict(recipe), sort_keys=True),
-            json.dumps([*map(asdict, self.concepts), self.seed], sort_keys=True),
+            json.dumps(
+                [*(concept.facts() for concept in self.concepts), self.seed], sort_keys=True
+            ),
             *(fingerprint(learnable.photos) for learnable in self.learnables),
         )
 
@@ -85,11 +99,34 @@ class TrainingJob:
 def _check_captions(learnable: Learnable, other: Concept) -> None:
     """Raise for a caption that names the other concept, which would be learned from this photo."""
     for photo in learnable.photos:
-        if photo.caption and other.token in photo.caption:
+        if photo.caption and other.is_named_in(photo.caption):
             raise InputError(
-                f"{photo.name}: its caption names {other.token}, which is learned from other "
+                f"{photo.name}: its caption names {_called(other)}, which is learned from other "
                 f"photos than {learnable.concept.token}; take it out of the caption."
             )
+
+
+def _check_phrases(subject: Concept, style: Concept) -> None:
+    """Raise where two concepts without vectors would be one and the same words."""
+    words = [of.spelled.words.casefold() for of in (subject, style) if not of.vectors]
+    if len(words) > len(set(words)):
+        raise InputError(
+            f"The subject and the style have the same phrase, {subject.spelled.words!r}; give each "
+            "words of its own."
+        )
+
+
+def _idle_phrases(*concepts: Concept) -> Iterator[str]:
+    for concept in concepts:
+        if concept.phrase and concept.vectors:
+            yield (
+                f"The phrase {concept.phrase!r} of {concept.token} stands where a text encoder has "
+                "no vectors for it alone; set its vectors to 0 for it to be used."
+            )
+
+
+def _called(concept: Concept) -> str:
+    return concept.token if concept.vectors else repr(concept.spelled.words)
 
 
 def digest(*parts: str) -> str:

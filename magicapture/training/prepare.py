@@ -70,7 +70,9 @@ def _vectors(job: TrainingJob, backbone: Backbone) -> TokenVectors:
                 generator(job.seed, "vectors", concept.name),
             )
             for concept in job.concepts
-        }
+            if concept.vectors
+        },
+        {concept.name: concept.spelled for concept in job.concepts},
     ).to(backbone.device)
 
 

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,8 @@ from ..interrupts import uninterrupted
 from ..losses import needs
 from ..memory import memory_explained
 from ..prompts import prompt_for
-from ..recipes import fitted
 from ..sampling import SamplingSettings, sample_latents
-from .checks import check_backbone, decoder_advice, refocusing_capture
+from .checks import check_backbone, decoder_advice, phrase_advice, refocusing_capture
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
 from .fingerprint import run_name
 from .job import TrainingJob, generator
@@ -108,10 +106,12 @@ class Trainer:
         before anything is trained, for what would spoil the run.
         """
         tell = listener or _ignore
-        job = replace(job, recipe=fitted(job.recipe, backbone.family))
+        job = job.fitted(backbone.family)
         for text in job.check():
             tell(Warned(text))
         check_backbone(job, backbone)
+        for text in phrase_advice(job, backbone):
+            tell(Warned(text))
         for text in decoder_advice(job, backbone) if embedder else ():
             tell(Warned(text))
         if state_folder:

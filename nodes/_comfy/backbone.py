@@ -120,14 +120,14 @@ class ComfyBackbone:
         context = torch.cat([encoded[key][0] for key in family.reads], dim=-1).to(self.device)
         pooled = family.pooled
         extra = {} if pooled is None else {"pooled": encoded[pooled][1].to(self.device)}
-        columns = [line.positions() for line in layouts[family.reads[0]]]
+        columns = [line.columns for line in layouts[family.reads[0]]]
         return Conditioning(context, extra, columns)
 
     def _layout(self, key: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
         tokenizer = self._text[key].tokenizer
         return layout(
             prompt,
-            vectors.counts,
+            vectors.written(key),
             lambda text: self.word_ids(key, text),
             start=tokenizer.start_token,
             end=tokenizer.end_token,

@@ -66,7 +66,7 @@ def encode_marked(
 ) -> Any:
     """What CLIPTextEncode makes of a text, with the tokens to hold marked in it.
 
-    concepts: named in the text as `embedding:name`. inside, outside: further words or embeddings,
+    concepts: named in the text as `Concept.stock`. inside, outside: further words or embeddings,
     separated by commas, to be held to the region and to the rest. extra: words behind the text,
     with a strength of their own (`encode_extra`). Raises InputError where the text has none of the
     concepts, or not one of the words.
@@ -96,7 +96,7 @@ def _require(
 ) -> None:
     names = {focus.name for focus in found}
     if concepts and names.isdisjoint(concept.name for concept in concepts):
-        tokens = " or ".join(f"embedding:{concept.name}" for concept in concepts)
+        tokens = " or ".join(concept.stock for concept in concepts)
         raise InputError(
             f"The text has no {tokens}. Write the token into it (Write Prompt does), and take CLIP "
             "from Apply Adapter, which knows the token."
@@ -125,7 +125,9 @@ def marked(conds: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _concept(clip: Any, line: Sequence[Any], concept: Concept) -> Focus | None:
-    columns = places(line, _words(clip, f"embedding:{concept.name}"), _same)
+    said = (concept.stock,) if concept.vectors else concept.spelled.forms
+    held = {column for text in said for column in places(line, _words(clip, text), _same)}
+    columns = tuple(sorted(held))
     subject = concept.role == "subject"
     word = places(line, _words(clip, concept.class_word), _same) if subject else ()
     return Focus(concept.name, concept.role, columns, word) if columns else None

@@ -185,12 +185,13 @@ def test_gradient_is_the_same_under_checkpointing(unet, inputs, kind) -> None:
 def test_gradient_reaches_the_token_vectors(unet, inputs) -> None:
     vectors = TokenVectors({n: {"clip_l": torch.randn(2, 24)} for n in ("ada", "ink")})
     slots = {2: ("ada", 0), 3: ("ada", 1)}, {}, {4: ("ada", 0), 1: ("ink", 0), 6: ("ink", 1)}
-    layouts = [Layout((0,) * 9, of) for of in slots]
+    columns = {"ada": [2, 3]}, {}, {"ink": [1, 6], "ada": [4]}
+    layouts = [Layout((0,) * 9, *of) for of in zip(slots, columns, strict=True)]
     context = splice(inputs[2].detach(), layouts, vectors, "clip_l")
     with captured(TappedTorch.of(unet), factors=(2,)) as capture:
         with capture.recording():
             unet(inputs[0], inputs[1], context)
-        layers = capture.maps([layout.positions() for layout in layouts], SIZE)
+        layers = capture.maps([layout.columns for layout in layouts], SIZE)
     torch.stack([refocusing(m.values, torch.zeros(3, 1, *SIZE)) for m in layers]).sum().backward()
     for parameter in vectors.parameters():
         assert torch.all(parameter.grad.abs().sum(-1) > 0)

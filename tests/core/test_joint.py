@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from magicapture.errors import UnsupportedModelError
 from magicapture.paperdoll.pairs import make_pair
 from magicapture.paperdoll.recipe import doll_recipe
 from magicapture.paperdoll.weights import loss_embedder, model_folder
+from magicapture.prompts import as_embeddings
 from magicapture.recipes import with_steps
 from magicapture.refocusing.bias import holding
 from magicapture.refocusing.focus import Focus
@@ -257,3 +259,30 @@ def test_a_training_with_every_loss_moves_vectors_and_lora(backbone):
     with adapted(backbone, adapter):
         drawn = sample(backbone, prompt, adapter.vectors(), settings, seed=1)
     assert not torch.equal(plain, drawn)
+
+
+def test_a_training_with_phrases_moves_the_lora_alone(backbone):
+    """From the first step, at the source and style tasks; drawn by the token and in plain words."""
+    pair = make_pair(1_000_000, 1_000_099, poses=1)
+    job = doll_job(pair, with_steps(doll_recipe(model="transformer"), 4))
+    subject, style = (
+        replace(of, concept=replace(of.concept, vectors=0, phrase=phrase))
+        for of, phrase in zip(job.learnables, ("ada", "fable"), strict=True)
+    )
+    losses: list[set[str]] = []
+
+    def listener(event: Any) -> None:
+        if isinstance(event, Stepped):
+            losses.append(set(event.losses))
+
+    job = replace(job, subject=subject, style=style)
+    with Trainer.open(job, backbone, embedder=loss_embedder(), listener=listener) as trainer:
+        adapter = trainer.run()
+    assert losses[0] == {"source", "style", "attention"}
+    assert adapter.tokens == {} and any(weights.up.any() for weights in adapter.lora.values())
+    settings = SamplingSettings(steps=2, width=128, height=128)
+    text = as_embeddings(adapter.prompt(), adapter.concepts)
+    assert text == "a photo of ada person in the fable style"
+    with adapted(backbone, adapter):
+        drawn = sample(backbone, adapter.prompt(), adapter.vectors(), settings, seed=1)
+        assert torch.equal(sample(backbone, text, None, settings, seed=1), drawn)

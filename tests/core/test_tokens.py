@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from magicapture.errors import InputError
-from magicapture.tokens import Concept, Prompt, TokenVectors, layout, splice
+from magicapture.tokens import Concept, Phrase, Prompt, TokenVectors, layout, splice
 
 
 def words(text):
@@ -41,7 +41,7 @@ def test_layout_of_two_tokens():
     #               start a   ada   cat in  ink end pad
     assert found.ids == (1, 11, 1, 1, 13, 12, 1, 2, 3, 3, 3, 3)
     assert found.slots == {2: ("ada", 0), 3: ("ada", 1), 6: ("ink", 0)}
-    assert found.positions() == {"ada": [2, 3], "ink": [6]}
+    assert found.columns == {"ada": [2, 3], "ink": [6]}
 
 
 def test_layout_for_an_encoder_without_a_start():
@@ -107,14 +107,15 @@ def test_splice_writes_the_slots_alone():
 
 def test_a_token_twice_gets_both_gradients():
     vectors = TokenVectors({"ada": {"clip_l": torch.ones(1, 2)}})
-    layouts = [lay("<ada> <ada>", vectors.counts), lay("<ada>", vectors.counts)]
+    written = vectors.written("clip_l")
+    layouts = [lay("<ada> <ada>", written), lay("<ada>", written)]
     splice(torch.zeros(2, 12, 2), layouts, vectors, "clip_l").sum().backward()
     assert torch.equal(vectors.get("ada", "clip_l").grad, torch.full((1, 2), 3.0))
 
 
 def test_splice_keeps_the_embeddings_dtype():
     vectors = TokenVectors({"ada": {"clip_l": torch.ones(1, 2)}})
-    layouts = [lay("<ada>", vectors.counts)]
+    layouts = [lay("<ada>", vectors.written("clip_l"))]
     after = splice(torch.zeros(1, 12, 2, dtype=torch.bfloat16), layouts, vectors, "clip_l")
     assert after.dtype == torch.bfloat16
 
@@ -122,7 +123,7 @@ def test_splice_keeps_the_embeddings_dtype():
 def test_vectors_are_copies():
     source = torch.ones(2, 3, dtype=torch.float16)
     vectors = TokenVectors({"ada": {"clip_l": source, "clip_g": torch.ones(2, 5)}})
-    assert vectors.counts == {"ada": 2}
+    assert vectors.written("clip_l") == {"ada": 2}
     assert [p.dtype for p in vectors.parameters()] == [torch.float32] * 2
     out = vectors.tensors()["ada"]["clip_l"]
     out.zero_()
@@ -166,7 +167,7 @@ def test_values_of_a_wrong_type_are_refused(changes, message):
         Concept(**{"name": "ada", "role": "subject", **changes})
 
 
-@pytest.mark.parametrize("count", [0, 17])
+@pytest.mark.parametrize("count", [-1, 17])
 def test_numbers_of_vectors(count):
     with pytest.raises(InputError, match="1 to 16"):
         Concept("ada", "subject", vectors=count)
@@ -175,3 +176,113 @@ def test_numbers_of_vectors(count):
 def test_a_class_word_is_needed():
     with pytest.raises(InputError, match="class word"):
         Concept("ada", "subject", class_word=" ")
+
+
+ADA, INK = Phrase("ada lovel", "woman"), Phrase("ink", "style")
+
+
+def test_a_phrase_is_laid_out_as_its_words():
+    found = lay("a <ada> woman in the <ink> style", {"ada": ADA, "ink": INK})
+    assert found.ids == lay("a ada lovel woman in the ink style", {}).ids
+    assert found.slots == {}
+    # start a ada lovel woman in the ink style
+    assert found.columns == {"ada": [2, 3, 4], "ink": [7, 8]}
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"),
+    [
+        ("<ada>", [1, 2]),
+        ("<ada> lady", [1, 2]),
+        ("<ada> woman", [1, 2, 3]),
+        ("<ada>  Woman, old", [1, 2, 3]),
+        ("<ada> womanly", [1, 2]),
+        ("<ada> old woman", [1, 2]),
+        ("woman <ada>, ada", [2, 3]),
+        ("<ada> <ada> woman", [1, 2, 3, 4, 5]),
+        ("<ada>woman", [1, 2]),
+    ],
+)
+def test_the_noun_right_behind_a_phrase_is_its_column_too(text, columns):
+    assert lay(text, {"ada": ADA}).columns == {"ada": columns}
+
+
+def test_an_encoder_sees_a_phrase_among_the_words_beside_it():
+    """One that cuts words by their neighbours cuts them as in the spelled text."""
+    texts = []
+
+    def letters(text):
+        texts.append(text)
+        return [*map(ord, text)]
+
+    found = layout(
+        Prompt("a <ada>s <ink> b"),
+        {"ada": ADA, "ink": 1},
+        letters,
+        start=None,
+        end=2,
+        pad=3,
+        length=40,
+    )
+    assert texts[0] == "a ada lovels"
+    assert found.columns == {"ada": [*range(1, 11)], "ink": [12]}
+    assert found.ids[:14] == (*map(ord, "a ada lovels"), 3, ord("b"))
+
+
+def test_vectors_and_phrases_side_by_side():
+    vectors = TokenVectors({"ada": {"clip_l": torch.ones(2, 3)}}, {"ada": ADA, "ink": INK})
+    assert vectors.written("clip_l") == {"ada": 2, "ink": INK}
+    assert vectors.written("t5xxl") == {"ada": ADA, "ink": INK}
+    found = lay("<ada> woman in <ink> style", vectors.written("clip_l"))
+    assert found.columns == {"ada": [1, 2], "ink": [5, 6]}
+    assert found.slots == {1: ("ada", 0), 2: ("ada", 1)}
+
+
+def test_a_phrase_cut_off_is_refused():
+    assert lay("a bb <ada>", {"ada": ADA}, length=6).columns == {"ada": [3, 4]}
+    with pytest.raises(InputError, match="shorten"):
+        lay("a bb <ada>", {"ada": ADA}, length=5)
+
+
+def test_how_a_concept_is_called():
+    ada = Concept("ada-1", "subject", "woman", vectors=0, phrase=" ada  lovel ")
+    assert ada.spelled == Phrase("ada lovel", "woman")
+    assert ada.stock == "ada lovel"
+    assert Concept("ink", "style", "woman", vectors=0).spelled == INK
+    assert Concept("ink", "style").stock == "embedding:ink"
+
+
+def test_a_text_names_a_phrase_in_plain_words():
+    ada = Concept("ada", "subject", vectors=0, phrase="ada lovel")
+    assert ada.is_named_in("Ada  Lovel on a beach")
+    assert ada.is_named_in("<ada> on a beach")
+    assert not ada.is_named_in("ada lovell on a beach")
+    assert not Concept("ada", "subject").is_named_in("ada on a beach")
+
+
+@pytest.mark.parametrize(
+    "phrase", ["<ada>", "(ada:1.2)", "a {b}", "ada\nb", "x" * 61, "", " .", 5, "Embedding:ada"]
+)
+def test_a_phrase_is_of_ordinary_words(phrase):
+    with pytest.raises(InputError, match="phrase of 'ada'"):
+        Concept("ada", "subject", vectors=0, phrase=phrase)
+
+
+def test_a_phrase_is_not_the_class_word():
+    with pytest.raises(InputError, match="every border collie would be it"):
+        Concept("rex", "subject", "border collie", vectors=0, phrase="Border  collie")
+    with pytest.raises(InputError, match="every person would be it"):
+        Concept("person", "subject", vectors=0)
+    assert Concept("person-1", "subject", phrase="person").vectors == 1
+
+
+def test_facts_are_those_of_before_where_there_is_no_phrase():
+    assert Concept("ada", "subject").facts() == {
+        "name": "ada",
+        "role": "subject",
+        "class_word": "person",
+        "vectors": 1,
+        "init": None,
+    }
+    ada = Concept("ada", "subject", vectors=0, phrase="ada lovel")
+    assert Concept(**ada.facts()) == ada

@@ -95,6 +95,22 @@ def test_prompts_say_where_the_tokens_are(pack, either):
     assert changed.nonzero()[0] == 5, "attention is causal: nothing before the vector changes"
 
 
+def test_a_phrase_is_encoded_as_its_words(pack, either):
+    """As CLIPTextEncode has them, in both of XL's text encoders."""
+    tokens = pack("magicapture.tokens")
+    phrases = {"ada": tokens.Phrase("ada lovel", "woman")}
+    backbone = pack.comfy.ComfyBackbone(either.model, either.clip, either.vae)
+    prompt = tokens.Prompt("a photo of <ada> woman by the sea")
+    with backbone.training(None):
+        found = backbone.encode_prompts([prompt], tokens.TokenVectors({}, phrases))
+    expected, told = stock_encoding(either.clip, "a photo of ada lovel woman by the sea")
+    assert torch.equal(found.context, expected)
+    if backbone.family == "sdxl":
+        assert torch.equal(found.extra["pooled"], told["pooled_output"])
+    words = 4 + len(backbone.word_ids("clip_l", "ada lovel"))  # behind start, a, photo, of
+    assert found.positions == [{"ada": [*range(4, words + 1)]}]
+
+
 def test_words_have_the_ids_and_vectors_of_the_clip(pack, either):
     backbone = pack.comfy.ComfyBackbone(either.model, either.clip, either.vae)
     assert backbone.word_ids("clip_l", "woman") == [2308]

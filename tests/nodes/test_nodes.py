@@ -174,6 +174,70 @@ def test_from_pictures_to_a_prompt_and_back_from_disk(nodes, pack, tiny, ksample
     assert not torch.equal(drawn(adapter), before)
 
 
+def spelled(nodes, pack, subject="ada lovel", style=""):
+    """Concepts without vectors; the style's phrase is its name."""
+    person, portraits = references(nodes, pack), references(nodes, pack, [photos(seed=7)])
+    define = nodes.DefineConcept.execute
+    return (
+        define(person, "subject", "ada-1", "woman", 0, phrase=subject)[0],
+        define(portraits, "style", "sfumat", "person", 0, phrase=style)[0],
+    )
+
+
+def test_phrases_are_trained_saved_and_said_in_stock_prompts(nodes, pack, make, tiny, ksample):
+    """The LoRA is one file, which ComfyUI's own loader takes; its prompt is in ordinary words."""
+    import nodes as stock_nodes
+
+    before, embeddings = ksample(tiny), sorted(make.embeddings.iterdir())
+    adapter, *_, report = train(nodes, pack, tiny, concepts=spelled(nodes, pack)).args
+    assert adapter.tokens == {} and "ada lovel, sfumat." in report
+    assert torch.equal(ksample(tiny), before)
+
+    name = nodes.SaveAdapter.execute(adapter, "ada in words")[1]
+    assert sorted(make.embeddings.iterdir()) == embeddings
+    loaded = nodes.LoadAdapter.execute(name)[0]
+    prompt = nodes.WritePrompt.execute(loaded, "composed", 0, "")[0]
+    assert prompt == "a photo of ada lovel woman in the sfumat style"
+    assert f"Prompt: {prompt}" in report
+
+    def drawn(model, clip):
+        return ksample(type(tiny)(model, clip, tiny.vae), prompt)
+
+    own = drawn(*nodes.ApplyAdapter.execute(tiny.model, tiny.clip, loaded, 1.0).args)
+    load = stock_nodes.LoraLoader().load_lora
+    assert torch.equal(drawn(*load(tiny.model, tiny.clip, name, 1.0, 1.0)), own)
+    assert not torch.equal(own, ksample(tiny, prompt))
+
+    encoded = nodes.EncodePrompt.execute(tiny.clip, prompt, "", "", loaded)[0]
+    marked = encoded[0][1][pack("nodes._comfy.marks").TOKENS]
+    ada, sfumat = (
+        len(tiny.clip.tokenizer.clip_l.tokenizer(w)["input_ids"]) - 2
+        for w in ("ada lovel", "sfumat")
+    )
+    # start a photo of | ada lovel woman | in the | sfumat style; a noun right behind counts
+    assert [mark.columns for mark in marked] == [
+        tuple(range(4, 5 + ada)),
+        tuple(range(7 + ada, 8 + ada + sfumat)),
+    ]
+    assert marked[0].word == (4 + ada,)
+    with pytest.raises(pack("magicapture.errors").InputError, match="no ada lovel or sfumat"):
+        nodes.EncodePrompt.execute(tiny.clip, "a photo of a woman", "", "", loaded)
+
+
+@pytest.mark.parametrize(
+    ("phrases", "message"),
+    [
+        (("woman", ""), "is its class word 'woman'"),
+        (("a (b)", ""), "without brackets"),
+        (("x" * 61, ""), "at most 60 characters"),
+        (("Sfumat", ""), "have the same phrase, 'Sfumat'"),
+    ],
+)
+def test_phrases_that_cannot_be_learned(nodes, pack, tiny, phrases, message):
+    with pytest.raises(pack("magicapture.errors").InputError, match=re.escape(message)):
+        train(nodes, pack, tiny, concepts=spelled(nodes, pack, *phrases))
+
+
 def test_an_fp8_model_trains_and_is_left_as_it_was(nodes, pack, make, tiny, ksample):
     tiny.model = make.model(dtype=torch.float8_e4m3fn, manual_cast=torch.float32)
     tiny.clip = make.clip(dtype=torch.float8_e4m3fn)
