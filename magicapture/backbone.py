@@ -18,15 +18,16 @@ from .attention import Network
 from .families import Family, FamilyName
 from .parts import Parts
 from .schedule import Schedule
-from .tokens import Prompt, TokenVectors
+from .tokens import Layout, Prompt, TokenVectors
 
 
 @dataclass(frozen=True)
 class Conditioning:
     """What the UNet is told about the prompts of a batch.
 
-    `context` is (B,L,D). `extra` is what the model is told beside it, by row: SDXL's "pooled", and
-    the "guidance" of models in which it is distilled. `positions[b][name]` lists the columns of
+    `context` is (B,L,D). `extra` is what the model is told beside it, by row: SDXL's "pooled", the
+    "guidance" of models in which it is distilled, and where texts are as long as they are, how many
+    columns are a row's own, its "length". `positions[b][name]` lists the columns of
     `context` that hold the vectors of the token `name`, or the words that say it.
     """
 
@@ -91,6 +92,9 @@ class Backbone(Protocol):
 
     def word_vectors(self, encoder: str, text: str) -> Tensor:
         """The input embeddings (n,width) float32 of `text`, to initialise a token from."""
+
+    def layout(self, encoder: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
+        """A prompt as one encoder sees it, with the places of the tokens."""
 
     def encode_prompts(self, prompts: Sequence[Prompt], vectors: TokenVectors) -> Conditioning:
         """Encode prompts with the token vectors spliced in; gradients reach the vectors.

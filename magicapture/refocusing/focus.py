@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from ..backbone import Backbone, Conditioning
 from ..config import Role
-from ..tokens import Concept, Prompt, TokenVectors, layout, places
+from ..families import FAMILIES
+from ..tokens import Concept, Prompt, TokenVectors, places
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,14 @@ def foci(
     concepts: Sequence[Concept],
 ) -> list[tuple[Focus, ...]]:
     """The tokens of the prompts that are concepts, by the conditioning they were encoded to."""
-    encoder = next(iter(backbone.text_encoders))
+    encoder, *_ = FAMILIES[backbone.family].reads
 
     def word_ids(text: str) -> list[int]:
         return backbone.word_ids(encoder, text)
 
-    rows, written = [], vectors.written(encoder)
-    length = conditioning.context.shape[1]
+    rows = []
     for prompt, positions in zip(prompts, conditioning.positions, strict=True):
-        line = layout(prompt, written, word_ids, start=-1, end=-2, pad=-3, length=length)
+        line = backbone.layout(encoder, prompt, vectors)
         rows.append(
             tuple(
                 Focus(c.name, c.role, tuple(positions[c.name]), _word(c, line.ids, word_ids))
