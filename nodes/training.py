@@ -109,8 +109,9 @@ class MagiCaptureTrain(Node):
         job = TrainingJob(subject, style, recipe or named_recipe(), training_seed)
         monitor = Monitor(node_id(cls), job, preview_every)
         monitor.warnings += _unwritable()
-        replaced = check_names(job.concepts, model_folders("embeddings"))
         backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
+        concepts = job.fitted(backbone.family).concepts
+        replaced = check_names(concepts, model_folders("embeddings"))
         with (
             saved_when_stopped(),
             Trainer.open(
