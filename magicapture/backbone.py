@@ -46,6 +46,24 @@ class Conditioning:
             self.positions[rows],
         )
 
+    def by_length(self) -> Iterator[tuple[list[int], Conditioning]]:
+        """The rows whose texts are of one length, and what they are told, without other columns.
+
+        For networks that take no mask. Without a "length" all rows are of one.
+        """
+        own = self.extra.get("length")
+        lengths = [self.context.shape[1]] * len(self) if own is None else own.tolist()
+        for length in dict.fromkeys(lengths):
+            rows = [row for row, other in enumerate(lengths) if other == length]
+            yield (
+                rows,
+                Conditioning(
+                    self.context[rows, :length],
+                    {name: values[rows] for name, values in self.extra.items()},
+                    [self.positions[row] for row in rows if self.positions],
+                ),
+            )
+
 
 def distilled_guidance(conditioning: Conditioning, family: Family) -> Tensor | None:
     """What a network that guidance is distilled in is told of it (B,); in training the family's."""
