@@ -67,4 +67,8 @@ def _word(
     concept: Concept, ids: Sequence[int], word_ids: Callable[[str], Sequence[int]]
 ) -> tuple[int, ...]:
     """The class word's columns; a style's word is that of whom it is worn by, so it has none."""
-    return places(ids, word_ids(concept.class_word)) if concept.role == "subject" else ()
+    if concept.role == "style":
+        return ()
+    # To a language model a blank belongs to the word behind it.
+    ways = (concept.class_word, f" {concept.class_word}")
+    return tuple(sorted({column for text in ways for column in places(ids, word_ids(text))}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -293,12 +294,15 @@ def make_zimage(name: str = "ZImage", **changes: Any) -> Any:
     import comfy.model_management
     import comfy.model_patcher
     import comfy.supported_models
+    from comfy.ldm.lumina.model import NextDiT
 
     class TinyZImage(getattr(comfy.supported_models, name)):
         unet_extra_config: ClassVar[dict[str, Any]] = {}
         latent_format = comfy.latent_formats.SD15
 
-    config = TinyZImage({**ZIMAGE, **changes})
+    known = inspect.signature(NextDiT.__init__).parameters.keys() | {"image_model"}
+    settings = {name: value for name, value in ZIMAGE.items() if name in known}  # 0.3.64 has fewer
+    config = TinyZImage({**settings, **changes})
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "", device=torch.device("cpu"))
     fill(model.diffusion_model)

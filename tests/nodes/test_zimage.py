@@ -287,6 +287,19 @@ def test_stock_loaders_draw_what_apply_adapter_draws(
     assert (own - plain).abs().max() > 1e-2
 
 
+def test_encode_prompt_marks_the_phrases_columns(pack, ours, tiny_zimage, adapter) -> None:
+    """Between the template's words, also where the phrase begins the prompt."""
+    marks = pack("nodes._comfy.marks")
+    for text in (SHORT, "<ada> woman in the rain"):
+        (prompt,) = prompts(pack, text)
+        line = ours.layout("qwen3_4b", prompt, adapter.vectors())
+        plain = text.replace("<ada>", "ada lovel")
+        conditioning = marks.encode_marked(tiny_zimage.clip, plain, adapter.concepts)
+        (focus,) = conditioning[0][1][marks.TOKENS]
+        assert focus.columns == tuple(line.columns["ada"])
+        assert focus.word == focus.columns[-1:]
+
+
 def test_the_file_does_the_same_in_diffusers(pack, ours, theirs, phrases, adapter, file) -> None:
     """Read by diffusers' own loader; here it is merged into the fused layers."""
     lora = pack("magicapture.lora")
@@ -323,7 +336,7 @@ def test_other_models_are_refused_in_words(pack, make, tiny, tiny_zimage, adapte
 
 def test_lumina_is_refused_and_what_z_image_needs_is_said(pack, make, tiny) -> None:
     """Also by a ComfyUI that has no Z-Image."""
-    lumina = make.zimage("Lumina2", z_image_modulation=False)
+    lumina = make.zimage("Lumina2")
     with pytest.raises(
         pack("magicapture.errors").UnsupportedModelError,
         match=r"from ComfyUI 0\.33\.0 on, Z-Image",

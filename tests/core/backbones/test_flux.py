@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 from magicapture.attention import captured, cross_attentions, select
 from magicapture.backbones import load_backbone
 from magicapture.errors import InputError, StorageError, UnsupportedModelError
+from magicapture.refocusing.focus import Focus, foci
 from magicapture.sampling import SamplingSettings, sample, sample_latents
-from magicapture.tokens import Prompt, TokenVectors
+from magicapture.tokens import Concept, Prompt, TokenVectors
 
 NOTHING = TokenVectors({})
 SHIFTS = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
@@ -82,6 +83,11 @@ def test_vectors_stand_in_both_encoders(flux_backbone, vectors) -> None:
     plain = flux_backbone.encode_prompts(prompts, NOTHING)
     found = flux_backbone.encode_prompts(prompts, vectors)
     assert found.positions == [{"ada": [3, 4]}, {}]
+    concept = Concept("ada", "subject", "woman")
+    assert foci(flux_backbone, prompts, found, vectors, [concept]) == [
+        (Focus("ada", "subject", (3, 4), word=(5,)),),
+        (),
+    ]
     seen = []
     first = flux_backbone.text_encoders["t5xxl"].encoder.block[0]
     hook = first.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))

@@ -67,8 +67,8 @@ def test_a_phrase_is_told_as_its_words(zimage_backbone) -> None:
     )
     concept = Concept("ada", "subject", "woman", vectors=0, phrase="ada lovel")
     (_, focus) = foci(zimage_backbone, prompts(*TEXTS), told, ADA, [concept])
-    # " woman" is the phrase's last column as well
     assert focus[0].columns == tuple(told.positions[1]["ada"])
+    assert focus[0].word == focus[0].columns[-1:]
 
 
 @torch.no_grad()
