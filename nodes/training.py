@@ -38,7 +38,7 @@ class MagiCaptureTrain(Node):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Stable Diffusion 1.x, 2.x or XL, or Flux.1. Left as it is. "
+                    tooltip="Stable Diffusion 1.x, 2.x or XL, Flux.1 or Z-Image. Left as it is. "
                     "Train on a base model or a full fine-tune of it; Turbo, Lightning and LCM "
                     "models are for drawing, and take the adapter of their base.",
                 ),

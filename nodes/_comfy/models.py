@@ -183,6 +183,12 @@ def text_parts_of(clip: Any, model: ModelPatcher) -> dict[str, TextPart]:
             f"The input 'clip' holds {' and '.join(parts)}, and {family.title} at 'model' reads "
             f"{' and '.join(family.keys)}. Connect the CLIP of the same model."
         )
+    template = family.encoder(family.reads[0]).template
+    if template is not None and getattr(tokenizer, "llama_template", None) != template:
+        raise UnsupportedModelError(
+            f"The input 'clip' writes prompts as another model than {family.title} reads them "
+            f"({type(tokenizer).__name__}). Load the text encoder with the type lumina2."
+        )
     own, width = [parts[key].width for key in family.reads], context_width(model)
     if sum(own) != width:
         raise UnsupportedModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from contextlib import ExitStack
 from dataclasses import replace
@@ -324,6 +325,10 @@ def test_other_models_are_refused_in_words(pack, make, tiny, tiny_zimage, adapte
         backbone(tiny_zimage.model, tiny.clip, tiny.vae)
     with pytest.raises(refused, match="'clip' holds qwen3_4b"):
         backbone(tiny.model, tiny_zimage.clip, tiny.vae)
+    klein = tiny_zimage.clip.clone()
+    klein.tokenizer = importlib.import_module("comfy.text_encoders.flux").KleinTokenizer()
+    with pytest.raises(refused, match="another model than Z-Image reads them"):
+        backbone(tiny_zimage.model, klein, tiny.vae)
     with pytest.raises(refused, match="48 wide and the model at 'model' expects 64"):
         backbone(make.zimage(cap_feat_dim=64), tiny_zimage.clip, tiny.vae)
     with pytest.raises(refused, match="8 input channels"):
