@@ -237,7 +237,7 @@ def test_the_blocks_that_are_measured_are_those_of_diffusers(pack, backbone, twi
     )
     agreements, found = pack("magicapture.training.blocks").agreements, []
     with torch.inference_mode(False):
-        pair = dolls.make_pair(1_000_000, 1_000_099, poses=2)
+        pair = dolls.make_pair(1_000_000, 1_000_099, poses=1)
         job = pack("magicapture.demo.example").doll_job(pair, recipe)
         for one in (backbone, twin):
             with training.Trainer.open(job, one) as trainer:
