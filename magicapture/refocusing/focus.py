@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..backbone import Backbone, Conditioning
 from ..config import Role
+from ..families import FAMILIES
 from ..tokens import Concept, Prompt, TokenVectors, layout, places
 
 
@@ -44,27 +45,33 @@ def foci(
     concepts: Sequence[Concept],
 ) -> list[tuple[Focus, ...]]:
     """The tokens of the prompts that are concepts, by the conditioning they were encoded to."""
-    encoder = next(iter(backbone.text_encoders))
+    length = conditioning.context.shape[1]
+
+    def focus(concept: Concept, prompt: Prompt, columns: Sequence[int]) -> Focus:
+        word: tuple[int, ...] = ()
+        if concept.role == "subject":  # a style's class word is that of whom it is worn by
+            word = word_columns(backbone, prompt, vectors, concept.class_word, length)
+        return Focus(concept.name, concept.role, tuple(columns), word)
+
+    return [
+        tuple(focus(c, prompt, positions[c.name]) for c in concepts if c.name in positions)
+        for prompt, positions in zip(prompts, conditioning.positions, strict=True)
+    ]
+
+
+def word_columns(
+    backbone: Backbone, prompt: Prompt, vectors: TokenVectors, word: str, length: int
+) -> tuple[int, ...]:
+    """The columns that every occurrence of an ordinary word has in a prompt; none where it lacks.
+
+    length: of the prompt's context. vectors: of the tokens that the prompt may hold.
+    """
+    facts = FAMILIES[backbone.family]
+    encoder = facts.encoder(facts.reads[0])
 
     def word_ids(text: str) -> list[int]:
-        return backbone.word_ids(encoder, text)
+        return backbone.word_ids(encoder.key, text)
 
-    rows, written = [], vectors.written(encoder)
-    length = conditioning.context.shape[1]
-    for prompt, positions in zip(prompts, conditioning.positions, strict=True):
-        line = layout(prompt, written, word_ids, start=-1, end=-2, pad=-3, length=length)
-        rows.append(
-            tuple(
-                Focus(c.name, c.role, tuple(positions[c.name]), _word(c, line.ids, word_ids))
-                for c in concepts
-                if c.name in positions
-            )
-        )
-    return rows
-
-
-def _word(
-    concept: Concept, ids: Sequence[int], word_ids: Callable[[str], Sequence[int]]
-) -> tuple[int, ...]:
-    """The class word's columns; a style's word is that of whom it is worn by, so it has none."""
-    return places(ids, word_ids(concept.class_word)) if concept.role == "subject" else ()
+    written, start = vectors.written(encoder.key), -1 if encoder.starts else None
+    line = layout(prompt, written, word_ids, start=start, end=-2, pad=-3, length=length)
+    return places(line.ids, word_ids(word))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..config import Recipe, to_dict
+from ..config import FIXED, Recipe, to_dict
 from ..data import Learnable, check_photos, fingerprint
 from ..data.checks import check_apart
 from ..data.given import with_estimated_landmarks
@@ -87,8 +87,11 @@ class TrainingJob:
         recipe = replace(self.recipe, checkpointing=False)
         if recipe.batching == "in_turn":
             recipe = replace(recipe, batching="together")
+        settings = to_dict(recipe)
+        if recipe.refocus.blocks == FIXED:  # as before there was a choice: such runs go on
+            del settings["refocus"]["blocks"]
         return digest(
-            json.dumps(to_dict(recipe), sort_keys=True),
+            json.dumps(settings, sort_keys=True),
             json.dumps(
                 [*(concept.facts() for concept in self.concepts), self.seed], sort_keys=True
             ),
