@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ...magicapture.errors import InputError, UnsupportedModelError
-from ...magicapture.families import FamilyName
+from ...magicapture.families import FAMILIES, FamilyName
 from ...magicapture.schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
 
 SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v prediction)"
@@ -52,6 +52,26 @@ def family_of(model: ModelPatcher) -> FamilyName:
     elif isinstance(network, Flux) and _is_doll(model):
         return "doll_flux"
     raise _unsupported("model", found)
+
+
+def check_attention(model: ModelPatcher) -> None:
+    """Raise UnsupportedModelError where it is not known how a MODEL attends to its prompt.
+
+    Known are all UNets of Stable Diffusion, also those that are no family's, and the transformers
+    of the families. InputError where there is no model.
+    """
+    network = getattr(getattr(model, "model", None), "diffusion_model", None)
+    if isinstance(network, UNetModel):
+        return
+    try:
+        family_of(model)
+    except UnsupportedModelError:
+        known = ", ".join(family.title for family in FAMILIES.values())
+        raise UnsupportedModelError(
+            f"The input 'model' holds {type(model.model.model_config).__name__} "
+            f"({type(network).__name__}), of which it is not known how it attends to a prompt. "
+            f"Connect a model of one of these: {known}."
+        ) from None
 
 
 def _is_doll(model: ModelPatcher) -> bool:
