@@ -276,6 +276,8 @@ class TappedUNet(ABC):
             return args, kwargs
 
         def end(_: nn.Module, args: Args, output: object) -> None:
+            if not running:  # a hook before ours has raised an exception
+                return
             call, leave = running.pop()
             leave()
             if output is not None and not call.seen:  # None: an exception is on its way

@@ -211,6 +211,21 @@ def test_pictures_that_are_no_whole_patches(refocused, prompts, model, mask):
         assert held.shape == (1, 4, 7, 11) and (held - plain).abs().max() > 1e-4
 
 
+def test_the_columns_are_those_of_the_encoder_that_gives_the_context(pack, comfyui):
+    """Flux's are T5's: it has no start, and cuts words in its own way."""
+    from comfy.text_encoders.flux import FluxTokenizer
+
+    tokenizer = FluxTokenizer()
+    clip = SimpleNamespace(tokenize=tokenizer.tokenize_with_weights)
+    marks, text = pack("nodes._comfy.marks"), "a photo of a platypus with a hat"
+    line = marks._line(clip.tokenize(text))
+    pieces = tokenizer.t5xxl.tokenizer.convert_ids_to_tokens(line)
+    found = {word: marks._word(clip, line, word, "subject").columns for word in ("platypus", "hat")}
+    for word, columns in found.items():
+        assert "".join(pieces[column] for column in columns) == f"\u2581{word}"
+    assert len(found["platypus"]) > 1 and len(line) == 256
+
+
 # -- the gradient ---------------------------------------------------------------------------------
 
 
