@@ -144,13 +144,22 @@ def _split(listed: str) -> list[str]:
 
 def _line(tokens: Mapping[str, Sequence[Sequence[Sequence[Any]]]]) -> list[Any]:
     """The tokens of a text in the order of the context's columns, chunk behind chunk."""
-    return [token[0] for chunk in next(iter(tokens.values())) for token in chunk]
+    return [token[0] for chunk in _columns(tokens) for token in chunk]
 
 
 def _words(clip: Any, text: str) -> list[Any]:
     """The tokens of a text alone, without start, end and padding."""
-    chunks = next(iter(clip.tokenize(text, return_word_ids=True).values()))
+    chunks = _columns(clip.tokenize(text, return_word_ids=True))
     return [token[0] for chunk in chunks for token in chunk if token[2] > 0]
+
+
+def _columns(tokens: Mapping[str, Any]) -> Any:
+    """The chunks of the text encoder whose output the context's columns are.
+
+    T5's where there is one, as in Flux, to which CLIP tells but one pooled vector; the columns of
+    XL's two encoders are the same.
+    """
+    return tokens.get("t5xxl") or next(iter(tokens.values()))
 
 
 def _same(a: Any, b: Any) -> bool:
