@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    for name in ("identity", "style", "seed"):
+    for name in ("identity", "style", "seed", "model"):
         setting_option(parser, DemoSettings, name)
     parser.add_argument(
         "--fast", action="store_true", help=f"{FAST_STEPS} steps: a minute, and a rougher result."
