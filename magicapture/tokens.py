@@ -157,34 +157,37 @@ def layout(
     counts: Mapping[str, int],
     word_ids: Callable[[str], Sequence[int]],
     *,
-    start: int,
+    start: int | None,
     end: int,
     pad: int,
     length: int,
 ) -> Layout:
     """Lay a prompt out for one text encoder.
 
-    counts: vectors of each token by name; word_ids: text -> ids without start and end;
-    length: of the sequence, 77 for CLIP. A prompt too long loses its last words; raises
-    InputError when a token would be among them.
+    counts: vectors of each token by name; word_ids: text -> ids without start and end; start: the
+    id before the first word, None for an encoder that has none (T5); length: of the sequence, 77
+    for CLIP. A prompt too long loses its last words; raises InputError when a token would be
+    among them.
     """
-    ids: list[int] = []
+    ids = [] if start is None else [start]
+    before, last = len(ids), length - 1  # what stands at `last` is `end`
+    filler = pad if start is None else start  # `end` would move SDXL's pooled output here
     slots: dict[int, tuple[str, int]] = {}
     for piece, is_token in prompt.pieces(counts):
         if is_token:
             for index in range(counts[piece]):
-                slots[1 + len(ids)] = (piece, index)
-                ids.append(start)  # a filler; `end` would move SDXL's pooled output here
+                slots[len(ids)] = (piece, index)
+                ids.append(filler)
         else:
-            ids.extend(word_ids(piece))
-    room = length - 2
-    if slots and max(slots) > room:
+            ids.extend(word_ids(piece.strip()))
+    if slots and max(slots) >= last:
         shown = shorten(prompt.text, 80, placeholder=" ...")
         raise InputError(
-            f"The prompt {shown!r} has {len(ids)} tokens, and one of the learned ones comes after "
-            f"the {room} that the text encoder reads; shorten it or move the token forward."
+            f"The prompt {shown!r} has {len(ids) - before} tokens, and one of the learned ones "
+            f"comes after the {last - before} that the text encoder reads; shorten it or move the "
+            "token forward."
         )
-    ids = [start, *ids[:room], end]
+    ids = [*ids[:last], end]
     return Layout(tuple(ids + [pad] * (length - len(ids))), slots)
 
 

@@ -12,8 +12,8 @@ def words(text):
     return [10 + len(word) for word in text.split()]
 
 
-def lay(text, counts, length=12):
-    return layout(Prompt(text), counts, words, start=1, end=2, pad=3, length=length)
+def lay(text, counts, length=12, start=1):
+    return layout(Prompt(text), counts, words, start=start, end=2, pad=3, length=length)
 
 
 @pytest.mark.parametrize("word", ["<my-person>", "a {noun}", "person\nperson", "x" * 61, " "])
@@ -42,6 +42,29 @@ def test_layout_of_two_tokens():
     assert found.ids == (1, 11, 1, 1, 13, 12, 1, 2, 3, 3, 3, 3)
     assert found.slots == {2: ("ada", 0), 3: ("ada", 1), 6: ("ink", 0)}
     assert found.positions() == {"ada": [2, 3], "ink": [6]}
+
+
+def test_layout_for_an_encoder_without_a_start():
+    """T5: the first word is column 0, and vectors are laid over padding."""
+    found = lay("a <ada> cat", {"ada": 2}, length=7, start=None)
+    assert found.ids == (11, 3, 3, 13, 2, 3, 3)
+    assert found.slots == {1: ("ada", 0), 2: ("ada", 1)}
+    assert lay("a bb ccc dddd", {}, length=4, start=None).ids == (11, 12, 13, 2)
+    assert lay("a bb <ada> x", {"ada": 1}, length=4, start=None).slots == {2: ("ada", 0)}
+    with pytest.raises(InputError, match="after the 3 that"):
+        lay("a bb ccc <ada>", {"ada": 1}, length=4, start=None)
+
+
+def test_words_beside_a_token_are_told_without_blanks():
+    """A vocabulary of T5's kind would have a piece of its own for them."""
+    said = []
+
+    def heard(text):
+        said.append(text)
+        return [10]
+
+    layout(Prompt("a <ada> cat "), {"ada": 1}, heard, start=1, end=2, pad=3, length=9)
+    assert said == ["a", "cat"]
 
 
 def test_a_long_prompt_loses_its_last_words():
