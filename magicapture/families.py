@@ -22,7 +22,7 @@ class Encoder:
     layers nothing reads. columns: whether the context holds its words; False where the network is
     told its pooled output alone. length: of its texts where its tokenizer names none. own_scale:
     whether its vectors are of another size than CLIP's, so that they learn at a rate in proportion.
-    lora: whether a LoRA may be trained in it.
+    lora: whether a LoRA may be trained in it. starts: whether a token of its own comes first.
     """
 
     key: str
@@ -32,6 +32,7 @@ class Encoder:
     length: int | None = None
     own_scale: bool = False
     lora: bool = True
+    starts: bool = True
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ FAMILIES: Mapping[str, Family] = {
         "Flux.1",
         (
             Encoder("clip_l", 768, columns=False),
-            Encoder("t5xxl", 4096, length=256, own_scale=True, lora=False),
+            Encoder("t5xxl", 4096, length=256, own_scale=True, lora=False, starts=False),
         ),
         resolution=512,
         base_version="flux1",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..backbone import Backbone, Conditioning
 from ..config import Role
+from ..families import FAMILIES
 from ..tokens import Concept, Prompt, TokenVectors, layout, places
 
 
@@ -65,10 +66,12 @@ def word_columns(
 
     length: of the prompt's context. vectors: of the tokens that the prompt may hold.
     """
-    encoder = next(iter(backbone.text_encoders))
+    family = FAMILIES[backbone.family]
+    encoder = family.encoder(family.reads[0])
 
     def word_ids(text: str) -> list[int]:
-        return backbone.word_ids(encoder, text)
+        return backbone.word_ids(encoder.key, text)
 
-    line = layout(prompt, vectors.counts, word_ids, start=-1, end=-2, pad=-3, length=length)
+    start = -1 if encoder.starts else None
+    line = layout(prompt, vectors.counts, word_ids, start=start, end=-2, pad=-3, length=length)
     return places(line.ids, word_ids(word))
