@@ -23,6 +23,7 @@ from magicapture.errors import InputError
 from magicapture.paperdoll.model import transformer_backbone
 from magicapture.paperdoll.recipe import PROMPTS
 from magicapture.paperdoll.weights import model_folder
+from magicapture.refocusing import word_columns
 from magicapture.tokens import Concept, Prompt, TokenVectors
 from magicapture.training import Prepared, Resumed, Stepped, Trainer, TrainingJob, Warned
 from magicapture.training.blocks import agreements, best, looked_at
@@ -45,32 +46,18 @@ def backbone_of(transformer: nn.Module) -> DiffusersBackbone:
     return transformer_backbone(transformer, doll.vae, text, words)
 
 
-def transformer(value: Callable[[Tensor], object]) -> Any:
-    """A tiny one of Flux's class: two blocks of each kind, every weight set by `value`."""
-    from diffusers import FluxTransformer2DModel
-
-    torch.manual_seed(0)
-    network = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=32,
-        num_layers=2,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=128,
-        pooled_projection_dim=128,
-        axes_dims_rope=(4, 6, 6),
-        guidance_embeds=False,
-    )
-    with torch.no_grad():
-        for parameter in network.parameters():
-            value(parameter)
-    return network
+DOLL = {
+    "in_channels": 32,
+    "joint_attention_dim": 128,
+    "pooled_projection_dim": 128,
+    "guidance_embeds": False,
+}
+"""What the drawn world's transformer has of its own; the rest is `tiny.flux`'s."""
 
 
 @pytest.fixture(scope="module")
-def random_backbone() -> DiffusersBackbone:
-    return backbone_of(transformer(lambda p: nn.init.normal_(p, std=0.2)))
+def random_backbone(tiny) -> DiffusersBackbone:
+    return backbone_of(tiny.flux(**DOLL))
 
 
 @pytest.fixture
@@ -243,11 +230,10 @@ def look_at_words(network: Any, site: str, direction: Tensor, middle: Tensor) ->
 
 
 @pytest.mark.parametrize("chosen", range(4), ids=BLOCKS)
-def test_the_block_that_looks_at_the_faces_is_the_one(doll_job, chosen):
-    network = transformer(nn.init.zeros_)
-    for name, module in network.named_modules():
-        if name.endswith(("norm_q", "norm_k", "norm_added_q", "norm_added_k")):
-            nn.init.ones_(module.weight)
+def test_the_block_that_looks_at_the_faces_is_the_one(tiny, doll_job, chosen):
+    network = tiny.flux(**DOLL)
+    for name, parameter in network.named_parameters():
+        nn.init.constant_(parameter, float(".attn.norm_" in name))
     backbone, job = backbone_of(network), doll_job()
     with torch.no_grad():
         look_at_words(network, SITES[chosen], *bright_cells(job, backbone))
@@ -267,6 +253,22 @@ def test_the_block_that_looks_at_the_faces_is_the_one(doll_job, chosen):
     with Trainer.open(doll_job(masks=inverted), backbone, listener=events.append) as trainer:
         assert BLOCKS[chosen] not in trainer.blocks
     assert "agrees with the faces" in events[-1].text  # 0.5 is chance
+
+
+def test_flux1_measures_by_the_columns_of_t5(make_job, flux_backbone):
+    """Which stand without a start, and whose tokens the family's context holds."""
+    text, vectors = Prompt("a photo of a <ada> woman"), {"clip_l": (2, 32), "t5xxl": (2, 48)}
+    tokens = TokenVectors({"ada": {key: torch.zeros(shape) for key, shape in vectors.items()}})
+    told = flux_backbone.encode_prompts([text], tokens)
+    length = told.context.shape[1]
+    [ada] = (row["ada"] for row in told.positions)
+    assert word_columns(flux_backbone, text, tokens, "woman", length) == (ada[-1] + 1,)
+    assert ada == [4, 5]
+    refocus = RefocusSettings(blocks="auto")
+    with Trainer.open(make_job(refocus=refocus), flux_backbone) as trainer:
+        [name] = trainer.blocks
+        with refocusing_capture(flux_backbone, trainer.recipe, trainer.blocks) as capture:
+            assert [block_of(site) for site in capture.sites] == [name]
 
 
 def test_photos_without_cells_of_the_face_leave_the_fixed_blocks(random_backbone, doll_job):
