@@ -54,7 +54,7 @@ class MagiCaptureLoadPaperdollDemo(Node):
         )
 
     @classmethod
-    def execute(cls, steps, network=DemoSettings().model) -> io.NodeOutput:
+    def execute(cls, steps, network="unet") -> io.NodeOutput:
         parts = load_paperdoll(WEIGHTS, network)
         with torch.inference_mode(False):
             face_model = loss_embedder(WEIGHTS)

@@ -438,6 +438,27 @@ def test_both_nodes_on_the_paperdoll_transformer(pack, paperdoll_weights, tmp_pa
     assert "man: " in told and maps.std() > 0
 
 
+@pytest.mark.parametrize("first", ["compiled", "ours"])
+def test_a_compiled_transformer_is_held_as_it_is_written(refocused, prompts, model, mask, first):
+    from comfy_api.torch_helpers.torch_compile import set_torch_compile_wrapper
+
+    def compiled(model):
+        model = model.clone()
+        set_torch_compile_wrapper(model=model, backend="eager")
+        return model
+
+    torch.compiler.reset()
+    expected = draw(refocused(model, mask, **BIAS), prompts)
+    before = compiled(model)
+    draw(before, prompts)  # compiled without our hooks
+    if first == "compiled":
+        ours = refocused(before, mask, **BIAS)
+    else:
+        ours = compiled(refocused(model, mask, **BIAS))
+    torch.testing.assert_close(draw(ours, prompts), expected, rtol=1e-3, atol=1e-3)
+    torch.compiler.reset()
+
+
 # -- what cannot work is said ---------------------------------------------------------------------
 
 
