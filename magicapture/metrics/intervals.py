@@ -10,6 +10,9 @@ import numpy as np
 from ..errors import InputError
 
 
+_TOGETHER = 2_000_000  # numbers drawn at a time
+
+
 class Interval(NamedTuple):
     """A mean and the interval that holds it."""
 
@@ -33,6 +36,10 @@ def bootstrap(
         raise InputError("There are no values to take an interval of.")
     data = np.asarray(values, np.float64)
     rng = np.random.default_rng(seed)
-    means = data[rng.integers(len(data), size=(draws, len(data)))].mean(axis=1)
+    part = max(1, _TOGETHER // len(data))  # the same numbers, however many at a time
+    sizes = [min(part, draws - start) for start in range(0, draws, part)]
+    means = np.concatenate(
+        [data[rng.integers(len(data), size=(size, len(data)))].mean(axis=1) for size in sizes]
+    )
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
     return Interval(float(data.mean()), float(low), float(high))

@@ -113,3 +113,13 @@ def small(images: Tensor) -> Tensor:
 def distances(some: Tensor, others: Tensor) -> Tensor:
     """Mean absolute difference of small pictures (N,3,s,s) and (M,3,s,s): (N,M)."""
     return torch.cdist(some.flatten(1), others.flatten(1), p=1) / some[0].numel()
+
+
+def nearest(seen: Tensor, training: Tensor) -> Tensor:
+    """How near each small picture (N,3,s,s), or its mirror image, comes to any of training: (N,)."""
+    return torch.stack([distances(one, training).amin(1) for one in (seen, seen.flip(-1))]).amin(0)
+
+
+def apart(some: Tensor) -> float:
+    """How near two different ones of small pictures (N,3,s,s) come; 1, the most, for one alone."""
+    return float((distances(some, some) + torch.eye(len(some))).min())
