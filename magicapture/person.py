@@ -191,7 +191,7 @@ def measure_identity(
 
 
 def is_that_of(loss: FaceEmbedder | str | None, embedder: FaceEmbedder | None) -> bool | None:
-    """Whether a face embedder is the identity loss's, or of its name; None where that is unknown."""
+    """Whether a face embedder is the identity loss's, or of its name; None: unknown."""
     if not loss:
         return None
     if isinstance(loss, str):

@@ -52,6 +52,7 @@ DIRECTIONS: dict[str, str] = {
     "bench": "training person environment clip html",
     "clip": "backbones images",
     "html": "metrics images",
+    "evaluation": "data person clip html",
     "adapters": "prompts parts backups version weight_files",
     "identity": "faces losses backbone",
     "person": "faces metrics",

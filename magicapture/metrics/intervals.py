@@ -9,7 +9,6 @@ import numpy as np
 
 from ..errors import InputError
 
-
 _TOGETHER = 2_000_000  # numbers drawn at a time
 
 
@@ -43,3 +42,14 @@ def bootstrap(
     )
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
     return Interval(float(data.mean()), float(low), float(high))
+
+
+def bootstrap_pairs(values: Sequence[float]) -> Interval:
+    """The mean over all pairs of items, with its interval over items.
+
+    values: each item's mean over its pairs. An item is in many pairs, so that the mean moves with
+    it twice as far as a mean of items does: 2 v - mean is its pseudo-value, to first order
+    (Hoeffding 1948; Arvesen 1969). Raises InputError for no values.
+    """
+    mean = sum(values) / max(1, len(values))
+    return bootstrap([2 * value - mean for value in values])

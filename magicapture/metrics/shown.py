@@ -116,7 +116,7 @@ def distances(some: Tensor, others: Tensor) -> Tensor:
 
 
 def nearest(seen: Tensor, training: Tensor) -> Tensor:
-    """How near each small picture (N,3,s,s), or its mirror image, comes to any of training: (N,)."""
+    """How near each small picture (N,3,s,s) or its mirror image comes to one of training: (N,)."""
     return torch.stack([distances(one, training).amin(1) for one in (seen, seen.flip(-1))]).amin(0)
 
 
