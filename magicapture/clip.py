@@ -59,9 +59,9 @@ class Clip:
     @torch.no_grad()
     def of_images(self, images: Tensor) -> Tensor:
         """Unit embeddings (N,D) of the central squares of pictures (N,3,H,W) in 0..1."""
-        pixels = torch.stack([_square(image, self.side) for image in images])
+        pixels = torch.stack([_square(image, self.side) for image in images.cpu()])
         mean, std = (torch.tensor(values)[:, None, None] for values in (_MEAN, _STD))
-        given = {"pixel_values": (pixels - mean) / std}
+        given = {"pixel_values": ((pixels - mean) / std).to(self.model.device)}
         if hasattr(self.model, "get_image_features"):
             return self._unit(self.model.get_image_features(**given))
         return self._unit(self.model(**given).image_embeds)
@@ -70,7 +70,7 @@ class Clip:
     def of_text(self, text: str) -> Tensor:
         """The unit embedding (1,D) of a text."""
         given = self.tokenizer([text], padding=True, truncation=True, return_tensors="pt")
-        return self._unit(self.model.get_text_features(**given))
+        return self._unit(self.model.get_text_features(**given.to(self.model.device)))
 
     def _unit(self, found: Any) -> Tensor:
         vectors = found if isinstance(found, Tensor) else found.pooler_output  # transformers 5
