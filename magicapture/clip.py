@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
@@ -24,9 +25,9 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 """Of the pixels that OpenAI's and OpenCLIP's models were trained on."""
 
-_VISION, _TEXT = "vision_model.", "text_model."
+_VISION, _TEXT, _PROJECTION = "vision_model.", "text_model.", "text_projection.weight"
 _HEADS = {1280: 16, 1408: 16, 1664: 16}  # ViT-H, g and bigG; the others have one for each 64
-_GELU = 1280  # from this width on; OpenAI's, which are smaller, have the quick one
+_GELU, _GELU_TEXT = 1280, 1024  # from these widths on; OpenAI's are smaller and have the quick one
 
 
 class PictureEncoder(Protocol):
@@ -77,6 +78,19 @@ class Clip:
         return F.normalize(vectors.float(), dim=-1)
 
 
+class ClipText:
+    """The text half of a CLIP model, with its projection; fits `TextEncoder`."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    @torch.no_grad()
+    def of_text(self, text: str) -> Tensor:
+        """The unit embedding (1,D) of a text."""
+        given = self.tokenizer([text], padding=True, truncation=True, return_tensors="pt")
+        return F.normalize(self.model(**given).text_embeds.float(), dim=-1)
+
+
 def _square(image: Tensor, side: int) -> Tensor:
     """A picture (3,H,W) as CLIP is shown it: its short side scaled, its middle cut out."""
     height, width = image.shape[-2:]
@@ -111,6 +125,32 @@ def load_clip(path: Path) -> Clip:
     return Clip(model, _tokenizer(path) if hasattr(model, "get_text_features") else None)
 
 
+def load_clip_text(path: Path) -> ClipText:
+    """The text half of one .safetensors file in transformers' names, a whole CLIPModel's as well.
+
+    Raises StorageError for a file that is missing or damaged, InputError for another, and for one
+    without the projection that leads to where pictures are, as a diffusion model's own have none.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    weights = {
+        key: value
+        for key, value in read_tensors(path).items()
+        if key.startswith((_TEXT, _PROJECTION)) and not key.endswith("position_ids")
+    }
+    if _PROJECTION not in weights:
+        raise InputError(
+            f"{path} has no {_PROJECTION}, so its texts cannot be compared with pictures; expected "
+            "a whole CLIP model, such as openai/clip-vit-large-patch14's, or its text half."
+        )
+    with _told(path):
+        config = _text_config(weights)
+    wide = config["hidden_size"] >= _GELU_TEXT
+    act = {"hidden_act": "gelu" if wide else "quick_gelu"}
+    model = CLIPTextModelWithProjection(CLIPTextConfig(**config, **act))
+    return ClipText(_filled(model, weights, path), _tokenizer(path))
+
+
 def _tokenizer(path: Path) -> Any:
     if path.is_dir():
         return read_tokenizer(path)
@@ -140,15 +180,31 @@ def _model(config: Mapping[str, Any], weights: Mapping[str, Tensor], path: Path)
         reason = str(error).partition("\n")[0][:200]
         raise InputError(f"--clip: {path} cannot be read as a CLIP model ({reason}).") from error
     own = {key: value for key, value in weights.items() if not key.endswith("position_ids")}
-    if wrong := difference(model, own):
+    return _filled(model, own, path)
+
+
+def _filled(model: Any, weights: Mapping[str, Tensor], path: Path) -> Any:
+    if wrong := difference(model, weights):
         raise InputError(f"--clip: {path} cannot be read as a CLIP model: it {wrong}.")
-    model.load_state_dict(own)
+    model.load_state_dict(weights)
     return model.float().eval().requires_grad_(False)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say what a file is not whose weights lack a name, or have shapes of another network."""
+    try:
+        yield
+    except (KeyError, IndexError, ValueError) as error:
+        raise InputError(
+            f"--clip: {path} does not hold a CLIP model in transformers' names (no {error}); "
+            "expected a CLIPModel or a CLIPVisionModelWithProjection."
+        ) from error
 
 
 def _config(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
     """The config of a model from the shapes of its weights."""
-    try:
+    with _told(path):
         vision = _shape(weights, _VISION, "visual_projection.weight")
         patches = weights[f"{_VISION}embeddings.position_embedding.weight"].shape[0] - 1
         patch = weights[f"{_VISION}embeddings.patch_embedding.weight"].shape[-1]
@@ -156,21 +212,20 @@ def _config(weights: Mapping[str, Tensor], path: Path) -> dict[str, Any]:
         act = {"hidden_act": "gelu" if vision["hidden_size"] >= _GELU else "quick_gelu"}
         if not any(key.startswith(_TEXT) for key in weights):
             return {**vision, **act, "model_type": "clip_vision_model"}
-        text = _shape(weights, _TEXT, "text_projection.weight")
-        words, _ = weights[f"{_TEXT}embeddings.token_embedding.weight"].shape
-        length, _ = weights[f"{_TEXT}embeddings.position_embedding.weight"].shape
-    except (KeyError, IndexError, ValueError) as error:
-        raise InputError(
-            f"--clip: {path} does not hold a CLIP model in transformers' names (no {error}); "
-            "expected a CLIPModel or a CLIPVisionModelWithProjection."
-        ) from error
+        return {
+            "model_type": "clip",
+            "projection_dim": vision["projection_dim"],
+            "vision_config": vision | act,
+            "text_config": _text_config(weights) | act,
+        }
+
+
+def _text_config(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    words, _ = weights[f"{_TEXT}embeddings.token_embedding.weight"].shape
+    length, _ = weights[f"{_TEXT}embeddings.position_embedding.weight"].shape
     ids = {"bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": words - 1}
-    return {
-        "model_type": "clip",
-        "projection_dim": vision["projection_dim"],
-        "vision_config": vision | act,
-        "text_config": text | act | ids | {"vocab_size": words, "max_position_embeddings": length},
-    }
+    own = {"vocab_size": words, "max_position_embeddings": length}
+    return _shape(weights, _TEXT, _PROJECTION) | ids | own
 
 
 def _shape(weights: Mapping[str, Tensor], part: str, projection: str) -> dict[str, int]:

@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..faces.analyzer import FaceAnalyzer, embed_faces
 from ..faces.masks import face_mask
 from ..metrics import among, both, floor, likeness
-from ..metrics.shown import apart, nearest, small
+from ..metrics.shown import copy_distance, nearest, small
 from ..person import Person
 from .sets import Shots
 from .style import Space, StyleReader
@@ -47,7 +47,7 @@ class Case:
 
     portraits (n,D): their people's faces. style (n,E), in `space`: of the portraits.
     identity_floor, style_floor: likeness at or below which the concept is missing. training
-    (N,3,s,s): all pictures trained on, small; apart: how near two different ones of the set come.
+    (N,3,s,s): all pictures trained on, small; apart: what is nearer to one of them is a copy.
     """
 
     person: Person
@@ -120,7 +120,7 @@ class Judge:
             floor(own.likeness(strangers)),
             floor(likeness(elsewhere, style_vectors)),
             training,
-            apart(training),
+            copy_distance(training),
             None if look.clip is None else self._clip(look.clip[: look.used]),
         )
 

@@ -54,8 +54,9 @@ COLUMNS = {
         ),
         Metric(
             "copies",
-            help="Share of pictures nearer to a training picture, or its mirror image, than any "
-            "two of the person's photos are to each other (mean difference at 32 x 32).",
+            help="Share of pictures nearer to a training picture, or its mirror image, than half "
+            "of what any two of them come to each other (mean difference at 32 x 32; half as in "
+            "Carlini et al. 2023).",
             high=1.0,
             better="lower",
         ),

@@ -14,7 +14,7 @@ from ..data.faces import with_faces
 from ..errors import InputError
 from ..faces.analyzer import embed_faces
 from ..metrics import among
-from ..metrics.shown import apart
+from ..metrics.shown import copy_distance
 from ..person import Person
 from .models import Models
 from .seen import Seen, see
@@ -79,9 +79,8 @@ class References:
 
     @cached_property
     def apart(self) -> float | None:
-        """How near two of the person's photos come to each other; None for a single one."""
-        several = len(self.photos) > 1
-        return apart(torch.stack([one.small for one in self.photos])) if several else None
+        """What is nearer to a training picture is a copy; None where there is one alone."""
+        return copy_distance(self.training) if len(self.training) > 1 else None
 
     @cached_property
     def tone(self) -> float | None:

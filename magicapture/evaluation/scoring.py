@@ -53,7 +53,7 @@ def evaluate(
     `on_progress(done, total)` may raise to cancel. Raises InputError where no picture can be read.
     """
     total = sum(len(given) for given in groups.values())
-    texts = _texts(groups, models)
+    texts = _texts(groups, models, against.photos[0].whole)
     measured, done = [], 0
     for name, given in groups.items():
         seen, asked, lost = [], [], []
@@ -76,7 +76,7 @@ def evaluate(
     embedder = models.analyzer.embedder
     lacking = [*missing(models, style=bool(against.portraits), prompts=bool(texts))]
     if against.apart is None:
-        lacking.append("copies: there is one photo of the person, and nothing to compare with.")
+        lacking.append("copies: there is one training picture, and no distance to compare with.")
     return Evaluation(
         tuple(measured),
         tuple(real),
@@ -169,12 +169,21 @@ def _nearest(seen: Sequence[Seen], training: Tensor) -> list[float]:
     return nearest(torch.stack([one.small for one in seen]), training).tolist()
 
 
-def _texts(groups: Mapping[str, Sequence[Given]], models: Models) -> dict[str, Tensor]:
-    """The embedding (1,E) of every prompt; raises InputError for one of another width."""
-    if models.texts is None:
+def _texts(
+    groups: Mapping[str, Sequence[Given]], models: Models, picture: Tensor | None
+) -> dict[str, Tensor]:
+    """The embedding (1,E) of every prompt; InputError where pictures' (E,) has another width."""
+    if models.texts is None or picture is None:
         return {}
     prompts = dict.fromkeys(one.prompt for given in groups.values() for one in given if one.prompt)
-    return {prompt: models.texts.of_text(prompt).cpu() for prompt in prompts}
+    found = {prompt: models.texts.of_text(prompt).cpu() for prompt in prompts}
+    widths = {text.shape[-1] for text in found.values()} - {len(picture)}
+    if widths:
+        raise InputError(
+            f"CLIP's embeddings of texts have {min(widths)} numbers, those of pictures "
+            f"{len(picture)}; give both halves of one CLIP model."
+        )
+    return found
 
 
 def _seen(given: Given, against: References, models: Models) -> Seen:
