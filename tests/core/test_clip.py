@@ -143,5 +143,5 @@ def test_the_text_half_alone_and_inside_a_whole_model(folder: Path, tmp_path: Pa
         torch.testing.assert_close(load_clip_text(file).of_text(text), clip.of_text(text))
     del half["text_projection.weight"]
     save_file(half, tmp_path / "bare.safetensors")
-    with pytest.raises(InputError, match="no text_projection.weight"):
+    with pytest.raises(InputError, match="has no text_projection"):
         load_clip_text(tmp_path / "bare.safetensors")
