@@ -475,6 +475,17 @@ class Recipe(Checked):
         """The resolution; 512 where the base model is to say it and is not known yet."""
         return self.resolution or FAMILIES["sd1"].resolution
 
+    def settings(self) -> dict[str, Any]:
+        """All settings as plain data, for what tells recipes apart.
+
+        A choice that came later is left out while it says what was done before there was it, so
+        that runs and results from before still count.
+        """
+        found = to_dict(self)
+        if self.refocus.blocks == FIXED:
+            del found["refocus"]["blocks"]
+        return found
+
     @property
     def steps(self) -> int:
         """Optimiser steps of all phases."""

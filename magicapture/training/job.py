@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..config import FIXED, Recipe, to_dict
+from ..config import Recipe
 from ..data import Learnable, check_photos, fingerprint
 from ..data.checks import check_apart
 from ..data.given import with_estimated_landmarks
@@ -87,11 +87,8 @@ class TrainingJob:
         recipe = replace(self.recipe, checkpointing=False)
         if recipe.batching == "in_turn":
             recipe = replace(recipe, batching="together")
-        settings = to_dict(recipe)
-        if recipe.refocus.blocks == FIXED:  # as before there was a choice: such runs go on
-            del settings["refocus"]["blocks"]
         return digest(
-            json.dumps(settings, sort_keys=True),
+            json.dumps(recipe.settings(), sort_keys=True),
             json.dumps(
                 [*(concept.facts() for concept in self.concepts), self.seed], sort_keys=True
             ),
