@@ -213,7 +213,8 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
         default="composed",
         choices=get_args(PromptKind),
     )
-    shown = {"edit_strength": "twice the guidance", "width": _OWN, "height": _OWN}
+    own = dict.fromkeys(("guidance", "width", "height"), _OWN)
+    shown = {"edit_strength": "twice the guidance", **own}
     for name in DRAWN_BY:
         setting_option(picture, SamplingSettings, name, shown=shown.get(name, ""))
     option(

@@ -119,6 +119,8 @@ class Trainer:
         for text in job.check():
             tell(Warned(text))
         check_backbone(job, backbone)
+        if advice := FAMILIES[backbone.family].advice:
+            logger.info("%s: %s", FAMILIES[backbone.family].title, advice)
         for text in phrase_advice(job, backbone):
             tell(Warned(text))
         for text in decoder_advice(job, backbone) if embedder else ():
