@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Network
-from .families import FamilyName
+from .families import Family, FamilyName
 from .parts import Parts
 from .schedule import Schedule
 from .tokens import Prompt, TokenVectors
@@ -25,7 +25,8 @@ from .tokens import Prompt, TokenVectors
 class Conditioning:
     """What the UNet is told about the prompts of a batch.
 
-    `context` is (B,L,D). `extra` is what the model is told beside it, by row: SDXL's "pooled".
+    `context` is (B,L,D). `extra` is what the model is told beside it, by row: SDXL's "pooled", and
+    the "guidance" of models in which it is distilled.
     `positions[b][name]` lists the columns of `context` that hold the vectors of the token `name`,
     or the words that say it.
     """
@@ -44,6 +45,16 @@ class Conditioning:
             {name: values[rows] for name, values in self.extra.items()},
             self.positions[rows],
         )
+
+
+def distilled_guidance(conditioning: Conditioning, family: Family) -> Tensor | None:
+    """What a network that guidance is distilled in is told of it (B,); in training the family's."""
+    if not family.distilled:
+        return None
+    told = conditioning.extra.get("guidance")
+    if told is not None:
+        return told
+    return conditioning.context.new_full((len(conditioning),), family.trained_guidance)
 
 
 class Backbone(Protocol):

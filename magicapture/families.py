@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-FamilyName = Literal["sd1", "sd2", "sdxl", "doll_flux"]
+FamilyName = Literal["sd1", "sd2", "sdxl", "flux1", "doll_flux"]
 NetworkName = Literal["unet", "transformer"]
 """What diffusers calls the network that predicts; a transformer's attention is joint."""
 
@@ -19,12 +19,19 @@ class Encoder:
     """A text encoder of a family.
 
     key: of its vectors in embedding files. width: of its vectors. unused: how many of its last
-    layers nothing reads.
+    layers nothing reads. columns: whether the context holds its words; False where the network is
+    told its pooled output alone. length: of its texts where its tokenizer names none. own_scale:
+    whether its vectors are of another size than CLIP's, so that they learn at a rate in proportion.
+    lora: whether a LoRA may be trained in it.
     """
 
     key: str
     width: int
     unused: int = 0
+    columns: bool = True
+    length: int | None = None
+    own_scale: bool = False
+    lora: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,10 @@ class Family:
     but one. pooled: the encoder whose pooled output is told beside it, with the picture's size.
     half_vae: whether the VAE may compute in float16. magicface: whether MagicFace works on it.
     network: what the network that predicts is called, in LoRA files as well. hidden: width of a
-    transformer's tokens, by which LoRAs of other programs are told.
+    transformer's tokens, by which LoRAs of other programs are told. guidance: while drawing, where
+    none is named. distilled: guidance is told to the network, which sees no negative prompt;
+    trained_guidance: what it is told in training. cell: pixels a side that pictures come in.
+    advice: for users, before they train.
     """
 
     title: str
@@ -54,11 +64,21 @@ class Family:
     magicface: bool = True
     network: NetworkName = "unet"
     hidden: int | None = None
+    guidance: float = 7.0
+    distilled: bool = False
+    trained_guidance: float = 1.0
+    cell: int = 8
+    advice: str = ""
 
     @property
     def network_title(self) -> str:
         """The network's name in messages."""
         return "UNet" if self.network == "unet" else self.network
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it is the drawn world's own, for the demo and the benchmarks."""
+        return self.resolution < 512
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -68,7 +88,19 @@ class Family:
     @property
     def context(self) -> int:
         """Width of what the network reads of the prompt: the encoders' outputs side by side."""
-        return sum(encoder.width for encoder in self.encoders)
+        return sum(encoder.width for encoder in self.encoders if encoder.columns)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The keys of the text encoders whose words the context holds.
+
+        Of several all cut a text into the same words, so that a token's columns are the same.
+        """
+        return tuple(encoder.key for encoder in self.encoders if encoder.columns)
+
+    def encoder(self, key: str) -> Encoder:
+        """One of the text encoders."""
+        return next(encoder for encoder in self.encoders if encoder.key == key)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -99,6 +131,25 @@ FAMILIES: Mapping[str, Family] = {
         pooled="clip_g",
         half_vae=False,
     ),
+    "flux1": Family(
+        "Flux.1",
+        (
+            Encoder("clip_l", 768, columns=False),
+            Encoder("t5xxl", 4096, length=256, own_scale=True, lora=False),
+        ),
+        resolution=512,
+        base_version="flux1",
+        architecture="flux-1-dev",
+        decoder="taef1",
+        pooled="clip_l",
+        magicface=False,
+        network="transformer",
+        hidden=3072,
+        guidance=3.5,
+        distilled=True,
+        cell=16,
+        advice="Train on dev; the LoRA also draws with schnell, in 4 steps.",
+    ),
     "doll_flux": Family(
         "the paperdoll transformer",
         (Encoder("clip_l", 128),),
@@ -110,6 +161,7 @@ FAMILIES: Mapping[str, Family] = {
         magicface=False,
         network="transformer",
         hidden=256,
+        cell=16,
     ),
 }
 
@@ -127,7 +179,7 @@ def table() -> str:
     )
     lines = [head, ("---",) * len(head)]
     for family in FAMILIES.values():
-        if family.resolution < 512:  # the drawn world's own
+        if family.is_drawn:
             continue
         vectors = " and ".join(f"`{e.key}` ({e.width})" for e in family.encoders)
         lines.append(

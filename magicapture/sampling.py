@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -43,10 +43,12 @@ class SamplingSettings(Checked):
         release="euler_a",
     )
     steps: int = setting(30, "Denoising steps.", low=2, high=1000, paper=50, release=50)
-    guidance: float = setting(
-        7.0,
+    guidance: float | None = setting(
+        None,
         "How much further to go from the negative prompt towards the prompt; 1 leaves the negative "
-        "prompt out.",
+        "prompt out. Models that guidance is distilled in (Flux.1 dev) are told it, and have no "
+        "negative prompt. Empty is what the base model was made for: 7 for Stable Diffusion, 3.5 "
+        "for Flux.1.",
         low=1,
         high=30,
         paper=7.5,
@@ -68,7 +70,7 @@ class SamplingSettings(Checked):
     width: int | None = setting(
         None,
         "Width in pixels, a multiple of 8; empty is what the base model was made for: 512 for "
-        "Stable Diffusion 1.x and 2.x, 1024 for XL.",
+        "Stable Diffusion 1.x and 2.x, 1024 for XL, 512 for Flux.1, which takes multiples of 16.",
         low=64,
         high=4096,
         multiple=8,
@@ -81,6 +83,15 @@ class SamplingSettings(Checked):
         """Height and width of a family's pictures, in pixels."""
         own = FAMILIES[family].resolution
         return self.height or own, self.width or own
+
+    def scale(self, family: FamilyName) -> float:
+        """Classifier-free guidance for a family; 1, of no negative prompt, if it is distilled."""
+        facts = FAMILIES[family]
+        return 1.0 if facts.distilled else self.told(family)
+
+    def told(self, family: FamilyName) -> float:
+        """The guidance for a family, which models that it is distilled in are told."""
+        return FAMILIES[family].guidance if self.guidance is None else self.guidance
 
 
 DEFAULT = SamplingSettings()
@@ -225,12 +236,23 @@ def guided_conditioning(
     settings: SamplingSettings,
 ) -> Conditioning:
     """Encode the prompts (B rows): with guidance behind B negative ones, with an edit before B."""
-    negatives = [settings.negative] * len(prompts) if settings.guidance != 1 else []
+    family = FAMILIES[backbone.family]
+    if family.distilled and settings.negative.strip():
+        raise InputError(
+            f"{family.title} has no negative prompt, since its guidance is distilled; leave it "
+            "empty."
+        )
+    guided = settings.scale(backbone.family) != 1
+    negatives = [settings.negative] * len(prompts) if guided else []
     edited = [with_edit(text, settings.edit) for text in prompts] if settings.edit.strip() else []
-    return backbone.encode_prompts(
+    encoded = backbone.encode_prompts(
         [Prompt(text) for text in (*negatives, *prompts, *edited)],
         TokenVectors({}) if vectors is None else vectors,
     )
+    if not family.distilled:
+        return encoded
+    told = encoded.context.new_full((len(encoded),), settings.told(backbone.family))
+    return replace(encoded, extra={**encoded.extra, "guidance": told})
 
 
 @torch.no_grad()
@@ -253,10 +275,11 @@ def denoise(
     scheduler.set_timesteps(settings.steps, device=noise.device)
     noisy = {"generator": generators} if settings.sampler == "euler_a" else {}
     latents = noise * scheduler.init_noise_sigma
+    guidance = settings.scale(backbone.family)
     for done, (now, t) in enumerate(_levels(backbone.schedule, scheduler), start=1):
         scope: AbstractContextManager[None] = nullcontext()
         if guide is not None:
-            negatives = len(noise) if settings.guidance != 1 else 0
+            negatives = len(noise) if guidance != 1 else 0
             step = Step((done - 1) / len(scheduler.timesteps), t, conditioning, negatives)
             predict = partial(_prediction, backbone, scheduler, step)
             latents = guide.moved(latents, step, predict)
@@ -269,7 +292,7 @@ def denoise(
                 scaled,
                 t,
                 conditioning,
-                settings.guidance,
+                guidance,
                 edit_strength=settings.edit_strength,
                 steer=steer,
             )
@@ -386,10 +409,11 @@ def initial_noise(
 ) -> Tensor:
     """Standard normal noise (B,C,h,w), float32 on the backbone's device."""
     cell, (height, width) = backbone.downscale, settings.size(backbone.family)
-    if width % cell or height % cell:
+    whole = max(cell, FAMILIES[backbone.family].cell)
+    if width % whole or height % whole:
         raise InputError(
             f"The size {width}x{height} cannot be drawn: width and height must be multiples of "
-            f"{cell}."
+            f"{whole}."
         )
     shape = (backbone.latent_channels, height // cell, width // cell)
     return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(backbone.device)

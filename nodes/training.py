@@ -38,7 +38,7 @@ class MagiCaptureTrain(Node):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Stable Diffusion 1.x, 2.x or XL. Left as it is. "
+                    tooltip="Stable Diffusion 1.x, 2.x or XL, or Flux.1. Left as it is. "
                     "Train on a base model or a full fine-tune of it; Turbo, Lightning and LCM "
                     "models are for drawing, and take the adapter of their base.",
                 ),
@@ -58,7 +58,7 @@ class MagiCaptureTrain(Node):
                 io.Vae.Input(
                     "fast_decoder",
                     optional=True,
-                    tooltip="A TAESD for the base model (Load VAE: taesd; for XL taesdxl, which "
+                    tooltip="A TAESD for the base model (Load VAE: taesd; taesdxl, taef1, which "
                     "saves gigabytes). The identity loss and the previews then cost much less.",
                 ),
                 io.Int.Input(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..families import FAMILIES
 from ..tokens import check_token_name
 from .adapter import Adapter
 from .kinds import refuse_others
@@ -27,7 +28,10 @@ SUFFIXES = (".safetensors", ".pt", ".bin")
 """The endings that a loader tries for `embedding:name`, in ComfyUI's order."""
 
 _BUNDLE = "bundle_emb."
-_BUNDLED = re.compile(r"bundle_emb\.(.+)\.(string_to_param\.\*|emb_params|clip_l|clip_g)")
+_KEYS = {encoder.key for family in FAMILIES.values() for encoder in family.encoders}
+_BUNDLED = re.compile(
+    rf"bundle_emb\.(.+)\.(string_to_param\.\*|emb_params|{'|'.join(sorted(_KEYS))})"
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Embedding:
 
 
 def to_embedding(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A token as its file holds it: {"emb_params"}, or {"clip_l", "clip_g"} for two encoders."""
+    """A token as its file holds it: {"emb_params"}, or the keys of its encoders if it has two."""
     tensors = {e: v.detach().to("cpu", torch.float32) for e, v in vectors.items()}
     return {"emb_params": tensors["clip_l"]} if set(tensors) == {"clip_l"} else tensors
 
@@ -51,8 +55,8 @@ def to_embedding(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def to_bundle(tokens: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Tokens as a LoRA file holds them: "bundle_emb.NAME.KEY", by the keys that A1111 reads.
 
-    KEY is "string_to_param.*", which ComfyUI's embedding loader looks for as well, or "clip_l" and
-    "clip_g" for two encoders.
+    KEY is "string_to_param.*", which ComfyUI's embedding loader looks for as well, or one for each
+    of two encoders, "clip_l" and "clip_g".
     """
     return {
         f"{_BUNDLE}{name}.{key.replace('emb_params', 'string_to_param.*')}": values
@@ -69,8 +73,9 @@ def embedding_metadata(adapter: Adapter, name: str) -> dict[str, str]:
 def read_embedding(path: AnyPath) -> Embedding:
     """Read one token in any common form.
 
-    {"emb_params"}, {"clip_l", "clip_g"} or one of them, A1111's {"string_to_param": {"*"}},
-    diffusers' {"<token>"}. Raises InputError for other contents, StorageError for a damaged file.
+    {"emb_params"}, {"clip_l", "clip_g"}, {"clip_l", "t5xxl"} or one of these, A1111's
+    {"string_to_param": {"*"}}, diffusers' {"<token>"}. Raises InputError for other contents,
+    StorageError for a damaged file.
     """
     path = Path(path)
     return embedding_in(*read_file(path), path)
@@ -82,17 +87,18 @@ def embedding_in(entries: Mapping[str, Any], metadata: Mapping[str, str], path: 
     name = path.stem
     if "string_to_param" in entries:
         entries = _a1111(entries)
-    if {"clip_l", "clip_g"} == set(entries):
+    if len(entries) > 1 and set(entries) <= _KEYS:
         vectors = dict(entries)
     elif len(entries) == 1:
         ((key, values),) = entries.items()
-        vectors = {"clip_g" if key == "clip_g" else "clip_l": values}
+        vectors = {key if key in _KEYS else "clip_l": values}
         if key.startswith("<") and key.endswith(">"):
             name = key
     else:
         raise InputError(
             f"{path} holds {len(entries)} entries ({_listed(entries)}); expected a LoRA, or an "
-            "embedding of one token: emb_params, clip_l with clip_g, or string_to_param."
+            "embedding of one token: emb_params, clip_l with clip_g or t5xxl, or "
+            "string_to_param."
         )
     if TOKEN in metadata:
         name = metadata[TOKEN]
@@ -123,7 +129,7 @@ def bundled(
             logger.warning("%s: %.120s is left out; it is no input of a text encoder.", path, key)
         else:
             of = tokens.setdefault(usable_name(match[1], path), {})
-            encoder = "clip_g" if match[2] == "clip_g" else "clip_l"
+            encoder = match[2] if match[2] in _KEYS else "clip_l"
             if encoder in of:
                 raise InputError(f"{path} bundles two tokens that would both be {match[1]!r:.100}.")
             of[encoder] = _checked(value, path)

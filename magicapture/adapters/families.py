@@ -22,7 +22,7 @@ Tokens = Mapping[str, Mapping[str, Tensor]]
 _FAMILIES: dict[str, dict[int, set[str]]] = {}
 for _name, _family in FAMILIES.items():
     _told: dict[str, int] = {_family.network: _family.hidden or _family.context}
-    if not _family.hidden:
+    if not (_family.hidden and _family.is_drawn):
         _told |= {encoder.key: encoder.width for encoder in _family.encoders}
     for _part, _width in _told.items():
         _FAMILIES.setdefault(_part, {}).setdefault(_width, set()).add(_name)
@@ -41,6 +41,8 @@ _STATED = (
     ("stable-diffusion-v1", "sd1"),
     ("sd_v2", "sd2"),
     ("stable-diffusion-v2", "sd2"),
+    ("flux1", "flux1"),
+    ("flux-1", "flux1"),
 )
 # Layers that families do not share; the first and last level of XL's UNet have no attention.
 _LAYERS = (

@@ -39,7 +39,7 @@ _FAMILIES = (
     (r"transformer_blocks\.", "a LoRA for a transformer (Stable Diffusion 3, PixArt, ...)"),
     (r"(lora_unet_|diffusion_model\.)_?(blocks|layers|transformer_blocks)[._]\d",
      "a LoRA for a transformer (Wan, Lumina, Qwen-Image, ...)"),
-    (r"(t5|llama|gemma|qwen)\w*$", "an embedding for a text encoder that is not CLIP"),
+    (r"(t5(?!xxl$)|llama|gemma|qwen)\w*$", "an embedding for a text encoder that is not CLIP"),
 )  # fmt: skip
 
 
@@ -55,5 +55,5 @@ def refuse_others(entries: Mapping[str, Any], path: Path, *, ours: bool = False)
         if found is not None:
             raise InputError(
                 f"{path} is {what}: it holds {found:.120}. Expected a LoRA of linear layers or an "
-                "embedding, for Stable Diffusion 1.x, 2.x or XL."
+                "embedding, for Stable Diffusion 1.x, 2.x or XL or for Flux.1."
             )

@@ -23,11 +23,14 @@ _COUNTS = (
     "num_decoder_blocks",
     "num_encoder_blocks",
     "num_hidden_layers",
+    "num_layers",
+    "num_single_layers",
     "reverse_transformer_layers_per_block",
     "transformer_layers_per_block",
 )
 """Settings that say how much is built."""
 _PROJECTION = "text_projection.weight"
+_TABLE = "shared.weight"
 
 
 @contextmanager
@@ -57,6 +60,16 @@ def build_unet(
 
     network = _empty(_diffusers(UNet2DConditionModel), config, len(weights), source)
     return fill(network, weights, dtype, f"The UNet of {source}")
+
+
+def build_transformer(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
+) -> nn.Module:
+    """diffusers' transformer of Flux; as `build_unet`."""
+    from diffusers import FluxTransformer2DModel
+
+    network = _empty(_diffusers(FluxTransformer2DModel), config, len(weights), source)
+    return fill(network, weights, dtype, f"The transformer of {source}")
 
 
 def build_vae(
@@ -113,6 +126,24 @@ def build_text_encoder(
                 "position_ids", torch.arange(ids.shape[-1])[None], persistent=False
             )
     return network
+
+
+def build_t5(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
+) -> nn.Module:
+    """T5's encoder; as `build_unet`. Files hold its table of words under one name or both."""
+    import transformers
+
+    def make(config: Mapping[str, Any]) -> nn.Module:
+        return transformers.T5EncoderModel(transformers.T5Config.from_dict(dict(config)))
+
+    network: Any = _empty(make, config, len(weights), source)
+    twin = "encoder.embed_tokens.weight"
+    table = weights.get(_TABLE, weights.get(twin))
+    both = {} if table is None else {_TABLE: table, twin: table}
+    fill(network, {**weights, **both}, dtype, f"The text encoder of {source}")
+    network.set_input_embeddings(network.shared)
+    return network  # type: ignore[no-any-return]
 
 
 def fill(

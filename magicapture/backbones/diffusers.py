@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attention import TappedTorch, TappedUNet
-from ..backbone import Conditioning
+from ..backbone import Conditioning, distilled_guidance
 from ..digests import digest, tokenizer_digest
 from ..errors import InputError
 from ..families import FAMILIES, Family, FamilyName
@@ -26,9 +26,10 @@ class DiffusersBackbone:
 
     unet: UNet2DConditionModel, or FluxTransformer2DModel. vae: AutoencoderKL or AutoencoderTiny.
     text_encoders, tokenizers: CLIPTextModel and CLIPTokenizer by the key "clip_l"; XL has a
-    CLIPTextModelWithProjection beside it, "clip_g". decoder: a second, smaller VAE over the same
-    latents (TAESD), for losses and previews; see `decode_fast`. The parts are used as they are, on
-    their device and in their dtype. Raises UnsupportedModelError for other models.
+    CLIPTextModelWithProjection beside it, "clip_g", and Flux.1 a T5EncoderModel, "t5xxl". decoder:
+    a second, smaller VAE over the same latents (TAESD), for losses and previews; see
+    `decode_fast`. The parts are used as they are, on their device and in their dtype. Raises
+    UnsupportedModelError for other models.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class DiffusersBackbone:
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
-        """The text encoders: "clip_l", and in Stable Diffusion XL "clip_g" as well."""
+        """The text encoders: "clip_l", and "clip_g" (Stable Diffusion XL) or "t5xxl" (Flux.1)."""
         return self._text_encoders
 
     @property
@@ -99,22 +100,23 @@ class DiffusersBackbone:
         """Encode prompts with the token vectors spliced in; gradients reach the vectors.
 
         The context (B,L,D) has the text encoder's dtype. Stable Diffusion XL's is both encoders'
-        last layer but one, side by side; "pooled" (B,P) is the second's projected output.
+        last layer but one, side by side; "pooled" (B,P) is the second's projected output. Flux.1's
+        context is T5's output alone, and "pooled" is CLIP's.
         """
         layouts = {
             key: [self._layout(key, prompt, vectors) for prompt in prompts]
             for key in self._text_encoders
         }
         encoded = {key: self._encoded(key, lines, vectors) for key, lines in layouts.items()}
+        read = [encoded[key] for key in self._facts.reads]
         outputs = [
-            of.hidden_states[-2] if self._facts.penultimate else of.last_hidden_state
-            for of in encoded.values()
+            of.hidden_states[-2] if self._facts.penultimate else of.last_hidden_state for of in read
         ]
         pooled = self._facts.pooled
         extra = {} if pooled is None else {"pooled": _pooled(encoded[pooled])}
         context = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
-        # Both encoders cut a text into the same words, so a token's columns are the same.
-        return Conditioning(context, extra, [line.columns for line in layouts["clip_l"]])
+        columns = [line.columns for line in layouts[self._facts.reads[0]]]
+        return Conditioning(context, extra, columns)
 
     def _encoded(self, key: str, layouts: Sequence[Layout], vectors: TokenVectors) -> Any:
         """What a text encoder of transformers returns."""
@@ -125,6 +127,7 @@ class DiffusersBackbone:
 
     def _layout(self, key: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
         tokenizer = self.tokenizers[key]
+        known = self._facts.encoder(key).length
         return layout(
             prompt,
             vectors.written(key),
@@ -133,14 +136,15 @@ class DiffusersBackbone:
             end=tokenizer.eos_token_id,
             # OpenCLIP, the encoder of SD 2.x and XL's second, was trained with zeros after the end.
             pad=0 if self.family == "sd2" or key == "clip_g" else tokenizer.pad_token_id,
-            length=self._text_encoders[key].config.max_position_embeddings,
+            length=known or self._text_encoders[key].config.max_position_embeddings,
         )
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own output for latents noised to t (B,), in the dtype of `noisy`."""
         given = self._unet, noisy, timesteps, conditioning, self.dtype
         if self._facts.network == "transformer":
-            return flux_pass(*given).to(noisy.dtype)
+            told = distilled_guidance(conditioning, self._facts)
+            return flux_pass(*given, told).to(noisy.dtype)
         return unet_pass(*given, self.downscale).to(noisy.dtype)
 
     @torch.no_grad()
@@ -237,14 +241,19 @@ def _spliced(
     encoder: Any, layouts: Sequence[Layout], vectors: TokenVectors, key: str
 ) -> Iterator[None]:
     """Put the vectors into what the encoder's token embedding returns."""
-    table: nn.Module = encoder.get_input_embeddings()
-    handle = table.register_forward_hook(
-        lambda _module, _args, embeddings: splice(embeddings, layouts, vectors, key)
-    )
+    hook = lambda _module, _args, embeddings: splice(embeddings, layouts, vectors, key)  # noqa: E731
+    handle = _word_table(encoder).register_forward_hook(hook)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _word_table(encoder: Any) -> nn.Module:
+    """The token embedding that a text encoder calls; a T5 of transformers 5 also has a twin."""
+    inner: Any = getattr(encoder, "encoder", None)
+    table: nn.Module = getattr(inner, "embed_tokens", None) or encoder.get_input_embeddings()
+    return table
 
 
 def _downscale(vae: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,24 +10,32 @@ from typing import Any
 import torch
 
 from ..errors import StorageError
-from ..schedule import DiscreteLevels, Prediction, Schedule
+from ..families import NetworkName
+from ..schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
 from ..weight_files import PICKLES, SAFETENSORS
-from .building import build_text_encoder, build_unet, build_vae, understood
+from .building import (
+    build_t5,
+    build_text_encoder,
+    build_transformer,
+    build_unet,
+    build_vae,
+    understood,
+)
 from .diffusers import DiffusersBackbone
 from .parts import Parts, vae_dtype
 from .reading import read_json, read_part, read_tokenizer
 from .renaming import vae_weights
 from .single_file import parts_of_file
-from .support import BETAS, ENCODERS, family_of, refuse
+from .support import BETAS, ENCODERS, T5, family_of, refuse
 from .taesd import load_taesd
 
 _FOREIGN_PARTS = {
-    "transformer": "a diffusion transformer (Stable Diffusion 3, Flux and the like)",
     "text_encoder_3": "a diffusion transformer (Stable Diffusion 3 and the like)",
     "prior": "a model of several stages",
 }
 _FILES = (SAFETENSORS, *PICKLES)
 _SCHEDULER = Path("scheduler", "scheduler_config.json")
+_LARGEST_SHIFT = 100
 _MOST_STEPS = 100_000
 """No schedule has more; a number out of a damaged file could fill the memory."""
 
@@ -40,7 +49,7 @@ def load_backbone(
     tokenizer: str | Path | None = None,
     prediction_type: Prediction | None = None,
 ) -> DiffusersBackbone:
-    """Load an SD 1.x, 2.x or XL model from a diffusers folder or a .safetensors or .ckpt file.
+    """Load a model from a diffusers folder, or SD 1.x, 2.x or XL from a .safetensors or .ckpt file.
 
     decoder: TAESD, for losses and previews; see `load_taesd`. tokenizer: a folder with vocab.json
     and merges.txt, for a text encoder with words other than CLIP's. prediction_type: what the
@@ -82,17 +91,21 @@ def _from_folder(folder: Path, dtype: torch.dtype, words: Any) -> Parts:
     for part, kind in _FOREIGN_PARTS.items():
         if index.get(part) not in (None, [None, None]):
             refuse(f"{kind} ({_short(index.get('_class_name'))})")
+    network = _network(index)
     present = [name for name in ENCODERS if index.get(name) not in (None, [None, None])]
     encoders = present or ["text_encoder"]
-    unet, vae = (read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    unet, vae = (read_json(folder / part / "config.json") for part in (network, "vae"))
     texts = {name: read_json(folder / name / "config.json") for name in encoders}
+    keys = {name: T5 if _is_t5(text) else ENCODERS[name] for name, text in texts.items()}
+    kinds = ("clip_text_model", "clip", *(("t5",) if network == "transformer" else ()))
     for text in texts.values():
-        if text.get("model_type") not in ("clip_text_model", "clip"):
+        if text.get("model_type") not in kinds:
             refuse(f"one with a text encoder of the kind {_short(text.get('model_type'))}")
     if vae.get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
         refuse(f"one with a VAE of the kind {_short(vae.get('_class_name'))}")
     with understood(folder):  # refused before gigabytes are read
-        family = family_of(unet, vae, [text["hidden_size"] for text in texts.values()])
+        widths = [text["d_model" if _is_t5(text) else "hidden_size"] for text in texts.values()]
+        family = family_of(unet, vae, widths)
     scheduler = read_json(folder / _SCHEDULER)
     if _short(scheduler.get("_class_name")).startswith("EDM"):
         refuse("one of the EDM kind (its noise levels have no timesteps)")
@@ -101,22 +114,37 @@ def _from_folder(folder: Path, dtype: torch.dtype, words: Any) -> Parts:
     vae_tensors = read_part(folder / "vae", stem)
     if vae["_class_name"] == "AutoencoderKL":
         vae_tensors = vae_weights(vae_tensors)
+    build = build_transformer if network == "transformer" else build_unet
     return Parts(
-        unet=build_unet(unet, read_part(folder / "unet", stem), dtype, folder),
+        unet=build(unet, read_part(folder / network, stem), dtype, folder),
         vae=build_vae(vae, vae_tensors, vae_dtype(family, dtype), folder),
         text_encoders={
-            ENCODERS[name]: build_text_encoder(
+            keys[name]: (build_t5 if _is_t5(text) else build_text_encoder)(
                 text, read_part(folder / name, "model"), dtype, folder
             )
             for name, text in texts.items()
         },
         tokenizers={
-            ENCODERS[name]: words
-            or read_tokenizer(folder / name.replace("text_encoder", "tokenizer"))
-            for name in texts
+            key: (words if words is not None and key != T5 else None)
+            or read_tokenizer(folder / name.replace("text_encoder", "tokenizer"), t5=key == T5)
+            for name, key in keys.items()
         },
         scheduler=scheduler,
     )
+
+
+def _network(index: Mapping[str, Any]) -> NetworkName:
+    """The folder of the network that predicts; raises UnsupportedModelError for other classes."""
+    if (kind := index.get("transformer")) in (None, [None, None]):
+        return "unet"
+    name = _short(kind[-1] if isinstance(kind, list) and kind else kind)
+    if name != "FluxTransformer2DModel":
+        refuse(f"a diffusion transformer ({name})")
+    return "transformer"
+
+
+def _is_t5(text: Mapping[str, Any]) -> bool:
+    return text.get("model_type") == "t5"
 
 
 def _short(value: object) -> str:
@@ -130,6 +158,9 @@ def _schedule(
     """The noise schedule of a diffusers scheduler's config; StorageError where it is none."""
     from diffusers import DDIMScheduler
 
+    if "Flow" in _short(config.get("_class_name")):
+        with understood(source):
+            return Schedule(FlowLevels(shift=_shift(config)), "flow")
     keys = ("num_train_timesteps", "trained_betas", "rescale_betas_zero_snr", *BETAS)
     predicts = prediction_type or config.get("prediction_type", "epsilon")
     if predicts not in ("epsilon", "v_prediction"):
@@ -144,3 +175,12 @@ def _schedule(
         if not (alphas.diff() < 0).all():
             raise ValueError("betas")
     return Schedule(DiscreteLevels(alphas), predicts)
+
+
+def _shift(config: Mapping[str, Any]) -> float:
+    """The shift of a flow's levels; where it grows with the picture, that of the largest."""
+    moves = config.get("use_dynamic_shifting")
+    shift = math.exp(config.get("max_shift", 1.15)) if moves else float(config.get("shift", 1.0))
+    if not 0 < shift < _LARGEST_SHIFT:
+        raise ValueError("shift")
+    return shift

@@ -53,15 +53,18 @@ def flux_pass(
     timesteps: Tensor,
     conditioning: Conditioning,
     dtype: torch.dtype,
+    guidance: Tensor | None = None,
 ) -> Tensor:
     """The velocity noise - x0 (B,C,h,w) of Flux's transformer; timesteps (B,) in 0..1.
 
     It sees 2x2 latent cells as one place, told by (0, row, column), and words all at (0, 0, 0).
+    guidance: (B,), told to one that it is distilled in; None where it is not.
     """
     height, width = (cells // PATCH for cells in noisy.shape[-2:])
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3)
     words = torch.zeros(conditioning.context.shape[1], 3)
+    told = guidance if transformer.config.guidance_embeds else None  # schnell has none
     output = transformer(
         hidden_states=rearrange(
             noisy.to(dtype), "b c (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH
@@ -71,5 +74,6 @@ def flux_pass(
         pooled_projections=conditioning.extra["pooled"].to(dtype),
         img_ids=places.to(noisy.device, dtype),
         txt_ids=words.to(noisy.device, dtype),
+        guidance=None if told is None else told.to(noisy.device, dtype),
     )
     return rearrange(output.sample, "b (h w) (c p q) -> b c (h p) (w q)", w=width, p=PATCH, q=PATCH)

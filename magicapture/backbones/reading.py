@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import StorageError
+from ..files import safe_name
 from ..memory import refuse_large
 from ..weight_files import PICKLES, SAFETENSORS, read_tensors
 
@@ -32,16 +33,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_part(folder: Path, stem: str) -> dict[str, Tensor]:
-    """The tensors of a folder's one .safetensors file, called `stem`.
+    """The tensors of a folder's .safetensors file called `stem`, or of the pieces its index lists.
 
-    Raises StorageError where there is none. Pickles beside it are never read: whoever names the
-    folder has not named them.
+    Raises StorageError where there is none or a piece is missing, InputError for an index that
+    names files outside the folder. Pickles beside it are never read: whoever names the folder has
+    not named them.
     """
     files = sorted(folder.iterdir()) if folder.is_dir() else []
     wanted = f"{stem}{SAFETENSORS}"
     found = next((file for file in files if file.name.lower() == wanted), None)
     if found is not None:
         return read_tensors(found)
+    if (index := folder / f"{wanted}.index.json").is_file():
+        return _pieces(index)
     pickles = [file.name for file in files if file.suffix.lower() in PICKLES]
     others = [file.name for file in files if file.suffix.lower() == SAFETENSORS]
     if others:
@@ -56,19 +60,39 @@ def read_part(folder: Path, stem: str) -> dict[str, Tensor]:
     raise StorageError(f"{folder} holds no {wanted}. {hint}")
 
 
-def read_tokenizer(folder: Path) -> Any:
+def _pieces(index: Path) -> dict[str, Tensor]:
+    """The tensors of all files in an index, {"weight_map": {tensor: file}}."""
+    listed = read_json(index).get("weight_map")
+    names = set(listed.values()) if isinstance(listed, dict) else set()
+    if not names or not all(isinstance(n, str) and n.endswith(SAFETENSORS) for n in names):
+        raise StorageError(f"{index} lists no files of weights; fetch it again.")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(names):
+        safe_name(name.removesuffix(SAFETENSORS), f"file in {index}")
+        tensors.update(read_tensors(index.with_name(name)))
+    return tensors
+
+
+def read_tokenizer(folder: Path, t5: bool = False) -> Any:
     """CLIP's tokenizer from a folder with vocab.json and merges.txt, or tokenizer.json.
 
-    Raises StorageError for files that are missing or damaged.
+    t5: T5's, from tokenizer.json. Raises StorageError for files that are missing or damaged.
     """
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizer, T5TokenizerFast
 
-    if not any((folder / name).is_file() for name in ("vocab.json", "tokenizer.json")):
-        raise StorageError(f"There is no tokenizer in {folder}: expected vocab.json, merges.txt.")
+    kind, files = (
+        (T5TokenizerFast, ["tokenizer.json"])
+        if t5
+        else (CLIPTokenizer, ["vocab.json", "tokenizer.json"])
+    )
+    if not any((folder / name).is_file() for name in files):
+        expected = "tokenizer.json" if t5 else "vocab.json, merges.txt"
+        raise StorageError(f"There is no tokenizer in {folder}: expected {expected}.")
     try:
-        tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = kind.from_pretrained(folder, local_files_only=True)
         ids = tokenizer("a photo", add_special_tokens=False).input_ids
-        ids = [*ids, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+        ids = [*ids, tokenizer.eos_token_id, tokenizer.pad_token_id]
+        ids += [] if t5 else [tokenizer.bos_token_id]
         if len(ids) < 4 or not all(type(number) is int and number >= 0 for number in ids):
             raise ValueError("ids")
     except Exception as error:  # JSON's, the tokenizers package's and transformers' own

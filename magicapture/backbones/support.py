@@ -15,7 +15,10 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 """The folders that diffusers keeps text encoders in, and the keys they have in embedding files."""
 
-SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction)"
+T5 = "t5xxl"
+"""The key of a text encoder that is a T5, in whichever folder it is."""
+
+SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction) or Flux.1"
 
 
 def refuse(found: str) -> NoReturn:
@@ -69,9 +72,17 @@ def family_of(
 def _transformer_family(
     transformer: Mapping[str, Any], vae: Mapping[str, Any], text_widths: Sequence[int]
 ) -> FamilyName:
-    """Of transformers with joint attention the paperdolls' alone is supported so far."""
+    """Of transformers with joint attention Flux.1, and the paperdolls' of one text encoder."""
     cells = vae.get("latent_channels", 4) * PATCH**2
-    widths = transformer["joint_attention_dim"], transformer.get("pooled_projection_dim")
-    if transformer.get("in_channels") != cells or list(text_widths) * 2 != list(widths):
-        refuse("a diffusion transformer (Stable Diffusion 3, Flux and the like)")
-    return "doll_flux"
+    channels = transformer.get("in_channels")
+    if channels != cells and transformer.get("out_channels") in (cells, None):
+        refuse(
+            f"a Flux for inpainting or control, with {channels} input channels where its VAE's "
+            f"latents make {cells}"
+        )
+    words, pooled = transformer["joint_attention_dim"], transformer.get("pooled_projection_dim")
+    if channels == cells and list(text_widths) == [pooled, words]:
+        return "flux1"
+    if channels == cells and pooled == words and list(text_widths) == [words]:
+        return "doll_flux"
+    refuse("a diffusion transformer of another kind (Stable Diffusion 3 and the like)")

@@ -399,7 +399,7 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
         "--base",
         required=True,
         metavar="PATH",
-        help="A Stable Diffusion 1.x, 2.x or XL file, or diffusers folder.",
+        help="A Stable Diffusion 1.x, 2.x or XL file, or a diffusers folder (also of Flux.1).",
     )
     option(
         base,

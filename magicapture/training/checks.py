@@ -30,7 +30,13 @@ def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
     if not cross_attentions(backbone.unet):
         raise UnsupportedModelError(
             "The base model has no attention that reads the prompt; MagiCapture runs on Stable "
-            "Diffusion 1.x, 2.x and XL."
+            "Diffusion 1.x, 2.x and XL and on Flux.1."
+        )
+    family = FAMILIES[backbone.family]
+    if job.recipe.side % family.cell:
+        raise InputError(
+            f"The resolution {job.recipe.side} cannot be trained: {family.title} takes pictures of "
+            f"multiples of {family.cell} px a side."
         )
     for concept in job.concepts:
         check_new_word(concept, backbone.text_encoders, backbone.word_ids)

@@ -95,7 +95,8 @@ class Loras:
 
     def _targets(self, phase: Phase) -> dict[str, list[str]]:
         rates: dict[str, float] = {self._network: phase.rates.unet}
-        rates |= dict.fromkeys(self.backbone.text_encoders, phase.rates.text_encoder)
+        encoders = [one.key for one in FAMILIES[self.backbone.family].encoders if one.lora]
+        rates |= dict.fromkeys(encoders, phase.rates.text_encoder)
         wanted = [part for part, rate in rates.items() if rate or part in self._remembered]
         return {part: self._names(part) for part in wanted}
 
@@ -104,8 +105,8 @@ class Loras:
             network = self.backbone.unet
             called = names_of(self.backbone.parts_of(network))
             return target_names(network, self.settings.targets, self._network, called)
-        encoders = {encoder.key: encoder for encoder in FAMILIES[self.backbone.family].encoders}
-        return text_target_names(self.backbone.text_encoders[part], encoders[part].unused)
+        unused = FAMILIES[self.backbone.family].encoder(part).unused
+        return text_target_names(self.backbone.text_encoders[part], unused)
 
     @contextmanager
     def _injected(self, part: str, names: list[str]) -> Iterator[None]:

@@ -3,34 +3,74 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import nn
 
+from ..backbone import Backbone
 from ..config import OptimizerName, Phase, Recipe
 from ..errors import MagiCaptureError
+from ..families import FAMILIES, Family
+from ..tokens import TokenVectors
 
 
 def make_optimizer(
-    recipe: Recipe, phase: Phase, groups: Mapping[str, Sequence[nn.Parameter]]
+    recipe: Recipe,
+    phase: Phase,
+    groups: Mapping[str, Sequence[nn.Parameter]],
+    factors: Mapping[str, float] = MappingProxyType({}),
 ) -> torch.optim.Optimizer:
     """AdamW over the parameter groups by name, each at its own rate; none for those without.
 
     Token vectors have no weight decay: it would pull them off the sphere of ordinary words.
+    factors: what rates are multiplied by, by group; "tokens.t5xxl" has the rate of "tokens".
     """
-    parameters = [
-        {
-            "name": name,
-            "params": list(members),
-            "lr": getattr(phase.rates, name),
-            "base_lr": getattr(phase.rates, name),
-            "weight_decay": 0.0 if name == "tokens" else recipe.weight_decay,
-        }
-        for name, members in groups.items()
-        if getattr(phase.rates, name)
-    ]
+    parameters = []
+    for name, members in groups.items():
+        kind = name.partition(".")[0]
+        rate = getattr(phase.rates, kind) * factors.get(name, 1.0)
+        if rate and members:
+            parameters.append(
+                {
+                    "name": name,
+                    "params": list(members),
+                    "lr": rate,
+                    "base_lr": rate,
+                    "weight_decay": 0.0 if kind == "tokens" else recipe.weight_decay,
+                }
+            )
     return optimizer_class(recipe.optimizer)(parameters)
+
+
+def token_groups(vectors: TokenVectors, family: Family) -> dict[str, list[nn.Parameter]]:
+    """The token vectors as parameter groups: apart where an encoder's have a scale of their own."""
+    groups: dict[str, list[nn.Parameter]] = {"tokens": []}
+    for of in vectors.tokens.values():
+        for key, values in of.items():  # type: ignore[operator]
+            own = family.encoder(key).own_scale
+            groups.setdefault(f"tokens.{key}" if own else "tokens", []).append(values)
+    return groups
+
+
+def token_factors(backbone: Backbone, words: Iterable[str]) -> dict[str, float]:
+    """What the rates of groups in `token_groups` are multiplied by.
+
+    An encoder with a scale of its own gets the size of its vectors over CLIP's, each the root mean
+    square of these ordinary words': T5's are hundreds of times larger.
+    """
+    family = FAMILIES[backbone.family]
+
+    def size(key: str) -> float:
+        known = torch.cat([backbone.word_vectors(key, word) for word in words])
+        return float(known.square().mean().sqrt())
+
+    return {
+        f"tokens.{encoder.key}": size(encoder.key) / size(family.keys[0])
+        for encoder in family.encoders
+        if encoder.own_scale
+    }
 
 
 def optimizer_class(name: OptimizerName) -> Callable[..., torch.optim.Optimizer]:

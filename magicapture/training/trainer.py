@@ -20,6 +20,7 @@ from ..checkpointing import checkpointed
 from ..config import Phase, Precision
 from ..errors import NumericalError
 from ..faces.embed import FaceEmbedder
+from ..families import FAMILIES
 from ..files import check_writable
 from ..interrupts import uninterrupted
 from ..losses import needs
@@ -32,7 +33,7 @@ from .fingerprint import run_name
 from .job import TrainingJob, generator
 from .look import look
 from .loras import Loras
-from .optim import make_optimizer, set_rates
+from .optim import make_optimizer, set_rates, token_factors, token_groups
 from .prepare import Materials, prepared
 from .state import EVERY_STEPS, SPACE, StateKeeper
 from .step import Objective, gradients
@@ -257,7 +258,7 @@ class Trainer:
         wanted = needs(phase)
         with ExitStack() as scope:
             groups = {
-                "tokens": list(self.vectors.parameters()),
+                **token_groups(self.vectors, FAMILIES[self.backbone.family]),
                 **scope.enter_context(self.loras.injected(phase)),
             }
             if self.recipe.checkpointing:
@@ -266,7 +267,9 @@ class Trainer:
             if "attention" in wanted:
                 capture = scope.enter_context(refocusing_capture(self.backbone, self.recipe))
             self.vectors.requires_grad_(phase.rates.tokens > 0)
-            self._optimizer = make_optimizer(self.recipe, phase, groups)
+            words = [concept.class_word for concept in self.job.concepts]
+            factors = token_factors(self.backbone, words)
+            self._optimizer = make_optimizer(self.recipe, phase, groups, factors)
             if self._optimizer_state is not None:
                 self._optimizer.load_state_dict(self._optimizer_state)
                 self._optimizer_state = None

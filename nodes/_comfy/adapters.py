@@ -12,11 +12,12 @@ import comfy.sd
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ...magicapture.adapters import Adapter, check_strength, to_kohya
+from ...magicapture.adapters import Adapter, check_strength, to_lora
 from ...magicapture.errors import InputError
-from .models import ENCODERS, context_width, family_of, text_parts_of
+from .models import ENCODERS, family_of, text_parts_of
 
-_UP, _DOWN = ".lora_up.weight", ".lora_down.weight"
+_SIDES = {".lora_up.weight": ".lora_down.weight", ".lora_B.weight": ".lora_A.weight"}
+"""The ends of an update's two halves, in kohya's files and in diffusers'."""
 _NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)(.*)", re.DOTALL)
 
 
@@ -36,8 +37,8 @@ def apply_adapter(
     check_strength(strength_model)
     check_strength(strength_clip)
     adapter.check_family(family_of(model))
-    text_parts_of(clip, context_width(model))
-    lora = to_kohya(adapter)
+    text_parts_of(clip, model)
+    lora = to_lora(adapter)
     _check_layers(lora, model, clip)
     model, clip = comfy.sd.load_lora_for_models(model, clip, lora, strength_model, strength_clip)
     if adapter.tokens:
@@ -56,16 +57,25 @@ def _check_layers(lora: Mapping[str, Tensor], model: ModelPatcher, clip: Any) ->
         if value.ndim >= 2
     }
     for key, up in lora.items():
-        layer = key.removesuffix(_UP)
-        if layer == key:
+        end = next(filter(key.endswith, _SIDES), None)
+        if end is None:
             continue
-        needed = (up.shape[0], lora[layer + _DOWN].shape[1])
-        found = shapes.get(names.get(layer))
+        layer = key.removesuffix(end)
+        needed = (up.shape[0], lora[layer + _SIDES[end]].shape[1])
+        found = _shape(names.get(layer), shapes)
         if found != needed:
             raise InputError(
                 f"The adapter changes the layer {layer} of size {needed}, and the model's is "
                 f"{found or 'not there'}: it was trained for another kind of base model."
             )
+
+
+def _shape(place: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """Of a layer, or of the rows of one that it is here: (name, (0, first row, rows))."""
+    if not isinstance(place, tuple):
+        return shapes.get(place)
+    name, (_, _, rows) = place[:2]
+    return (rows, *shapes[name][1:]) if name in shapes else None
 
 
 def _knowing(tokenizer: Any, tokens: Mapping[str, Mapping[str, Tensor]]) -> Any:

@@ -14,7 +14,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
-from ...magicapture.backbone import Conditioning
+from ...magicapture.backbone import Conditioning, distilled_guidance
 from ...magicapture.digests import digest
 from ...magicapture.families import FAMILIES
 from ...magicapture.parts import Parts
@@ -25,7 +25,6 @@ from .fingerprint import text_parts, unet_parts, vae_parts
 from .models import (
     autoencoder_of,
     compute_dtype,
-    context_width,
     downscale_of,
     family_of,
     latent_channels,
@@ -42,9 +41,9 @@ _BLOCKS = (BasicTransformerBlock, ResBlock, DoubleStreamBlock, SingleStreamBlock
 
 
 class ComfyBackbone:
-    """Stable Diffusion 1.x, 2.x or XL as ComfyUI's loaders give it; fits `magicapture`'s Backbone.
+    """A model of one of the families as ComfyUI's loaders give it; fits `magicapture`'s Backbone.
 
-    So does the paperdolls' transformer, which is of Flux's class. model, clip, vae: what the
+    model, clip, vae: what the
     sockets MODEL, CLIP and VAE carry. decoder: a second VAE, such as TAESD, for `decode_fast`.
     Raises InputError where a part is missing and UnsupportedModelError where it is of another
     kind.
@@ -55,7 +54,7 @@ class ComfyBackbone:
     def __init__(self, model: ModelPatcher, clip: Any, vae: Any, decoder: Any = None) -> None:
         self.family = family_of(model)
         self.schedule = schedule_of(model)
-        self._text = text_parts_of(clip, context_width(model))
+        self._text = text_parts_of(clip, model)
         self.latent_channels = latent_channels(model)
         autoencoder_of(vae, self.latent_channels)
         if decoder is not None:
@@ -78,7 +77,7 @@ class ComfyBackbone:
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
-        """The text encoders, "clip_l" and XL's "clip_g", laid out and named as in transformers."""
+        """The text encoders by key, "clip_l", "t5xxl", laid out and named as in transformers."""
         return {key: part.encoder.transformer for key, part in self._text.items()}
 
     @property
@@ -117,11 +116,12 @@ class ComfyBackbone:
             with self._clip_skip(part.encoder):
                 rows = [_spliced(line, vectors, key) for line in layouts[key]]
                 encoded[key] = part.encoder.encode(rows)
-        context = torch.cat([of[0] for of in encoded.values()], dim=-1).to(self.device)
-        pooled = FAMILIES[self.family].pooled
+        family = FAMILIES[self.family]
+        context = torch.cat([encoded[key][0] for key in family.reads], dim=-1).to(self.device)
+        pooled = family.pooled
         extra = {} if pooled is None else {"pooled": encoded[pooled][1].to(self.device)}
-        # Both encoders cut a text into the same words, so a token's columns are the same.
-        return Conditioning(context, extra, [line.columns for line in layouts["clip_l"]])
+        columns = [line.columns for line in layouts[family.reads[0]]]
+        return Conditioning(context, extra, columns)
 
     def _layout(self, key: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
         tokenizer = self._text[key].tokenizer
@@ -132,7 +132,7 @@ class ComfyBackbone:
             start=tokenizer.start_token,
             end=tokenizer.end_token,
             pad=tokenizer.pad_token,
-            length=tokenizer.max_length,
+            length=FAMILIES[self.family].encoder(key).length or tokenizer.max_length,
         )
 
     @contextmanager
@@ -152,12 +152,15 @@ class ComfyBackbone:
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own output for latents noised to t (B,), in the dtype of `noisy`."""
+        guidance = distilled_guidance(conditioning, FAMILIES[self.family])
+        told = {} if guidance is None else {"guidance": guidance.to(self.device, self.dtype)}
         output = self.unet(
             noisy.to(self.device, self.dtype),
             self._told(timesteps.to(self.device)).float(),
             context=conditioning.context.to(self.device, self.dtype),
             y=self._pooled(noisy, conditioning),
             transformer_options={OVERRIDE: _differentiable},
+            **told,
         )
         return output.to(noisy.dtype)
 

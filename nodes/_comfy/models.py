@@ -14,14 +14,14 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ...magicapture.errors import InputError, UnsupportedModelError
-from ...magicapture.families import FamilyName
+from ...magicapture.families import FAMILIES, FamilyName
 from ...magicapture.schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
 
-SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v prediction)"
+SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v prediction) and Flux.1"
 
 # ComfyUI's name of a text encoder: its key in adapters and embedding files. Stable Diffusion 2's
 # only encoder has the key of 1's, as everywhere outside ComfyUI.
-ENCODERS = {"clip_l": "clip_l", "clip_h": "clip_l", "clip_g": "clip_g"}
+ENCODERS = {"clip_l": "clip_l", "clip_h": "clip_l", "clip_g": "clip_g", "t5xxl": "t5xxl"}
 
 
 DISCRETE = {sampling.ModelSamplingDiscrete, sampling.EPS, sampling.V_PREDICTION, object}
@@ -49,17 +49,20 @@ def family_of(model: ModelPatcher) -> FamilyName:
             return "sd1"
         elif isinstance(config, supported.SD20):
             return "sd2"
-    elif isinstance(network, Flux) and _is_doll(model):
-        return "doll_flux"
+    elif isinstance(network, Flux) and config.unet_config.get("image_model") == "flux":
+        channels = config.unet_config["in_channels"]
+        if channels == config.unet_config["out_channels"] == latent_channels(model):
+            return "doll_flux" if _is_doll(config) else "flux1"
+        found = (
+            f"{type(config).__name__} with {channels} input channels (for inpainting or control)"
+        )
     raise _unsupported("model", found)
 
 
-def _is_doll(model: ModelPatcher) -> bool:
+def _is_doll(config: Any) -> bool:
     """Whether a transformer of Flux's class is a paperdolls': told by one encoder of everything."""
-    config = model.model.model_config.unet_config
-    whole = config["in_channels"] == config["out_channels"] == latent_channels(model)
-    one = config["context_in_dim"] == config["vec_in_dim"] and not config["guidance_embed"]
-    return whole and one and isinstance(model.model.model_config, supported.FluxSchnell)
+    one = config.unet_config["context_in_dim"] == config.unet_config["vec_in_dim"]
+    return one and isinstance(config, supported.FluxSchnell)
 
 
 def _is_xl(config: Any) -> bool:
@@ -129,25 +132,32 @@ class TextPart:
         return int(self.encoder.transformer.get_input_embeddings().weight.shape[1])
 
 
-def text_parts_of(clip: Any, width: int) -> dict[str, TextPart]:
-    """The text encoders by their keys in files; raises InputError or UnsupportedModelError.
+def text_parts_of(clip: Any, model: ModelPatcher) -> dict[str, TextPart]:
+    """The text encoders of a MODEL's family by their keys in files.
 
-    width: of the context that the UNet expects, their outputs side by side.
+    Raises InputError where there is no CLIP, UnsupportedModelError for another family's.
     """
     if clip is None:
         raise InputError(
             "There is no text encoder at the input 'clip': the checkpoint holds none. Connect a "
             "CLIP, for example from Load CLIP."
         )
-    model, tokenizer = clip.cond_stage_model, clip.tokenizer
-    names = [name for name in ENCODERS if hasattr(model, name) and hasattr(tokenizer, name)]
-    others = [name for name, part in model.named_children() if hasattr(part, "transformer")]
+    encoders, tokenizer = clip.cond_stage_model, clip.tokenizer
+    names = [name for name in ENCODERS if hasattr(encoders, name) and hasattr(tokenizer, name)]
+    others = [name for name, part in encoders.named_children() if hasattr(part, "transformer")]
     if not names or set(others) - set(names):
-        raise _unsupported("clip", type(model).__name__)
+        raise _unsupported("clip", type(encoders).__name__)
     parts = {
-        ENCODERS[name]: TextPart(getattr(model, name), getattr(tokenizer, name)) for name in names
+        ENCODERS[name]: TextPart(getattr(encoders, name), getattr(tokenizer, name))
+        for name in names
     }
-    own = [part.width for part in parts.values()]
+    family = FAMILIES[family_of(model)]
+    if parts.keys() != set(family.keys):
+        raise UnsupportedModelError(
+            f"The input 'clip' holds {' and '.join(parts)}, and {family.title} at 'model' reads "
+            f"{' and '.join(family.keys)}. Connect the CLIP of the same model."
+        )
+    own, width = [parts[key].width for key in family.reads], context_width(model)
     if sum(own) != width:
         raise UnsupportedModelError(
             f"The text encoder at the input 'clip' is {' + '.join(map(str, own))} wide and the "

@@ -10,18 +10,32 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDIMScheduler,
+    FluxTransformer2DModel,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
 )
 
 from magicapture.backbones import DiffusersBackbone
 from magicapture.backbones.clip_tokenizer import write_tokenizer
 from magicapture.backbones.support import BETAS
-from magicapture.schedule import DiscreteLevels, Prediction, Schedule
+from magicapture.schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
 
 WIDTH = 32
 
@@ -120,6 +134,64 @@ def tiny_xl() -> SimpleNamespace:
     return SimpleNamespace(unet=unet, text_encoders=encoders)
 
 
+def tiny_t5() -> T5EncoderModel:
+    """A T5 encoder of two layers, 48 wide, over the words of `t5_tokenizer`."""
+    torch.manual_seed(4)
+    config = T5Config(
+        vocab_size=len(T5_WORDS),
+        d_model=48,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        is_gated_act=True,
+    )
+    return T5EncoderModel(config).eval()
+
+
+T5_WORDS = (
+    *("<pad>", "</s>", "<unk>", "\u2581", "\u2581a", "\u2581photo", "\u2581of", "\u2581woman"),
+    *("\u2581person", "\u2581in", "\u2581the", "\u2581style", ",", ".", *map(chr, range(97, 123))),
+)
+
+
+def t5_tokenizer(folder: Path) -> Any:
+    """T5's tokenizer with a few words, written as a folder of a model has it, and read again."""
+    words = Tokenizer(
+        Unigram([(word, -1.0 - 0.1 * i) for i, word in enumerate(T5_WORDS)], unk_id=2)
+    )
+    words.pre_tokenizer = Metaspace()
+    words.decoder = MetaspaceDecoder()
+    words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    folder.mkdir(parents=True, exist_ok=True)
+    words.save(str(folder / "tokenizer.json"))
+    names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "extra_ids": 0}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return T5TokenizerFast.from_pretrained(folder)
+
+
+def tiny_flux(**changes: Any) -> FluxTransformer2DModel:
+    """A transformer of Flux.1 dev's kind: two double blocks and two single ones, 32 wide."""
+    torch.manual_seed(5)
+    config: dict[str, Any] = {
+        "patch_size": 1,
+        "in_channels": 16,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 48,
+        "pooled_projection_dim": WIDTH,
+        "axes_dims_rope": (4, 6, 6),
+        "guidance_embeds": True,
+    }
+    network = FluxTransformer2DModel(**{**config, **changes})
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return network.eval().requires_grad_(False)
+
+
 def noise_schedule(prediction: Prediction = "epsilon") -> Schedule:
     """Stable Diffusion's schedule."""
     return Schedule(DiscreteLevels(DDIMScheduler(**BETAS).alphas_cumprod), prediction)
@@ -134,6 +206,9 @@ def tiny() -> SimpleNamespace:
         vae=tiny_vae,
         schedule=noise_schedule,
         xl=tiny_xl,
+        flux=tiny_flux,
+        t5=tiny_t5,
+        t5_tokenizer=t5_tokenizer,
     )
 
 
@@ -180,6 +255,18 @@ def xl_backbone(tokenizer: CLIPTokenizer) -> DiffusersBackbone:
         text_encoders=parts.text_encoders,
         tokenizers=dict.fromkeys(parts.text_encoders, tokenizer),
         schedule=noise_schedule(),
+    )
+
+
+@pytest.fixture
+def flux_backbone(tokenizer: CLIPTokenizer, tmp_path: Path) -> DiffusersBackbone:
+    """A tiny Flux.1 dev; images of 128 px -> 16x16 cells -> 8x8 places."""
+    return DiffusersBackbone(
+        unet=tiny_flux(),
+        vae=tiny_vae("kl", scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoders={"clip_l": tiny_text_encoder(), "t5xxl": tiny_t5()},
+        tokenizers={"clip_l": tokenizer, "t5xxl": t5_tokenizer(tmp_path / "t5")},
+        schedule=Schedule(FlowLevels(shift=3.0), "flow"),
     )
 
 

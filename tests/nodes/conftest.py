@@ -69,6 +69,7 @@ def executor() -> Iterator[None]:
 
 WIDTH = 32  # GroupNorm(32) allows no less
 XL_WIDTH = 48  # of XL's second text encoder
+T5_WIDTH = 48
 
 
 def fill(module: nn.Module, std: float = 0.08) -> nn.Module:
@@ -264,13 +265,15 @@ def _tokenizer(kind: type, folder: Path) -> Any:
 def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.float32) -> Any:
     """A CLIP with the real tokenizer and two narrow layers."""
     import comfy.sd
-    from comfy.supported_models import SD15, SD20, SDXL
+    from comfy.supported_models import SD15, SD20, SDXL, Flux
 
-    target = {"sd1": SD15, "sd2": SD20, "sdxl": SDXL}[family]({}).clip_target({})
+    kinds = {"sd1": SD15, "sd2": SD20, "sdxl": SDXL, "flux1": Flux}
+    target = kinds[family]({"image_model": "flux"} if family == "flux1" else {}).clip_target({})
     widths = {
         "sd1": {"clip_l": WIDTH},
         "sd2": {"clip_h": WIDTH},
         "sdxl": {"clip_l": WIDTH, "clip_g": XL_WIDTH},
+        "flux1": {"clip_l": WIDTH, "t5xxl": T5_WIDTH},
     }[family]
     tokenizer, narrow = _tokenizer(target.tokenizer, folder), {}
     for name, width in widths.items():
@@ -281,6 +284,12 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
             "num_attention_heads": 2,
             "num_hidden_layers": 3,
             "projection_dim": width,
+            # T5's words for the same
+            "d_model": width,
+            "d_kv": 8,
+            "d_ff": 2 * width,
+            "num_heads": 4,
+            "num_layers": 2,
         }
     target.tokenizer = lambda **_: tokenizer
     clip = comfy.sd.CLIP(
@@ -379,6 +388,13 @@ def tiny_xl(make: SimpleNamespace) -> Tiny:
 def tiny_flux(make: SimpleNamespace) -> Tiny:
     """A tiny transformer of Flux's class: words and picture attend to both, and it flows."""
     return Tiny(make.flux(), make.clip(), make.taesd())
+
+
+@pytest.fixture
+def tiny_flux1(make: SimpleNamespace) -> Tiny:
+    """A tiny Flux.1 dev: T5 for the words, CLIP for the whole text, guidance told."""
+    model = make.flux(context_in_dim=T5_WIDTH, guidance_embed=True)
+    return Tiny(model, make.clip("flux1"), make.taesd())
 
 
 @pytest.fixture

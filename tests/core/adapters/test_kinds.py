@@ -56,7 +56,8 @@ def pair(key: str, width: int = 768, out: int = 8) -> dict[str, torch.Tensor]:
         ("decoder.conv_in.weight", "VAE"),
         ("time_embedding.linear_1.weight", "UNet"),
         ("text_model.encoder.layers.0.self_attn.q_proj.weight", "text encoder"),
-        ("t5xxl", "not CLIP"),
+        ("t5base", "not CLIP"),
+        ("qwen3_4b", "not CLIP"),
     ],
 )
 def test_each_kind_has_a_name(tmp_path: Path, key: str, what: str) -> None:

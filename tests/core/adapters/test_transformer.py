@@ -279,13 +279,15 @@ def pair(key: str, width: int) -> dict[str, Tensor]:
 )
 @pytest.mark.parametrize("layer", [f"{DOUBLE}.attn.to_q", f"{SINGLE}.attn.to_q"])
 def test_a_lora_for_another_transformer_is_refused(tmp_path: Path, start: str, layer: str) -> None:
-    """A real Flux is 3072 wide."""
+    """Stable Diffusion 3.5 large is 2432 wide, Flux.1 3072."""
     name = start + (layer.replace(".", "_") if start.endswith("_") else layer)
-    save_file(pair(name, 3072), tmp_path / "a.safetensors")
+    save_file(pair(name, 2432), tmp_path / "a.safetensors")
     with pytest.raises(InputError, match=r"a\.safetensors is a LoRA for .*(Flux|Diffusion 3|Qwen)"):
         load_adapter(tmp_path / "a.safetensors")
     save_file(pair(name, 256), tmp_path / "a.safetensors")
     assert list(load_adapter(tmp_path / "a.safetensors").lora) == [f"transformer.{layer}"]
+    save_file(pair(name, 3072), tmp_path / "a.safetensors")
+    assert load_adapter(tmp_path / "a.safetensors").family == "flux1"
 
 
 UNET = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
