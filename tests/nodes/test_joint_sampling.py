@@ -150,29 +150,32 @@ def softmax(attention: Any) -> Tensor:
     return logits.softmax(-1).mean(1)[:, words:, :words].unflatten(1, PLACES)
 
 
+@pytest.mark.parametrize("style", ["", "photo"])
 def test_the_token_is_held_in_every_site_and_the_rest_is_free(
-    pack, refocused, prompts, model, mask
+    pack, refocused, tiny_flux, model, mask, style
 ):
-    marks = pack("nodes._comfy.marks")
-    (man,) = prompts[0][0][1][marks.TOKENS]
-    column = list(man.columns)
+    prompts = encoded(pack, tiny_flux, "man", style)
+    tokens = prompts[0][0][1][pack("nodes._comfy.marks").TOKENS]
     inside = torch.nn.functional.avg_pool2d(mask, 16)[0, 0] == 1
     free, held = Watch(pack, model), Watch(pack, model)
     free.draw(model, prompts, batch=2)
     held.draw(refocused(model, mask, **BIAS), prompts, batch=2)
-    assert len(held.passes) == len(free.passes) == 3
+    assert len(held.passes) == len(free.passes) == 3 and len(tokens) == 1 + bool(style)
     for one, other in zip(held.passes, free.passes, strict=True):
         assert list(one.seen) == held.sites and sorted(one.rows) == [0, 1]
         kinds = torch.tensor(one.rows).repeat_interleave(2)
         for site, attention in one.seen.items():
             shares, plain = softmax(attention), softmax(other.seen[site])
             assert shares.shape == (4, *PLACES, 77)
-            own = shares[kinds == 0][..., column].sum(-1)
-            assert own[:, ~inside].max() < 1e-9 < 1e-4 < own[:, inside].min()
-            assert shares[kinds == 1][..., column].sum(-1)[:, ~inside].min() > 1e-4
+            for token in tokens:
+                own = shares[..., list(token.columns)].sum(-1)
+                there = inside if token.role == "subject" else ~inside
+                assert own[kinds == 0][:, ~there].max() < 1e-9
+                assert own[kinds == 0][:, there].min() > 1e-4 < own[kinds == 1].min()
             if one is held.passes[0] and site == held.sites[0]:  # all before it is the same
-                torch.testing.assert_close(shares[:, inside], plain[:, inside])
                 torch.testing.assert_close(shares[kinds == 1], plain[kinds == 1])
+                if not style:
+                    torch.testing.assert_close(shares[:, inside], plain[:, inside])
 
 
 def test_a_batch_is_its_pictures_and_conditionings_apart(refocused, prompts, model, mask):
