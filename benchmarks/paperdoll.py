@@ -5,6 +5,7 @@
     python benchmarks/paperdoll.py --study ar --pairs 6         # choosing, on development pairs
     python benchmarks/paperdoll.py --first 20 --rows magicapture    # again, on other pairs
     python benchmarks/paperdoll.py --hard all --rows truth magicapture    # from harder photos
+    python benchmarks/paperdoll.py --model transformer          # in joint attention
 
 One line of the CSV is one training and its 16 pictures; it is written as soon as it is there, so
 a run that was stopped goes on where it was. A line made with other settings or other weights has
@@ -34,6 +35,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from study import carry_out, command, read  # first: it gives each process one core
 
@@ -45,6 +47,7 @@ from paperdoll_table import NOTES, Table, examples
 
 from magicapture.paperdoll import Split
 from magicapture.paperdoll.hardships import HARDSHIPS
+from magicapture.paperdoll.model import ModelName
 from magicapture.paperdoll.weights import WEIGHTS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,6 +61,7 @@ def main() -> None:
     chosen = _chosen(every, options.rows)
     stem = "_".join(
         ["paperdoll"]
+        + (["transformer"] if options.model == "transformer" else [])
         + ([options.study] if options.study else [])
         + (["development"] if split is Split.DEVELOPMENT and not options.study else [])
         + ([f"from_{options.first}"] if options.first else [])
@@ -65,7 +69,13 @@ def main() -> None:
         + (["quick"] if options.quick else [])
     )
     plan = Plan(
-        options.weights, split, options.keep / stem, options.quick, options.in_words, options.hard
+        options.weights,
+        split,
+        options.keep / stem,
+        options.quick,
+        options.in_words,
+        options.hard,
+        options.model,
     )
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / f"{stem}.csv"
@@ -94,6 +104,7 @@ def _arguments() -> argparse.Namespace:
         "--in-words", action="store_true", help="draw edits also as words of the prompt"
     )
     parser.add_argument("--hard", choices=HARDSHIPS, help="make the person's photos hard")
+    parser.add_argument("--model", choices=get_args(ModelName), default="unet")
     parser.add_argument("--workers", type=int, default=1, help="processes, one core each")
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks")

@@ -20,6 +20,8 @@ from magicapture.schedule import at_side
 MAGICFACE = "magicface"
 """The row that trains nothing: it draws with three references and the style in words."""
 
+_SINGLE = ("single_blocks.0", "single_blocks.0, single_blocks.4, single_blocks.5")
+
 GRID = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 
 PHRASES = ("zed", "kiv")
@@ -88,6 +90,7 @@ def studies() -> Mapping[str, list[Row]]:
         "identity": [default, *_identity(doll_recipe())],
         "shape": [default, *_shape(doll_recipe())],
         "phrases": [default, Row("phrases", doll_recipe(), phrases=PHRASES)],
+        "blocks": [default, *(_looking(name) for name in ("auto", *_SINGLE))],
         "rates": [
             *(_named(name, factor) for name in RATES for factor in GRID),
         ],
@@ -134,6 +137,12 @@ def _refocusing(recipe: Recipe) -> list[Row]:
         form("source and style", own, tasks=("source", "style")),
         form("first half", own, recipe=_first_half(recipe)),
     ]
+
+
+def _looking(blocks: str) -> Row:
+    """Attention Refocusing on other blocks of a transformer."""
+    recipe = doll_recipe()
+    return Row(f"blocks {blocks}", replace(recipe, refocus=replace(recipe.refocus, blocks=blocks)))
 
 
 def _first_half(recipe: Recipe) -> Recipe:

@@ -25,11 +25,9 @@ from magicapture import (
     Trainer,
     TrainingJob,
     load_adapter,
-    load_backbone,
     sample,
     save_adapter,
 )
-from magicapture.config import to_dict
 from magicapture.data import Learnable
 from magicapture.demo.drawing import SAMPLING, prompt_of
 from magicapture.magicface import MagicFaceSettings, ReferenceGuide
@@ -39,6 +37,7 @@ from magicapture.paperdoll.attention import token_leakage
 from magicapture.paperdoll.captions import TONES, tone_word
 from magicapture.paperdoll.edits import edits
 from magicapture.paperdoll.judge import Judge
+from magicapture.paperdoll.model import ModelName, doll_backbone
 from magicapture.paperdoll.pairs import Pair, make_pair, masks, pictures, references
 from magicapture.paperdoll.recipe import doll_recipe
 from magicapture.paperdoll.weights import loss_embedder
@@ -69,6 +68,7 @@ class Plan:
     quick: bool = False
     in_words: bool = False  # draw edits also as words of the prompt, without edit guidance
     hard: str | None = None  # of `hardships.HARDSHIPS`, which the person's photos then have
+    model: ModelName = "unet"
 
     @property
     def pictures(self) -> tuple[int, int]:
@@ -81,21 +81,31 @@ class Plan:
         return replace(SAMPLING, steps=8) if self.quick else SAMPLING
 
     def recipe_of(self, row: Row) -> Recipe | None:
-        """The row's recipe; for a quick look 12 steps of it, with 2 class images."""
-        if row.recipe is None or not self.quick:
-            return row.recipe
-        prior = replace(row.recipe.prior, images=min(2, row.recipe.prior.images))
-        return with_steps(replace(row.recipe, prior=prior, variants=2), 12)
+        """The row's recipe for the model; for a quick look 12 steps of it, with 2 class images."""
+        if row.recipe is None:
+            return None
+        recipe = replace(row.recipe, weighting=doll_recipe(model=self.model).weighting)
+        if not self.quick:
+            return recipe
+        prior = replace(recipe.prior, images=min(2, recipe.prior.images))
+        return with_steps(replace(recipe, prior=prior, variants=2), 12)
+
+    @property
+    def files(self) -> list[Path]:
+        """The weights that decide scores: all but those of the other model."""
+        other = self.weights / ("transformer" if self.model == "unet" else "unet")
+        files = self.weights.rglob("*.safetensors")
+        return sorted(file for file in files if other not in file.parents)
 
     def version(self, row: Row) -> str:
         """A hash of all that decides a row's scores; a line of another version is not reused."""
         recipe = self.recipe_of(row)
-        named = json.dumps(to_dict(recipe) if recipe else row.name, sort_keys=True)
+        named = json.dumps(recipe.settings() if recipe else row.name, sort_keys=True)
         if row.name == MAGICFACE:
             named += repr((GUIDANCE, WEIGHT, MagicFaceSettings()))
         drawn = (self.sampling, self.pictures, row.strengths, self.in_words, self.hard)
         settings = (named, *drawn, row.seed, row.start, *(row.phrases or ()))
-        return version(settings, sorted(self.weights.rglob("*.safetensors")))
+        return version(settings, self.files)
 
 
 def pair_seeds(split: Split, index: int) -> tuple[int, int]:
@@ -113,7 +123,7 @@ class Bench:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.backbone = load_backbone(plan.weights)
+        self.backbone = doll_backbone(plan.model, plan.weights)
         self.judge = Judge.load(plan.weights)
         self.embedder = loss_embedder(plan.weights)
         self._known: tuple[int, Pair, Case] | None = None
@@ -160,7 +170,7 @@ class Bench:
     def _adapter(self, row: Row, index: int, pair: Pair, place: Path) -> Adapter:
         """Train the row; without a recipe, the adapter of no step. Kept for later rows."""
         subject, style = row.concepts()
-        recipe = self.plan.recipe_of(row) or doll_recipe()
+        recipe = self.plan.recipe_of(row) or doll_recipe(model=self.plan.model)
         job = TrainingJob(
             Learnable(subject, references(pair.source)),
             Learnable(style, references(pair.reference)),

@@ -15,7 +15,7 @@ from .loss import Weights
 from .older import current
 from .schedule import at_side
 from .sentences import check_sentence
-from .settings import Checked, from_dict, help_of, setting, to_dict
+from .settings import Checked, from_dict, help_of, refuse, setting, to_dict
 
 __all__ = [
     "Batching",
@@ -61,12 +61,20 @@ OptimizerName = Literal["adamw", "adamw_8bit"]
 SubjectInit = Literal["class word", "random"]
 Kept = Literal["change", "answer"]
 
+AUTO, FIXED = "auto", "fixed"
+"""What `RefocusSettings.blocks` says beside names."""
+
 
 def _sentence(
     *, holds: tuple[str, ...] = (), lacks: tuple[str, ...] = ()
 ) -> Callable[[str, str], None]:
     """The check of a task's sentences: the tokens they must have, and must not have."""
     return lambda sentence, path: check_sentence(sentence, path, holds, lacks)
+
+
+def _check_blocks(value: str, path: str) -> None:
+    if not value.replace(",", " ").strip():
+        refuse(path, f"{AUTO}, {FIXED} or names of blocks", value)
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,15 @@ class RefocusSettings(Checked):
         release=(4,),
     )
     middle: bool = setting(False, "Take the UNet's middle block as well.", release=False)
+    blocks: str = setting(
+        FIXED,
+        "Blocks of a transformer to look at: fixed (those that keep words and picture apart, "
+        "Flux's double ones), auto (those whose map of the class word agrees best with the faces "
+        "in the person's photos, measured before step 1), or names with commas between, such as "
+        "double_blocks.2, single_blocks.0. It has no effect on a UNet, whose layers are chosen by "
+        "factors.",
+        check=_check_blocks,
+    )
     map_size: int | None = setting(
         None,
         "Enlarge every map to this many cells a side before comparing it with the mask; empty "
@@ -457,6 +474,17 @@ class Recipe(Checked):
     def side(self) -> int:
         """The resolution; 512 where the base model is to say it and is not known yet."""
         return self.resolution or FAMILIES["sd1"].resolution
+
+    def settings(self) -> dict[str, Any]:
+        """All settings as plain data, for what tells recipes apart.
+
+        A choice that came later is left out while it says what was done before there was it, so
+        that runs and results from before still count.
+        """
+        found = to_dict(self)
+        if self.refocus.blocks == FIXED:
+            del found["refocus"]["blocks"]
+        return found
 
     @property
     def steps(self) -> int:

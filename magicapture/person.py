@@ -87,7 +87,15 @@ class Person:
         faces = analyzer.detector(image)
         if len(faces) < 2:
             return faces[0] if faces else None
-        return faces[int(self.likeness(analyzer.embeddings(image, faces)).argmax())]
+        return faces[self.among(image, faces, analyzer)[0]]
+
+    def among(
+        self, image: Tensor, faces: Sequence[Face], analyzer: FaceAnalyzer
+    ) -> tuple[int, Tensor]:
+        """Which of an image's faces is most like the person, and its unit embedding (D,)."""
+        vectors = analyzer.embeddings(image, faces)
+        chosen = int(self.likeness(vectors).argmax())
+        return chosen, vectors[chosen]
 
 
 @dataclass(frozen=True)
@@ -141,11 +149,11 @@ class IdentityReport:
         ]
         if lacking:
             lines.append(f"No face was found in {_some(lacking, 'picture')}; that counts as 0.")
-        lines.append(f"Face recognition model: {self.embedder}{_OF_THE_LOSS[self.of_the_loss]}")
+        lines.append(f"Face recognition model: {self.embedder}{OF_THE_LOSS[self.of_the_loss]}")
         return "\n".join(lines)
 
 
-_OF_THE_LOSS = {
+OF_THE_LOSS = {
     False: ", another than the identity loss used.",
     None: ". Unknown whether the identity loss used it.",
     True: ". WARNING: the identity loss used it too, so the score is inflated; measure with "
@@ -178,11 +186,12 @@ def measure_identity(
         person.spread,
         len(person.embeddings),
         name_of(analyzer.embedder) or type(analyzer.embedder).__name__,
-        _is_that_of(loss, analyzer.embedder),
+        is_that_of(loss, analyzer.embedder),
     )
 
 
-def _is_that_of(loss: FaceEmbedder | str | None, embedder: FaceEmbedder | None) -> bool | None:
+def is_that_of(loss: FaceEmbedder | str | None, embedder: FaceEmbedder | None) -> bool | None:
+    """Whether a face embedder is the identity loss's, or of its name; None: unknown."""
     if not loss:
         return None
     if isinstance(loss, str):

@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension
 
 from ._node import Node
 from .adapters import MagiCaptureApplyAdapter, MagiCaptureLoadAdapter, MagiCaptureSaveAdapter
+from .evaluating import MagiCaptureEvaluatePictures
 from .faces import (
     MagiCaptureCheckModels,
     MagiCaptureLoadFaceDetector,
@@ -53,6 +54,7 @@ NODES: list[type[Node]] = [
     MagiCaptureMakeFaceMasks,
     MagiCaptureCheckPhotos,
     MagiCaptureMeasureIdentity,
+    MagiCaptureEvaluatePictures,
     MagiCaptureChooseRecipe,
     MagiCaptureLoadRecipe,
     MagiCaptureTuneRecipe,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import torch
 from comfy_api.latest import io
 
 from ..magicapture.config import help_of
 from ..magicapture.demo import DemoSettings, held_out_pair, recipe_for
+from ..magicapture.paperdoll.model import ModelName
 from ..magicapture.paperdoll.pairs import PHOTOS, masks, pictures, references
 from ..magicapture.paperdoll.weights import WEIGHTS, loss_embedder
 from ._comfy import images_to_socket, masks_to_socket
@@ -33,6 +36,13 @@ class MagiCaptureLoadPaperdollDemo(Node):
                     max=10_000,
                     tooltip="Training steps; 0: the recipe's own.",
                 ),
+                io.Combo.Input(
+                    "network",
+                    options=list(get_args(ModelName)),
+                    default=DemoSettings().model,
+                    optional=True,
+                    tooltip=help_of(DemoSettings, "model"),
+                ),
             ],
             outputs=[
                 io.Model.Output(display_name="model"),
@@ -44,11 +54,11 @@ class MagiCaptureLoadPaperdollDemo(Node):
         )
 
     @classmethod
-    def execute(cls, steps) -> io.NodeOutput:
-        parts = load_paperdoll(WEIGHTS)
+    def execute(cls, steps, network="unet") -> io.NodeOutput:
+        parts = load_paperdoll(WEIGHTS, network)
         with torch.inference_mode(False):
             face_model = loss_embedder(WEIGHTS)
-        return io.NodeOutput(*parts, face_model, recipe_for(steps or None))
+        return io.NodeOutput(*parts, face_model, recipe_for(steps or None, network))
 
 
 class MagiCaptureDrawPaperdollPhotos(Node):

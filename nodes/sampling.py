@@ -147,7 +147,7 @@ class MagiCaptureRefocusAttention(Node):
             description="Hold the tokens of Encode Prompt to their regions while any sampler "
             "draws: the person's to the mask, the style's to the rest.",
             inputs=[
-                io.Model.Input("model", tooltip="Of Stable Diffusion 1.x, 2.x or XL."),
+                io.Model.Input("model", tooltip="Of any base model that can be trained."),
                 plain(RefocusGuidance, "bias", step=0.5),
                 plain(RefocusGuidance, "gradient", step=0.01),
                 plain(RefocusGuidance, "start", step=0.05),

@@ -17,6 +17,8 @@ _BLOCKS = {"double_blocks": ("img_attn", "txt_attn"), "single_blocks": ("linear1
 """ComfyUI's blocks around one joint attention, by their stack's name, and what they have."""
 _IN_ONE, _FUSED = re.compile(r"layers\.\d+\.attention"), ("to_q", "qkv")
 """Z-Image's layers, in which words and picture are one row; its refiners' see only one of both."""
+_STACKS = {"transformer_blocks": "double_blocks", "single_transformer_blocks": "single_blocks"}
+"""Diffusers' names of the stacks, and the model's own, which ComfyUI keeps."""
 
 
 def cross_attentions(network: nn.Module) -> dict[str, nn.Module]:
@@ -40,6 +42,21 @@ def joint_attentions(network: nn.Module) -> dict[str, nn.Module]:
             and all(hasattr(module, part) for part in parts)
         )
     }
+
+
+def block_of(site: str) -> str:
+    """The name of the block of a layer of joint attention, the same whatever the host.
+
+    What diffusers calls transformer_blocks.0.attn is double_blocks.0, as in ComfyUI. Z-Image's
+    layers.0.attention is layers.0.
+    """
+    stack, _, rest = site.removesuffix(".attn").removesuffix(".attention").partition(".")
+    return f"{_STACKS.get(stack, stack)}.{rest}"
+
+
+def blocks(network: nn.Module) -> dict[str, str]:
+    """The layers of joint attention by the names of their blocks; none in a UNet."""
+    return {block_of(site): site for site in joint_attentions(network)}
 
 
 def last_blocks(network: nn.Module, *, middle: bool = False) -> list[str]:

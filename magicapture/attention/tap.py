@@ -101,8 +101,8 @@ class Attention:
     def scores(self) -> Tensor:
         """softmax(Q K^T * scale + mask) of the N cells, mean of heads: (B,N,L) float32, sums are 1.
 
-        In float32 also under autocast. Every score is kept at once, of which there are few in
-        cross-attention.
+        In float32 also under autocast. Every score is kept at once, of which there are few in a
+        UNet.
         """
         with torch.autocast(self.query.device.type, enabled=False):
             query, key = self.query[:, :, self.cells].float(), self.key.float()
@@ -122,22 +122,26 @@ class Attention:
         with torch.autocast(self.query.device.type, enabled=False):
             if not self.is_joint:
                 return self.scores() @ columns
-            query, key = self.query[:, :, self.cells].float(), self.key.float()
-            values = key.new_zeros(len(key), 1, *key.shape[2:])
-            values[:, 0, self.words, : columns.shape[-1]] = columns
-            seen = F.scaled_dot_product_attention(
-                query, key, values.expand_as(key), attn_mask=self.mask, scale=self.scale
-            )
-            return seen[..., : columns.shape[-1]].mean(1)
+            return self._seen(self.words, columns).mean(1)
 
     def averaged(self, values: Tensor) -> Tensor:
         """The picture's values (B,N,T) averaged over what each of its cells attends to there."""
         with torch.autocast(self.query.device.type, enabled=False):
-            scores = self.scores()
-            if self.is_joint:
-                scores = scores[..., self.cells]
-                scores = scores / scores.sum(-1, keepdim=True)
-            return scores @ values
+            if not self.is_joint:
+                return self.scores() @ values
+            seen = self._seen(self.cells, F.pad(values, (0, 1), value=1.0)).mean(1)
+            return seen[..., :-1] / seen[..., -1:]
+
+    def _seen(self, place: slice, values: Tensor) -> Tensor:
+        """The kernel's averages of some keys' values (B,L,T), 0 elsewhere: (B,H,N,T) float32."""
+        query, key = self.query[:, :, self.cells].float(), self.key.float()
+        padded = key.new_zeros(len(key), 1, key.shape[2], max(key.shape[3], values.shape[-1]))
+        padded[:, 0, place, : values.shape[-1]] = values
+        padded = padded.expand(-1, key.shape[1], -1, -1)
+        seen = F.scaled_dot_product_attention(
+            query, key, padded, attn_mask=self.mask, scale=self.scale
+        )
+        return seen[..., : values.shape[-1]]
 
 
 class NotWholeError(UnsupportedModelError):
@@ -293,6 +297,8 @@ class TappedUNet(ABC):
             return args, kwargs
 
         def end(_: nn.Module, args: Args, output: object) -> None:
+            if not running:  # a hook before ours has raised an exception
+                return
             call, leave = running.pop()
             leave()
             if output is not None and not call.seen:  # None: an exception is on its way

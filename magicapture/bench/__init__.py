@@ -3,7 +3,7 @@
 sets -> plan -> runner -> report -> page; `magicapture bench` puts them together.
 """
 
-from .clip import Clip, load_clip
+from ..clip import Clip, load_clip
 from .plan import BenchSettings, Plan, Trial
 from .report import Report
 from .runner import Models, Runner

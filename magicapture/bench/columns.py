@@ -96,8 +96,8 @@ COLUMNS = (
     Column(
         Metric(
             "copies",
-            help="Share of pictures nearer to a training picture, or its mirror image, than any "
-            "two different ones of them come to each other (mean difference at 32 x 32).",
+            help="Share of pictures nearer to a training picture, or its mirror image, than half "
+            "of what any two of them come to each other (mean difference at 32 x 32).",
             high=1.0,
             better="lower",
             place="table",

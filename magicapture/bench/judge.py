@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..clip import Clip
 from ..config import Recipe
 from ..data import Photo, variant
 from ..errors import InputError
 from ..faces.analyzer import FaceAnalyzer, embed_faces
 from ..faces.masks import face_mask
 from ..metrics import among, both, floor, likeness
-from ..metrics.shown import distances, small
+from ..metrics.shown import copy_distance, nearest, small
 from ..person import Person
-from .clip import Clip
 from .sets import Shots
 from .style import Space, StyleReader
 
@@ -47,7 +47,7 @@ class Case:
 
     portraits (n,D): their people's faces. style (n,E), in `space`: of the portraits.
     identity_floor, style_floor: likeness at or below which the concept is missing. training
-    (N,3,s,s): all pictures trained on, small; apart: how near two different ones of the set come.
+    (N,3,s,s): all pictures trained on, small; apart: what is nearer to one of them is a copy.
     """
 
     person: Person
@@ -113,7 +113,6 @@ class Judge:
             )
         strangers, elsewhere = self._without(person, style)
         training = torch.cat([who.small[: who.used], look.small[: look.used]])
-        apart = distances(training, training) + torch.eye(len(training))
         return Case(
             own,
             look.faces,
@@ -121,7 +120,7 @@ class Judge:
             floor(own.likeness(strangers)),
             floor(likeness(elsewhere, style_vectors)),
             training,
-            float(apart.min()),
+            copy_distance(training),
             None if look.clip is None else self._clip(look.clip[: look.used]),
         )
 
@@ -165,18 +164,15 @@ class Judge:
         style = case.like_style(looks)
         lost = case.person.likeness(vectors) <= case.identity_floor
         plain = likeness(looks, case.style) <= case.style_floor
-        little = small(images)
-        nearest = torch.stack(
-            [distances(seen, case.training).amin(1) for seen in (little, little.flip(-1))]
-        ).amin(0)
+        near = nearest(small(images), case.training)
         values = {
             "identity": identity,
             "style": style,
             "both": both(identity, style),
             "portraits": (vectors @ case.portraits.T).amax(1) / case.person.own,
             "collapse": lost | ~found | plain,
-            "copies": nearest < case.apart,
-            "nearest": nearest,
+            "copies": near < case.apart,
+            "nearest": near,
             "faces": found,
         }
         if self.clip is not None and case.clip is not None:
@@ -189,10 +185,9 @@ class Judge:
         faces = self.analyzer.detector(image)
         if not faces:
             return None, self.reader(image, None)
-        vectors = self.analyzer.embeddings(image, faces)
-        chosen = int(person.likeness(vectors).argmax())
+        chosen, vector = person.among(image, faces, self.analyzer)
         mask = face_mask(image, faces[chosen], self.analyzer.parser, others=faces).mask
-        return vectors[chosen], self.reader(image, mask)
+        return vector, self.reader(image, mask)
 
     def _seen(self, shots: Shots) -> Seen:
         """What is known of a set's pictures; faces at their own size, the rest as it is drawn."""

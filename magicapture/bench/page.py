@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -14,27 +12,13 @@ import torch
 from torch import Tensor
 
 from ..files import atomic_write
-from ..images import resize, to_pil
-from ..metrics import Interval
+from ..html import interval, jpeg, picture, table, write_html
+from ..images import resize
 from .columns import COLUMNS, Column, difference, means
 from .report import Report
 
 SIDE = 176
 """Pixels a side of the page's pictures."""
-
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width"><title>MagiCapture bench</title>
-<style>
-body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}
-table{border-collapse:collapse;margin:1rem 0}td,th{padding:.3rem .7rem;text-align:right}
-th{border-bottom:1px solid #999;vertical-align:bottom}td:first-child,th:first-child{text-align:left}
-small{color:#666}img{display:block;max-width:100%;margin:.2rem 0 .8rem}pre{overflow:auto}
-dt{font-weight:600}
-</style></head><body>
-"""
 
 _PRIVACY = (
     "The JSON file beside this page holds figures, hashes and the names of programs and of the "
@@ -50,16 +34,13 @@ def write_page(report: Report, file: Path, pictures: Path | None) -> None:
 
     pictures: the folder that `save_strip` filled; None for a page without pictures.
     """
-    text = _HEAD + "\n".join(_parts(report, pictures)) + "\n</body></html>\n"
-    atomic_write(file, lambda path: path.write_text(text, "utf-8"))
+    write_html(file, "MagiCapture bench", _parts(report, pictures))
 
 
 def save_strip(images: Sequence[Tensor], file: Path) -> None:
     """Write pictures (3,H,W) side by side as a small JPEG; raises StorageError."""
     strip = torch.cat([resize(image, (SIDE, SIDE)).clamp(0, 1) for image in images], dim=-1)
-    buffer = io.BytesIO()
-    to_pil(strip).save(buffer, format="JPEG", quality=88)
-    atomic_write(file, lambda path: path.write_bytes(buffer.getvalue()))
+    atomic_write(file, lambda path: path.write_bytes(jpeg(strip)))
 
 
 def _parts(report: Report, pictures: Path | None) -> Iterable[str]:
@@ -72,13 +53,13 @@ def _parts(report: Report, pictures: Path | None) -> Iterable[str]:
     first, *others = report.recipes
     if others:
         yield f"<h2>{escape(first)} less the others, person by person</h2>"
-        yield _table(
+        yield table(
             ["", *(column.metric.heading for column in _known(report, told))],
             [
                 [
                     f"less {other}",
                     *(
-                        _interval(difference(report.of(first), report.of(other), column), "+")
+                        interval(difference(report.of(first), report.of(other), column), "+")
                         for column in _known(report, told)
                     ),
                 ]
@@ -130,13 +111,13 @@ def _known(report: Report, columns: Sequence[Column]) -> list[Column]:
 def _means(report: Report, columns: Sequence[Column], more: list[list[str]]) -> str:
     known = _known(report, columns)
     rows = [
-        [recipe, *(_interval(means(report.of(recipe), column)) for column in known)]
+        [recipe, *(interval(means(report.of(recipe), column)) for column in known)]
         for recipe in report.recipes
     ]
     if not known:
         return "<p>Nothing yet.</p>"
     more = [[*row, *[""] * len(known)][: len(known) + 1] for row in more]
-    return _table(["recipe", *(column.metric.heading for column in known)], rows + more)
+    return table(["recipe", *(column.metric.heading for column in known)], rows + more)
 
 
 def _references(report: Report, columns: Sequence[Column]) -> list[list[str]]:
@@ -155,22 +136,6 @@ def _references(report: Report, columns: Sequence[Column]) -> list[list[str]]:
     return rows
 
 
-def _interval(found: Interval | None, sign: str = "") -> str:
-    if found is None:
-        return ""
-    digits = 0 if abs(found.mean) >= 100 else 2
-    mean, low, high = (f"{value:{sign}.{digits}f}" for value in found)
-    return mean if low == high else f"{mean} ({low} to {high})"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return f"<table><tr>{top}</tr>{body}</table>"
-
-
 def _pictures(report: Report, folder: Path) -> Iterable[str]:
     yield "<h2>Pictures</h2><p>Of each training: four pictures, then one of each edit.</p>"
     for pair in report.pairs:
@@ -185,10 +150,7 @@ def _pictures(report: Report, folder: Path) -> Iterable[str]:
 
 def _strip(file: Path, title: str) -> str:
     try:
-        data = base64.b64encode(file.read_bytes()).decode("ascii")
+        data = file.read_bytes()
     except OSError:  # of a line that was made without pictures
         return ""
-    return (
-        f"<small>{escape(title)}</small>"
-        f'<img alt="{escape(title)}" src="data:image/jpeg;base64,{data}">'
-    )
+    return f"<small>{escape(title)}</small>" + picture(data, title)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..adapters import Adapter
 from ..backbones import DiffusersBackbone
+from ..clip import Clip
 from ..errors import MagiCaptureError, StorageError
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import FaceEmbedder
@@ -23,7 +24,6 @@ from ..faces.protocols import Detector, Parser
 from ..prompts import prompt_for, with_edit
 from ..sampling import adapted, sample
 from ..training import Event, Listener, Prepared, Resumed, Stepped, Trainer
-from .clip import Clip
 from .judge import Case, Judge
 from .machine import PeakMemory
 from .plan import Plan, Trial

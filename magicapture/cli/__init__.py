@@ -1,4 +1,4 @@
-"""The command line: demo, train, sample, masks, doctor, labels, identity, bench, models, recipes.
+"""The command line: its commands are in `arguments.parser`.
 
 Exit codes: 0 done, 1 a bug, 2 something given cannot be used, 130 interrupted (Ctrl-C, SIGTERM).
 """

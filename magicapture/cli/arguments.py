@@ -20,6 +20,7 @@ from ..version import __version__
 from .bench import COUNTS, bench
 from .demo import demo
 from .doctor import doctor
+from .evaluate import evaluate
 from .identity import identity
 from .labels import SETTINGS, labels
 from .masks import masks
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
         (doctor, _add_doctor),
         (labels, _add_labels),
         (identity, _add_identity),
+        (evaluate, _add_evaluate),
         (bench, _add_bench),
         (models, _add_models),
         (recipes, _add_recipes),
@@ -62,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    for name in ("identity", "style", "seed"):
+    for name in ("identity", "style", "seed", "model"):
         setting_option(parser, DemoSettings, name)
     parser.add_argument(
         "--fast", action="store_true", help=f"{FAST_STEPS} steps: a minute, and a rougher result."
@@ -211,7 +213,8 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
         default="composed",
         choices=get_args(PromptKind),
     )
-    shown = {"edit_strength": "twice the guidance", "width": _OWN, "height": _OWN}
+    own = dict.fromkeys(("guidance", "width", "height"), _OWN)
+    shown = {"edit_strength": "twice the guidance", **own}
     for name in DRAWN_BY:
         setting_option(picture, SamplingSettings, name, shown=shown.get(name, ""))
     option(
@@ -296,8 +299,51 @@ def _add_identity(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="Photos of the person.")
     add("pictures", metavar="PICTURES", nargs="+", type=Path, help="Pictures, and folders of them.")
+    _add_loss_model(parser)
+    _add_json(parser)
+    _add_faces(parser.add_argument_group("faces"))
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    pictures = "Folders of pictures, one for each adapter, beside each other; or pictures."
+    add("pictures", metavar="PICTURES", nargs="+", type=Path, help=pictures)
+    add("--person", required=True, metavar="DIR", help="Photos of the person.")
+    option(parser, "--style", str, "Portraits in the style.", shown="none", metavar="DIR")
     option(
         parser,
+        "--prompt",
+        str,
+        "What the pictures were to show, in plain words; a picture's own is in a .txt beside it.",
+        shown="none",
+    )
+    option(
+        parser,
+        "--clip",
+        Path,
+        "A CLIP model: a transformers folder, or one .safetensors file.",
+        shown="none",
+        metavar="PATH",
+    )
+    option(
+        parser,
+        "--aesthetic",
+        Path,
+        "An aesthetic predictor over that CLIP model, such as LAION's.",
+        shown="none",
+        metavar="FILE",
+    )
+    add("--by-skin-tone", action="store_true", help="Read skin tones, and tell them apart.")
+    where = Path("magicapture-evaluation")
+    option(parser, "--out", Path, "The folder to write into.", default=where, metavar="DIR")
+    _add_loss_model(parser)
+    _add_device(parser)
+    _add_faces(parser.add_argument_group("faces"), parser_model=True, optional=True)
+
+
+def _add_loss_model(group: Group) -> None:
+    option(
+        group,
         "--loss-face-model",
         str,
         "The face recognition model of the training, so that another one measures.",
@@ -305,15 +351,13 @@ def _add_identity(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
     )
     option(
-        parser,
+        group,
         "--adapter",
         Path,
         "The LoRA that train wrote, which names its training's face recognition model.",
         shown="none",
         metavar="FILE",
     )
-    _add_json(parser)
-    _add_faces(parser.add_argument_group("faces"))
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
@@ -410,13 +454,7 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
         shown="none, the base model's own",
         metavar="PATH",
     )
-    option(
-        base,
-        "--device",
-        str,
-        "Such as cuda, cuda:1 or cpu.",
-        shown="the GPU where there is one",
-    )
+    _add_device(base)
     option(
         base,
         "--precision",
@@ -424,6 +462,16 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
         "Number format of the base model.",
         shown="bf16 on a GPU, fp32 elsewhere",
         choices=list(DTYPES),
+    )
+
+
+def _add_device(group: Group) -> None:
+    option(
+        group,
+        "--device",
+        str,
+        "Such as cuda, cuda:1 or cpu.",
+        shown="the GPU where there is one",
     )
 
 

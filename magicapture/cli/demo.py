@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 def demo(arguments: argparse.Namespace) -> None:
     """Show the whole method on drawn faces, where the truth is known; nothing to download."""
-    settings = settings_from(DemoSettings, arguments, ("identity", "style", "seed"))
+    settings = settings_from(DemoSettings, arguments, ("identity", "style", "seed", "model"))
     if arguments.fast:
         settings = replace(settings, steps=FAST_STEPS)
     require_own(arguments.out)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ..adapters import read_info
 from ..config import Recipe
 from ..data import Learnable, ReferenceSet
 from ..data.checks import needs_masks
@@ -49,6 +50,15 @@ def embedder_from(arguments: argparse.Namespace) -> FaceEmbeddingNetwork | None:
     """The face embedder named, else the best one found, else None."""
     file = _optional("embedder", arguments.face_model, arguments)
     return None if file is None else load_face_embedder(file, arguments.face_model_input)
+
+
+def loss_from(arguments: argparse.Namespace) -> Path | str | None:
+    """The identity loss's face embedder: its file, or its name as the adapter tells it."""
+    if arguments.loss_face_model:
+        return Path(arguments.loss_face_model)
+    if arguments.adapter:
+        return read_info(arguments.adapter).get("face_model")
+    return None
 
 
 def faces_found(

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..adapters import read_info
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import load_face_embedder
 from ..faces.find import best, places
 from ..person import Person, measure_identity
-from .faces import detector_from
+from .faces import detector_from, loss_from
 from .images import photos_in, picture_in
 from .options import require_text
 from .outputs import check_json, write_json
@@ -30,7 +29,7 @@ def identity(arguments: argparse.Namespace) -> None:
     check_json(arguments.json, _COMMAND)
     photos = photos_in(arguments.folder).images
     pictures = _pictures(arguments.pictures)
-    loss = _loss(arguments)
+    loss = loss_from(arguments)
     file = arguments.face_model or best(
         "embedder", places(arguments.models), other_than=None if loss is None else Path(loss)
     )
@@ -47,15 +46,6 @@ def identity(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(arguments.json, report.as_dict(), _COMMAND)
         logger.info("Wrote %s", arguments.json)
-
-
-def _loss(arguments: argparse.Namespace) -> Path | str | None:
-    """The identity loss's face embedder: its file, or its name as the adapter tells it."""
-    if arguments.loss_face_model:
-        return Path(arguments.loss_face_model)
-    if arguments.adapter:
-        return read_info(arguments.adapter).get("face_model")
-    return None
 
 
 def _pictures(paths: Sequence[Path]) -> list[Tensor]:

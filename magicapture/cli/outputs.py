@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from ..files import atomic_write
 _MADE_BY = "made_by"
 
 
-def check_json(path: Path | None, command: str) -> None:
+def check_json(path: Path | None, command: str, flag: str = "--json") -> None:
     """Raise InputError where a file is in the way that this command did not write."""
     if path is not None and path.exists() and not _is_report(path, command):
         raise InputError(
-            f"--json: {path} exists, and `{command}` did not write it; choose another name, or "
+            f"{flag}: {path} exists, and `{command}` did not write it; choose another name, or "
             "move it away."
         )
 
@@ -26,6 +26,20 @@ def write_json(path: Path, data: Mapping[str, Any], command: str) -> None:
     """Write figures as JSON that says which command made it; raises StorageError."""
     text = json.dumps({_MADE_BY: command, **data}, indent=2, ensure_ascii=False) + "\n"
     atomic_write(path, lambda file: file.write_text(text, "utf-8"))
+
+
+def check_report(folder: Path, report: str, others: Sequence[str], command: str) -> None:
+    """Raise InputError where a file of a report is in the way that this command did not write.
+
+    report: the JSON file's name, which tells for the others.
+    """
+    check_json(folder / report, command, "--out")
+    strange = [name for name in others if (folder / name).exists()]
+    if strange and not (folder / report).exists():
+        raise InputError(
+            f"--out: {folder / strange[0]} exists without {report} beside it; choose another "
+            "folder, or move it away."
+        )
 
 
 def check_sheet(path: Path | None, folder: Path, prompt: str) -> None:

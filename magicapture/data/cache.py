@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,6 +82,11 @@ class LatentCache:
         """A random variant of a random photo, whatever the epoch has shown."""
         photo = int(torch.randint(len(self.references), (), generator=generator))
         return self._any_of(photo, generator)
+
+    def each(self) -> Iterator[EncodedVariant]:
+        """The first variant of each photo, in their order, whatever the epoch has shown."""
+        for index in range(len(self.references)):
+            yield self._variants[index][0] if self._variants else self._encode([(index, 0)])[0]
 
     def _any_of(self, index: int, generator: Generator) -> EncodedVariant:
         variants = self._variants[index] if self._variants else ()

@@ -47,11 +47,16 @@ class Found:
     warnings: list[str] = field(default_factory=list)
 
 
-def found_in(path: str | os.PathLike[str], masks: str | os.PathLike[str] | None = None) -> Found:
+def found_in(
+    path: str | os.PathLike[str],
+    masks: str | os.PathLike[str] | None = None,
+    *,
+    most: float = MOST_PHOTOS,
+) -> Found:
     """Look through a folder of photos, and through the folder `masks` if it is given.
 
     Raises InputError for a folder that is missing, may not be read, or has no photo or more than
-    MOST_PHOTOS, for a picture that is a broken link, and for a file that two photos would share.
+    `most`, for a picture that is a broken link, and for a file that two photos would share.
     """
     folder, files = _listed(path, "photos")
     inner = [f for f in files if f.name.lower() in _MASK_FOLDERS and f.is_dir()]
@@ -68,9 +73,9 @@ def found_in(path: str | os.PathLike[str], masks: str | os.PathLike[str] | None 
     photos = [f for f in pictures if told[f] is None and not _NEVER_A_PHOTO.fullmatch(f.stem)]
     if not photos:
         raise InputError(_no_photo(folder, files))
-    if len(photos) > MOST_PHOTOS:
+    if len(photos) > most:
         raise InputError(
-            f"The folder {printable(folder)} has {len(photos):,} photos; at most {MOST_PHOTOS} are "
+            f"The folder {printable(folder)} has {len(photos):,} photos; at most {most} are "
             "read, and 4 to 6 make a concept. Put those that you mean into a folder of their own."
         )
     beside = _by_photo(((name, f) for f, name in told.items() if name is not None), photos)

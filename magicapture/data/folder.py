@@ -76,11 +76,17 @@ def read_beside(file: Path, picture: Picture, found: Found) -> Photo:
 
     Raises InputError for one of them that cannot be read.
     """
-    mask_file, text = found.masks.get(file), found.captions.get(file)
+    mask_file = found.masks.get(file)
     mask = picture.alpha if mask_file is None else read_mask(mask_file, picture)
     landmarks = _read_landmarks(found.landmarks.get(file), picture)
-    caption = None if text is None else caption_of(_read_text(text), printable(text))
+    caption = read_caption(file, found)
     return Photo(picture.image, mask, landmarks, caption, printable(file.name))
+
+
+def read_caption(file: Path, found: Found) -> str | None:
+    """The caption beside a photo of a folder, if there is one; InputError if it cannot be read."""
+    text = found.captions.get(file)
+    return None if text is None else caption_of(_read_text(text), printable(text))
 
 
 def read_mask(file: Path, picture: Picture) -> Tensor:

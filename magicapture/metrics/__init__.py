@@ -4,7 +4,7 @@ A new metric is one `METRICS.add(Metric(...))`, here or anywhere; scores, the de
 benchmarks' files, tables and notes follow from it.
 """
 
-from .intervals import Interval, bootstrap
+from .intervals import Interval, bootstrap, bootstrap_pairs
 from .likeness import among, both, floor, leave_one_out, likeness, share
 from .metric import METRICS, Metric, score
 from .shown import Case, Shown, Sight
@@ -21,6 +21,7 @@ __all__ = [
     "Sight",
     "among",
     "bootstrap",
+    "bootstrap_pairs",
     "both",
     "floor",
     "leakages",

@@ -7,7 +7,7 @@ ComfyUI nodes to any of ComfyUI's.
 
 from .bias import bias_parts, biased, holding
 from .engine import Refocuser, fit
-from .focus import Focus, Rows, foci
+from .focus import Focus, Rows, foci, word_columns
 from .gradient import descend, region_loss
 from .guide import PromptRefocuser
 from .look import noised_look
@@ -40,4 +40,5 @@ __all__ = [
     "region_loss",
     "region_strip",
     "token_maps",
+    "word_columns",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..backbone import Backbone, Conditioning
@@ -45,30 +45,28 @@ def foci(
     concepts: Sequence[Concept],
 ) -> list[tuple[Focus, ...]]:
     """The tokens of the prompts that are concepts, by the conditioning they were encoded to."""
-    encoder, *_ = FAMILIES[backbone.family].reads
 
-    def word_ids(text: str) -> list[int]:
-        return backbone.word_ids(encoder, text)
+    def focus(concept: Concept, prompt: Prompt, columns: Sequence[int]) -> Focus:
+        word: tuple[int, ...] = ()
+        if concept.role == "subject":  # a style's class word is that of whom it is worn by
+            word = word_columns(backbone, prompt, vectors, concept.class_word)
+        return Focus(concept.name, concept.role, tuple(columns), word)
 
-    rows = []
-    for prompt, positions in zip(prompts, conditioning.positions, strict=True):
-        line = backbone.layout(encoder, prompt, vectors)
-        rows.append(
-            tuple(
-                Focus(c.name, c.role, tuple(positions[c.name]), _word(c, line.ids, word_ids))
-                for c in concepts
-                if c.name in positions
-            )
-        )
-    return rows
+    return [
+        tuple(focus(c, prompt, positions[c.name]) for c in concepts if c.name in positions)
+        for prompt, positions in zip(prompts, conditioning.positions, strict=True)
+    ]
 
 
-def _word(
-    concept: Concept, ids: Sequence[int], word_ids: Callable[[str], Sequence[int]]
+def word_columns(
+    backbone: Backbone, prompt: Prompt, vectors: TokenVectors, word: str
 ) -> tuple[int, ...]:
-    """The class word's columns; a style's word is that of whom it is worn by, so it has none."""
-    if concept.role == "style":
-        return ()
+    """The columns that every occurrence of an ordinary word has in a prompt; none where it lacks.
+
+    vectors: of the tokens that the prompt may hold.
+    """
+    encoder, *_ = FAMILIES[backbone.family].reads
+    ids = backbone.layout(encoder, prompt, vectors).ids
     # To a language model a blank belongs to the word behind it.
-    ways = (concept.class_word, f" {concept.class_word}")
-    return tuple(sorted({column for text in ways for column in places(ids, word_ids(text))}))
+    ways = [backbone.word_ids(encoder, text) for text in (word, f" {word}")]
+    return tuple(sorted({column for way in ways for column in places(ids, way)}))

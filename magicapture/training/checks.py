@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from ..attention import AttentionCapture, captured, cross_attentions, select
+from ..attention import AttentionCapture, captured, cross_attentions
 from ..backbone import Backbone
-from ..config import Recipe, Task
+from ..config import FIXED, Recipe, Task
 from ..data import Learnable
 from ..errors import InputError, NumericalError, UnsupportedModelError
 from ..families import FAMILIES
@@ -18,6 +18,7 @@ from ..losses import needs
 from ..prompts import prompt_for
 from ..tokens import Prompt, TokenVectors, check_new_word
 from .batches import prompts_for
+from .blocks import looked_at
 from .job import TrainingJob, generator
 from .optim import optimizer_class
 
@@ -84,6 +85,16 @@ def decoder_advice(job: TrainingJob, backbone: Backbone) -> Iterator[str]:
         )
 
 
+def blocks_advice(job: TrainingJob, backbone: Backbone) -> Iterator[str]:
+    """A warning where the recipe chooses blocks of a transformer, and the model is none."""
+    family, blocks = FAMILIES[backbone.family], job.recipe.refocus.blocks
+    if family.network == "unet" and blocks != FIXED and "attention" in needs(job.recipe):
+        yield (
+            f"refocus.blocks ({blocks}) has no effect on {family.title}, whose network is a UNet: "
+            "its attention layers are chosen by refocus.factors."
+        )
+
+
 @torch.no_grad()
 def check_prompts(job: TrainingJob, backbone: Backbone, vectors: TokenVectors) -> None:
     """Encode every sentence that the run may draw; raises InputError for one that is too long."""
@@ -126,13 +137,14 @@ def probe(job: TrainingJob, backbone: Backbone, vectors: TokenVectors) -> None:
 
 
 def refocusing_capture(
-    backbone: Backbone, recipe: Recipe
+    backbone: Backbone, recipe: Recipe, blocks: Collection[str] = ()
 ) -> AbstractContextManager[AttentionCapture]:
     """The capture of the attention layers that the recipe refocuses.
 
-    A transformer's maps are all of one size, so there is none to choose.
+    blocks: those that were measured, where they were. A transformer's maps are all of one size, so
+    there is none to choose.
     """
     refocus = recipe.refocus
-    sites = select(backbone.unet, middle=refocus.middle)
+    sites = looked_at(backbone, refocus, blocks)
     one_size = FAMILIES[backbone.family].network == "transformer"
     return captured(backbone.attention, sites, factors=None if one_size else refocus.factors)

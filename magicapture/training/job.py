@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ..config import Recipe, to_dict
+from ..config import Recipe
 from ..data import Learnable, check_photos, fingerprint
 from ..data.checks import check_apart
 from ..data.given import with_estimated_landmarks
@@ -92,7 +92,7 @@ class TrainingJob:
         if recipe.batching == "in_turn":
             recipe = replace(recipe, batching="together")
         return digest(
-            json.dumps(to_dict(recipe), sort_keys=True),
+            json.dumps(recipe.settings(), sort_keys=True),
             json.dumps(
                 [*(concept.facts() for concept in self.concepts), self.seed], sort_keys=True
             ),

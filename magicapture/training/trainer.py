@@ -27,7 +27,14 @@ from ..losses import needs
 from ..memory import memory_explained
 from ..prompts import prompt_for
 from ..sampling import SamplingSettings, sample_latents
-from .checks import check_backbone, decoder_advice, phrase_advice, refocusing_capture
+from .blocks import is_measured, listed, measured
+from .checks import (
+    blocks_advice,
+    check_backbone,
+    decoder_advice,
+    phrase_advice,
+    refocusing_capture,
+)
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
 from .fingerprint import run_name
 from .job import TrainingJob, generator
@@ -57,8 +64,9 @@ _IN_LESS_MEMORY = (
 class Trainer:
     """A training run, made ready by `Trainer.open`; `run` trains to the end.
 
-    step: optimiser steps done. history: the losses of each step by name. keeper: of its state, if
-    it has a folder for it.
+    step: optimiser steps done. history: the losses of each step by name. blocks: those whose maps
+    are refocused, with their agreement (`blocks.measured`), where the recipe has them measured.
+    keeper: of its state, if it has a folder for it.
     """
 
     def __init__(
@@ -75,6 +83,7 @@ class Trainer:
         self.tell, self.keeper = tell, keeper
         self.step = 0
         self.history: list[dict[str, float]] = []
+        self.blocks: dict[str, float] = {}
         self.loras = Loras(backbone, job.recipe.lora, job.seed)
         self.generator = generator(job.seed, "steps")
         fp16 = backbone.dtype == torch.float16
@@ -110,9 +119,13 @@ class Trainer:
         for text in job.check():
             tell(Warned(text))
         check_backbone(job, backbone)
+        if advice := FAMILIES[backbone.family].advice:
+            logger.info("%s: %s", FAMILIES[backbone.family].title, advice)
         for text in phrase_advice(asked, backbone):
             tell(Warned(text))
         for text in decoder_advice(job, backbone) if embedder else ():
+            tell(Warned(text))
+        for text in blocks_advice(job, backbone):
             tell(Warned(text))
         if state_folder:
             check_writable(state_folder, SPACE)
@@ -133,6 +146,9 @@ class Trainer:
             if keeper and not fresh and (state := keeper.load()):
                 trainer.resume(state)
                 tell(Resumed(trainer.step, trainer.steps))
+            elif is_measured(job, backbone):
+                with memory_explained(*_IN_LESS_MEMORY):
+                    trainer.blocks = measured(job, backbone, materials.batches, tell)
             yield trainer
 
     # -- what a caller does with a trainer ----------------------------------------------------
@@ -179,6 +195,7 @@ class Trainer:
                 "seed": str(self.job.seed),
                 "prediction": self.backbone.schedule.prediction,
                 **({"face_model": judge} if judge else {}),
+                **({"blocks": listed(self.blocks)} if self.blocks else {}),
             },
         )
 
@@ -207,6 +224,7 @@ class Trainer:
             "fingerprint": self.keeper.run if self.keeper else "",
             "step": self.step,
             "history": self.history,
+            "blocks": self.blocks,
             "tokens": self.vectors.tensors(),
             "lora": self.loras.state_dict(),
             "optimizer": self._optimizer.state_dict() if self._optimizer else None,
@@ -218,6 +236,7 @@ class Trainer:
         """Go on from a state made by the same job and base model."""
         self.step = state["step"]
         self.history = list(state["history"])
+        self.blocks = dict(state.get("blocks", {}))  # earlier versions measured none
         with torch.no_grad():
             for name, of in state["tokens"].items():
                 for encoder, values in of.items():
@@ -265,7 +284,9 @@ class Trainer:
                 scope.enter_context(checkpointed(self.backbone.checkpointed_modules()))
             capture = None
             if "attention" in wanted:
-                capture = scope.enter_context(refocusing_capture(self.backbone, self.recipe))
+                capture = scope.enter_context(
+                    refocusing_capture(self.backbone, self.recipe, self.blocks)
+                )
             self.vectors.requires_grad_(phase.rates.tokens > 0)
             words = [concept.class_word for concept in self.job.concepts]
             factors = token_factors(self.backbone, words)

@@ -5,6 +5,7 @@ What differs between ComfyUI's versions is dealt with here, so that the nodes ne
 
 from .adapters import apply_adapter
 from .backbone import ComfyBackbone
+from .clip import ComfyEyes
 from .host import (
     Cancelled,
     Progress,
@@ -33,6 +34,7 @@ from .stopping import saved_when_stopped
 __all__ = [
     "Cancelled",
     "ComfyBackbone",
+    "ComfyEyes",
     "Part",
     "Progress",
     "UsedRegions",

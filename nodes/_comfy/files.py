@@ -11,7 +11,7 @@ from ...magicapture.errors import InputError, StorageError
 from ...magicapture.faces.find import Places, best, best_or_none, files, missing
 from ...magicapture.faces.models import TITLES, Role
 from ...magicapture.faces.registry import folders
-from ...magicapture.files import inside, safe_path
+from ...magicapture.files import inside, safe_name, safe_path
 from .host import find_file, model_folders, output_folder
 
 AUTO = "best found"
@@ -22,6 +22,9 @@ OR_NONE = "best found, or none"
 
 RECIPES = "magicapture/recipes"
 """The folder of the user's recipe files, below ComfyUI's models folder."""
+
+AESTHETIC = "magicapture/aesthetic"
+"""The folder of the user's aesthetic predictors, below ComfyUI's models folder."""
 
 SECOND = "second best found"
 """Stands for the best known file of another network than AUTO's, or for that one if it is alone."""
@@ -104,6 +107,55 @@ def recipe_path(name: str) -> Path:
             f"There is no recipe {name!r} in models/{RECIPES}; choose another, or put it there."
         )
     return found
+
+
+def aesthetic_names() -> list[str]:
+    """The aesthetic predictors of the user, by name relative to their folder."""
+    model_folders(AESTHETIC)
+    endings = (".safetensors", ".pth", ".pt")
+    names = folder_paths.get_filename_list(AESTHETIC)
+    return [name for name in names if name.lower().endswith(endings)]
+
+
+def clip_names() -> list[str]:
+    """The files that may hold a CLIP model's text half, each once."""
+    kinds = ("clip_vision", "text_encoders")
+    names = [name for kind in kinds for name in folder_paths.get_filename_list(kind)]
+    return [*dict.fromkeys(name for name in names if name.lower().endswith(".safetensors"))]
+
+
+def clip_path(name: str) -> Path:
+    """The file of a CLIP model; raises InputError where there is none."""
+    found = find_file("clip_vision", name) or find_file("text_encoders", name)
+    if found is None:
+        raise InputError(
+            f"There is no CLIP model {name!r} in models/clip_vision or models/text_encoders; "
+            "choose another, or put it there."
+        )
+    return found
+
+
+def aesthetic_path(name: str) -> Path:
+    """The aesthetic predictor of this name; raises InputError where there is none."""
+    found = find_file(AESTHETIC, name) if name in aesthetic_names() else None
+    if found is None:
+        raise InputError(
+            f"There is no aesthetic predictor {name!r} in models/{AESTHETIC}; choose another, or "
+            "put it there."
+        )
+    return found
+
+
+def new_report_folder(name: str) -> Path:
+    """The first of NAME_00001 and so on that is not there yet, below ComfyUI's output folder.
+
+    Raises InputError for a name that is none.
+    """
+    root, stem = output_folder() / "magicapture" / "evaluations", safe_name(name, "report's name")
+    number = 1
+    while (folder := root / f"{stem}_{number:05}").exists():
+        number += 1
+    return folder
 
 
 def face_files(role: Role) -> dict[str, Path]:

@@ -131,31 +131,42 @@ def unseen(options: Mapping[str, Any]) -> dict[str, Any]:
 def _apart(patch: Callable[..., Any]) -> Callable[..., Any]:
     """A patch of features that may change them in place (FreeU): it gets copies.
 
-    What it has autograd keep is copied as well, as it may change that in turn. Where autograd
-    cannot keep the patch's own weights, what it adds counts as a constant.
+    A transformer hands them over in a dict, and takes a dict back. What a patch has autograd keep
+    is copied as well, as it may change that in turn. Where autograd cannot keep the patch's own
+    weights, what it adds counts as a constant.
     """
 
-    def patched(*args: Any) -> Any:
+    def patched(*args: Any, **kwargs: Any) -> Any:
         try:
             with saved_tensors_hooks(_kept, _given_back):
-                return patch(*(a.clone() if isinstance(a, Tensor) else a for a in args))
+                return patch(*(_each(Tensor.clone, a) for a in args), **kwargs)
         except RuntimeError as error:
             if "nference tensor" not in str(error):
                 raise
         with torch.no_grad():
-            out = patch(*(a.detach().clone() if isinstance(a, Tensor) else a for a in args))
+            out = patch(*(_each(_kept, a) for a in args), **kwargs)
         if isinstance(out, Tensor):
             return _added(args[0], out)
+        if isinstance(out, dict):
+            given = args[0] if isinstance(args[0], dict) else dict(zip("qkv", args, strict=False))
+            return {name: _added(given.get(name), value) for name, value in out.items()}
         return tuple(_added(a, o) for a, o in zip(args, out, strict=False))
 
     return patched
 
 
+def _each(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """A tensor changed, or those right in a dict; anything else as it is."""
+    if isinstance(value, dict):
+        return {n: change(v) if isinstance(v, Tensor) else v for n, v in value.items()}
+    return change(value) if isinstance(value, Tensor) else value
+
+
 def _added(before: Any, after: Any) -> Any:
     """What a patch made, with the gradient of what came in."""
-    if not isinstance(after, Tensor) or before.shape != after.shape:
+    if not (isinstance(before, Tensor) and isinstance(after, Tensor)):
         return after
-    return before + (after - before.detach())
+    return before + (after - before.detach()) if before.shape == after.shape else after
 
 
 def _kept(tensor: Tensor) -> Tensor:

@@ -22,10 +22,11 @@ from ...magicapture.refocusing import (
     token_maps,
 )
 from .attention import TappedComfy
-from .culprits import culprits
+from .culprits import culprits, of_words
 from .host import check_cancel
 from .marks import TOKENS, Marks, marks_in
-from .patching import uncompiled, with_options, wrapped
+from .models import check_attention
+from .patching import network_of, uncompiled, with_options, wrapped
 from .prompts import WITHOUT_EXTRA
 from .refocusing import unrefocused
 
@@ -33,7 +34,6 @@ _KEY = "magicapture_look"
 _WRAPPED = (  # each the name of a method of _Viewer as well
     WrappersMP.CALC_COND_BATCH,
     WrappersMP.APPLY_MODEL,
-    WrappersMP.DIFFUSION_MODEL,
 )
 _STEPS = 100  # of the schedule that the noise is taken from
 
@@ -53,8 +53,10 @@ def look(
     latent: what the LATENT socket carries. shares: of the steps done, 0 to below 1. region: the
     subject's (1,1,H,W); None finds it at each step.
     Refocusing patches of MODEL are left out, so that what is seen is the picture's own. Raises
-    InputError for a conditioning without tokens, UnsupportedModelError where no attention shows.
+    InputError for a conditioning without tokens, UnsupportedModelError where no attention shows or
+    the model's is not known (`check_attention`).
     """
+    check_attention(model)
     if not any(options.get(TOKENS) for _, options in positive):
         raise InputError(
             "The input 'positive' has no marked tokens; encode the prompt with Encode Prompt."
@@ -71,9 +73,11 @@ def look(
         )
         seen += viewer.seen
     if not seen:
-        names = culprits(model.model_options.get("transformer_options", {}), "attn2")
+        options = model.model_options.get("transformer_options", {})
+        names = culprits(options, *of_words(network_of(model.model)))
         raise UnsupportedModelError(
-            f"No cross-attention can be seen: {names} computes it. Leave it out here."
+            f"No attention to the prompt can be seen: {names} replaces, merges or tiles it. Leave "
+            "it out here."
         )
     return seen
 
@@ -116,26 +120,34 @@ class _Viewer:
         marks = marks_in(conds, (x.shape[-2], x.shape[-1]))
         return executor(model, conds, x, timestep, with_options(options, {TOKENS: marks}))
 
-    def apply_model(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """One pass of the model, which has to run as it is written to be seen."""
-        with uncompiled():
-            return executor(*args, **kwargs)
-
-    def diffusion_model(
-        self, executor: Any, x: Tensor, timesteps: Any, context: Any, *args: Any, **kwargs: Any
+    def apply_model(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
+        control: Any = None,
+        transformer_options: Any = None,
+        **kwargs: Any,
     ) -> Tensor:
-        """One pass of the UNet: what its rows with tokens look at."""
-        options = next((a for a in args if isinstance(a, dict) and TOKENS in a), {})
+        """One pass of the model, as it is written: what its rows with tokens look at."""
+        options = transformer_options or {}
         marks: Marks | None = options.get(TOKENS)
+
+        def run() -> Tensor:
+            with uncompiled():
+                return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
         if marks is None or not marks.of:
-            return executor(x, timesteps, context, *args, **kwargs)
+            return run()
         held = [marks.of.get(uuid) for uuid in options["uuids"]]
-        rows = [() if mark is None else mark.for_context(context.shape[1]) for mark in held]
+        rows = [() if mark is None else mark.for_context(c_crossattn.shape[1]) for mark in held]
         size = (x.shape[-2], x.shape[-1])
-        network = TappedComfy.of(executor.class_obj)
+        network = TappedComfy.of(network_of(executor.class_obj))
         capture, finder = capture_of(network), Finder(network, RefocusGuidance())
         with capture.recording(), finder.recording():
-            output = executor(x, timesteps, context, *args, **kwargs)
+            output = run()
         maps = all_maps(capture, rows, size)
         if self._region is None:
             regions = finder.regions(rows, size)

@@ -28,7 +28,7 @@ from ...magicapture.magicface import (
     share_at,
 )
 from .attention import TappedComfy
-from .culprits import culprits, whole
+from .culprits import SELF, culprits, whole
 from .host import Notes
 from .looking import predict_noised
 from .models import autoencoder_of, downscale_of, latent_channels
@@ -136,7 +136,7 @@ def look(
     names, seen = found[-1]
     if seen is None:
         options = model.model_options["transformer_options"]
-        others = culprits(options, "attn1", "attn1_patch", "attn1_output_patch", "attn2")
+        others = culprits(options, *SELF, "attn2")
         raise UnsupportedModelError(
             f"No regions can be seen: {others} merges, tiles or replaces the attention that shows "
             "them. Leave it out here."
@@ -250,7 +250,7 @@ class _Patch:
         rows, own = self._rows(c_crossattn, transformer_options or {})
         before = session.seen
         instead = "Leave it out; or set 'switch' to 1, which needs no regions, if it only merges."
-        telling = whole(_TITLE, transformer_options or {}, "attn1", instead)
+        telling = whole(_TITLE, transformer_options or {}, SELF, instead)
         with telling, uncompiled(), session.drawing(self._stage, self._keys, rows):
             result = run()
         whole_picture = tuple(x.shape[-2:]) == tuple(self._size)

@@ -126,17 +126,17 @@ def marked(conds: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _concept(clip: Any, line: Sequence[Any], concept: Concept) -> Focus | None:
     said = (concept.stock,) if concept.vectors else concept.spelled.forms
-    columns = _columns(clip, line, *said)
-    word = _columns(clip, line, concept.class_word) if concept.role == "subject" else ()
+    columns = _standing(clip, line, *said)
+    word = _standing(clip, line, concept.class_word) if concept.role == "subject" else ()
     return Focus(concept.name, concept.role, columns, word) if columns else None
 
 
 def _word(clip: Any, line: Sequence[Any], word: str, role: Role) -> Focus | None:
-    columns = _columns(clip, line, word)
+    columns = _standing(clip, line, word)
     return Focus(word, role, columns) if columns else None
 
 
-def _columns(clip: Any, line: Sequence[Any], *texts: str) -> tuple[int, ...]:
+def _standing(clip: Any, line: Sequence[Any], *texts: str) -> tuple[int, ...]:
     """Where texts stand in a line; to a language model a blank belongs to the word behind it."""
     ways = [way for text in texts for way in (text, f" {text}")]
     held = {column for way in ways for column in places(line, _words(clip, way), _same)}
@@ -149,14 +149,23 @@ def _split(listed: str) -> list[str]:
 
 def _line(tokens: Mapping[str, Sequence[Sequence[Sequence[Any]]]]) -> list[Any]:
     """The tokens of a text in the order of the context's columns, chunk behind chunk."""
-    return [token[0] for chunk in next(iter(tokens.values())) for token in chunk]
+    return [token[0] for chunk in _columns(tokens) for token in chunk]
 
 
 def _words(clip: Any, text: str) -> list[Any]:
     """The tokens of a text alone, without start, end, padding and a language model's template."""
     bare = {"llama_template": "{}"} if hasattr(clip.tokenizer, "llama_template") else {}
-    chunks = next(iter(clip.tokenize(text, return_word_ids=True, **bare).values()))
+    chunks = _columns(clip.tokenize(text, return_word_ids=True, **bare))
     return [token[0] for chunk in chunks for token in chunk if token[2] > 0]
+
+
+def _columns(tokens: Mapping[str, Any]) -> Any:
+    """The chunks of the text encoder whose output the context's columns are.
+
+    T5's where there is one, as in Flux, to which CLIP tells but one pooled vector; the columns of
+    XL's two encoders are the same.
+    """
+    return tokens.get("t5xxl") or next(iter(tokens.values()))
 
 
 def _same(a: Any, b: Any) -> bool:

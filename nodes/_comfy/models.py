@@ -85,6 +85,26 @@ def _is_zimage(config: Any) -> bool:
     return kind is not None and isinstance(config, kind) and plain
 
 
+def check_attention(model: ModelPatcher) -> None:
+    """Raise UnsupportedModelError where it is not known how a MODEL attends to its prompt.
+
+    Known are all UNets of Stable Diffusion, also those that are no family's, and the transformers
+    of the families. InputError where there is no model.
+    """
+    network = getattr(getattr(model, "model", None), "diffusion_model", None)
+    if isinstance(network, UNetModel):
+        return
+    try:
+        family_of(model)
+    except UnsupportedModelError:
+        known = ", ".join(family.title for family in FAMILIES.values())
+        raise UnsupportedModelError(
+            f"The input 'model' holds {type(model.model.model_config).__name__} "
+            f"({type(network).__name__}), of which it is not known how it attends to a prompt. "
+            f"Connect a model of one of these: {known}."
+        ) from None
+
+
 def _is_doll(config: Any) -> bool:
     """Whether a transformer of Flux's class is a paperdolls': told by one encoder of everything."""
     one = config.unet_config["context_in_dim"] == config.unet_config["vec_in_dim"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...magicapture.sampling import share_of
 
@@ -42,10 +42,16 @@ def uncompiled() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager")
 
 
+def network_of(model: Any) -> nn.Module:
+    """The network of what a MODEL holds, also where torch.compile has put itself around it."""
+    network: nn.Module = model.diffusion_model
+    return getattr(network, "_orig_mod", network)
+
+
 def unwrapped(model: ModelPatcher, key: str, kinds: Sequence[str]) -> ModelPatcher:
     """A clone of MODEL without the wrappers under a key."""
     model = model.clone()
-    for kind in kinds:
+    for kind in (*kinds, WrappersMP.DIFFUSION_MODEL):
         model.remove_wrappers_with_key(kind, key)
     return model
 

@@ -8,22 +8,28 @@ from typing import Any
 
 import comfy.samplers
 import torch
-from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ...magicapture.checkpointing import checkpointed
-from ...magicapture.errors import UnsupportedModelError
 from ...magicapture.refocusing import Refocuser, RefocusGuidance, descend, fit
 from .attention import TappedComfy
 from .backbone import unet_blocks
-from .culprits import culprits, whole
+from .culprits import culprits, of_words, whole
 from .gradient import Shown, differentiable, frozen_controls, moving, unseen
 from .host import Notes
 from .marks import TOKENS, Mark, Marks, marked, marks_in
-from .models import compute_dtype
-from .patching import images_of, share_done, uncompiled, unwrapped, with_options, wrapped
+from .models import check_attention, compute_dtype
+from .patching import (
+    images_of,
+    network_of,
+    share_done,
+    uncompiled,
+    unwrapped,
+    with_options,
+    wrapped,
+)
 from .scope import Part, gradients_while_sampling
 
 _TITLE = "Refocus Attention"
@@ -38,7 +44,6 @@ _WRAPPED = (  # each the name of a method of _Patch as well
     WrappersMP.PREDICT_NOISE,
     WrappersMP.CALC_COND_BATCH,
     WrappersMP.APPLY_MODEL,
-    WrappersMP.DIFFUSION_MODEL,
 )
 
 Regions = Sequence[Tensor | None]
@@ -48,7 +53,7 @@ Regions = Sequence[Tensor | None]
 class UsedRegions:
     """The regions that held the first image's tokens in the last sampling of a MODEL.
 
-    steps: one for each pass of the UNet, with the share of the steps done: (h,w), or None where
+    steps: one for each pass of the network, with the share of the steps done: (h,w), or None where
     there was none yet. Empty until a sampling has found some.
     """
 
@@ -67,14 +72,9 @@ def refocus(
     region: the subject's (B,1,H,W) in 0..1 at any size, one for all images or taken in turn; None
     finds it, and writes into `used` what it found in a sampling. node: where messages go while
     sampling. Both strengths 0 give a clone without any patch. Raises UnsupportedModelError for a
-    model without Stable Diffusion's UNet.
+    model whose attention is not known (`check_attention`).
     """
-    network = getattr(model.model, "diffusion_model", None)
-    if not isinstance(network, UNetModel):
-        raise UnsupportedModelError(
-            f"The input 'model' holds {type(network).__name__}; refocusing works on the UNets of "
-            "Stable Diffusion 1.x, 2.x and XL. Connect such a checkpoint."
-        )
+    check_attention(model)
     if not settings.acts:
         return model.clone()
     return wrapped(model, _KEY, _Patch(settings, region, used or UsedRegions(), node), _WRAPPED)
@@ -141,45 +141,43 @@ class _Patch:
     def calc_cond_batch(
         self, executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, options: Any
     ) -> Any:
-        """A batch of conditionings: hand their marks on to the passes of the UNet."""
+        """A batch of conditionings: hand their marks on to the passes of the network."""
         marks = marks_in(conds, (x.shape[-2], x.shape[-1]))
         self._tokens = bool(self._tokens) or bool(marks.of)
         return executor(model, conds, x, timestep, with_options(options, {TOKENS: marks}))
 
-    def apply_model(self, executor: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """One pass of the model, which has to run as it is written to be held."""
-        with uncompiled():
-            return executor(*args, **kwargs)
-
-    def diffusion_model(
+    def apply_model(
         self,
         executor: Any,
         x: Tensor,
-        timesteps: Any,
-        context: Any,
-        y: Any = None,
+        t: Tensor,
+        c_concat: Any = None,
+        c_crossattn: Any = None,
         control: Any = None,
-        options: Any = None,
+        transformer_options: Any = None,
         **kwargs: Any,
     ) -> Tensor:
-        """One pass of the UNet over rows of several conditionings."""
-        options = options or {}
+        """One pass of the network over rows of several conditionings, as it is written."""
+        options = transformer_options or {}
         marks: Marks | None = options.get(TOKENS)
         uuids = options.get("uuids")
         measure = options.get(_LOSS)
+
+        def run(options: Any) -> Tensor:
+            with uncompiled():
+                return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
         held = None if marks is None or not uuids else [marks.of.get(uuid) for uuid in uuids]
         if held is None or not any(held) or (measure is not None and measure.owner is not self):
-            return executor(x, timesteps, context, y, control, options, **kwargs)
+            return run(options)
 
-        engine = self._engine(executor.class_obj)
+        network = network_of(executor.class_obj)
+        engine = self._engine(network)
         images = images_of(options, len(x) // len(uuids))
         size = (x.shape[-2], x.shape[-1])
-        tokens = [() if mark is None else mark.for_context(context.shape[1]) for mark in held]
+        tokens = [() if mark is None else mark.for_context(c_crossattn.shape[1]) for mark in held]
         rows = [line for line in tokens for _ in images]
         regions = self._regions(held, uuids, marks, size, images, x.device)
-
-        def run(transformer_options: Any) -> Tensor:
-            return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
         if measure is not None:
             given = None if self._region is None else regions
@@ -197,17 +195,18 @@ class _Patch:
                 # A pass that is repeated with attention perturbed shows less than the first.
                 self._finding.setdefault(key, region)
 
-        telling = whole(_TITLE, options, "attn2", "Leave it out, or Refocus Attention.")
+        kinds = of_words(network)
+        telling = whole(_TITLE, options, kinds, "Leave it out, or Refocus Attention.")
         finding = found if self._region is None else None
         with telling, engine.holding(rows, regions, size, finding):
             result = run(options)
-        self._warn_of(engine, options)
+        self._warn_of(engine, options, kinds[0])
         return result
 
-    def _engine(self, unet: nn.Module) -> Refocuser:
-        if unet not in self._engines:
-            self._engines[unet] = Refocuser(TappedComfy.of(unet), self._settings)
-        return self._engines[unet]
+    def _engine(self, network: nn.Module) -> Refocuser:
+        if network not in self._engines:
+            self._engines[network] = Refocuser(TappedComfy.of(network), self._settings)
+        return self._engines[network]
 
     def _regions(
         self,
@@ -286,11 +285,11 @@ class _Patch:
                 "draws tiles every tile would get all of it, so leave Refocus Attention out there."
             )
 
-    def _warn_of(self, engine: Refocuser, options: Any) -> None:
-        if options.get("patches_replace", {}).get("attn2"):
+    def _warn_of(self, engine: Refocuser, options: Any, kind: str) -> None:
+        if options.get("patches_replace", {}).get(kind):
             self._notes.say(
-                f"{culprits(options, 'attn2')} replaces cross-attention; nothing is held in the "
-                "layers that it replaces."
+                f"{culprits(options, kind)} replaces layers that attend to the prompt; nothing is "
+                "held in those whose attention it computes by itself."
             )
         if engine.blind:
             self._notes.say(
@@ -312,7 +311,7 @@ class _Patch:
         elif self._region is None:
             why = "no pass showed a region in time; connect a mask"
         else:
-            why = "no pass computed its cross-attention where it could be held"
+            why = "no pass computed its attention to the prompt where it could be held"
         self._notes.say(f"No token was held: {why}.")
 
 

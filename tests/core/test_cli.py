@@ -90,6 +90,31 @@ def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
     return found
 
 
+def test_train_phrases_then_sample_in_plain_words(
+    command: Command, base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One LoRA file, no embedding; <ada-1> and the words draw the same picture, refocused too."""
+    caplog.set_level(logging.INFO)
+    names = {"subject_name": "ada-1", "subject_phrase": "ada lovel", "style_name": "sfumat"}
+    assert main(command(vectors=0, **names)) == 0
+    out = tmp_path / "out"
+    assert [file.name for file in out.rglob("*.safetensors")] == ["ada.safetensors"]
+    text = "a photo of ada lovel person in the sfumat style"
+    assert caplog.messages[-1] == f"  {text}" and "load it with Load LoRA" in caplog.messages[-2]
+
+    words = ["sample", "--base", base, "--adapter", out / "ada.safetensors", "--device", "cpu"]
+    words += ["--steps", 3, "--width", 64, "--height", 64, "--refocus-bias", 9]
+    texts = text, "a photo of <ada-1> person in the <sfumat> style"
+    for place, prompt in zip(("words", "tokens"), texts, strict=True):
+        arguments = [*words, "--out", tmp_path / place, "--prompt", prompt]
+        assert main([str(word) for word in arguments]) == 0
+    one, other = (Image.open(tmp_path / place / "ada-0001.png") for place in ("words", "tokens"))
+    assert np.array_equal(np.asarray(one), np.asarray(other))
+
+    assert main([str(w) for w in [*words, "--out", out, "--prompt", "a photo of <eve>"]]) != 0
+    assert "its tokens are <ada-1>, <sfumat>" in errors(caplog)[0]
+
+
 def test_train_then_sample(command: Command, base: Path, embedder: Path, tmp_path: Path) -> None:
     assert main(command(face_model=embedder, preview_every=2, subject_name="ada-1")) == 0
     out = tmp_path / "out"

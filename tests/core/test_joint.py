@@ -146,6 +146,21 @@ def test_recording_changes_nothing_and_shares_are_those_of_the_softmax(
     assert not torch.allclose(first.values, second.values)
 
 
+def test_averages_are_those_of_the_softmax_over_the_picture_alone(backbone, conditioning, noisy):
+    capture = AttentionCapture(TappedTorch.of(backbone.unet), select(backbone.unet))
+    with torch.no_grad(), capture.recording():
+        backbone.predict(noisy, TIMES, conditioning)
+    seen = capture.seen("transformer_blocks.1.attn")
+    values = torch.rand(2, HEIGHT // 2 * WIDTH // 2, 3)
+    words = seen.columns()
+    logits = torch.einsum("bhnd,bhld->bhnl", seen.query, seen.key) / 4
+    scores = logits.softmax(-1).mean(1)[:, words:, words:]
+    torch.testing.assert_close(
+        seen.averaged(values), (scores / scores.sum(-1, keepdim=True)) @ values
+    )
+    torch.testing.assert_close(seen.averaged(values[..., :1]), seen.averaged(values)[..., :1])
+
+
 def loss_of(backbone: DiffusersBackbone, noisy: Tensor, conditioning: Conditioning) -> Tensor:
     with captured(backbone.attention) as capture:
         with capture.recording():

@@ -32,6 +32,7 @@ from magicapture.recipes import (
     parse_changes,
     read_recipe,
     recipe,
+    spelled,
     with_rate,
     with_rates,
     with_steps,
@@ -39,6 +40,7 @@ from magicapture.recipes import (
     without_masks,
 )
 from magicapture.schedule import DiscreteLevels, stable_diffusion_snr
+from magicapture.tokens import Concept
 
 # -- the named ones ---------------------------------------------------------------------------
 
@@ -300,6 +302,39 @@ def test_without_masks_nothing_asks_for_one():
     made = without_masks(recipe())
     assert made.pseudo_label == "portrait" and made.phases[-1].weights.composed == 1
     assert not made.masked and not made.uses("attention") and made.uses("identity")
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPE_NAMES if name != "textual-inversion"])
+def test_every_recipe_of_a_lora_trains_phrases(name):
+    """Without vectors the LoRA trains in every phase, at one rate; again, it stays so."""
+    both = Concept("ada", "subject", vectors=0), Concept("ink", "style", vectors=0)
+    before, made = recipe(name), spelled(recipe(name), both)
+    assert check(made, vectors=False) == () and spelled(made, both) == made
+    assert made.steps == before.steps and made.phases[-1].weights.identity == (
+        before.phases[-1].weights.identity
+    )
+    assert {(p.rates.tokens, p.rates.unet, p.rates.text_encoder) for p in made.phases} == {
+        (0, before.phases[-1].rates.unet, before.phases[-1].rates.text_encoder)
+    }
+    for phase, old in zip(made.phases, before.phases, strict=True):
+        assert phase.weights.attention == before.phases[-1].weights.attention
+        assert not phase.weights.token_norm
+        kept = {"attention": 0, "token_norm": 0}
+        assert phase.weights.changed(**kept) == old.weights.changed(**kept)
+
+
+def test_beside_a_phrase_vectors_train_on():
+    one = Concept("ada", "subject", vectors=0), Concept("ink", "style")
+    first, last = spelled(recipe("release"), one).phases
+    assert (first.rates.tokens, first.rates.unet) == (2e-3, last.rates.unet)
+    assert first.weights.token_norm == 0.01 and last == recipe("release").phases[1]
+
+
+def test_vectors_alone_teach_no_phrase():
+    one = Concept("ada", "subject", vectors=0), Concept("ink", "style")
+    with pytest.raises(InputError, match="'textual-inversion' trains the tokens' vectors alone"):
+        spelled(recipe("textual-inversion"), one)
+    assert spelled(recipe("paper"), (replace(one[0], vectors=1), one[1])) == recipe("paper")
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)

@@ -226,3 +226,40 @@ def test_a_training_writes_a_lora_that_stock_nodes_load(pack, backbone, tmp_path
     comfy.model_management.load_models_gpu([backbone._model])
     change = (expected - plain).norm()  # ComfyUI rounds weights with a LoRA in them to float16
     assert change > 0.05 * plain.norm() and (found - expected).norm() < 0.03 * change
+
+
+def test_the_blocks_that_are_measured_are_those_of_diffusers(pack, backbone, twin):
+    """By the same names, and with the same agreement but for maps that all but tie."""
+    dolls, training = pack("magicapture.paperdoll.pairs"), pack("magicapture.training")
+    recipe = pack("magicapture.paperdoll.recipe").doll_recipe(model="transformer")
+    recipe = pack("magicapture.recipes").changed(
+        recipe, {"refocus.blocks": "auto", "phases[*].weights.identity": 0, "variants": 1}
+    )
+    agreements, found = pack("magicapture.training.blocks").agreements, []
+    with torch.inference_mode(False):
+        pair = dolls.make_pair(1_000_000, 1_000_099, poses=1)
+        job = pack("magicapture.demo.example").doll_job(pair, recipe)
+        for one in (backbone, twin):
+            with training.Trainer.open(job, one) as trainer:
+                chosen = trainer.blocks
+                found.append(agreements(job, one, trainer.materials.batches, lambda event: None))
+                with trainer._phase(trainer.recipe.phases[-1]) as objective:
+                    known = pack("magicapture.attention").blocks(one.unet)
+                    assert objective.capture.sites == tuple(known[name] for name in chosen)
+            assert len(chosen) == 3 and chosen.items() <= found[-1].items()
+            assert all(hooks == {} for m in one.unet.modules() for hooks in hooks_of(m))
+    own, theirs = found
+    assert (
+        list(own)
+        == list(theirs)
+        == [
+            *(f"double_blocks.{i}" for i in range(3)),
+            *(f"single_blocks.{i}" for i in range(6)),
+        ]
+    )
+    assert len(set(own.values())) > 5
+    near(*(torch.tensor(list(values.values())) for values in found), 0.02)
+
+
+def hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    return module._forward_hooks, module._forward_pre_hooks

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from magicapture.attention import captured, cross_attentions, select
 from magicapture.backbones import load_backbone
 from magicapture.errors import InputError, StorageError, UnsupportedModelError
-from magicapture.refocusing.focus import Focus, foci
+from magicapture.refocusing import Focus, foci
 from magicapture.sampling import SamplingSettings, sample, sample_latents
 from magicapture.tokens import Concept, Prompt, TokenVectors
 
@@ -208,3 +208,13 @@ def test_maps_are_of_the_words_that_t5_reads(flux_backbone, vectors) -> None:
         logits = of.query[:, :, 256:] @ of.key.mT / 4  # heads are 16 wide
         expected = logits.softmax(-1).mean(1)[..., 3:5].sum(-1)
         torch.testing.assert_close(one.values.flatten(1), expected)
+
+
+def test_the_class_word_is_found_in_the_columns_of_t5(flux_backbone, vectors) -> None:
+    """T5 has no start: a photo of <ada> woman is three words, two vectors and a word."""
+    prompt, ada = Prompt("a photo of <ada> woman"), Concept("ada", "subject", "woman", 2)
+    with torch.no_grad():
+        told = flux_backbone.encode_prompts([prompt], vectors)
+    assert foci(flux_backbone, [prompt], told, vectors, [ada]) == [
+        (Focus("ada", "subject", (3, 4), (5,)),)
+    ]

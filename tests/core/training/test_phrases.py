@@ -91,6 +91,18 @@ def test_a_token_may_have_vectors_in_one_encoder_alone(xl_backbone):
     assert torch.equal(told.context[..., 32:], learned.context[..., 32:])
 
 
+@torch.no_grad()
+def test_flux_is_told_the_spelled_text_and_its_columns_are_t5s(flux_backbone):
+    told = flux_backbone.encode_prompts([Prompt(PROMPT)], TokenVectors({}, PHRASES))
+    plain = flux_backbone.encode_prompts([Prompt(SPELLED)], TokenVectors({}))
+    assert torch.equal(told.context, plain.context)
+    assert torch.equal(told.extra["pooled"], plain.extra["pooled"])
+    ids = flux_backbone.word_ids("t5xxl", SPELLED)
+    for name, text in (("ada-1", "ada lovel woman"), ("oil-1", "sfumat style")):
+        said = [ids[column] for column in told.positions[0][name]]
+        assert said == flux_backbone.word_ids("t5xxl", text)
+
+
 def test_refocusing_holds_the_phrases_columns(backbone, make_spelled):
     prompts = [Prompt(PROMPT)]
     vectors = TokenVectors({}, PHRASES)
@@ -147,6 +159,19 @@ def test_beside_a_phrase_the_other_token_trains_its_vectors(make_job, backbone, 
     before, after = (of.tokens["oil-1"]["clip_l"] for of in (start, seen[0]))
     assert len(after) == 2 and not torch.equal(before, after)
     assert all(weights.up.any() for weights in seen[0].lora.values())
+
+
+def test_flux_learns_phrases_by_the_lora(make_spelled, flux_backbone, embedder):
+    losses = []
+
+    def listen(event):
+        if isinstance(event, Stepped):
+            losses.append(set(event.losses))
+
+    with Trainer.open(make_spelled(), flux_backbone, embedder=embedder, listener=listen) as trainer:
+        adapter = trainer.run()
+    assert losses[0] == {"source", "style", "attention"} and adapter.tokens == {}
+    assert adapter.family == "flux1" and any(of.up.any() for of in adapter.lora.values())
 
 
 def test_the_default_recipe_for_phrases(make_spelled):
