@@ -78,9 +78,10 @@ def _figure(line: Line) -> str:
         for name in _CAPTION
         if (value := line.values.get(name)) is not None
     ]
-    notes = "".join(f'<br><span class="note">{escape(note)}</span>' for note in line.notes)
-    best = "" if score is None else f"<b>{score:.2f}</b> "
-    return (
-        f"<figure>{picture(line.thumbnail, line.name)}<figcaption>{best}{escape(line.name)}<br>"
-        f"<small>{escape(', '.join(told))}</small>{notes}</figcaption></figure>"
-    )
+    below = [
+        (f"<b>{score:.2f}</b> " if score is not None else "") + escape(line.name),
+        *([f"<small>{escape(', '.join(told))}</small>"] if told else []),
+        *(f'<span class="note">{escape(note)}</span>' for note in line.notes),
+    ]
+    shown = picture(line.thumbnail, line.name)
+    return f"<figure>{shown}<figcaption>{'<br>'.join(below)}</figcaption></figure>"
