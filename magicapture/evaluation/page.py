@@ -13,7 +13,7 @@ from .report import Evaluation, Group, Line
 _STYLE = """.groups{display:flex;gap:2rem;align-items:flex-start}.group{flex:1;min-width:0}
 .pictures{display:flex;flex-wrap:wrap;gap:.8rem}figure{margin:0;width:10rem;font-size:13px}
 figure img{margin:0 0 .2rem}figcaption b{font-size:15px}.note{color:#b00}
-body{max-width:96rem}.wide{overflow-x:auto}"""
+body{max-width:96rem}.wide{overflow-x:auto}.wide td{white-space:nowrap}"""
 
 _CAPTION = ("identity", "style", "aesthetic", "obedience")
 _INTERVALS = (
