@@ -154,7 +154,7 @@ def train_clip(folder: Path, steps: int, batch: int = 64, drawn: int = 2048) -> 
     )
     seeds = rng.choice(len(Split.TRAIN.seeds), 2 * drawn, replace=False)
     images, words = [], []
-    for one, other in seeds.reshape(-1, 2) + Split.TRAIN.seeds.start:
+    for one, other in (seeds.reshape(-1, 2) + Split.TRAIN.seeds.start).tolist():
         who, look, pose = identity_from_seed(one), style_from_seed(other), pose_from_seed(one)
         images.append(torch.from_numpy(render(who, look, pose, SIDE).image))
         words.append(caption(who, look, pose, rng))
