@@ -18,15 +18,16 @@ from .attention import Network
 from .families import Family, FamilyName
 from .parts import Parts
 from .schedule import Schedule
-from .tokens import Prompt, TokenVectors
+from .tokens import Layout, Prompt, TokenVectors
 
 
 @dataclass(frozen=True)
 class Conditioning:
     """What the UNet is told about the prompts of a batch.
 
-    `context` is (B,L,D). `extra` is what the model is told beside it, by row: SDXL's "pooled", and
-    the "guidance" of models in which it is distilled. `positions[b][name]` lists the columns of
+    `context` is (B,L,D). `extra` is what the model is told beside it, by row: SDXL's "pooled", the
+    "guidance" of models in which it is distilled, and where texts are as long as they are, how many
+    columns are a row's own, its "length". `positions[b][name]` lists the columns of
     `context` that hold the vectors of the token `name`, or the words that say it.
     """
 
@@ -44,6 +45,24 @@ class Conditioning:
             {name: values[rows] for name, values in self.extra.items()},
             self.positions[rows],
         )
+
+    def by_length(self) -> Iterator[tuple[list[int], Conditioning]]:
+        """The rows whose texts are of one length, and what they are told, without other columns.
+
+        For networks that take no mask. Without a "length" all rows are of one.
+        """
+        own = self.extra.get("length")
+        lengths = [self.context.shape[1]] * len(self) if own is None else own.tolist()
+        for length in dict.fromkeys(lengths):
+            rows = [row for row, other in enumerate(lengths) if other == length]
+            yield (
+                rows,
+                Conditioning(
+                    self.context[rows, :length],
+                    {name: values[rows] for name, values in self.extra.items()},
+                    [self.positions[row] for row in rows if self.positions],
+                ),
+            )
 
 
 def distilled_guidance(conditioning: Conditioning, family: Family) -> Tensor | None:
@@ -91,6 +110,9 @@ class Backbone(Protocol):
 
     def word_vectors(self, encoder: str, text: str) -> Tensor:
         """The input embeddings (n,width) float32 of `text`, to initialise a token from."""
+
+    def layout(self, encoder: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
+        """A prompt as one encoder sees it, with the places of the tokens."""
 
     def encode_prompts(self, prompts: Sequence[Prompt], vectors: TokenVectors) -> Conditioning:
         """Encode prompts with the token vectors spliced in; gradients reach the vectors.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-FamilyName = Literal["sd1", "sd2", "sdxl", "flux1", "doll_flux"]
+FamilyName = Literal["sd1", "sd2", "sdxl", "flux1", "zimage", "doll_flux"]
 NetworkName = Literal["unet", "transformer"]
 """What diffusers calls the network that predicts; a transformer's attention is joint."""
 
@@ -22,7 +22,9 @@ class Encoder:
     layers nothing reads. columns: whether the context holds its words; False where the network is
     told its pooled output alone. length: of its texts where its tokenizer names none. own_scale:
     whether its vectors are of another size than CLIP's, so that they learn at a rate in proportion.
-    lora: whether a LoRA may be trained in it. starts: whether a column comes before the first word.
+    lora: whether a LoRA may be trained in it. learns: whether a token's vectors may; else a concept
+    is spelled there by its phrase. template: of a language model, the words around a text, which
+    it reads as long as it is.
     """
 
     key: str
@@ -32,7 +34,8 @@ class Encoder:
     length: int | None = None
     own_scale: bool = False
     lora: bool = True
-    starts: bool = True
+    learns: bool = True
+    template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,11 @@ class Family:
         return tuple(encoder.key for encoder in self.encoders)
 
     @property
+    def learns(self) -> bool:
+        """Whether tokens have vectors; else all concepts are said by phrases."""
+        return any(encoder.learns for encoder in self.encoders)
+
+    @property
     def context(self) -> int:
         """Width of what the network reads of the prompt: the encoders' outputs side by side."""
         return sum(encoder.width for encoder in self.encoders if encoder.columns)
@@ -136,7 +144,7 @@ FAMILIES: Mapping[str, Family] = {
         "Flux.1",
         (
             Encoder("clip_l", 768, columns=False),
-            Encoder("t5xxl", 4096, length=256, own_scale=True, lora=False, starts=False),
+            Encoder("t5xxl", 4096, length=256, own_scale=True, lora=False),
         ),
         resolution=512,
         base_version="flux1",
@@ -150,6 +158,31 @@ FAMILIES: Mapping[str, Family] = {
         distilled=True,
         cell=16,
         advice="Train on dev; the LoRA also draws with schnell, in 4 steps.",
+    ),
+    "zimage": Family(
+        "Z-Image",
+        (
+            Encoder(
+                "qwen3_4b",
+                2560,
+                length=512,
+                lora=False,
+                learns=False,
+                template="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+            ),
+        ),
+        resolution=512,
+        base_version="zimage",
+        architecture="z-image",
+        decoder="taef1",
+        comfyui="0.33.0",
+        penultimate=True,
+        magicface=False,
+        network="transformer",
+        hidden=3840,
+        guidance=4.0,
+        cell=16,
+        advice="Train on the base, draw with Turbo.",
     ),
     "doll_flux": Family(
         "the paperdoll transformer",
@@ -171,7 +204,7 @@ def table() -> str:
     """What works on which family of users' models, as rows of Markdown; `docs/families.md`."""
     head = (
         "base model",
-        "vectors of a token",
+        "how a token is learned",
         "pictures",
         "refocusing",
         "MagicFace",
@@ -182,11 +215,11 @@ def table() -> str:
     for family in FAMILIES.values():
         if family.is_drawn:
             continue
-        vectors = " and ".join(f"`{e.key}` ({e.width})" for e in family.encoders)
+        vectors = " and ".join(f"`{e.key}` ({e.width})" for e in family.encoders if e.learns)
         lines.append(
             (
                 family.title,
-                vectors,
+                f"vectors of {vectors}" if vectors else "a phrase",
                 f"{family.resolution} px",
                 "yes",
                 "yes" if family.magicface else "no",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from operator import eq
 from textwrap import shorten
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,8 @@ class Phrase:
         found = [re.compile(rf"{p}(?!\w)", re.IGNORECASE).match(text, start) for p in patterns]
         return max((match.end() for match in found if match), default=start + len(self.words))
 
+
+T = TypeVar("T")
 
 Written: TypeAlias = int | Phrase
 """How a token stands in a prompt for one text encoder: as so many vectors, or as its phrase."""
@@ -250,7 +252,7 @@ def token_names(text: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Layout:
-    """A prompt as one text encoder sees it: `ids` (length L), with the tokens' slots and columns.
+    """A prompt as one text encoder sees it: `ids` (L), with the tokens' slots and columns.
 
     `slots` maps a position to (token name, vector's index); the id there is a filler to be
     overwritten by the vector. `columns` are each token's positions, in order: its slots, or those
@@ -267,21 +269,21 @@ def layout(
     written: Mapping[str, Written],
     word_ids: Callable[[str], Sequence[int]],
     *,
-    start: int | None,
-    end: int,
-    pad: int,
+    before: Sequence[int],
+    after: Sequence[int],
+    pad: int | None,
     length: int,
 ) -> Layout:
     """Lay a prompt out for one text encoder.
 
-    written: each token by name, as so many vectors or as its phrase; word_ids: text -> ids without
-    start and end; start: the id before the first word, None for an encoder that has none (T5);
-    length: of the sequence, 77 for CLIP. A prompt too long loses its last words; raises InputError
-    when a token would be among them.
+    written: each token by name, as so many vectors or as its phrase; word_ids: text -> ids of its
+    words alone; before, after: the ids around them, such as CLIP's start and end; pad: the id that
+    fills what is left of `length`, 77 for CLIP; None leaves a text as long as it is. A prompt too
+    long loses its last words; raises InputError when a token would be among them.
     """
-    ids = [] if start is None else [start]
-    before, last = len(ids), length - 1  # what stands at `last` is `end`
-    filler = pad if start is None else start  # `end` would move SDXL's pooled output here
+    ids = [*before]
+    last = length - len(after)  # from here on stands `after`
+    filler = (*before, pad or 0)[0]  # `after` would move SDXL's pooled output here
     slots: dict[int, tuple[str, int]] = {}
     columns: dict[str, list[int]] = {}
     for run in prompt.runs(written):
@@ -298,13 +300,24 @@ def layout(
         ids.extend([filler] * count)
     if any(max(of) >= last for of in columns.values()):
         shown = shorten(prompt.text, 80, placeholder=" ...")
+        own, read = len(ids) - len(before), last - len(before)
         raise InputError(
-            f"The prompt {shown!r} has {len(ids) - before} tokens, and one of the learned ones "
-            f"comes after the {last - before} that the text encoder reads; shorten it or move the "
-            "token forward."
+            f"The prompt {shown!r} has {own} tokens, and one of the learned ones comes after the "
+            f"{read} that the text encoder reads; shorten it or move the token forward."
         )
-    ids = [*ids[:last], end]
-    return Layout(tuple(ids + [pad] * (length - len(ids))), slots, columns)
+    ids = [*ids[:last], *after]
+    padding = [] if pad is None else [pad] * (length - len(ids))
+    return Layout((*ids, *padding), slots, columns)
+
+
+def filled_up(rows: Sequence[Sequence[T]], pad: T) -> tuple[list[list[T]], list[list[int]]]:
+    """Rows brought to the longest one's length by `pad` behind them; 1 where a row is its own."""
+    longest = max(map(len, rows))
+    more = [longest - len(row) for row in rows]
+    return (
+        [[*row, *[pad] * n] for row, n in zip(rows, more, strict=True)],
+        [[1] * len(row) + [0] * n for row, n in zip(rows, more, strict=True)],
+    )
 
 
 def _phrase_places(

@@ -38,7 +38,7 @@ class MagiCaptureTrain(Node):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Stable Diffusion 1.x, 2.x or XL, or Flux.1. Left as it is. "
+                    tooltip="Stable Diffusion 1.x, 2.x or XL, Flux.1 or Z-Image. Left as it is. "
                     "Train on a base model or a full fine-tune of it; Turbo, Lightning and LCM "
                     "models are for drawing, and take the adapter of their base.",
                 ),
@@ -109,8 +109,9 @@ class MagiCaptureTrain(Node):
         job = TrainingJob(subject, style, recipe or named_recipe(), training_seed)
         monitor = Monitor(node_id(cls), job, preview_every)
         monitor.warnings += _unwritable()
-        replaced = check_names(job.concepts, model_folders("embeddings"))
         backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
+        concepts = job.fitted(backbone.family).concepts
+        replaced = check_names(concepts, model_folders("embeddings"))
         with (
             saved_when_stopped(),
             Trainer.open(

@@ -29,7 +29,10 @@ for _name, _family in FAMILIES.items():
 # The layers of a part that read what has this width; a text encoder's are the last.
 _READS = {
     "unet": ("attn2.to_k", "attn2.to_v"),
-    "transformer": (".to_q", ".to_k", ".to_v", "_proj", "proj_mlp", "net.0.proj"),
+    "transformer": (
+        *(".to_q", ".to_k", ".to_v", "_proj", "proj_mlp", "net.0.proj"),
+        *("feed_forward.w1", "feed_forward.w3"),
+    ),
 }
 _READS_TEXT = ("_proj", "mlp.fc1")
 
@@ -43,6 +46,8 @@ _STATED = (
     ("stable-diffusion-v2", "sd2"),
     ("flux1", "flux1"),
     ("flux-1", "flux1"),
+    ("zimage", "zimage"),
+    ("z-image", "zimage"),
 )
 # Layers that families do not share; the first and last level of XL's UNet have no attention.
 _LAYERS = (

@@ -22,6 +22,8 @@ _WORDS = (
     # Transformers with joint attention (Flux, Stable Diffusion 3).
     *("single_transformer_blocks", "attn", "add_q_proj", "add_k_proj", "add_v_proj"),
     *("to_add_out", "ff_context", "proj_mlp"),
+    # Z-Image's.
+    *("attention", "feed_forward", "w1", "w2", "w3", "noise_refiner", "context_refiner"),
 )
 _WORD = re.compile(rf"({'|'.join(sorted(_WORDS, key=len, reverse=True))}|\d+)(?:_|$)")
 
@@ -42,7 +44,7 @@ _PREFIXES = {
     "": "unet",
 }
 # Where a key does not say which network: a UNet has its transformer blocks inside of its levels.
-_AT_THE_ROOT = ("transformer_blocks.", "single_transformer_blocks.")
+_AT_THE_ROOT = ("transformer_blocks.", "single_transformer_blocks.", "layers.")
 _SUFFIX = re.compile(
     r"[._](?:lora(?:_linear_layer)?[._](?P<side>down|up|A|B)(?:\.default)?\.weight|(?P<alpha>alpha))"
 )

@@ -7,7 +7,7 @@ checkpoint, and their gradient runs back through the recorded queries and keys.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -35,7 +35,7 @@ class AttentionCapture:
         self.sites = tuple(sites)
         self._network = network
         self._factors = None if factors is None else set(factors)
-        self._found: dict[str, Attention] = {}
+        self._found: dict[str, list[Attention]] = {}  # several of a layer where rows run apart
         self._ended: tuple[str, _StopError] | None = None
 
     @contextmanager
@@ -43,8 +43,9 @@ class AttentionCapture:
         """Record the forward pass run inside; a later pass inside replaces an earlier one.
 
         until: a layer at whose attention the pass is stopped, silently; what follows it in the
-        `with` block is skipped. The taps exist only here, so a backward pass outside recomputes
-        its checkpoints unrecorded. An exception drops what was recorded.
+        `with` block is skipped. Rows that run apart are not stopped. The taps exist only here, so a
+        backward pass outside recomputes its checkpoints unrecorded. An exception drops what was
+        recorded.
         """
         self.forget()
         stop = _StopError()
@@ -61,8 +62,10 @@ class AttentionCapture:
 
     def __call__(self, attention: Attention, run: Run) -> Tensor:
         """The tap: keeps an attention and performs no operation on it."""
-        self._found[attention.site] = attention
-        if self._ended is not None and attention.site == self._ended[0]:
+        rows, found = attention.index, self._found.get(attention.site, [])
+        again = rows is None or any(row in (other.index or rows) for other in found for row in rows)
+        self._found[attention.site] = [attention] if again else [*found, attention]
+        if self._ended is not None and attention.site == self._ended[0] and rows is None:
             raise self._ended[1]
         return run(attention)
 
@@ -75,11 +78,11 @@ class AttentionCapture:
         return tuple(self._found)
 
     def seen(self, site: str) -> Attention:
-        """A layer's attention, as recorded."""
-        return self._found[site]
+        """A layer's attention, as recorded; that of the first rows where they run apart."""
+        return self._found[site][0]
 
     def take(self, site: str) -> Attention:
-        """A layer's attention, now forgotten.
+        """A layer's attention, as `seen`, now forgotten.
 
         Raises UnsupportedModelError where the pass did not come to it.
         """
@@ -88,7 +91,7 @@ class AttentionCapture:
                 f"The model did not compute its attention layer {site!r} as usual: it is compiled "
                 "or patched by something else. Leave that out."
             )
-        return self._found.pop(site)
+        return self._found.pop(site)[0]
 
     def recorded_factors(self, latent_size: Size) -> set[int]:
         """The factors of the layers that the recorded pass went through."""
@@ -125,18 +128,22 @@ class AttentionCapture:
                 "a recipe refocus.factors."
             )
         first = next(iter(wanted.values()))
-        if len(first.key) != len(positions):
+        if (rows := sum(len(part.key) for part in first)) != len(positions):
             raise InputError(
-                f"The UNet was run on {len(first.key)} rows, but positions are given for "
+                f"The UNet was run on {rows} rows, but positions are given for "
                 f"{len(positions)}; give one entry a row, empty where it has no token."
             )
         if not any(positions):
             return []
-        tokens = TokenColumns.of(positions, first.columns(), first.key.device)
+        tokens = [TokenColumns.of(positions, part) for part in first]
+        keys = [key for part in tokens for key in part.keys]
+        order = sorted(range(len(keys)), key=lambda place: keys[place][0])
         maps = []
-        for site, attention in wanted.items():
-            values = tokens.attention(attention).unflatten(1, attention.size or ())
-            maps.append(LayerMaps(site, factor[site], tokens.keys, values))
+        for site, parts in wanted.items():
+            values = [t.attention(a) for t, a in zip(tokens, parts, strict=True) if t.keys]
+            whole = values[0] if len(parts) == 1 else torch.cat(values)[order]
+            sized = whole.unflatten(1, parts[0].size or ())
+            maps.append(LayerMaps(site, factor[site], tuple(keys[i] for i in order), sized))
         return maps
 
     def spread(self, values: Tensor) -> Tensor:
@@ -149,9 +156,9 @@ class AttentionCapture:
         recorded = self._taken()
         cells = rearrange(values.float(), "b t h w -> b (h w) t")
         spread = [
-            attention.averaged(cells)
-            for attention in recorded.values()
-            if attention.size == tuple(values.shape[-2:])
+            _averaged(parts, cells)
+            for parts in recorded.values()
+            if parts[0].size == tuple(values.shape[-2:])
         ]
         if not spread:
             return values
@@ -161,9 +168,9 @@ class AttentionCapture:
         """Drop what was recorded."""
         self._found = {}
 
-    def _taken(self) -> dict[str, Attention]:
+    def _taken(self) -> dict[str, list[Attention]]:
         """What was recorded of whole pictures, in the order of the pass, now forgotten."""
-        found = {site: a for site, a in self._found.items() if a.size is not None}
+        found = {site: parts for site, parts in self._found.items() if parts[0].size is not None}
         self.forget()
         return found
 
@@ -202,9 +209,19 @@ def captured(
         capture.forget()
 
 
-def _sizes(found: Mapping[str, Attention]) -> dict[str, Size]:
+def _averaged(parts: Sequence[Attention], values: Tensor) -> Tensor:
+    """`Attention.averaged` of all rows, from those of a layer that ran apart."""
+    if parts[0].index is None:
+        return parts[0].averaged(values)
+    rows = [row for part in parts for row in part.index or ()]
+    averaged = [part.averaged(values[list(part.index or ())]) for part in parts]
+    return torch.cat(averaged)[torch.tensor(rows).argsort()]
+
+
+def _sizes(found: Mapping[str, Sequence[Attention]]) -> dict[str, Size]:
     """The sizes of the maps, of layers that see one picture a row."""
-    return {site: a.size for site, a in found.items() if a.size is not None}
+    sizes = {site: parts[0].size for site, parts in found.items()}
+    return {site: size for site, size in sizes.items() if size is not None}
 
 
 def _listed(factors: Iterable[int]) -> str:

@@ -1,10 +1,12 @@
 """The attention layers of a network by name, diffusers' or ComfyUI's, with or without a LoRA.
 
-In a transformer of joint attention (Flux, Stable Diffusion 3) each layer is both cross- and
-self-attention. ComfyUI's Flux has no layer of its own around it: there the block is the layer.
+In a transformer of joint attention (Flux, Z-Image) each layer is both cross- and self-attention.
+ComfyUI's Flux has no layer of its own around it: there the block is the layer.
 """
 
 from __future__ import annotations
+
+import re
 
 from torch import nn
 
@@ -15,6 +17,8 @@ _BLOCKS = {"double_blocks": ("img_attn", "txt_attn"), "single_blocks": ("linear1
 """ComfyUI's blocks around one joint attention, by their stack's name, and what they have."""
 _STACKS = {"transformer_blocks": "double_blocks", "single_transformer_blocks": "single_blocks"}
 """Diffusers' names of the stacks, and the model's own, which ComfyUI keeps."""
+_IN_ONE, _FUSED = re.compile(r"layers\.\d+\.attention"), ("to_q", "qkv")
+"""Z-Image's layers, in which words and picture are one row; its refiners' see only one of both."""
 
 
 def cross_attentions(network: nn.Module) -> dict[str, nn.Module]:
@@ -32,8 +36,11 @@ def joint_attentions(network: nn.Module) -> dict[str, nn.Module]:
     return _attentions(network, "attn") or {
         name: module
         for name, module in network.named_modules()
-        if (parts := _BLOCKS.get(name.rpartition(".")[0]))
-        and all(hasattr(module, part) for part in parts)
+        if (_IN_ONE.fullmatch(name) and any(hasattr(module, part) for part in _FUSED))
+        or (
+            (parts := _BLOCKS.get(name.rpartition(".")[0]))
+            and all(hasattr(module, part) for part in parts)
+        )
     }
 
 
@@ -67,15 +74,15 @@ def select(network: nn.Module, *, middle: bool = False) -> list[str]:
     """Names of the layers to look at for the prompt: those of `last_blocks`.
 
     In joint attention those of the blocks that keep words and picture apart (Flux's first, double
-    ones), where a prompt's columns still hold its words.
+    ones), where a prompt's columns still hold its words; where none do (Z-Image), those between
+    half and two thirds of the depth.
     """
     if blocks := last_blocks(network, middle=middle):
         return [f"{block}.attn2" for block in blocks]
-    return [
-        name
-        for name, layer in joint_attentions(network).items()
-        if any(hasattr(layer, part) for part in _OF_WORDS)
-    ]
+    layers = joint_attentions(network)
+    apart = [n for n, of in layers.items() if any(getattr(of, part, None) for part in _OF_WORDS)]
+    half = len(layers) // 2
+    return apart or list(layers)[half : max(half + 1, 2 * len(layers) // 3)]
 
 
 def select_own(network: nn.Module) -> list[str]:

@@ -39,9 +39,9 @@ def factor_of(size: Size, latent_size: Size) -> int:
 
 @dataclass(frozen=True)
 class TokenColumns:
-    """The columns of a batch's tokens, laid out for one matrix product a layer.
+    """The columns of a pass's tokens, laid out for one matrix product a layer.
 
-    keys: (row of the batch, token name) of each of R maps. rows: (B',) those with tokens.
+    keys: (row of the batch, token name) of each of R maps. rows: (B',) of the pass, with tokens.
     columns: (B',L,T), 1 where a row's t-th token has a vector. places: (2,R), the row among B' and
     the token of each key.
     """
@@ -52,15 +52,17 @@ class TokenColumns:
     places: Tensor
 
     @classmethod
-    def of(cls, positions: Positions, length: int, device: torch.device) -> TokenColumns:
-        """Those of a context with `length` columns; at least one row has a token."""
-        rows = [row for row, tokens in enumerate(positions) if tokens]
-        columns = torch.zeros(len(rows), length, max(len(positions[row]) for row in rows))
+    def of(cls, positions: Positions, attention: Attention) -> TokenColumns:
+        """Those that an attention has among the words of all rows; positions: of the batch."""
+        batch, device = attention.index or range(len(positions)), attention.key.device
+        rows = [row for row, own in enumerate(batch) if positions[own]]
+        most = max((len(positions[batch[row]]) for row in rows), default=0)
+        columns = torch.zeros(len(rows), attention.columns(), most)
         keys, places = [], []
         for i, row in enumerate(rows):
-            for t, (name, where) in enumerate(positions[row].items()):
+            for t, (name, where) in enumerate(positions[batch[row]].items()):
                 columns[i, list(where), t] = 1
-                keys.append((row, name))
+                keys.append((batch[row], name))
                 places.append((i, t))
         index = torch.tensor(places, device=device).T
         return cls(tuple(keys), torch.tensor(rows, device=device), columns.to(device), index)

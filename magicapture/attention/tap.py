@@ -27,15 +27,35 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 
 EVERY = slice(None)
+_PATCH, _MULTIPLE = 2, 32
+"""Of Z-Image: latent cells a side of a place, and what lengths are filled up to a multiple of."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """What a pass is of: rows, height and width in cells, and the words before them in a row."""
+    """What a pass is of: rows, and height and width in cells.
+
+    cells, words: in joint attention their places in a row, which is `length` long. index: of which
+    rows of the batch, where those of other lengths run apart; None: all of them.
+    """
 
     rows: int
     size: Size
-    words: int = 0
+    cells: slice = field(default_factory=lambda: EVERY)
+    words: slice = field(default_factory=lambda: EVERY)
+    length: int | None = None
+    index: tuple[int, ...] | None = None
+
+    @classmethod
+    def joint(
+        cls, rows: int, size: Size, words: int, *, multiple: int = 1, words_first: bool = True
+    ) -> Picture:
+        """One beside so many words, each of both filled up to a multiple of places."""
+        counts = (words, math.prod(size)) if words_first else (math.prod(size), words)
+        first, second = (-(-count // multiple) * multiple for count in counts)
+        places = slice(0, counts[0]), slice(first, first + counts[1])
+        of_words, cells = places if words_first else places[::-1]
+        return cls(rows, size, cells, of_words, first + second)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +67,7 @@ class Attention:
     the pass, as where something has merged or tiled them. scale: None is 1 / sqrt(D).
     cells, words: in joint attention, where words and picture attend to both, the picture's place
     among queries and keys and the words'; elsewhere all queries are cells, and all keys words.
+    index: of which rows of the pass's batch, where rows run apart; None: all of them.
     """
 
     site: str
@@ -58,6 +79,7 @@ class Attention:
     mask: Tensor | None = None
     cells: slice = field(default_factory=lambda: EVERY)
     words: slice = field(default_factory=lambda: EVERY)
+    index: tuple[int, ...] | None = None
 
     @property
     def is_joint(self) -> bool:
@@ -74,7 +96,7 @@ class Attention:
         if mask is not None and mask.ndim == 4 and len(mask) > 1:
             mask = mask[index]
         query, key, value = (x[index] for x in (self.query, self.key, self.value))
-        return replace(self, query=query, key=key, value=value, mask=mask)
+        return replace(self, query=query, key=key, value=value, mask=mask, index=None)
 
     def scores(self) -> Tensor:
         """softmax(Q K^T * scale + mask) of the N cells, mean of heads: (B,N,L) float32, sums are 1.
@@ -170,15 +192,14 @@ class Call:
     ) -> Tensor:
         """The fused attention (B,H,N,D) of query (B,H,N,D), key and value (B,H,L,D)."""
         self.seen = True
-        size, cells, words = None, EVERY, EVERY
+        size, cells, words, index = None, EVERY, EVERY, None
         if (seen := self.picture) is not None:
-            if query.shape[::2] == (seen.rows, seen.words + math.prod(seen.size)):
+            if query.shape[::2] == (seen.rows, seen.length or math.prod(seen.size)):
                 size = seen.size
-            if seen.words:
-                cells, words = slice(seen.words, None), slice(0, seen.words)
+            cells, words, index = seen.cells, seen.words, seen.index
         for tap in self.taps:
             run = partial(_through, tap, run)
-        return run(Attention(self.site, query, key, value, size, scale, mask, cells, words))
+        return run(Attention(self.site, query, key, value, size, scale, mask, cells, words, index))
 
 
 def _through(tap: Tap, run: Run, attention: Attention) -> Tensor:
@@ -188,8 +209,8 @@ def _through(tap: Tap, run: Run, attention: Attention) -> Tensor:
 class TappedUNet(ABC):
     """A network whose attention layers can be tapped: `...transformer_blocks.N.attn1` and `attn2`.
 
-    In a transformer of joint attention they are `...transformer_blocks.N.attn`, in ComfyUI's Flux
-    its blocks.
+    In a transformer of joint attention they are `...transformer_blocks.N.attn` or
+    `layers.N.attention`, in ComfyUI's Flux its blocks.
 
     `of` gives the one of a network, so that the taps of several users come in order. A host says
     how a layer's fused attention is reached; `TappedTorch` is that of diffusers.
@@ -299,12 +320,22 @@ class TappedTorch(TappedUNet):
     """A network that calls PyTorch's fused attention itself, as diffusers' do."""
 
     def _picture(self, args: Args, kwargs: Kwargs) -> Picture | None:
-        """Of a UNet's features, or of Flux's, whose last place (0, row, column) tells the size."""
+        """Of a UNet's features, of Flux's or of Z-Image's.
+
+        Flux's last place (0, row, column) tells the size. Z-Image gets a list of latents (C,1,h,w)
+        and one of texts (L,D); its words come behind the cells, both filled up to whole 32.
+        """
+        if (texts := kwargs.get("cap_feats")) is not None:
+            height, width = (cells // _PATCH for cells in kwargs["x"][0].shape[-2:])
+            longest = max(map(len, texts))
+            return Picture.joint(
+                len(texts), (height, width), longest, multiple=_MULTIPLE, words_first=False
+            )
         places, words = kwargs.get("img_ids"), kwargs.get("encoder_hidden_states")
         if places is None or words is None:
             return super()._picture(args, kwargs)
         _, row, column = places[-1].tolist()
-        return Picture(len(words), (int(row) + 1, int(column) + 1), words.shape[1])
+        return Picture.joint(len(words), (int(row) + 1, int(column) + 1), words.shape[1])
 
     def _begin(self, call: Call, args: Args, kwargs: Kwargs) -> tuple[Kwargs, Callable[[], None]]:
         mode = _Fused(call)

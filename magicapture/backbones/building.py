@@ -20,6 +20,8 @@ from .support import SUPPORTED
 
 _COUNTS = (
     "layers_per_block",
+    "n_layers",
+    "n_refiner_layers",
     "num_decoder_blocks",
     "num_encoder_blocks",
     "num_hidden_layers",
@@ -65,10 +67,11 @@ def build_unet(
 def build_transformer(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
 ) -> nn.Module:
-    """diffusers' transformer of Flux; as `build_unet`."""
-    from diffusers import FluxTransformer2DModel
+    """diffusers' transformer of Flux, or of Z-Image; as `build_unet`."""
+    from diffusers import FluxTransformer2DModel, ZImageTransformer2DModel
 
-    network = _empty(_diffusers(FluxTransformer2DModel), config, len(weights), source)
+    kind = ZImageTransformer2DModel if "cap_feat_dim" in config else FluxTransformer2DModel
+    network = _empty(_diffusers(kind), config, len(weights), source)
     return fill(network, weights, dtype, f"The transformer of {source}")
 
 
@@ -143,6 +146,29 @@ def build_t5(
     both = {} if table is None else {_TABLE: table, twin: table}
     fill(network, {**weights, **both}, dtype, f"The text encoder of {source}")
     network.set_input_embeddings(network.shared)
+    return network  # type: ignore[no-any-return]
+
+
+def build_qwen3(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
+) -> nn.Module:
+    """Qwen3 without its head; as `build_unet`, but names may start with "model." or not."""
+    import transformers
+
+    settings: list[Any] = []
+
+    def make(config: Mapping[str, Any]) -> nn.Module:
+        settings.append(transformers.Qwen3Config.from_dict(dict(config)))
+        return transformers.Qwen3Model(settings[0])
+
+    network: Any = _empty(make, config, len(weights), source)
+    own = {
+        name.removeprefix("model."): value
+        for name, value in weights.items()
+        if name != "lm_head.weight"
+    }
+    fill(network, own, dtype, f"The text encoder of {source}")
+    network.rotary_emb = type(network.rotary_emb)(settings[0])  # its frequencies are in no file
     return network  # type: ignore[no-any-return]
 
 

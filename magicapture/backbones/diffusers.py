@@ -16,17 +16,18 @@ from ..errors import InputError
 from ..families import FAMILIES, Family, FamilyName
 from ..parts import Part, Parts
 from ..schedule import Schedule
-from ..tokens import Layout, Prompt, TokenVectors, layout, splice
-from .passes import flux_pass, unet_pass
+from ..tokens import Layout, Prompt, TokenVectors, filled_up, layout, splice
+from .passes import flux_pass, unet_pass, zimage_pass
 from .support import family_of
 
 
 class DiffusersBackbone:
     """A latent diffusion model from its parts; fits `magicapture`'s Backbone.
 
-    unet: UNet2DConditionModel, or FluxTransformer2DModel. vae: AutoencoderKL or AutoencoderTiny.
-    text_encoders, tokenizers: CLIPTextModel and CLIPTokenizer by the key "clip_l"; XL has a
-    CLIPTextModelWithProjection beside it, "clip_g", and Flux.1 a T5EncoderModel, "t5xxl". decoder:
+    unet: UNet2DConditionModel, FluxTransformer2DModel or ZImageTransformer2DModel. vae:
+    AutoencoderKL or AutoencoderTiny. text_encoders, tokenizers: CLIPTextModel and CLIPTokenizer by
+    the key "clip_l"; XL has a CLIPTextModelWithProjection beside it, "clip_g", and Flux.1 a
+    T5EncoderModel, "t5xxl"; Z-Image has a Qwen3Model alone, "qwen3_4b". decoder:
     a second, smaller VAE over the same latents (TAESD), for losses and previews; see
     `decode_fast`. The parts are used as they are, on their device and in their dtype. Raises
     UnsupportedModelError for other models.
@@ -69,7 +70,7 @@ class DiffusersBackbone:
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
-        """The text encoders: "clip_l", and "clip_g" (Stable Diffusion XL) or "t5xxl" (Flux.1)."""
+        """The text encoders by key, "clip_l", "clip_g", "t5xxl", "qwen3_4b"."""
         return self._text_encoders
 
     @property
@@ -101,10 +102,11 @@ class DiffusersBackbone:
 
         The context (B,L,D) has the text encoder's dtype. Stable Diffusion XL's is both encoders'
         last layer but one, side by side; "pooled" (B,P) is the second's projected output. Flux.1's
-        context is T5's output alone, and "pooled" is CLIP's.
+        context is T5's output alone, and "pooled" is CLIP's. Z-Image's is Qwen's last layer but
+        one, of which each row has its own "length"; columns behind it mean nothing.
         """
         layouts = {
-            key: [self._layout(key, prompt, vectors) for prompt in prompts]
+            key: [self.layout(key, prompt, vectors) for prompt in prompts]
             for key in self._text_encoders
         }
         encoded = {key: self._encoded(key, lines, vectors) for key, lines in layouts.items()}
@@ -115,33 +117,46 @@ class DiffusersBackbone:
         pooled = self._facts.pooled
         extra = {} if pooled is None else {"pooled": _pooled(encoded[pooled])}
         context = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
-        columns = [line.columns for line in layouts[self._facts.reads[0]]]
-        return Conditioning(context, extra, columns)
+        lines = layouts[self._facts.reads[0]]
+        if self._facts.encoder(self._facts.reads[0]).template:
+            extra["length"] = torch.tensor([len(line.ids) for line in lines], device=self.device)
+        return Conditioning(context, extra, [line.columns for line in lines])
 
     def _encoded(self, key: str, layouts: Sequence[Layout], vectors: TokenVectors) -> Any:
         """What a text encoder of transformers returns."""
         encoder = self._text_encoders[key]
-        ids = torch.tensor([layout_.ids for layout_ in layouts], device=self.device)
+        rows: Sequence[Sequence[int]] = [layout_.ids for layout_ in layouts]
+        told: dict[str, Any] = {}
+        if self._facts.encoder(key).template:
+            rows, mask = filled_up(rows, self.tokenizers[key].pad_token_id)
+            told = {"attention_mask": torch.tensor(mask, device=self.device), "use_cache": False}
+        ids = torch.tensor(rows, device=self.device)
         with _spliced(encoder, layouts, vectors, key):
-            return encoder(input_ids=ids, output_hidden_states=self._facts.penultimate)
+            return encoder(input_ids=ids, output_hidden_states=self._facts.penultimate, **told)
 
-    def _layout(self, key: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
-        tokenizer = self.tokenizers[key]
-        known = self._facts.encoder(key).length
-        return layout(
-            prompt,
-            vectors.written(key),
-            lambda text: self.word_ids(key, text),
-            start=tokenizer.bos_token_id,
-            end=tokenizer.eos_token_id,
-            # OpenCLIP, the encoder of SD 2.x and XL's second, was trained with zeros after the end.
-            pad=0 if self.family == "sd2" or key == "clip_g" else tokenizer.pad_token_id,
-            length=known or self._text_encoders[key].config.max_position_embeddings,
-        )
+    def layout(self, encoder: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
+        """A prompt as one encoder sees it, with the places of the tokens."""
+        tokenizer, facts = self.tokenizers[encoder], self._facts.encoder(encoder)
+
+        def word_ids(text: str) -> list[int]:
+            return self.word_ids(encoder, text)
+
+        start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        before, after = [] if start is None else [start], [end]
+        # OpenCLIP, the encoder of SD 2.x and XL's second, was trained with zeros after the end.
+        pad = 0 if self.family == "sd2" or encoder == "clip_g" else tokenizer.pad_token_id
+        if facts.template:
+            before, after = map(word_ids, facts.template.split("{}"))
+            pad = None
+        length = facts.length or self._text_encoders[encoder].config.max_position_embeddings
+        written = vectors.written(encoder)
+        return layout(prompt, written, word_ids, before=before, after=after, pad=pad, length=length)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own output for latents noised to t (B,), in the dtype of `noisy`."""
         given = self._unet, noisy, timesteps, conditioning, self.dtype
+        if self.family == "zimage":
+            return zimage_pass(*given).to(noisy.dtype)
         if self._facts.network == "transformer":
             told = distilled_guidance(conditioning, self._facts)
             return flux_pass(*given, told).to(noisy.dtype)
@@ -187,9 +202,11 @@ class DiffusersBackbone:
             FluxSingleTransformerBlock,
             FluxTransformerBlock,
         )
+        from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
         unets = BasicTransformerBlock, ResnetBlock2D
-        kinds = (*unets, FluxTransformerBlock, FluxSingleTransformerBlock)
+        joint = FluxTransformerBlock, FluxSingleTransformerBlock, ZImageTransformerBlock
+        kinds = (*unets, *joint)
         for module in self._unet.modules():
             if isinstance(module, kinds):
                 yield module
@@ -203,10 +220,11 @@ class DiffusersBackbone:
     def training(self, dtype: torch.dtype | None) -> Iterator[None]:
         """A scope in which gradients flow through the frozen models, computing in `dtype`.
 
-        None keeps the model's own; XL's VAE keeps its own as well, since in float16 it overflows.
-        Weights, training modes and requires_grad flags are afterwards
-        as before, bit by bit. What is injected into the models (a LoRA) comes after entering, and
-        a graph built inside is used up inside: its backward reads the weights in `dtype`.
+        None keeps the model's own; XL's VAE keeps its own as well, since in float16 it overflows,
+        and so do buffers: a rotary embedding's frequencies would lose words far apart. Weights,
+        training modes and requires_grad flags are afterwards as before, bit by bit. What is
+        injected into the models (a LoRA) comes after entering, and a graph built inside is used up
+        inside: its backward reads the weights in `dtype`.
         """
         modules = [m for part in self.modules.values() for m in part.modules()]
         tensors = [
@@ -217,8 +235,9 @@ class DiffusersBackbone:
         try:
             for part in self.modules.values():
                 part.eval().requires_grad_(False)
-            own = (*self.vae.parameters(), *self.vae.buffers())
-            left = () if self._facts.half_vae else {id(tensor) for tensor in own}
+            left = {id(buffer) for part in self.modules.values() for buffer in part.buffers()}
+            if not self._facts.half_vae:
+                left |= {id(parameter) for parameter in self.vae.parameters()}
             for tensor in tensors:
                 if dtype is not None and tensor.is_floating_point() and id(tensor) not in left:
                     tensor.data = tensor.data.to(dtype)

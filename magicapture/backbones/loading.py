@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from ..errors import StorageError
-from ..families import NetworkName
+from ..families import FAMILIES, NetworkName
 from ..schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
 from ..weight_files import PICKLES, SAFETENSORS
 from .building import (
+    build_qwen3,
     build_t5,
     build_text_encoder,
     build_transformer,
@@ -23,16 +24,20 @@ from .building import (
 )
 from .diffusers import DiffusersBackbone
 from .parts import Parts, vae_dtype
-from .reading import read_json, read_part, read_tokenizer
+from .reading import TokenizerName, read_json, read_part, read_tokenizer
 from .renaming import vae_weights
 from .single_file import parts_of_file
-from .support import BETAS, ENCODERS, T5, family_of, refuse
+from .support import BETAS, ENCODERS, QWEN3, T5, TRANSFORMERS, family_of, refuse
 from .taesd import load_taesd
 
 _FOREIGN_PARTS = {
     "text_encoder_3": "a diffusion transformer (Stable Diffusion 3 and the like)",
     "prior": "a model of several stages",
 }
+_KEYS = {"t5": T5, "qwen3": QWEN3}
+_BUILD = {"t5": build_t5, "qwen3": build_qwen3}
+_TOKENIZERS: Mapping[str, TokenizerName] = {T5: "t5", QWEN3: "qwen3"}
+"""Text encoders other than CLIP by their kind in transformers: key, builder, and tokenizer."""
 _FILES = (SAFETENSORS, *PICKLES)
 _SCHEDULER = Path("scheduler", "scheduler_config.json")
 _LARGEST_SHIFT = 100
@@ -96,16 +101,21 @@ def _from_folder(folder: Path, dtype: torch.dtype, words: Any) -> Parts:
     encoders = present or ["text_encoder"]
     unet, vae = (read_json(folder / part / "config.json") for part in (network, "vae"))
     texts = {name: read_json(folder / name / "config.json") for name in encoders}
-    keys = {name: T5 if _is_t5(text) else ENCODERS[name] for name, text in texts.items()}
-    kinds = ("clip_text_model", "clip", *(("t5",) if network == "transformer" else ()))
+    keys = {name: _KEYS.get(_kind(text), ENCODERS[name]) for name, text in texts.items()}
+    known = ("clip_text_model", "clip", *(_KEYS if network == "transformer" else ()))
     for text in texts.values():
-        if text.get("model_type") not in kinds:
-            refuse(f"one with a text encoder of the kind {_short(text.get('model_type'))}")
+        if _kind(text) not in known:
+            refuse(f"one with a text encoder of the kind {_kind(text)}")
     if vae.get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
         refuse(f"one with a VAE of the kind {_short(vae.get('_class_name'))}")
     with understood(folder):  # refused before gigabytes are read
-        widths = [text["d_model" if _is_t5(text) else "hidden_size"] for text in texts.values()]
+        widths = [
+            text["d_model" if _kind(text) == "t5" else "hidden_size"] for text in texts.values()
+        ]
         family = family_of(unet, vae, widths)
+    if set(keys.values()) != set(FAMILIES[family].keys):
+        kinds = " and ".join(_kind(text) for text in texts.values())
+        refuse(f"a {FAMILIES[family].title} with a text encoder of the kind {kinds}")
     scheduler = read_json(folder / _SCHEDULER)
     if _short(scheduler.get("_class_name")).startswith("EDM"):
         refuse("one of the EDM kind (its noise levels have no timesteps)")
@@ -119,14 +129,16 @@ def _from_folder(folder: Path, dtype: torch.dtype, words: Any) -> Parts:
         unet=build(unet, read_part(folder / network, stem), dtype, folder),
         vae=build_vae(vae, vae_tensors, vae_dtype(family, dtype), folder),
         text_encoders={
-            keys[name]: (build_t5 if _is_t5(text) else build_text_encoder)(
+            keys[name]: _BUILD.get(_kind(text), build_text_encoder)(
                 text, read_part(folder / name, "model"), dtype, folder
             )
             for name, text in texts.items()
         },
         tokenizers={
-            key: (words if words is not None and key != T5 else None)
-            or read_tokenizer(folder / name.replace("text_encoder", "tokenizer"), t5=key == T5)
+            key: (words if words is not None and key not in _TOKENIZERS else None)
+            or read_tokenizer(
+                folder / name.replace("text_encoder", "tokenizer"), _TOKENIZERS.get(key, "clip")
+            )
             for name, key in keys.items()
         },
         scheduler=scheduler,
@@ -138,13 +150,14 @@ def _network(index: Mapping[str, Any]) -> NetworkName:
     if (kind := index.get("transformer")) in (None, [None, None]):
         return "unet"
     name = _short(kind[-1] if isinstance(kind, list) and kind else kind)
-    if name != "FluxTransformer2DModel":
+    if name not in TRANSFORMERS:
         refuse(f"a diffusion transformer ({name})")
     return "transformer"
 
 
-def _is_t5(text: Mapping[str, Any]) -> bool:
-    return text.get("model_type") == "t5"
+def _kind(text: Mapping[str, Any]) -> str:
+    """What transformers calls a text encoder's kind, "t5"."""
+    return _short(text.get("model_type"))
 
 
 def _short(value: object) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backbone import Conditioning
 
 PATCH = 2
-"""Latent cells a side of one place of Flux's transformer, of every size."""
+"""Latent cells a side of one place of a transformer, of Flux and Z-Image of every size."""
 
 
 def unet_pass(
@@ -77,3 +77,25 @@ def flux_pass(
         guidance=None if told is None else told.to(noisy.device, dtype),
     )
     return rearrange(output.sample, "b (h w) (c p q) -> b c (h p) (w q)", w=width, p=PATCH, q=PATCH)
+
+
+def zimage_pass(
+    transformer: Any,
+    noisy: Tensor,
+    timesteps: Tensor,
+    conditioning: Conditioning,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The velocity noise - x0 (B,C,h,w) of Z-Image's transformer; timesteps (B,) in 0..1.
+
+    It is told 1 - t and gives x0 - noise. Each row has as many words as its own text: it fills them
+    up, and places the picture behind them.
+    """
+    lengths = conditioning.extra["length"].tolist()
+    words = [row[:own].to(dtype) for row, own in zip(conditioning.context, lengths, strict=True)]
+    output = transformer(
+        x=list(noisy.to(dtype)[:, :, None]),  # of one frame
+        t=1 - timesteps.to(noisy.device),
+        cap_feats=words,
+    )
+    return -torch.stack(output.sample)[:, :, 0]

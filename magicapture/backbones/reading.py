@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -73,26 +73,33 @@ def _pieces(index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_tokenizer(folder: Path, t5: bool = False) -> Any:
-    """CLIP's tokenizer from a folder with vocab.json and merges.txt, or tokenizer.json.
+TokenizerName = Literal["clip", "t5", "qwen3"]
 
-    t5: T5's, from tokenizer.json. Raises StorageError for files that are missing or damaged.
+
+def read_tokenizer(folder: Path, kind: TokenizerName = "clip") -> Any:
+    """A tokenizer from a folder with vocab.json and merges.txt, or tokenizer.json.
+
+    kind: of CLIP, of Qwen (both from either), or of T5 (from tokenizer.json). Raises StorageError
+    for files that are missing or damaged.
     """
-    from transformers import CLIPTokenizer, T5TokenizerFast
+    import transformers
 
-    kind, files = (
-        (T5TokenizerFast, ["tokenizer.json"])
-        if t5
-        else (CLIPTokenizer, ["vocab.json", "tokenizer.json"])
-    )
+    # Of classes' names, as each kind is made when it is first asked for.
+    names = {"clip": "CLIPTokenizer", "t5": "T5TokenizerFast", "qwen3": "Qwen2Tokenizer"}
+    files = ["tokenizer.json"] if kind == "t5" else ["vocab.json", "tokenizer.json"]
     if not any((folder / name).is_file() for name in files):
-        expected = "tokenizer.json" if t5 else "vocab.json, merges.txt"
+        expected = "tokenizer.json" if kind == "t5" else "vocab.json, merges.txt"
         raise StorageError(f"There is no tokenizer in {folder}: expected {expected}.")
     try:
-        tokenizer: Any = kind.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = getattr(transformers, names[kind]).from_pretrained(
+            folder, local_files_only=True
+        )
         ids = tokenizer("a photo", add_special_tokens=False).input_ids
         ids = [*ids, tokenizer.eos_token_id, tokenizer.pad_token_id]
-        ids += [] if t5 else [tokenizer.bos_token_id]
+        ids += [tokenizer.bos_token_id] if kind == "clip" else []
+        if kind == "qwen3":  # one id each, where the vocabulary is whole
+            (start,) = tokenizer("<|im_start|>", add_special_tokens=False).input_ids
+            ids.append(start)
         if len(ids) < 4 or not all(type(number) is int and number >= 0 for number in ids):
             raise ValueError("ids")
     except Exception as error:  # JSON's, the tokenizers package's and transformers' own

@@ -18,7 +18,13 @@ ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 T5 = "t5xxl"
 """The key of a text encoder that is a T5, in whichever folder it is."""
 
-SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction) or Flux.1"
+QWEN3 = "qwen3_4b"
+"""The key of a text encoder that is a Qwen3."""
+
+TRANSFORMERS = {"FluxTransformer2DModel", "ZImageTransformer2DModel"}
+"""diffusers' classes of the transformers that are supported."""
+
+SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction), Flux.1 or Z-Image"
 
 
 def refuse(found: str) -> NoReturn:
@@ -35,6 +41,8 @@ def family_of(
     files it shares. text_widths: of the outputs of the text encoders, in their order. Raises
     UnsupportedModelError for a model with other inputs than those of SD 1.x, 2.x and XL.
     """
+    if "cap_feat_dim" in unet:
+        return _zimage_family(unet, vae, text_widths)
     if "joint_attention_dim" in unet:
         return _transformer_family(unet, vae, text_widths)
     large = unet.get("addition_embed_type") == "text_time"
@@ -86,3 +94,21 @@ def _transformer_family(
     if channels == cells and pooled == words and list(text_widths) == [words]:
         return "doll_flux"
     refuse("a diffusion transformer of another kind (Stable Diffusion 3 and the like)")
+
+
+def _zimage_family(
+    transformer: Mapping[str, Any], vae: Mapping[str, Any], text_widths: Sequence[int]
+) -> FamilyName:
+    """Of Z-Image's transformers those that draw from a text alone."""
+    if transformer.get("siglip_feat_dim") is not None:
+        refuse("a Z-Image that also looks at pictures (Omni)")
+    if PATCH not in transformer.get("all_patch_size", ()):
+        refuse("a Z-Image with places of another size than 2x2 latent cells")
+    channels, latent = transformer.get("in_channels"), vae.get("latent_channels", 4)
+    words = transformer["cap_feat_dim"]
+    if channels != latent or list(text_widths) != [words]:
+        refuse(
+            f"a Z-Image of {channels} channels and a context {words} wide, with {latent} latent "
+            f"channels and a text encoder {' and '.join(map(str, text_widths)) or 'missing'}"
+        )
+    return "zimage"

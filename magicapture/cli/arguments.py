@@ -443,7 +443,8 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
         "--base",
         required=True,
         metavar="PATH",
-        help="A Stable Diffusion 1.x, 2.x or XL file, or a diffusers folder (also of Flux.1).",
+        help="A Stable Diffusion 1.x, 2.x or XL file, or a diffusers folder (also of Flux.1 or "
+        "Z-Image).",
     )
     option(
         base,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -60,18 +61,20 @@ def holding(rows: Rows, regions: Tensor, strength: float) -> Tap:
     rows: the tokens of each row of the batch. regions: (R,1,h,w) in 0..1 at the latents' size. In
     a pass it raises NotWholeError where a layer does not see whole pictures.
     """
-    made: dict[tuple[Size, int], tuple[Tensor, Tensor]] = {}
+    made: dict[tuple[Size, int, Sequence[int]], tuple[Tensor, Tensor]] = {}
 
     def tap(attention: Attention, run: Run) -> Tensor:
         length, width = attention.columns(), attention.key.shape[-1]
-        if attention.size is None or len(attention.query) != len(rows):
+        own = attention.index or range(len(rows))
+        if attention.size is None or len(attention.query) != len(own):
             raise NotWholeError(
                 f"Attention cannot be held to a region in the layer {attention.site!r}: something "
                 "merges, tiles or splits the picture there. Leave that out, or refocusing."
             )
-        if (attention.size, length) not in made:
-            sized = F.interpolate(regions.float(), attention.size, mode="area")
-            made[attention.size, length] = bias_parts(rows, sized, strength, length)
-        return run(biased(attention, *made[attention.size, length]))[..., :width]
+        key = attention.size, length, own
+        if key not in made:
+            sized = F.interpolate(regions.float()[list(own)], attention.size, mode="area")
+            made[key] = bias_parts([rows[row] for row in own], sized, strength, length)
+        return run(biased(attention, *made[key]))[..., :width]
 
     return tap

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..backbone import Backbone, Conditioning
 from ..config import Role
 from ..families import FAMILIES
-from ..tokens import Concept, Prompt, TokenVectors, layout, places
+from ..tokens import Concept, Prompt, TokenVectors, places
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,11 @@ def foci(
     concepts: Sequence[Concept],
 ) -> list[tuple[Focus, ...]]:
     """The tokens of the prompts that are concepts, by the conditioning they were encoded to."""
-    length = conditioning.context.shape[1]
 
     def focus(concept: Concept, prompt: Prompt, columns: Sequence[int]) -> Focus:
         word: tuple[int, ...] = ()
         if concept.role == "subject":  # a style's class word is that of whom it is worn by
-            word = word_columns(backbone, prompt, vectors, concept.class_word, length)
+            word = word_columns(backbone, prompt, vectors, concept.class_word)
         return Focus(concept.name, concept.role, tuple(columns), word)
 
     return [
@@ -60,18 +59,14 @@ def foci(
 
 
 def word_columns(
-    backbone: Backbone, prompt: Prompt, vectors: TokenVectors, word: str, length: int
+    backbone: Backbone, prompt: Prompt, vectors: TokenVectors, word: str
 ) -> tuple[int, ...]:
     """The columns that every occurrence of an ordinary word has in a prompt; none where it lacks.
 
-    length: of the prompt's context. vectors: of the tokens that the prompt may hold.
+    vectors: of the tokens that the prompt may hold.
     """
-    facts = FAMILIES[backbone.family]
-    encoder = facts.encoder(facts.reads[0])
-
-    def word_ids(text: str) -> list[int]:
-        return backbone.word_ids(encoder.key, text)
-
-    written, start = vectors.written(encoder.key), -1 if encoder.starts else None
-    line = layout(prompt, written, word_ids, start=start, end=-2, pad=-3, length=length)
-    return places(line.ids, word_ids(word))
+    encoder, *_ = FAMILIES[backbone.family].reads
+    ids = backbone.layout(encoder, prompt, vectors).ids
+    ways = (word, f" {word}")  # to a language model a blank belongs to the word behind it
+    found = (places(ids, backbone.word_ids(encoder, text)) for text in ways)
+    return tuple(sorted({column for columns in found for column in columns}))

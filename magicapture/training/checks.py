@@ -31,7 +31,7 @@ def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
     if not cross_attentions(backbone.unet):
         raise UnsupportedModelError(
             "The base model has no attention that reads the prompt; MagiCapture runs on Stable "
-            "Diffusion 1.x, 2.x and XL and on Flux.1."
+            "Diffusion 1.x, 2.x and XL, on Flux.1 and on Z-Image."
         )
     family = FAMILIES[backbone.family]
     if job.recipe.side % family.cell:
@@ -47,11 +47,21 @@ def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
 
 
 def phrase_advice(job: TrainingJob, backbone: Backbone) -> Iterator[str]:
-    """A warning for a phrase that fills a prompt."""
+    """Warnings for vectors that the base model does not learn, and a phrase that fills a prompt.
+
+    job: as it was asked for.
+    """
+    family = FAMILIES[backbone.family]
     for concept in job.concepts:
-        if concept.vectors:
+        if concept.vectors and family.learns:
             continue
         words = concept.spelled.words
+        if concept.vectors:
+            yield (
+                f"{family.title} learns no vectors of a token: prompts say {concept.token} by the "
+                f"words {words!r}, and the LoRA alone carries it. To choose the words, set its "
+                "vectors to 0 and give it a phrase."
+            )
         pieces = max(len(backbone.word_ids(key, words)) for key in backbone.text_encoders)
         if pieces > _LONG:
             yield (

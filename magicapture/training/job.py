@@ -14,7 +14,7 @@ from ..data import Learnable, check_photos, fingerprint
 from ..data.checks import check_apart
 from ..data.given import with_estimated_landmarks
 from ..errors import InputError
-from ..families import FamilyName
+from ..families import FAMILIES, FamilyName
 from ..recipes import check, fitted, spelled
 from ..tokens import Concept
 
@@ -66,10 +66,14 @@ class TrainingJob:
     def fitted(self, family: FamilyName) -> TrainingJob:
         """The job with what its recipe leaves to the base model, and to concepts without vectors.
 
-        Raises InputError where the recipe trains nothing that could carry such a concept.
+        On a family that learns no vectors no concept has any. Raises InputError where the recipe
+        trains nothing that could carry a concept without.
         """
-        recipe = spelled(fitted(self.recipe, family), self.concepts)
-        return replace(self, recipe=recipe)
+        learnables = self.learnables
+        if not FAMILIES[family].learns:
+            learnables = _without_vectors(self.subject), _without_vectors(self.style)
+        recipe = spelled(fitted(self.recipe, family), [of.concept for of in learnables])
+        return TrainingJob(*learnables, recipe, self.seed)
 
     def with_landmarks(self) -> TrainingJob:
         """The same job with missing landmarks estimated from the faces' masks."""
@@ -94,6 +98,10 @@ class TrainingJob:
             ),
             *(fingerprint(learnable.photos) for learnable in self.learnables),
         )
+
+
+def _without_vectors(learnable: Learnable) -> Learnable:
+    return replace(learnable, concept=replace(learnable.concept, vectors=0))
 
 
 def _check_captions(learnable: Learnable, other: Concept) -> None:

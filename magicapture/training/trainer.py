@@ -115,13 +115,13 @@ class Trainer:
         before anything is trained, for what would spoil the run.
         """
         tell = listener or _ignore
-        job = job.fitted(backbone.family)
+        asked, job = job, job.fitted(backbone.family)
         for text in job.check():
             tell(Warned(text))
         check_backbone(job, backbone)
         if advice := FAMILIES[backbone.family].advice:
             logger.info("%s: %s", FAMILIES[backbone.family].title, advice)
-        for text in phrase_advice(job, backbone):
+        for text in phrase_advice(asked, backbone):
             tell(Warned(text))
         for text in decoder_advice(job, backbone) if embedder else ():
             tell(Warned(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,20 +12,27 @@ from torch import Tensor
 from ...magicapture.attention import Attention, Call, Picture, TappedUNet
 
 OVERRIDE = "optimized_attention_override"
+ROWS = "magicapture_rows"
+"""The option that says which rows of a batch a pass is of, where they run apart."""
 
 
 class TappedComfy(TappedUNet):
-    """ComfyUI's UNet or Flux; an override already there computes what our taps let through."""
+    """ComfyUI's UNet, Flux or NextDiT; an override already there computes what our taps let by."""
 
     def _picture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Picture | None:
-        """Of a UNet's features, or of Flux's latents (B,C,h,w), padded to whole patches."""
+        """Of a UNet's features, or of a transformer's latents (B,C,h,w), padded to whole patches.
+
+        Z-Image fills words and cells up to a multiple of places each.
+        """
         seen = super()._picture(args, kwargs)
         patch = getattr(self.module, "patch_size", None)
         if seen is None or patch is None:
             return seen
         context = args[2] if len(args) > 2 else kwargs["context"]
         height, width = (-(-cells // patch) for cells in seen.size)
-        return Picture(seen.rows, (height, width), context.shape[1])
+        multiple = getattr(self.module, "pad_tokens_multiple", None) or 1
+        picture = Picture.joint(seen.rows, (height, width), context.shape[1], multiple=multiple)
+        return replace(picture, index=(kwargs.get("transformer_options") or {}).get(ROWS))
 
     def _begin(
         self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]

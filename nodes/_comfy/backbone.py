@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
+from comfy.ldm.lumina.model import JointTransformerBlock
 from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
@@ -19,8 +20,8 @@ from ...magicapture.digests import digest
 from ...magicapture.families import FAMILIES
 from ...magicapture.parts import Parts
 from ...magicapture.schedule import DiscreteLevels
-from ...magicapture.tokens import Layout, Prompt, TokenVectors, layout
-from .attention import OVERRIDE, TappedComfy
+from ...magicapture.tokens import Layout, Prompt, TokenVectors, filled_up, layout
+from .attention import OVERRIDE, ROWS, TappedComfy
 from .fingerprint import text_parts, unet_parts, vae_parts
 from .models import (
     autoencoder_of,
@@ -37,7 +38,13 @@ from .scope import Part, gradients
 
 logger = logging.getLogger(__name__)
 
-_BLOCKS = (BasicTransformerBlock, ResBlock, DoubleStreamBlock, SingleStreamBlock)
+_BLOCKS = (
+    BasicTransformerBlock,
+    ResBlock,
+    DoubleStreamBlock,
+    SingleStreamBlock,
+    JointTransformerBlock,
+)
 
 
 class ComfyBackbone:
@@ -77,7 +84,7 @@ class ComfyBackbone:
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
-        """The text encoders by key, "clip_l", "t5xxl", laid out and named as in transformers."""
+        """The text encoders by key, "t5xxl"; CLIP's is laid out and named as in transformers."""
         return {key: part.encoder.transformer for key, part in self._text.items()}
 
     @property
@@ -109,31 +116,37 @@ class ComfyBackbone:
         `embedding:<name>`, clip skip included.
         """
         layouts = {
-            key: [self._layout(key, prompt, vectors) for prompt in prompts] for key in self._text
+            key: [self.layout(key, prompt, vectors) for prompt in prompts] for key in self._text
         }
-        encoded = {}
+        family, encoded = FAMILIES[self.family], {}
         for key, part in self._text.items():
             with self._clip_skip(part.encoder):
                 rows = [_spliced(line, vectors, key) for line in layouts[key]]
+                if family.encoder(key).template:
+                    rows, _ = filled_up(rows, part.tokenizer.pad_token)  # which it masks by itself
                 encoded[key] = part.encoder.encode(rows)
-        family = FAMILIES[self.family]
         context = torch.cat([encoded[key][0] for key in family.reads], dim=-1).to(self.device)
         pooled = family.pooled
         extra = {} if pooled is None else {"pooled": encoded[pooled][1].to(self.device)}
-        columns = [line.columns for line in layouts[family.reads[0]]]
-        return Conditioning(context, extra, columns)
+        lines = layouts[family.reads[0]]
+        if family.encoder(family.reads[0]).template:
+            extra["length"] = torch.tensor([len(line.ids) for line in lines], device=self.device)
+        return Conditioning(context, extra, [line.columns for line in lines])
 
-    def _layout(self, key: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
-        tokenizer = self._text[key].tokenizer
-        return layout(
-            prompt,
-            vectors.written(key),
-            lambda text: self.word_ids(key, text),
-            start=tokenizer.start_token,
-            end=tokenizer.end_token,
-            pad=tokenizer.pad_token,
-            length=FAMILIES[self.family].encoder(key).length or tokenizer.max_length,
-        )
+    def layout(self, encoder: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
+        """A prompt as one encoder sees it, with the places of the tokens."""
+        tokenizer, facts = self._text[encoder].tokenizer, FAMILIES[self.family].encoder(encoder)
+
+        def word_ids(text: str) -> list[int]:
+            return self.word_ids(encoder, text)
+
+        start, pad = tokenizer.start_token, tokenizer.pad_token
+        before, after = [] if start is None else [start], [tokenizer.end_token]
+        if facts.template:
+            before, after = map(word_ids, facts.template.split("{}"))
+            pad = None
+        length, written = facts.length or tokenizer.max_length, vectors.written(encoder)
+        return layout(prompt, written, word_ids, before=before, after=after, pad=pad, length=length)
 
     @contextmanager
     def _clip_skip(self, encoder: Any) -> Iterator[None]:
@@ -151,15 +164,36 @@ class ComfyBackbone:
             own.update(before)
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The network's own output for latents noised to t (B,), in the dtype of `noisy`."""
+        """The network's own output for latents noised to t (B,), in the dtype of `noisy`.
+
+        ComfyUI's Z-Image has no mask for words, so that rows of other lengths run apart.
+        """
+        if "length" not in conditioning.extra:
+            return self._pass(noisy, timesteps, conditioning)
+        order, outputs = [], []
+        for rows, of in conditioning.by_length():
+            order += rows
+            outputs.append(self._pass(noisy[rows], timesteps[rows], of, tuple(rows)))
+        return torch.cat(outputs)[torch.tensor(order).argsort()]
+
+    def _pass(
+        self,
+        noisy: Tensor,
+        timesteps: Tensor,
+        conditioning: Conditioning,
+        rows: tuple[int, ...] | None = None,
+    ) -> Tensor:
+        """One pass of the network; rows: of the batch, where these are some of it."""
         guidance = distilled_guidance(conditioning, FAMILIES[self.family])
         told = {} if guidance is None else {"guidance": guidance.to(self.device, self.dtype)}
+        if rows is not None:
+            told["num_tokens"] = conditioning.context.shape[1]
         output = self.unet(
             noisy.to(self.device, self.dtype),
             self._told(timesteps.to(self.device)).float(),
             context=conditioning.context.to(self.device, self.dtype),
             y=self._pooled(noisy, conditioning),
-            transformer_options={OVERRIDE: _differentiable},
+            transformer_options={OVERRIDE: _differentiable, ROWS: rows},
             **told,
         )
         return output.to(noisy.dtype)

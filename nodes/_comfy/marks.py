@@ -126,16 +126,21 @@ def marked(conds: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _concept(clip: Any, line: Sequence[Any], concept: Concept) -> Focus | None:
     said = (concept.stock,) if concept.vectors else concept.spelled.forms
-    held = {column for text in said for column in places(line, _words(clip, text), _same)}
-    columns = tuple(sorted(held))
-    subject = concept.role == "subject"
-    word = places(line, _words(clip, concept.class_word), _same) if subject else ()
+    columns = _columns(clip, line, *said)
+    word = _columns(clip, line, concept.class_word) if concept.role == "subject" else ()
     return Focus(concept.name, concept.role, columns, word) if columns else None
 
 
 def _word(clip: Any, line: Sequence[Any], word: str, role: Role) -> Focus | None:
-    columns = places(line, _words(clip, word), _same)
+    columns = _columns(clip, line, word)
     return Focus(word, role, columns) if columns else None
+
+
+def _columns(clip: Any, line: Sequence[Any], *texts: str) -> tuple[int, ...]:
+    """Where texts stand in a line; to a language model a blank belongs to the word behind it."""
+    ways = [way for text in texts for way in (text, f" {text}")]
+    held = {column for way in ways for column in places(line, _words(clip, way), _same)}
+    return tuple(sorted(held))
 
 
 def _split(listed: str) -> list[str]:
@@ -148,8 +153,9 @@ def _line(tokens: Mapping[str, Sequence[Sequence[Sequence[Any]]]]) -> list[Any]:
 
 
 def _words(clip: Any, text: str) -> list[Any]:
-    """The tokens of a text alone, without start, end and padding."""
-    chunks = _columns(clip.tokenize(text, return_word_ids=True))
+    """The tokens of a text alone, without start, end, padding and a language model's template."""
+    bare = {"llama_template": "{}"} if hasattr(clip.tokenizer, "llama_template") else {}
+    chunks = _columns(clip.tokenize(text, return_word_ids=True, **bare))
     return [token[0] for chunk in chunks for token in chunk if token[2] > 0]
 
 

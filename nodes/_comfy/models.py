@@ -9,6 +9,7 @@ import comfy.model_sampling as sampling
 import comfy.supported_models as supported
 import torch
 from comfy.ldm.flux.model import Flux
+from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
@@ -17,12 +18,24 @@ from ...magicapture.errors import InputError, UnsupportedModelError
 from ...magicapture.families import FAMILIES, FamilyName
 from ...magicapture.schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
 
-SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v prediction) and Flux.1"
+SUPPORTED = (
+    "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v prediction), Flux.1 and, from "
+    f"ComfyUI {FAMILIES['zimage'].comfyui} on, Z-Image"
+)
 
 # ComfyUI's name of a text encoder: its key in adapters and embedding files. Stable Diffusion 2's
 # only encoder has the key of 1's, as everywhere outside ComfyUI.
-ENCODERS = {"clip_l": "clip_l", "clip_h": "clip_l", "clip_g": "clip_g", "t5xxl": "t5xxl"}
+ENCODERS = {
+    "clip_l": "clip_l",
+    "clip_h": "clip_l",
+    "clip_g": "clip_g",
+    "t5xxl": "t5xxl",
+    "qwen3_4b": "qwen3_4b",
+}
 
+
+_CONTEXT = ("context_dim", "context_in_dim", "cap_feat_dim")
+"""What networks call the width of the text that they read."""
 
 DISCRETE = {sampling.ModelSamplingDiscrete, sampling.EPS, sampling.V_PREDICTION, object}
 FLOW = {sampling.ModelSamplingDiscreteFlow, sampling.ModelSamplingFlux, sampling.CONST, object}
@@ -56,6 +69,11 @@ def family_of(model: ModelPatcher) -> FamilyName:
         found = (
             f"{type(config).__name__} with {channels} input channels (for inpainting or control)"
         )
+    elif type(network) is NextDiT and _is_zimage(config):
+        channels = config.unet_config["in_channels"]
+        if channels == latent_channels(model):
+            return "zimage"
+        found = f"{type(config).__name__} with {channels} input channels"
     raise _unsupported("model", found)
 
 
@@ -79,6 +97,14 @@ def check_attention(model: ModelPatcher) -> None:
         ) from None
 
 
+def _is_zimage(config: Any) -> bool:
+    """Whether a MODEL of Lumina's class is a Z-Image that draws from a text alone, not Omni."""
+    kind = getattr(supported, "ZImage", None)  # of newer ComfyUIs
+    facts = config.unet_config
+    plain = facts.get("siglip_feat_dim") is None and facts.get("clip_text_dim") is None
+    return kind is not None and isinstance(config, kind) and plain
+
+
 def _is_doll(config: Any) -> bool:
     """Whether a transformer of Flux's class is a paperdolls': told by one encoder of everything."""
     one = config.unet_config["context_in_dim"] == config.unet_config["vec_in_dim"]
@@ -99,7 +125,7 @@ def latent_channels(model: ModelPatcher) -> int:
 def context_width(model: ModelPatcher) -> int:
     """How wide the text encoder's output must be."""
     config = model.model.model_config.unet_config
-    return int(config["context_dim"] if "context_dim" in config else config["context_in_dim"])
+    return int(next(config[name] for name in _CONTEXT if name in config))
 
 
 def compute_dtype(model: ModelPatcher) -> torch.dtype:
@@ -176,6 +202,12 @@ def text_parts_of(clip: Any, model: ModelPatcher) -> dict[str, TextPart]:
         raise UnsupportedModelError(
             f"The input 'clip' holds {' and '.join(parts)}, and {family.title} at 'model' reads "
             f"{' and '.join(family.keys)}. Connect the CLIP of the same model."
+        )
+    template = family.encoder(family.reads[0]).template
+    if template is not None and getattr(tokenizer, "llama_template", None) != template:
+        raise UnsupportedModelError(
+            f"The input 'clip' writes prompts as another model than {family.title} reads them "
+            f"({type(tokenizer).__name__}). Load the text encoder with the type lumina2."
         )
     own, width = [parts[key].width for key in family.reads], context_width(model)
     if sum(own) != width:

@@ -16,6 +16,7 @@ from diffusers import (
     DDIMScheduler,
     FluxTransformer2DModel,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
 from tokenizers import Tokenizer
 from tokenizers.decoders import Metaspace as MetaspaceDecoder
@@ -27,6 +28,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -192,6 +196,82 @@ def tiny_flux(**changes: Any) -> FluxTransformer2DModel:
     return network.eval().requires_grad_(False)
 
 
+QWEN_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}"
+    "{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+)
+"""What Qwen3's chat template makes of a user's message."""
+
+
+def qwen_tokenizer(folder: Path) -> Any:
+    """Qwen's tokenizer without its merges but for a few words, read from a folder as a model's."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    words = ("user", "assistant", "Ġphoto", "Ġof", "Ġwoman", "Ġstyle", "Ġin", "Ġthe")
+    vocabulary = {sign: i for i, sign in enumerate(bytes_to_unicode().values())}
+    merges: list[tuple[str, str]] = []
+    for word in words:
+        for end in range(2, len(word) + 1):
+            if (piece := word[:end]) not in vocabulary:
+                vocabulary[piece] = len(vocabulary)
+                merges.append((word[: end - 1], word[end - 1]))
+    folder.mkdir(parents=True, exist_ok=True)
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocabulary,
+        merges=merges,
+        additional_special_tokens=list(special[1:]),
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+    )
+    tokenizer.chat_template = QWEN_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return Qwen2Tokenizer.from_pretrained(folder)
+
+
+def tiny_qwen(**changes: Any) -> Qwen3Model:
+    """A Qwen3 of three layers, 48 wide, over the words of `qwen_tokenizer`."""
+    torch.manual_seed(6)
+    config: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+    }
+    network = Qwen3Model(Qwen3Config(**{**config, **changes}))
+    for name, parameter in network.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return network.eval().requires_grad_(False)
+
+
+def tiny_zimage(**changes: Any) -> ZImageTransformer2DModel:
+    """A transformer of Z-Image's kind: four layers of two heads, 32 wide."""
+    torch.manual_seed(7)
+    config: dict[str, Any] = {
+        "in_channels": 4,
+        "dim": 32,
+        "n_layers": 4,
+        "n_refiner_layers": 1,
+        "n_heads": 2,
+        "n_kv_heads": 2,
+        "cap_feat_dim": 48,
+        "axes_dims": [4, 6, 6],
+        "axes_lens": [256, 32, 32],
+    }
+    network = ZImageTransformer2DModel(**{**config, **changes})
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return network.eval().requires_grad_(False)
+
+
 def noise_schedule(prediction: Prediction = "epsilon") -> Schedule:
     """Stable Diffusion's schedule."""
     return Schedule(DiscreteLevels(DDIMScheduler(**BETAS).alphas_cumprod), prediction)
@@ -209,6 +289,9 @@ def tiny() -> SimpleNamespace:
         flux=tiny_flux,
         t5=tiny_t5,
         t5_tokenizer=t5_tokenizer,
+        qwen=tiny_qwen,
+        qwen_tokenizer=qwen_tokenizer,
+        zimage=tiny_zimage,
     )
 
 
@@ -266,6 +349,18 @@ def flux_backbone(tokenizer: CLIPTokenizer, tmp_path: Path) -> DiffusersBackbone
         vae=tiny_vae("kl", scaling_factor=0.3611, shift_factor=0.1159),
         text_encoders={"clip_l": tiny_text_encoder(), "t5xxl": tiny_t5()},
         tokenizers={"clip_l": tokenizer, "t5xxl": t5_tokenizer(tmp_path / "t5")},
+        schedule=Schedule(FlowLevels(shift=3.0), "flow"),
+    )
+
+
+@pytest.fixture
+def zimage_backbone(tmp_path: Path) -> DiffusersBackbone:
+    """A tiny Z-Image; images of 128 px -> 16x16 cells -> 8x8 places."""
+    return DiffusersBackbone(
+        unet=tiny_zimage(),
+        vae=tiny_vae("kl", scaling_factor=0.3611, shift_factor=0.1159),
+        text_encoders={"qwen3_4b": tiny_qwen()},
+        tokenizers={"qwen3_4b": qwen_tokenizer(tmp_path / "qwen")},
         schedule=Schedule(FlowLevels(shift=3.0), "flow"),
     )
 

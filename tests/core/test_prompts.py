@@ -76,5 +76,5 @@ def test_a_prompt_of_megabytes_is_refused_before_it_is_read():
 def test_a_token_behind_the_end_is_told_in_a_line():
     prompt = Prompt("word " * (LONGEST_PROMPT // 5 - 4) + "<ada-1>")
     with pytest.raises(InputError, match="one of the learned ones comes after") as error:
-        layout(prompt, {"ada-1": 1}, str.split, start=0, end=1, pad=1, length=77)
+        layout(prompt, {"ada-1": 1}, str.split, before=(0,), after=(1,), pad=1, length=77)
     assert len(str(error.value)) < 500

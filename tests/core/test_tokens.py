@@ -12,8 +12,9 @@ def words(text):
     return [10 + len(word) for word in text.split()]
 
 
-def lay(text, counts, length=12, start=1):
-    return layout(Prompt(text), counts, words, start=start, end=2, pad=3, length=length)
+def lay(text, counts, length=12, start=1, pad=3):
+    before = () if start is None else (start,)
+    return layout(Prompt(text), counts, words, before=before, after=(2,), pad=pad, length=length)
 
 
 @pytest.mark.parametrize("word", ["<my-person>", "a {noun}", "person\nperson", "x" * 61, " "])
@@ -55,6 +56,20 @@ def test_layout_for_an_encoder_without_a_start():
         lay("a bb ccc <ada>", {"ada": 1}, length=4, start=None)
 
 
+def test_layout_in_a_template():
+    """A language model's: words between others, and a text stays as long as it is."""
+
+    def lay_in(text, counts, length):
+        prompt = Prompt(text)
+        return layout(prompt, counts, words, before=(7, 8), after=(9, 2), pad=None, length=length)
+
+    found = lay_in("a <ada> cat", {"ada": Phrase("bb", "x")}, 12)
+    assert found.ids == (7, 8, 11, 12, 13, 9, 2) and found.columns == {"ada": [3]}
+    assert lay_in("a bb ccc dddd", {}, 6).ids == (7, 8, 11, 12, 9, 2)
+    with pytest.raises(InputError, match="after the 2 that"):
+        lay_in("a bb <ada>", {"ada": Phrase("ccc", "x")}, 6)
+
+
 def test_words_beside_a_token_are_told_without_blanks():
     """A vocabulary of T5's kind would have a piece of its own for them."""
     said = []
@@ -63,7 +78,7 @@ def test_words_beside_a_token_are_told_without_blanks():
         said.append(text)
         return [10]
 
-    layout(Prompt("a <ada> cat "), {"ada": 1}, heard, start=1, end=2, pad=3, length=9)
+    layout(Prompt("a <ada> cat "), {"ada": 1}, heard, before=(1,), after=(2,), pad=3, length=9)
     assert said == ["a", "cat"]
 
 
@@ -219,8 +234,8 @@ def test_an_encoder_sees_a_phrase_among_the_words_beside_it():
         Prompt("a <ada>s <ink> b"),
         {"ada": ADA, "ink": 1},
         letters,
-        start=None,
-        end=2,
+        before=(),
+        after=(2,),
         pad=3,
         length=40,
     )

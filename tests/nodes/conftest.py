@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -68,6 +69,14 @@ def executor() -> Iterator[None]:
 # -- tiny models ------------------------------------------------------------------------------
 
 WIDTH = 32  # GroupNorm(32) allows no less
+QWEN_WIDTH = 48
+QWEN = {
+    "hidden_size": QWEN_WIDTH,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,  # of 128 each, which ComfyUI's config does not change
+    "num_key_value_heads": 1,
+}
 XL_WIDTH = 48  # of XL's second text encoder
 T5_WIDTH = 48
 
@@ -257,6 +266,72 @@ def make_flux_twin(model: Any) -> nn.Module:
     return theirs.eval()
 
 
+ZIMAGE = {
+    "image_model": "lumina2",
+    "patch_size": 2,
+    "in_channels": 4,
+    "cap_feat_dim": QWEN_WIDTH,
+    "dim": 256,  # no less has the 256 numbers that its layers are told of the level
+    "n_layers": 2,
+    "n_refiner_layers": 1,
+    "n_heads": 4,
+    "n_kv_heads": 4,
+    "axes_dims": [16, 24, 24],
+    "axes_lens": [512, 64, 64],
+    "rope_theta": 256.0,
+    "ffn_dim_multiplier": 8 / 3,
+    "multiple_of": 2,
+    "qk_norm": True,
+    "z_image_modulation": True,
+    "time_scale": 1000.0,
+    "pad_tokens_multiple": 32,
+}
+
+
+def make_zimage(name: str = "ZImage", **changes: Any) -> Any:
+    """A MODEL of Z-Image's class (or of another of Lumina's) over Stable Diffusion's latents."""
+    import comfy.latent_formats
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+    from comfy.ldm.lumina.model import NextDiT
+
+    class TinyZImage(getattr(comfy.supported_models, name)):
+        unet_extra_config: ClassVar[dict[str, Any]] = {}
+        latent_format = comfy.latent_formats.SD15
+
+    known = inspect.signature(NextDiT.__init__).parameters.keys() | {"image_model"}
+    settings = {name: value for name, value in ZIMAGE.items() if name in known}  # 0.3.64 has fewer
+    config = TinyZImage({**settings, **changes})
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device=torch.device("cpu"))
+    fill(model.diffusion_model)
+    cpu = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def make_zimage_twin(model: Any) -> nn.Module:
+    """diffusers' Z-Image with a MODEL's weights, by ComfyUI's own map of their names."""
+    import comfy.utils
+    from diffusers import ZImageTransformer2DModel
+    from diffusers.models.transformers.transformer_z_image import TimestepEmbedder
+
+    config = model.model.model_config.unet_config
+    same = ("in_channels", "dim", "n_layers", "n_refiner_layers", "n_heads", "n_kv_heads")
+    same += ("cap_feat_dim", "rope_theta", "axes_dims", "axes_lens")
+    theirs = ZImageTransformer2DModel(**{name: config[name] for name in same})
+    theirs.t_embedder = TimestepEmbedder(256, mid_size=256)  # 1024, beside a width of 3840
+    weights, state = model.model.diffusion_model.state_dict(), {}
+    names = theirs.state_dict().keys()
+    for name, entry in comfy.utils.z_image_to_diffusers(config).items():
+        own, place = (entry, None) if isinstance(entry, str) else entry
+        if name in names:
+            rows = slice(None) if place is None else slice(place[1], place[1] + place[2])
+            state[name] = weights[own][rows].clone()
+    theirs.load_state_dict(state)
+    return theirs.eval()
+
+
 @cache
 def _tokenizer(kind: type, folder: Path) -> Any:
     return kind(embedding_directory=[str(folder)])
@@ -265,15 +340,17 @@ def _tokenizer(kind: type, folder: Path) -> Any:
 def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.float32) -> Any:
     """A CLIP with the real tokenizer and two narrow layers."""
     import comfy.sd
-    from comfy.supported_models import SD15, SD20, SDXL, Flux
+    import comfy.supported_models
 
-    kinds = {"sd1": SD15, "sd2": SD20, "sdxl": SDXL, "flux1": Flux}
-    target = kinds[family]({"image_model": "flux"} if family == "flux1" else {}).clip_target({})
+    names = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL", "flux1": "Flux", "zimage": "ZImage"}
+    kind = getattr(comfy.supported_models, names[family])
+    target = kind({"image_model": "flux"} if family == "flux1" else {}).clip_target({})
     widths = {
         "sd1": {"clip_l": WIDTH},
         "sd2": {"clip_h": WIDTH},
         "sdxl": {"clip_l": WIDTH, "clip_g": XL_WIDTH},
         "flux1": {"clip_l": WIDTH, "t5xxl": T5_WIDTH},
+        "zimage": {"qwen3_4b": QWEN_WIDTH},
     }[family]
     tokenizer, narrow = _tokenizer(target.tokenizer, folder), {}
     for name, width in widths.items():
@@ -291,6 +368,8 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
             "num_heads": 4,
             "num_layers": 2,
         }
+    if family == "zimage":
+        narrow["qwen3_4b_model_config"] = QWEN
     target.tokenizer = lambda **_: tokenizer
     clip = comfy.sd.CLIP(
         target,
@@ -351,6 +430,9 @@ def make(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNames
         diffusers_twin=make_diffusers_twin,
         flux=inferring(make_flux),
         flux_twin=make_flux_twin,
+        zimage=inferring(make_zimage),
+        zimage_twin=make_zimage_twin,
+        qwen=QWEN,
         embeddings=embeddings,
     )
 
@@ -395,6 +477,16 @@ def tiny_flux1(make: SimpleNamespace) -> Tiny:
     """A tiny Flux.1 dev: T5 for the words, CLIP for the whole text, guidance told."""
     model = make.flux(context_in_dim=T5_WIDTH, guidance_embed=True)
     return Tiny(model, make.clip("flux1"), make.taesd())
+
+
+@pytest.fixture
+def tiny_zimage(make: SimpleNamespace) -> Tiny:
+    """A tiny Z-Image: Qwen for the words, which stand before the picture; skipped where none is."""
+    import comfy.supported_models
+
+    if not hasattr(comfy.supported_models, "ZImage"):
+        pytest.skip("this ComfyUI has no Z-Image")
+    return Tiny(make.zimage(), make.clip("zimage"), make.taesd())
 
 
 @pytest.fixture

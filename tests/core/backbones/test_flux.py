@@ -83,6 +83,11 @@ def test_vectors_stand_in_both_encoders(flux_backbone, vectors) -> None:
     plain = flux_backbone.encode_prompts(prompts, NOTHING)
     found = flux_backbone.encode_prompts(prompts, vectors)
     assert found.positions == [{"ada": [3, 4]}, {}]
+    concept = Concept("ada", "subject", "woman")
+    assert foci(flux_backbone, prompts, found, vectors, [concept]) == [
+        (Focus("ada", "subject", (3, 4), word=(5,)),),
+        (),
+    ]
     seen = []
     first = flux_backbone.text_encoders["t5xxl"].encoder.block[0]
     hook = first.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))

@@ -1,0 +1,388 @@
+"""Z-Image in ComfyUI: the same numbers as in diffusers, stock loaders, and a whole training."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+pytestmark = pytest.mark.usefixtures("executor")
+
+SHORT = "a photo of <ada> woman"
+LONG = f"{SHORT} in the rain, who reads a book under a red umbrella beside an old tree by the sea"
+TEXTS = (SHORT, LONG, SHORT)
+"""Of fewer words than 32, of more, and again of fewer, so that two rows run together."""
+LEVELS = (0.3, 0.8, 0.5)
+SIZE = (8, 12)  # of the latents; 24 places, which are filled up to 32
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def near(found: Tensor, expected: Tensor, share: float = 2e-4) -> None:
+    """Within a share of the largest number: sums run in another order."""
+    assert found.shape == expected.shape and expected.abs().max() > 0
+    assert (found - expected).abs().max() <= share * expected.abs().max()
+
+
+@pytest.fixture
+def ours(pack, tiny_zimage) -> Any:
+    return pack.comfy.ComfyBackbone(tiny_zimage.model, tiny_zimage.clip, tiny_zimage.vae)
+
+
+@pytest.fixture
+def theirs(pack, make, tiny_zimage, comfyui: Path) -> Any:
+    """The diffusers backbone of the same weights."""
+    from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3Model
+
+    with torch.inference_mode(False), torch.no_grad():
+        own = tiny_zimage.clip.cond_stage_model.qwen3_4b.transformer.state_dict()
+        config = Qwen3Config(**make.qwen, vocab_size=151936, head_dim=128, rope_theta=1000000.0)
+        encoder = Qwen3Model(config).eval()
+        encoder.load_state_dict({n: own[f"model.{n}"].clone() for n in encoder.state_dict()})
+        network = tiny_zimage.vae.first_stage_model
+        halves = {
+            "encoder": network.taesd_encoder.state_dict(),
+            "decoder": network.taesd_decoder.state_dict(),
+        }
+        halves = {p: {k: v.clone() for k, v in of.items()} for p, of in halves.items()}
+        words = comfyui / "comfy" / "text_encoders" / "qwen25_tokenizer"
+        return pack("magicapture.backbones").DiffusersBackbone(
+            unet=make.zimage_twin(tiny_zimage.model),
+            vae=pack("magicapture.backbones.taesd").taesd_from(halves),
+            text_encoders={"qwen3_4b": encoder},
+            tokenizers={"qwen3_4b": Qwen2Tokenizer.from_pretrained(words)},
+            schedule=pack("nodes._comfy.models").schedule_of(tiny_zimage.model),
+        )
+
+
+@pytest.fixture
+def phrases(pack) -> Any:
+    tokens = pack("magicapture.tokens")
+    with torch.inference_mode(False):
+        return tokens.TokenVectors({}, {"ada": tokens.Phrase("ada lovel", "woman")})
+
+
+def prompts(pack, *texts: str) -> list[Any]:
+    return [pack("magicapture.tokens").Prompt(text) for text in texts]
+
+
+def test_prompts_are_those_of_stock_nodes(pack, ours, tiny_zimage, phrases) -> None:
+    """The plain words, alone and beside longer ones, with odd signs; and diffusers' template."""
+    import nodes
+
+    texts = (*TEXTS[:2], "a (photo:1.2), of\nit's 3 {x} <y>", "a")
+    with ours.training(None), torch.no_grad():
+        told = ours.encode_prompts(prompts(pack, *texts), phrases)
+    for row, text in enumerate(texts):
+        plain = text.replace("<ada>", "ada lovel")
+        ((context, _),) = nodes.CLIPTextEncode().encode(tiny_zimage.clip, plain)[0]
+        length = int(told.extra["length"][row])
+        near(told.context[row : row + 1, :length], context)
+        ids = [one[0] for one in tiny_zimage.clip.tokenize(plain)["qwen3_4b"][0]]
+        prompt = pack("magicapture.tokens").Prompt(text)
+        assert list(ours.layout("qwen3_4b", prompt, phrases).ids) == ids
+
+
+def test_prompts_and_predictions_are_those_of_diffusers(pack, ours, theirs, phrases) -> None:
+    assert ours.family == theirs.family == "zimage"
+    assert ours.schedule.prediction == "flow" and ours.schedule.levels.shift == pytest.approx(3)
+    noisy, levels = seeded(3, 4, *SIZE, seed=2), torch.tensor(LEVELS)
+    texts = prompts(pack, *TEXTS)
+    with ours.training(None), theirs.training(None), torch.no_grad():
+        own, other = (b.encode_prompts(texts, phrases) for b in (ours, theirs))
+        assert own.positions == other.positions and own.positions[0]["ada"] != []
+        lengths = own.extra["length"].tolist()
+        assert lengths == other.extra["length"].tolist() and lengths[0] < 32 < lengths[1]
+        for one, two, length in zip(own.context, other.context, lengths, strict=True):
+            near(one[:length], two[:length])
+        near(*(b.predict(noisy, levels, c) for b, c in ((ours, own), (theirs, other))))
+
+
+def recorded(pack, backbone, phrases, *taps: Any) -> SimpleNamespace:
+    """One pass of all rows with the attention of layer 1 recorded, and another without taps."""
+    attention = pack("magicapture.attention")
+    noisy, levels = seeded(3, 4, *SIZE, seed=2), torch.tensor(LEVELS)
+    parts: list[Any] = []
+
+    def keep(one: Any, run: Any) -> Tensor:
+        out = run(one)
+        parts.append((one, out))
+        return out
+
+    with backbone.training(None), torch.no_grad(), ExitStack() as scope:
+        told = backbone.encode_prompts(prompts(pack, *TEXTS), phrases)
+        plain = backbone.predict(noisy, levels, told)
+        network = backbone.attention
+        capture = scope.enter_context(attention.captured(network))
+        for tap in (*taps, keep):
+            scope.enter_context(network.tapped(tap, capture.sites))
+        with capture.recording():
+            found = backbone.predict(noisy, levels, told)
+        sites = capture.recorded()
+        (maps,) = capture.maps(told.positions, SIZE)
+        with capture.recording():
+            backbone.predict(noisy, levels, told)
+        spread = capture.spread(seeded(3, 2, 4, 6, seed=7))
+    return SimpleNamespace(
+        told=told, plain=plain, found=found, sites=sites, maps=maps, parts=parts, spread=spread
+    )
+
+
+def test_maps_are_an_explicit_softmax_and_change_nothing(pack, ours, theirs, phrases) -> None:
+    own, other = (recorded(pack, backbone, phrases) for backbone in (ours, theirs))
+    assert own.sites == other.sites == ("layers.1.attention",)
+    assert torch.equal(own.plain, own.found)
+    # Z-Image's words come first here, and its rows run by the length of their texts.
+    groups = [one for one, _ in own.parts[:2]]
+    assert [one.index for one in groups] == [(0, 2), (1,)]
+    lengths = own.told.extra["length"].tolist()
+    assert own.maps.keys == other.maps.keys == tuple((row, "ada") for row in range(3))
+    for one in groups:
+        length = lengths[one.index[0]]
+        start = -(-length // 32) * 32
+        assert one.size == (4, 6) and one.words == slice(0, length)
+        assert one.cells == slice(start, start + 24) and one.key.shape[2] == start + 32
+        shares = (one.query @ one.key.mT / 8).softmax(-1).mean(1)[:, one.cells]
+        for place, row in enumerate(one.index):
+            expected = shares[place][:, own.told.positions[row]["ada"]].sum(-1)
+            torch.testing.assert_close(own.maps.values[row].flatten(), expected)
+    near(own.maps.values, other.maps.values)
+    near(own.spread, other.spread)
+
+
+def test_a_bias_is_an_explicit_mask(pack, ours, theirs, phrases) -> None:
+    """In each row's own columns, whichever rows run together."""
+    bias, focus = pack("magicapture.refocusing.bias"), pack("magicapture.refocusing.focus")
+    with ours.training(None), torch.no_grad():
+        told = ours.encode_prompts(prompts(pack, *TEXTS), phrases)
+    rows = [(focus.Focus("ada", "subject", tuple(of["ada"])),) for of in told.positions]
+    regions = torch.zeros(3, 1, *SIZE)
+    for row in range(3):
+        regions[row, :, : 2 + 2 * row, :6] = 1
+    holding = bias.holding(rows, regions, 3.0)
+    own, other = (recorded(pack, backbone, phrases, holding) for backbone in (ours, theirs))
+    assert not torch.allclose(own.plain, own.found)
+    near(own.found, other.found)
+    cells, _ = bias.bias_parts(rows, F.avg_pool2d(regions, 2), 3.0, 64)
+    for one, out in own.parts[:2]:
+        logits = one.query @ one.key.mT / 8
+        for place, row in enumerate(one.index):
+            columns = told.positions[row]["ada"]
+            logits[place, :, one.cells, columns] += cells[row, :, :1]
+        torch.testing.assert_close(out, logits.softmax(-1) @ one.value, rtol=1e-4, atol=1e-5)
+
+
+def losses_and_gradients(pack, backbone, state, phrases, checkpointing: bool) -> SimpleNamespace:
+    """Of reconstruction and refocusing together, at a LoRA in the network."""
+    lora, attention = pack("magicapture.lora"), pack("magicapture.attention")
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as scope:
+        noisy, target = seeded(3, 4, *SIZE, seed=2), seeded(3, 4, *SIZE, seed=3)
+        scope.enter_context(backbone.training(None))
+        blocks = list(backbone.checkpointed_modules()) if checkpointing else []
+        assert len(blocks) == 4 * checkpointing
+        injected = scope.enter_context(lora.injected(backbone.unet, list(state), 2))
+        injected.load(state)
+        scope.enter_context(pack("magicapture.checkpointing").checkpointed(blocks))
+        told = backbone.encode_prompts(prompts(pack, *TEXTS), phrases)
+        capture = scope.enter_context(attention.captured(backbone.attention))
+        with capture.recording():
+            prediction = backbone.predict(noisy, torch.tensor(LEVELS), told)
+        maps = capture.maps(told.positions, SIZE)
+        weight = torch.linspace(0, 1, 24).view(4, 6)
+        held = torch.stack([(one.values * weight).square().sum() for one in maps]).sum()
+        mse = (prediction - target).square().mean()
+        (mse + 100 * held).backward()
+        pairs = zip(*[iter(injected.parameters())] * 2, strict=True)
+        grads = {
+            name: (down.grad, up.grad)
+            for name, (down, up) in zip(injected.state(), pairs, strict=True)
+        }
+        return SimpleNamespace(losses=[mse.item(), held.item()], lora=grads)
+
+
+def fused_lora(pack, backbone, size: float) -> dict[str, Any]:
+    """By the names of ComfyUI's layers."""
+    lora, layers = pack("magicapture.lora"), pack("magicapture.parts")
+    named = layers.names_of(backbone.parts_of(backbone.unet))
+    state = {}
+    for i, name in enumerate(lora.target_names(backbone.unet, "all_linear", "transformer", named)):
+        rows, columns = backbone.unet.get_submodule(name).weight.shape
+        pair = (size * seeded(*s, seed=i) for s in ((2, columns), (rows, 2)))
+        state[name] = lora.LoraWeights(*pair, 2.0)
+    assert len(state) == 2 * 5  # qkv, out, w1, w2, w3
+    return state
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+def test_the_same_losses_and_gradients_as_in_diffusers(
+    pack, ours, theirs, phrases, checkpointing
+) -> None:
+    layers = pack("magicapture.parts")
+    parts, fused = ours.parts_of(ours.unet), fused_lora(pack, ours, 0.1)
+    apart = {n: w for name, of in fused.items() for n, w in layers.split(of, parts[name]).items()}
+    own = losses_and_gradients(pack, ours, fused, phrases, checkpointing)
+    other = losses_and_gradients(pack, theirs, apart, phrases, checkpointing)
+    assert own.losses == pytest.approx(other.losses, rel=1e-3)
+    for name, (down, up) in own.lora.items():
+        near(down, sum(other.lora[part.name][0] for part in parts[name]), 2e-3)
+        for part in parts[name]:
+            near(up[part.rows or slice(None)], other.lora[part.name][1], 2e-3)
+
+
+# -- stock nodes ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(pack, ours) -> Any:
+    """An adapter of two phrases, its LoRA far from nothing."""
+    layers, tokens = pack("magicapture.parts"), pack("magicapture.tokens")
+    parts, found = ours.parts_of(ours.unet), {}
+    for name, of in fused_lora(pack, ours, 0.2).items():
+        for part, weights in layers.split(of, parts[name]).items():
+            found[f"transformer.{part}"] = weights
+    concept = tokens.Concept("ada", "subject", "woman", vectors=0, phrase="ada lovel")
+    return pack("magicapture.adapters").Adapter(found, {}, "zimage", None, (concept,))
+
+
+@pytest.fixture
+def file(pack, make, adapter):
+    """The adapter's file where stock loaders look."""
+    import folder_paths
+
+    loras = Path(folder_paths.get_folder_paths("loras")[0])
+    save = pack("magicapture.adapters").save_adapter
+    saved = save(adapter, loras, make.embeddings, "zimage-test")
+    assert saved.embeddings == ()
+    yield saved.lora
+    saved.lora.unlink()
+
+
+def test_stock_loaders_draw_what_apply_adapter_draws(
+    pack, tiny_zimage, adapter, file, ksample, caplog
+) -> None:
+    import nodes
+
+    text = "a photo of ada lovel woman"
+    plain = ksample(tiny_zimage, text)
+    model, clip = pack.comfy.apply_adapter(tiny_zimage.model, tiny_zimage.clip, adapter)
+    own = ksample(replace(tiny_zimage, model=model, clip=clip), text)
+    with caplog.at_level(logging.WARNING):
+        model, clip = nodes.LoraLoader().load_lora(
+            tiny_zimage.model, tiny_zimage.clip, file.name, 1.0, 1.0
+        )
+        stock = ksample(replace(tiny_zimage, model=model, clip=clip), text)
+    assert not [r for r in caplog.records if "lora" in r.getMessage().lower()]
+    assert torch.equal(stock, own)
+    assert (own - plain).abs().max() > 1e-2
+
+
+def test_encode_prompt_marks_the_phrases_columns(pack, ours, tiny_zimage, adapter) -> None:
+    """Between the template's words, also where the phrase begins the prompt."""
+    marks = pack("nodes._comfy.marks")
+    for text in (SHORT, "<ada> woman in the rain"):
+        (prompt,) = prompts(pack, text)
+        line = ours.layout("qwen3_4b", prompt, adapter.vectors())
+        plain = text.replace("<ada>", "ada lovel")
+        conditioning = marks.encode_marked(tiny_zimage.clip, plain, adapter.concepts)
+        (focus,) = conditioning[0][1][marks.TOKENS]
+        assert focus.columns == tuple(line.columns["ada"])
+        assert focus.word == focus.columns[-1:]
+
+
+def test_the_file_does_the_same_in_diffusers(pack, ours, theirs, phrases, adapter, file) -> None:
+    """Read by diffusers' own loader; here it is merged into the fused layers."""
+    lora = pack("magicapture.lora")
+    noisy, levels = seeded(3, 4, *SIZE, seed=2), torch.tensor(LEVELS)
+    texts, found = prompts(pack, *TEXTS), []
+    with torch.inference_mode(False), torch.no_grad():
+        state = adapter.state_for("transformer", ours.unet, ours.parts_of(ours.unet))
+        with ours.training(None), lora.applied(ours.unet, state):
+            found.append(ours.predict(noisy, levels, ours.encode_prompts(texts, phrases)))
+        told = theirs.encode_prompts(texts, phrases)
+        plain = theirs.predict(noisy, levels, told)
+        theirs.unet.load_lora_adapter(str(file))
+        found.append(theirs.predict(noisy, levels, told))
+    near(*found, share=1e-3)
+    assert (found[1] - plain).abs().max() > 1e-2
+
+
+def test_other_models_are_refused_in_words(pack, make, tiny, tiny_zimage, adapter) -> None:
+    errors, backbone = pack("magicapture.errors"), pack.comfy.ComfyBackbone
+    refused = errors.UnsupportedModelError
+    with pytest.raises(refused, match="'clip' holds clip_l, and Z-Image at 'model' reads qwen3_4b"):
+        backbone(tiny_zimage.model, tiny.clip, tiny.vae)
+    with pytest.raises(refused, match="'clip' holds qwen3_4b"):
+        backbone(tiny.model, tiny_zimage.clip, tiny.vae)
+    klein = tiny_zimage.clip.clone()
+    klein.tokenizer = importlib.import_module("comfy.text_encoders.flux").KleinTokenizer()
+    with pytest.raises(refused, match="another model than Z-Image reads them"):
+        backbone(tiny_zimage.model, klein, tiny.vae)
+    with pytest.raises(refused, match="48 wide and the model at 'model' expects 64"):
+        backbone(make.zimage(cap_feat_dim=64), tiny_zimage.clip, tiny.vae)
+    with pytest.raises(refused, match="8 input channels"):
+        backbone(make.zimage(in_channels=8), tiny_zimage.clip, tiny.vae)
+    with pytest.raises(refused, match="TinyZImage"):  # Omni
+        backbone(make.zimage(siglip_feat_dim=8), tiny_zimage.clip, tiny.vae)
+    with pytest.raises(errors.InputError, match="for Z-Image and the base model is"):
+        pack.comfy.apply_adapter(tiny.model, tiny.clip, adapter)
+
+
+def test_lumina_is_refused_and_what_z_image_needs_is_said(pack, make, tiny) -> None:
+    """Also by a ComfyUI that has no Z-Image."""
+    lumina = make.zimage("Lumina2")
+    with pytest.raises(
+        pack("magicapture.errors").UnsupportedModelError,
+        match=r"from ComfyUI 0\.33\.0 on, Z-Image",
+    ):
+        pack.comfy.ComfyBackbone(lumina, tiny.clip, tiny.vae)
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    return module.state_dict(keep_vars=True)
+
+
+def test_a_training_moves_the_lora_and_leaves_the_model_as_it_was(pack, ours) -> None:
+    """Two phases of phrases, every loss; the tokens' vectors that were asked for are none."""
+    config, training = pack("magicapture.config"), pack("magicapture.training")
+    recipe = pack("magicapture.recipes").recipe("magicapture")
+    recipe = pack("magicapture.recipes").with_steps(recipe, 4)
+    first, last = recipe.phases
+    last = replace(last, rates=config.Rates(tokens=1e-3, unet=1e-3, text_encoder=1e-3))
+    recipe = replace(recipe, phases=(first, last), resolution=64)
+    before = {part: state_of(m) for part, m in {"net": ours.unet, **ours.text_encoders}.items()}
+    losses: set[str] = set()
+    told: list[str] = []
+
+    def listener(event: Any) -> None:
+        if isinstance(event, training.Stepped):
+            losses.update(event.losses)
+        if isinstance(event, training.Warned):
+            told.append(event.text)
+
+    with torch.inference_mode(False):
+        pair = pack("magicapture.paperdoll.pairs").make_pair(1_000_000, 1_000_099, poses=1)
+        job = pack("magicapture.demo.example").doll_job(pair, recipe)
+        embedder = pack("magicapture.paperdoll.readers").ConvEmbedder().eval()
+        with training.Trainer.open(job, ours, embedder=embedder, listener=listener) as trainer:
+            adapter = trainer.run()
+    assert {"source", "style", "composed", "attention"} <= losses
+    assert sum("learns no vectors" in text for text in told) == 2
+    assert adapter.family == "zimage" and adapter.tokens == {}
+    assert {key.partition(".")[0] for key in adapter.lora} == {"transformer"}
+    assert all(of.up.any() for of in adapter.lora.values())
+    after = {part: state_of(m) for part, m in {"net": ours.unet, **ours.text_encoders}.items()}
+    for part, state in before.items():
+        assert state.keys() == after[part].keys()
+        assert all(value is after[part][name] for name, value in state.items())
