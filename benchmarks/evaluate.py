@@ -210,8 +210,10 @@ def write(
             _markdown(["pictures", *head], table),
             "The judge knows the true compositions, and has a style network of its own; evaluate "
             "knows the training pictures alone, and sees style by a tiny CLIPModel trained on "
-            f"drawn pictures and captions ({options.steps} steps). It says nothing of a real CLIP "
-            "model on real portraits.",
+            f"drawn pictures and captions ({options.steps} steps): this says nothing of a real "
+            "CLIP model on real portraits. Copies differ by what they ask: the judge whether a "
+            "picture is nearer to a training picture than to any true composition, which is true "
+            "of all that are far from both; evaluate whether it is nearly a training picture.",
         ]
     )
     (options.out / "evaluate.md").write_text(text + "\n", "utf-8")
