@@ -154,7 +154,7 @@ def train_clip(folder: Path, steps: int, batch: int = 64, drawn: int = 2048) -> 
     )
     seeds = rng.choice(len(Split.TRAIN.seeds), 2 * drawn, replace=False)
     images, words = [], []
-    for one, other in seeds.reshape(-1, 2) + Split.TRAIN.seeds.start:
+    for one, other in (seeds.reshape(-1, 2) + Split.TRAIN.seeds.start).tolist():
         who, look, pose = identity_from_seed(one), style_from_seed(other), pose_from_seed(one)
         images.append(torch.from_numpy(render(who, look, pose, SIDE).image))
         words.append(caption(who, look, pose, rng))
@@ -210,8 +210,10 @@ def write(
             _markdown(["pictures", *head], table),
             "The judge knows the true compositions, and has a style network of its own; evaluate "
             "knows the training pictures alone, and sees style by a tiny CLIPModel trained on "
-            f"drawn pictures and captions ({options.steps} steps). It says nothing of a real CLIP "
-            "model on real portraits.",
+            f"drawn pictures and captions ({options.steps} steps): this says nothing of a real "
+            "CLIP model on real portraits. Copies differ by what they ask: the judge whether a "
+            "picture is nearer to a training picture than to any true composition, which is true "
+            "of all that are far from both; evaluate whether it is nearly a training picture.",
         ]
     )
     (options.out / "evaluate.md").write_text(text + "\n", "utf-8")

@@ -15,10 +15,10 @@ _OF_WORDS = ("add_k_proj", "txt_attn")
 """The words' own projection, in blocks that keep words and picture apart; ComfyUI's is fused."""
 _BLOCKS = {"double_blocks": ("img_attn", "txt_attn"), "single_blocks": ("linear1", "linear2")}
 """ComfyUI's blocks around one joint attention, by their stack's name, and what they have."""
-_IN_ONE, _FUSED = re.compile(r"layers\.\d+\.attention"), ("to_q", "qkv")
-"""Z-Image's layers, in which words and picture are one row; its refiners' see only one of both."""
 _STACKS = {"transformer_blocks": "double_blocks", "single_transformer_blocks": "single_blocks"}
 """Diffusers' names of the stacks, and the model's own, which ComfyUI keeps."""
+_IN_ONE, _FUSED = re.compile(r"layers\.\d+\.attention"), ("to_q", "qkv")
+"""Z-Image's layers, in which words and picture are one row; its refiners' see only one of both."""
 
 
 def cross_attentions(network: nn.Module) -> dict[str, nn.Module]:

@@ -13,7 +13,7 @@ from .report import Evaluation, Group, Line
 _STYLE = """.groups{display:flex;gap:2rem;align-items:flex-start}.group{flex:1;min-width:0}
 .pictures{display:flex;flex-wrap:wrap;gap:.8rem}figure{margin:0;width:10rem;font-size:13px}
 figure img{margin:0 0 .2rem}figcaption b{font-size:15px}.note{color:#b00}
-body{max-width:96rem}.wide{overflow-x:auto}"""
+body{max-width:96rem}.wide{overflow-x:auto}.wide td{white-space:nowrap}"""
 
 _CAPTION = ("identity", "style", "aesthetic", "obedience")
 _INTERVALS = (
@@ -78,9 +78,10 @@ def _figure(line: Line) -> str:
         for name in _CAPTION
         if (value := line.values.get(name)) is not None
     ]
-    notes = "".join(f'<br><span class="note">{escape(note)}</span>' for note in line.notes)
-    best = "" if score is None else f"<b>{score:.2f}</b> "
-    return (
-        f"<figure>{picture(line.thumbnail, line.name)}<figcaption>{best}{escape(line.name)}<br>"
-        f"<small>{escape(', '.join(told))}</small>{notes}</figcaption></figure>"
-    )
+    below = [
+        (f"<b>{score:.2f}</b> " if score is not None else "") + escape(line.name),
+        *([f"<small>{escape(', '.join(told))}</small>"] if told else []),
+        *(f'<span class="note">{escape(note)}</span>' for note in line.notes),
+    ]
+    shown = picture(line.thumbnail, line.name)
+    return f"<figure>{shown}<figcaption>{'<br>'.join(below)}</figcaption></figure>"

@@ -67,6 +67,6 @@ def word_columns(
     """
     encoder, *_ = FAMILIES[backbone.family].reads
     ids = backbone.layout(encoder, prompt, vectors).ids
-    # To a language model a blank belongs to the word behind it.
-    ways = [backbone.word_ids(encoder, text) for text in (word, f" {word}")]
-    return tuple(sorted({column for way in ways for column in places(ids, way)}))
+    ways = (word, f" {word}")  # to a language model a blank belongs to the word behind it
+    found = (places(ids, backbone.word_ids(encoder, text)) for text in ways)
+    return tuple(sorted({column for columns in found for column in columns}))

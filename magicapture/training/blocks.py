@@ -82,7 +82,6 @@ def agreements(
     subject, sites = job.concepts[0], {site: name for name, site in blocks(backbone.unet).items()}
     prompt, nothing = Prompt(class_prompt(job.recipe, subject, 0)), TokenVectors({})
     conditioning = backbone.encode_prompts([prompt], nothing)
-    length = conditioning.context.shape[1]
     columns = word_columns(backbone, prompt, nothing, subject.class_word)
     if not columns:
         raise InputError(
@@ -90,7 +89,7 @@ def agreements(
             f"{subject.class_word!r}, whose maps it measures. Write {{noun}} into the first of "
             "prompts.prior, or choose other blocks."
         )
-    word = torch.zeros(1, length, 1, device=backbone.device)
+    word = torch.zeros(1, conditioning.context.shape[1], 1, device=backbone.device)
     word[:, list(columns)] = 1
     maps: dict[str, Tensor] = {}
 

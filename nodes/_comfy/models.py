@@ -77,14 +77,6 @@ def family_of(model: ModelPatcher) -> FamilyName:
     raise _unsupported("model", found)
 
 
-def _is_zimage(config: Any) -> bool:
-    """Whether a MODEL of Lumina's class is a Z-Image that draws from a text alone, not Omni."""
-    kind = getattr(supported, "ZImage", None)  # of newer ComfyUIs
-    facts = config.unet_config
-    plain = facts.get("siglip_feat_dim") is None and facts.get("clip_text_dim") is None
-    return kind is not None and isinstance(config, kind) and plain
-
-
 def check_attention(model: ModelPatcher) -> None:
     """Raise UnsupportedModelError where it is not known how a MODEL attends to its prompt.
 
@@ -103,6 +95,14 @@ def check_attention(model: ModelPatcher) -> None:
             f"({type(network).__name__}), of which it is not known how it attends to a prompt. "
             f"Connect a model of one of these: {known}."
         ) from None
+
+
+def _is_zimage(config: Any) -> bool:
+    """Whether a MODEL of Lumina's class is a Z-Image that draws from a text alone, not Omni."""
+    kind = getattr(supported, "ZImage", None)  # of newer ComfyUIs
+    facts = config.unet_config
+    plain = facts.get("siglip_feat_dim") is None and facts.get("clip_text_dim") is None
+    return kind is not None and isinstance(config, kind) and plain
 
 
 def _is_doll(config: Any) -> bool:
