@@ -47,9 +47,10 @@ def joint_attentions(network: nn.Module) -> dict[str, nn.Module]:
 def block_of(site: str) -> str:
     """The name of the block of a layer of joint attention, the same whatever the host.
 
-    What diffusers calls transformer_blocks.0.attn is double_blocks.0, as in ComfyUI.
+    What diffusers calls transformer_blocks.0.attn is double_blocks.0, as in ComfyUI. Z-Image's
+    layers.0.attention is layers.0.
     """
-    stack, _, rest = site.removesuffix(".attn").partition(".")
+    stack, _, rest = site.removesuffix(".attn").removesuffix(".attention").partition(".")
     return f"{_STACKS.get(stack, stack)}.{rest}"
 
 

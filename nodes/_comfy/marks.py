@@ -126,17 +126,17 @@ def marked(conds: Sequence[Any]) -> list[dict[str, Any]]:
 
 def _concept(clip: Any, line: Sequence[Any], concept: Concept) -> Focus | None:
     said = (concept.stock,) if concept.vectors else concept.spelled.forms
-    columns = _columns(clip, line, *said)
-    word = _columns(clip, line, concept.class_word) if concept.role == "subject" else ()
+    columns = _standing(clip, line, *said)
+    word = _standing(clip, line, concept.class_word) if concept.role == "subject" else ()
     return Focus(concept.name, concept.role, columns, word) if columns else None
 
 
 def _word(clip: Any, line: Sequence[Any], word: str, role: Role) -> Focus | None:
-    columns = _columns(clip, line, word)
+    columns = _standing(clip, line, word)
     return Focus(word, role, columns) if columns else None
 
 
-def _columns(clip: Any, line: Sequence[Any], *texts: str) -> tuple[int, ...]:
+def _standing(clip: Any, line: Sequence[Any], *texts: str) -> tuple[int, ...]:
     """Where texts stand in a line; to a language model a blank belongs to the word behind it."""
     ways = [way for text in texts for way in (text, f" {text}")]
     held = {column for way in ways for column in places(line, _words(clip, way), _same)}

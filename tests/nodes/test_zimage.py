@@ -386,3 +386,60 @@ def test_a_training_moves_the_lora_and_leaves_the_model_as_it_was(pack, ours) ->
     for part, state in before.items():
         assert state.keys() == after[part].keys()
         assert all(value is after[part][name] for name, value in state.items())
+
+
+# -- refocusing while a stock sampler draws --------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [{"bias": 30.0}, {"bias": 0.0, "gradient": 0.05, "end": 1.0}])
+def test_a_stock_sampler_holds_the_phrase_to_its_region(
+    pack, tiny_zimage, adapter, ksample, monkeypatch, how
+) -> None:
+    """Positive and negative are of two lengths and come in passes of their own."""
+    import nodes
+
+    shown: list[str] = []
+    monkeypatch.setattr(pack("nodes._comfy.host"), "show_text", lambda text, _: shown.append(text))
+    marks = pack("nodes._comfy.marks")
+    positive = marks.encode_marked(tiny_zimage.clip, "a photo of ada lovel woman", adapter.concepts)
+    negative = nodes.CLIPTextEncode().encode(tiny_zimage.clip, "blurred")[0]
+    (focus,) = positive[0][1][marks.TOKENS]
+    mask = torch.zeros(1, 1, 64, 96)
+    mask[..., :32, :32] = 1
+    settings = pack("magicapture.refocusing").RefocusGuidance(**{"threshold": 0.0, **how})
+    model = tiny_zimage.model
+    patched = pack.comfy.refocus(model, settings, mask, None, "7")
+    network = model.model.diffusion_model
+    before, seen = state_of(network), []
+
+    def tap(one: Any, run: Any) -> Tensor:
+        seen.append(one)
+        return run(one)
+
+    def draw(one: Any) -> Tensor:
+        latent = nodes.EmptyLatentImage().generate(96, 64)[0]
+        given = (one, 3, 3, 4.0, "euler", "simple", positive, negative, latent)
+        return nodes.KSampler().sample(*given)[0]["samples"]
+
+    plain = draw(model)
+    tapped = pack("nodes._comfy.attention").TappedComfy.of(network)
+    with tapped.tapped(tap, ["layers.1.attention"]):  # set first: gets what is held
+        held = draw(patched)
+    assert held.isfinite().all() and (held - plain).abs().max() > 1e-4
+    assert torch.equal(draw(patched), held) and torch.equal(draw(model), plain)
+    after = state_of(network)
+    assert before.keys() == after.keys()
+    assert all(value is after[name] for name, value in before.items())
+    assert shown == []
+    inside = F.avg_pool2d(mask, 16).flatten() == 1
+    lengths = {one.columns() for one in seen}
+    assert len(lengths) == 2  # of the template with the one's words and the other's
+    if how["bias"]:
+        for one in seen:
+            width = one.query.shape[-1] ** -0.5 if one.scale is None else one.scale
+            shares = (one.query @ one.key.mT * width).softmax(-1).mean(1)[0, one.cells]
+            own = shares[:, list(focus.columns)].sum(-1)
+            if one.columns() == max(lengths):
+                assert own[~inside].max() < 1e-9 and own[inside].min() > 1e-4
+            else:
+                assert own[~inside].min() > 1e-4

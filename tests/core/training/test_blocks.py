@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def test_fixed_are_the_double_blocks_and_their_run_keeps_its_name(random_backbon
     del before["refocus"]["blocks"]  # recipes had no such setting
     texts = (
         json.dumps(before, sort_keys=True),
-        json.dumps([*map(asdict, job.concepts), job.seed], sort_keys=True),
+        json.dumps([*(of.facts() for of in job.concepts), job.seed], sort_keys=True),
         *(fingerprint(learnable.photos) for learnable in job.learnables),
     )
     assert job.fingerprint() == hashlib.sha256("\n".join(texts).encode()).hexdigest()
@@ -260,9 +260,8 @@ def test_flux1_measures_by_the_columns_of_t5(make_job, flux_backbone):
     text, vectors = Prompt("a photo of a <ada> woman"), {"clip_l": (2, 32), "t5xxl": (2, 48)}
     tokens = TokenVectors({"ada": {key: torch.zeros(shape) for key, shape in vectors.items()}})
     told = flux_backbone.encode_prompts([text], tokens)
-    length = told.context.shape[1]
     [ada] = (row["ada"] for row in told.positions)
-    assert word_columns(flux_backbone, text, tokens, "woman", length) == (ada[-1] + 1,)
+    assert word_columns(flux_backbone, text, tokens, "woman") == (ada[-1] + 1,)
     assert ada == [4, 5]
     refocus = RefocusSettings(blocks="auto")
     with Trainer.open(make_job(refocus=refocus), flux_backbone) as trainer:

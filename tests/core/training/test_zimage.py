@@ -11,7 +11,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline
 from safetensors.torch import load_file
 
 from magicapture.adapters import Adapter, load_adapter, save_adapter
-from magicapture.config import Rates
+from magicapture.attention import blocks
+from magicapture.config import Rates, RefocusSettings
 from magicapture.errors import InputError
 from magicapture.lora import LoraWeights
 from magicapture.sampling import SamplingSettings, adapted, sample
@@ -128,6 +129,15 @@ def test_vectors_that_are_asked_for_become_words(make_job, zimage_backbone) -> N
     (warning,) = (text for text in told if "<ada-1>" in text)
     assert "Z-Image learns no vectors" in warning and "'ada-1'" in warning
     assert "give it a phrase" in warning
+
+
+def test_the_layers_that_look_at_the_faces_are_measured(make_job, zimage_backbone) -> None:
+    refocus = RefocusSettings(blocks="auto")
+    with Trainer.open(make_job(refocus=refocus), zimage_backbone) as trainer:
+        found = trainer.blocks
+        trainer.run()
+    assert set(blocks(zimage_backbone.unet)) == {f"layers.{i}" for i in range(4)}
+    assert len(found) == 1 and set(found) <= set(blocks(zimage_backbone.unet))
 
 
 def test_a_name_that_is_the_class_word_is_no_phrase(make_job, zimage_backbone) -> None:
