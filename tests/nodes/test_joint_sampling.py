@@ -219,7 +219,7 @@ def test_the_columns_are_those_of_the_encoder_that_gives_the_context(pack, comfy
     from comfy.text_encoders.flux import FluxTokenizer
 
     tokenizer = FluxTokenizer()
-    clip = SimpleNamespace(tokenize=tokenizer.tokenize_with_weights)
+    clip = SimpleNamespace(tokenize=tokenizer.tokenize_with_weights, tokenizer=tokenizer)
     marks, text = pack("nodes._comfy.marks"), "a photo of a platypus with a hat"
     line = marks._line(clip.tokenize(text))
     pieces = tokenizer.t5xxl.tokenizer.convert_ids_to_tokens(line)
@@ -495,12 +495,12 @@ def test_a_block_that_another_node_replaces_is_told(refocused, prompts, model, m
 
 
 def test_networks_that_nobody_knows_are_refused(pack, refocused, make, prompts, model, mask):
-    """Guidance is embedded, two encoders told: Flux itself, or whatever the table has not."""
+    """Lumina, or whatever the table has not."""
     families = pack("magicapture.families").FAMILIES
-    other = make.flux(vec_in_dim=16)
+    other = make.zimage("Lumina2")
     error = pack("magicapture.errors").UnsupportedModelError
     known = ", ".join(family.title for family in families.values())
-    sentence = rf"The input 'model' holds TinyFlux \(Flux\), .* one of these: {known}"
+    sentence = rf"The input 'model' holds TinyZImage \(NextDiT\), .* one of these: {known}"
     with pytest.raises(error, match=sentence):
         refocused(other, mask, **BIAS)
     with pytest.raises(error, match=sentence):
