@@ -495,12 +495,12 @@ def test_a_block_that_another_node_replaces_is_told(refocused, prompts, model, m
 
 
 def test_networks_that_nobody_knows_are_refused(pack, refocused, make, prompts, model, mask):
-    """Lumina, or whatever the table has not."""
+    """A Flux that takes a picture beside the latents, as for inpainting."""
     families = pack("magicapture.families").FAMILIES
-    other = make.zimage("Lumina2")
+    other = make.flux(in_channels=8)
     error = pack("magicapture.errors").UnsupportedModelError
     known = ", ".join(family.title for family in families.values())
-    sentence = rf"The input 'model' holds TinyZImage \(NextDiT\), .* one of these: {known}"
+    sentence = rf"The input 'model' holds TinyFlux \(Flux\), .* one of these: {known}"
     with pytest.raises(error, match=sentence):
         refocused(other, mask, **BIAS)
     with pytest.raises(error, match=sentence):
