@@ -110,6 +110,19 @@ def test_prompts_and_predictions_are_those_of_diffusers(pack, ours, theirs, phra
         near(*(b.predict(noisy, levels, c) for b, c in ((ours, own), (theirs, other))))
 
 
+def test_in_bfloat16_it_is_nearly_the_same(pack, ours, phrases) -> None:
+    noisy, levels = seeded(3, 4, *SIZE, seed=2), torch.tensor(LEVELS)
+    name, found = ours.fingerprint(), []
+    for dtype in (None, torch.bfloat16):
+        with ours.training(dtype), torch.no_grad():
+            told = ours.encode_prompts(prompts(pack, *TEXTS), phrases)
+            found.append(ours.predict(noisy, levels, told))
+    exact, close = found
+    assert close.dtype == torch.float32
+    assert 0 < (close - exact).abs().mean() < 0.05 * exact.abs().mean()
+    assert ours.fingerprint() == name
+
+
 def recorded(pack, backbone, phrases, *taps: Any) -> SimpleNamespace:
     """One pass of all rows with the attention of layer 1 recorded, and another without taps."""
     attention = pack("magicapture.attention")

@@ -225,6 +225,26 @@ def test_the_gradient_is_that_of_central_differences(zimage_backbone) -> None:
     torch.testing.assert_close(found.double(), expected.double(), rtol=5e-3, atol=1e-5)
 
 
+@torch.no_grad()
+def test_in_bfloat16_it_is_nearly_the_same(zimage_backbone) -> None:
+    noisy, levels = torch.randn(2, 4, *SIZE), torch.tensor([0.3, 0.7])
+    found = []
+    for dtype in (None, torch.bfloat16):
+        with zimage_backbone.training(dtype):
+            told = zimage_backbone.encode_prompts(prompts(*TEXTS), ADA)
+            found.append(zimage_backbone.predict(noisy, levels, told))
+    exact, near = found
+    assert near.dtype == torch.float32
+    assert 0 < (near - exact).abs().mean() < 0.05 * exact.abs().mean()
+
+
+def test_a_run_is_named_by_the_vocabulary_as_well(zimage_backbone) -> None:
+    before = zimage_backbone.fingerprint()
+    assert zimage_backbone.fingerprint() == before
+    zimage_backbone.tokenizers["qwen3_4b"].add_tokens(["lovel"])
+    assert zimage_backbone.fingerprint() != before
+
+
 def test_lora_goes_into_the_layers_where_both_meet(zimage_backbone) -> None:
     unet = zimage_backbone.unet
     attention = {f"layers.{i}.attention.to_{p}" for i in range(4) for p in ("q", "k", "v", "out.0")}
