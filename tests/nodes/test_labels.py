@@ -52,7 +52,8 @@ def test_the_recipe_decides(pack, nodes, dolls, small):
     person, style = dolls
     change = pack("magicapture.recipes").changed
     far = nodes.PreviewLabels.execute(person, style, change(small, {"labels.nearness": 10.0}))[1]
-    assert f"{2 * len(style)} of {2 * len(style)} labels show the person" in far
+    every = min(small.labels.photos, len(person)) * len(style)
+    assert f"{every} of {every} labels show the person" in far
     none = nodes.PreviewLabels.execute(person, style, change(small, {"labels.nearness": 0.0}))[1]
     assert f"0 of {len(style)} labels show the person" in none
     assert "no photo is near in pose: its own face stays and is not taught" in none
