@@ -39,7 +39,7 @@ def nodes(pack):
 
 
 @pytest.fixture
-def whole(comfyui):
+def whole(comfyui, tmp_path):
     """A whole CLIPModel in models/clip_vision, and the CLIP_VISION that ComfyUI makes of it."""
     import comfy.clip_vision
     import folder_paths
@@ -54,7 +54,9 @@ def whole(comfyui):
         projection_dim=SIDE,
     )
     model = CLIPModel(config).eval()
-    vision = comfy.clip_vision.ClipVisionModel(VISION)
+    settings = tmp_path / "vision.json"  # 0.3.64 takes no dict
+    settings.write_text(json.dumps(VISION), "utf-8")
+    vision = comfy.clip_vision.ClipVisionModel(str(settings))
     state = {k: v.clone() for k, v in model.state_dict().items() if k.startswith("vis")}
     vision.load_sd(state)
     file = Path(folder_paths.get_folder_paths("clip_vision")[0]) / "tiny.safetensors"
