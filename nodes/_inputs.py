@@ -1,4 +1,4 @@
-"""Node inputs made from the core's settings, so that help, default and range exist once."""
+"""Node inputs that several nodes have or that settings of the core say, each written once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from comfy_api.latest import io
 
 from ..magicapture.config import help_of
 from ..magicapture.losses import Loss
+from ._sockets import AdapterSocket, FaceModelSocket
 
 KEEP = "recipe's own"
 
@@ -78,3 +79,26 @@ def plain(
 def given(**values: Any) -> dict[str, Any]:
     """Those of the values that were set: not -1, not "recipe's own"."""
     return {name: value for name, value in values.items() if value not in (-1, KEEP)}
+
+
+def training_face_model_inputs() -> tuple[io.Input, io.Input]:
+    """The two ways to say which face model a training had, for a report that warns of it."""
+    return (
+        FaceModelSocket.Input(
+            "loss_face_model",
+            optional=True,
+            tooltip="The training's face model, so that the report can warn where both are the "
+            "same.",
+        ),
+        AdapterSocket.Input(
+            "adapter",
+            optional=True,
+            tooltip="Instead of loss_face_model: the adapter that made the pictures, which stores "
+            "the name of its training's face model.",
+        ),
+    )
+
+
+def training_face_model(given: Any, adapter: Any) -> Any:
+    """What those two inputs say: a face model, its name, or None."""
+    return given or (adapter.info.get("face_model") if adapter else None)

@@ -36,8 +36,9 @@ from ._comfy.files import (
     stamp,
 )
 from ._detector import detector_input, detector_or_best
+from ._inputs import training_face_model, training_face_model_inputs
 from ._node import Node, refusal, schema
-from ._sockets import AdapterSocket, FaceModelSocket, ParserSocket, References
+from ._sockets import FaceModelSocket, ParserSocket, References
 
 NONE = "none"
 
@@ -90,18 +91,7 @@ class MagiCaptureEvaluatePictures(Node):
                     tooltip="For style, diversity, aesthetic and prompt: CLIP-ViT-L-14, say, from "
                     "Load CLIP Vision.",
                 ),
-                FaceModelSocket.Input(
-                    "loss_face_model",
-                    optional=True,
-                    tooltip="The training's face model, so that the report can warn where both are "
-                    "the same.",
-                ),
-                AdapterSocket.Input(
-                    "adapter",
-                    optional=True,
-                    tooltip="Instead of loss_face_model: the adapter that made the pictures, which "
-                    "stores the name of its training's face model.",
-                ),
+                *training_face_model_inputs(),
                 io.String.Input(
                     "prompt",
                     default="",
@@ -163,8 +153,7 @@ class MagiCaptureEvaluatePictures(Node):
         given = {"images": images, "compared with": more.get("compared_with")}
         groups = {title: _given(some, prompt[0].strip()) for title, some in given.items() if some}
         bar = Progress(sum(map(len, groups.values())), node_id(cls))
-        adapter = one.get("adapter")
-        loss = one.get("loss_face_model") or (adapter.info.get("face_model") if adapter else None)
+        loss = training_face_model(one.get("loss_face_model"), one.get("adapter"))
         found = evaluate(
             groups, against, models, loss=loss, on_progress=lambda done, total: bar.update(done)
         )

@@ -10,8 +10,9 @@ from ..magicapture.faces.analyzer import FaceAnalyzer
 from ..magicapture.person import Person, measure_identity
 from ._comfy import images_from_socket, node_id, show_text
 from ._detector import detector_input, detector_or_best
+from ._inputs import training_face_model, training_face_model_inputs
 from ._node import Node, schema
-from ._sockets import AdapterSocket, FaceModelSocket, References
+from ._sockets import FaceModelSocket, References
 
 
 class MagiCaptureMeasureIdentity(Node):
@@ -34,18 +35,7 @@ class MagiCaptureMeasureIdentity(Node):
                     "training, whose scores are inflated: 'second best found' in Load Face "
                     "Recognition Model.",
                 ),
-                FaceModelSocket.Input(
-                    "loss_face_model",
-                    optional=True,
-                    tooltip="The training's face model, so that the report can warn where both are "
-                    "the same.",
-                ),
-                AdapterSocket.Input(
-                    "adapter",
-                    optional=True,
-                    tooltip="Instead of loss_face_model: the adapter that made the pictures, which "
-                    "stores the name of its training's face model.",
-                ),
+                *training_face_model_inputs(),
             ],
             outputs=[
                 io.Float.Output(
@@ -66,7 +56,7 @@ class MagiCaptureMeasureIdentity(Node):
         analyzer = FaceAnalyzer(detector_or_best(detector), embedder=face_model)
         known = Person.in_photos(person.images, analyzer)
         pictures = images_from_socket(images)
-        loss = loss_face_model or (adapter.info.get("face_model") if adapter else None)
+        loss = training_face_model(loss_face_model, adapter)
         report = measure_identity(pictures, known, analyzer, loss)
         text = str(report)
         data = json.dumps(report.as_dict())
