@@ -6,7 +6,7 @@ import logging
 
 from comfy_api.latest import io
 
-from ..magicapture.adapters import SavedFiles, load_adapter, save_adapter
+from ..magicapture.adapters import SavedFiles, credited, load_adapter, model_card, save_adapter
 from ..magicapture.files import spare_folders
 from ._comfy import apply_adapter, model_folders, node_id, show_text
 from ._comfy.files import listed_name, lora_names, lora_path, saved_folder, stamp
@@ -43,17 +43,32 @@ class MagiCaptureSaveAdapter(Node):
                     tooltip="Put the tokens into the LoRA's file, to share it: for Load Adapter "
                     "here, A1111 and Forge. Load LoRA takes the LoRA alone, without the tokens.",
                 ),
+                io.String.Input(
+                    "consent",
+                    default="",
+                    optional=True,
+                    tooltip="Who agreed to this training and how, in your words; kept in the "
+                    "files and on the card. Empty says nothing.",
+                ),
+                io.Boolean.Input(
+                    "made_with",
+                    default=True,
+                    optional=True,
+                    tooltip="Say in the files that MagiCapture made them.",
+                ),
             ],
             outputs=[
                 AdapterSocket.Output(display_name="adapter"),
                 io.String.Output(display_name="lora_name"),
+                io.String.Output(display_name="card"),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
-    def execute(cls, adapter, name, one_file=False) -> io.NodeOutput:
+    def execute(cls, adapter, name, one_file=False, consent="", made_with=True) -> io.NodeOutput:
+        adapter = credited(adapter, consent, made_with)
         loras, embeddings = model_folders("loras")[0], model_folders("embeddings")[0]
         spare = [saved_folder(), *spare_folders()]
         files = save_adapter(adapter, loras, embeddings, name, bundle=one_file, spare=spare)
@@ -63,7 +78,8 @@ class MagiCaptureSaveAdapter(Node):
         text = _told(files, listed)
         logger.info("Save Adapter: %s", text)
         show_text(text, node_id(cls))  # the page shows no text of "ui"
-        return io.NodeOutput(adapter, listed, ui={"text": [text]})
+        card = model_card(files.adapter, files.lora.stem)
+        return io.NodeOutput(adapter, listed, card, ui={"text": [text]})
 
 
 def _told(files: SavedFiles, listed: str) -> str:

@@ -17,6 +17,7 @@ from ..families import FAMILIES
 from ..tokens import Concept, check_token_name
 from ..version import __version__
 from .adapter import ENCODERS, Adapter
+from .card import description
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def describe(adapter: Adapter, title: str, kind: str) -> dict[str, str]:
         "modelspec.architecture": f"{architecture(adapter)}/{kind}",
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
+        **({"modelspec.description": told} if (told := description(adapter)) else {}),
         "modelspec.trigger_phrase": ", ".join([*adapter.tokens, *_phrases(adapter)]),
         **({"modelspec.resolution": _resolution(adapter.recipe)} if adapter.recipe else {}),
     }

@@ -18,6 +18,7 @@ from ..sampling import SamplingSettings
 from ..training import EVERY_STEPS
 from ..version import __version__
 from .bench import COUNTS, bench
+from .card import card
 from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         (demo, _add_demo),
         (train, _add_train),
         (sample, _add_sample),
+        (card, _add_card),
         (masks, _add_masks),
         (doctor, _add_doctor),
         (labels, _add_labels),
@@ -124,6 +126,16 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, metavar="NAME", help="Name of the LoRA's file, without ending.")
     _add_folder(result, "--out-dir")
     add("--bundle", action="store_true", help="One file to share: the tokens inside the LoRA's.")
+    option(
+        result,
+        "--consent",
+        str,
+        "Who agreed to this training and how, kept in the files.",
+        default="",
+        shown="nothing is said",
+        metavar="WORDS",
+    )
+    _add_no_made_with(result)
     option(
         result,
         "--preview-every",
@@ -228,6 +240,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
     option(picture, "--seed", int, "Seed of the first picture.", default=0)
     option(picture, "--count", int, "How many pictures, each with the next seed.", default=1)
     _add_folder(picture, "--out")
+    _add_no_made_with(picture)
     _add_base(parser)
     refocus = parser.add_argument_group("attention refocusing")
     for name in ("bias", "gradient"):
@@ -248,6 +261,10 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
         shown="found from the attention",
         metavar="FILE",
     )
+
+
+def _add_card(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", type=Path, metavar="FILE", help="The LoRA that train wrote.")
 
 
 def _add_masks(parser: argparse.ArgumentParser) -> None:
@@ -524,6 +541,14 @@ def _add_folder_of_models(group: Group) -> None:
 def _add_folder(group: Group, flag: str) -> None:
     where = "the folder you are in"
     option(group, flag, Path, "Where to write.", default=Path(), shown=where, metavar="DIR")
+
+
+def _add_no_made_with(group: Group) -> None:
+    group.add_argument(
+        "--no-made-with",
+        action="store_true",
+        help="Do not say in the files that MagiCapture made them.",
+    )
 
 
 def _add_json(group: Group) -> None:

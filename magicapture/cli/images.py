@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data import ReferenceSet, load_folder
 from ..files import atomic_write
 from ..images import read_picture, to_pil
+from ..provenance import tell_maker
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +32,21 @@ def picture_in(file: Path) -> Tensor:
     return picture.image
 
 
-def save_image(image: Tensor, path: Path, prompt: str, seed: int | None = None) -> None:
-    """Write an image (3,H,W) in 0..1 as PNG, its prompt and seed inside."""
+def save_image(
+    image: Tensor, path: Path, prompt: str, seed: int | None = None, *, made_with: bool = False
+) -> None:
+    """Write an image (3,H,W) in 0..1 as PNG, its prompt and seed inside.
+
+    made_with: say in the file that a model drew it, by this program.
+    """
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_text("prompt", prompt)
     if seed is not None:
         info.add_text("seed", str(seed))
+    if made_with:
+        tell_maker(info)
     picture = to_pil(image)
     atomic_write(path, lambda temporary: picture.save(temporary, format="PNG", pnginfo=info))
 

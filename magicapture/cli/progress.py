@@ -25,8 +25,9 @@ def clock(seconds: float) -> str:
 class Progress:
     """Shows a run's events on the terminal, and writes its previews into a folder."""
 
-    def __init__(self, previews: Path) -> None:
+    def __init__(self, previews: Path, made_with: bool = True) -> None:
         self._previews = previews
+        self._made_with = made_with
         self._bar: tqdm[Any] | None = None
         self._stage = ""
 
@@ -45,7 +46,8 @@ class Progress:
             bar.set_postfix(losses, refresh=False)  # drawn at the bar's own pace
         elif isinstance(event, Previewed):
             for index, image in enumerate(event.images):
-                save_image(image, self._previews / f"{event.step:06}-{index}.png", event.prompt)
+                file = self._previews / f"{event.step:06}-{index}.png"
+                save_image(image, file, event.prompt, made_with=self._made_with)
             if event.leakages:
                 shares = ", ".join(f"{name} {share:.0%}" for name, share in event.leakages.items())
                 logger.info("Leakage after step %d: %s", event.step, shares)

@@ -63,7 +63,8 @@ def sample(arguments: argparse.Namespace) -> None:
             guide = _guide(arguments, refocus, backbone, prompt, adapter, vectors)
             image = sampling.sample(backbone, prompt, vectors, settings, seed=seed, guide=guide)[0]
             path = free_path(arguments.out, file.stem)
-            save_image(image, path, with_edit(prompt, settings.edit), seed)
+            text = with_edit(prompt, settings.edit)
+            save_image(image, path, text, seed, made_with=not arguments.no_made_with)
             logger.info("Wrote %s", path)
 
 

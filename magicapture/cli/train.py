@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from subprocess import list2cmdline
 
-from ..adapters import SavedFiles, check_names, lora_file, save_adapter
+from ..adapters import SavedFiles, check_consent, check_names, credited, lora_file, save_adapter
 from ..config import Recipe
 from ..data import Learnable, load_folder
 from ..faces.embed import FaceEmbedder
@@ -35,6 +35,7 @@ def train(arguments: argparse.Namespace) -> None:
     require_range("--seed", arguments.seed, 0, MAX_SEED)
     require_range("--preview-every", arguments.preview_every, 0)
     require_range("--save-every", arguments.save_every, 0)
+    check_consent(arguments.consent)
     folder: Path = arguments.out_dir
     lora = lora_file(folder, arguments.out)
     embeddings = lora.parent / "embeddings"
@@ -47,8 +48,9 @@ def train(arguments: argparse.Namespace) -> None:
         logger.info("%s", line)
     job.check()  # before gigabytes are read
     backbone = backbone_from(arguments, job.recipe.precision)
+    previews, made_with = lora.with_name(f"{lora.stem}-previews"), not arguments.no_made_with
     with (
-        Progress(lora.with_name(f"{lora.stem}-previews")) as progress,
+        Progress(previews, made_with) as progress,
         Trainer.open(
             job,
             backbone,
@@ -72,7 +74,7 @@ def train(arguments: argparse.Namespace) -> None:
                 logger.info("%s", trainer.farewell(again))
             raise
     files = save_adapter(
-        adapter,
+        credited(adapter, arguments.consent, made_with, base=Path(arguments.base).stem),
         folder,
         embeddings,
         arguments.out,

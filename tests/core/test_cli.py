@@ -121,6 +121,7 @@ def test_train_then_sample(command: Command, base: Path, embedder: Path, tmp_pat
     assert load_adapter(out / "ada.safetensors", [out / "embeddings"]).info["face_model"] == (
         embedder.name
     )
+    assert load_adapter(out / "ada.safetensors", [out / "embeddings"]).info["base"] == base.stem
     lora = load_file(out / "ada.safetensors")
     assert all(v.abs().max() > 0 for k, v in lora.items() if k.endswith("lora_up.weight"))
     assert {f.stem for f in (out / "embeddings").iterdir()} == {"ada-1", "my-style"}
@@ -137,6 +138,7 @@ def test_train_then_sample(command: Command, base: Path, embedder: Path, tmp_pat
     assert first.size == (64, 96)
     assert "<ada-1> person in the <my-style> style" in first.info["prompt"]
     assert (first.info["seed"], second.info["seed"], bare.info["seed"]) == ("0", "1", "0")
+    assert first.info["Software"].startswith("MagiCapture ")
     assert np.any(np.asarray(first) != np.asarray(second))
     assert np.any(np.asarray(first) != np.asarray(bare)), "the LoRA changes nothing"
 

@@ -145,6 +145,7 @@ def test_a_bad_option_of_others_is_named(tmp_path: Path, caplog: pytest.LogCaptu
         (["doctor", str(tmp_path), "--resolution", "8"], "--resolution: expected 64 to 2048"),
         (["doctor", ""], "FOLDER: expected a text"),
         (["identity", "", "x.png"], "FOLDER: expected a text"),
+        (["card", str(tmp_path / "none.safetensors")], "none.safetensors"),
     ):
         assert main(words) == 2
         assert named in error(caplog)

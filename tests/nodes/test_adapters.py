@@ -276,3 +276,14 @@ def test_what_the_models_folder_does_not_take_is_saved_with_the_results(
     elsewhere = pack("nodes._comfy.files").saved_folder()
     assert f"saved in {elsewhere} instead" in text and name == "neo.safetensors"
     assert (elsewhere / "neo.safetensors").is_file()
+
+
+def test_who_consented_is_kept_and_told_on_the_card(pack, adapter_of):
+    adapter = adapter_of(tokens(), lora=True)
+    adapter = replace(adapter, info={"steps": "9", "seed": "3"})
+    save = pack("nodes.adapters").MagiCaptureSaveAdapter.execute
+    card = save(adapter, "agreed", consent="Neo agreed, 2026").args[2]
+    assert card.startswith("# agreed\n") and "| consent | Neo agreed, 2026 |" in card
+    info = pack("nodes.adapters").MagiCaptureLoadAdapter.execute("agreed.safetensors").args[0].info
+    assert info["consent"] == "Neo agreed, 2026" and info["made_with"].startswith("MagiCapture ")
+    assert "made with" not in save(adapter, "silent", made_with=False).args[2]
