@@ -7,8 +7,10 @@ each has of its own, chosen on development pairs from the same grid (`--study ra
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+
+from paperdoll_photos import COUNTS, FAULTS, SHARES
 
 from magicapture import Concept, Recipe
 from magicapture.config import LoraSettings
@@ -35,7 +37,9 @@ class Row:
 
     start: what both tokens' vectors start from; see `magicapture.Concept.init`. strengths: of the
     LoRA at drawing, in the UNet and in the text encoder. phrases: the person's and the style's,
-    which then have no vectors.
+    which then have no vectors. photos: how many of the person, the pair's own number if None.
+    masks: the fault of the person's masks and its size in percent of the face
+    (`paperdoll_photos.FAULTS`).
     """
 
     name: str
@@ -44,6 +48,8 @@ class Row:
     start: str | None = None
     strengths: tuple[float, float] = (1.0, 1.0)
     phrases: tuple[str, str] | None = None
+    photos: int | None = None
+    masks: tuple[str, int] | None = None
 
     def concepts(self) -> tuple[Concept, Concept]:
         """The subject's and the style's token."""
@@ -90,6 +96,8 @@ def studies() -> Mapping[str, list[Row]]:
         "identity": [default, *_identity(doll_recipe())],
         "shape": [default, *_shape(doll_recipe())],
         "phrases": [default, Row("phrases", doll_recipe(), phrases=PHRASES)],
+        "photos": [default, *(Row(f"{n} photos", doll_recipe(), photos=n) for n in COUNTS)],
+        "masks": [default, *_masks(), Row("no masks", replace(doll_recipe(), masked=False))],
         "blocks": [default, *(_looking(name) for name in ("auto", *_SINGLE))],
         "rates": [
             *(_named(name, factor) for name in RATES for factor in GRID),
@@ -137,6 +145,13 @@ def _refocusing(recipe: Recipe) -> list[Row]:
         form("source and style", own, tasks=("source", "style")),
         form("first half", own, recipe=_first_half(recipe)),
     ]
+
+
+def _masks() -> Iterator[Row]:
+    """Masks with each fault, of each size; an oval is one at any size."""
+    for kind in FAULTS:
+        for percent in (0, *SHARES) if kind == "oval" else SHARES:
+            yield Row(f"{kind} {percent} %", doll_recipe(), masks=(kind, percent))
 
 
 def _looking(blocks: str) -> Row:

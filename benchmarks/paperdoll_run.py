@@ -14,6 +14,7 @@ import torch
 from magicface_references import GUIDANCE, WEIGHT
 from magicface_references import prompt_of as magicface_prompt
 from magicface_references import references as magicface_references
+from paperdoll_photos import photos_of, with_masks
 from paperdoll_rows import MAGICFACE, Row
 from study import Line, version
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from magicapture import (
     Adapter,
     Recipe,
+    ReferenceSet,
     SamplingSettings,
     Trainer,
     TrainingJob,
@@ -105,6 +107,8 @@ class Plan:
             named += repr((GUIDANCE, WEIGHT, MagicFaceSettings()))
         drawn = (self.sampling, self.pictures, row.strengths, self.in_words, self.hard)
         settings = (named, *drawn, row.seed, row.start, *(row.phrases or ()))
+        if row.photos is not None or row.masks is not None:
+            settings += (row.photos, row.masks)
         return version(settings, self.files)
 
 
@@ -172,7 +176,7 @@ class Bench:
         subject, style = row.concepts()
         recipe = self.plan.recipe_of(row) or doll_recipe(model=self.plan.model)
         job = TrainingJob(
-            Learnable(subject, references(pair.source)),
+            Learnable(subject, _photos(row, pair, pair_seeds(self.plan.split, index)[0])),
             Learnable(style, references(pair.reference)),
             recipe,
             seed=1000 * row.seed + index,
@@ -223,6 +227,12 @@ class Bench:
         shown = pair.unseen[:8]
         leakages = token_leakage(self.backbone, adapter, pictures(shown), masks(shown))
         return {f"leakage_{name}": value for name, value in asdict(leakages).items()}
+
+
+def _photos(row: Row, pair: Pair, seed: int) -> ReferenceSet:
+    """The person's photos as a row has them. seed: the identity's."""
+    dolls = pair.source if row.photos is None else photos_of(pair, seed, row.photos)
+    return references(dolls) if row.masks is None else with_masks(dolls, *row.masks, seed)
 
 
 def kept_adapter(keep: Path, row: str, index: int) -> Adapter:

@@ -10,11 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from magicapture.metrics import METRICS
 from magicapture.paperdoll import Split, identity_from_seed, split_of
 from magicapture.paperdoll.captions import TONES, tone_word, vocabulary
 from magicapture.paperdoll.model import doll_backbone
+from magicapture.paperdoll.pairs import make_pair
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,7 @@ def bench(repo: Path) -> Iterator[SimpleNamespace]:
     sys.path.insert(0, str(repo / "benchmarks"))
     try:
         import paperdoll
+        import paperdoll_photos
         import paperdoll_rows
         import paperdoll_run
         import paperdoll_table
@@ -30,6 +33,7 @@ def bench(repo: Path) -> Iterator[SimpleNamespace]:
 
         yield SimpleNamespace(
             main=paperdoll,
+            photos=paperdoll_photos,
             rows=paperdoll_rows,
             run=paperdoll_run,
             table=paperdoll_table,
@@ -198,3 +202,34 @@ def test_published_files_have_every_metric(bench, repo: Path) -> None:
     assert set(METRICS) == set(columns) - {
         *("row", "pair", "version", "identity_seed", "style_seed", "tone"),
     }
+
+
+def test_photos_of_other_numbers_are_a_part_of_each_other(bench) -> None:
+    photos_of = bench.photos.photos_of
+    pair = make_pair(1_000_000, 1_000_099)
+    many = photos_of(pair, 1_000_000, 8)
+    assert photos_of(pair, 1_000_000, 2) == many[:2] == pair.source[:2]
+    assert len({doll.image.tobytes() for doll in many}) == 8
+
+
+def test_a_faulty_mask_is_as_wrong_as_it_says(bench) -> None:
+    faults, height = bench.photos.FAULTS, bench.photos.height
+    mask = torch.zeros(1, 128, 128)
+    mask[:, 40:80, 50:80] = 1
+    draw = torch.Generator().manual_seed(1)
+    moved = faults["shifted"](mask, 8, draw)
+    assert moved.sum() == mask.sum()
+    middle = [torch.stack(torch.where(m[0] > 0)).float().mean(1) for m in (mask, moved)]
+    assert (middle[1] - middle[0]).norm().item() == pytest.approx(8, abs=0.8)
+    assert height(faults["grown"](mask, 4, draw)) == 48
+    assert height(faults["shrunk"](mask, 4, draw)) == 32
+    oval = faults["oval"](mask, 0, draw)
+    assert oval.sum().item() == pytest.approx(torch.pi / 4 * 40 * 30, rel=0.03)
+    assert torch.equal(oval * mask, oval), "the oval of a box lies inside it"
+
+    pair = make_pair(1_000_000, 1_000_099, photos=2)
+    true, wrong = (bench.photos.with_masks(pair.source, "grown", n, 7) for n in (0, 20))
+    for photo, other, doll in zip(true, wrong, pair.source, strict=True):
+        assert photo.face_mask is not None and other.face_mask is not None
+        assert torch.equal(photo.face_mask, torch.from_numpy(doll.mask))
+        assert height(other.face_mask) > 1.3 * height(photo.face_mask)
