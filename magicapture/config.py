@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 Role = Literal["subject", "style"]
-Task = Literal["source", "style", "composed", "prior", "words"]
+Task = Literal["source", "style", "composed", "prior", "words", "unconditional"]
 Scaling = Literal["minmax", "max", "mean", "none", "share"]
 LoraTargets = Literal["cross", "cross_kv", "cross_and_self", "all_linear"]
 Weighting = Literal["none", "min_snr", "v"]
@@ -204,6 +204,15 @@ class PriorSettings(Checked):
     )
     steps: int = setting(30, "Denoising steps for each class image.", low=1, high=1000)
     guidance: float = setting(7.5, "Guidance scale for the class images.", low=1, high=30)
+
+
+@dataclass(frozen=True)
+class UnconditionalSettings(Checked):
+    """How the loss that keeps the empty prompt's answer looks."""
+
+    every: int = setting(
+        2, "Look once in this many steps; the loss then counts as many times.", low=1, high=100
+    )
 
 
 @dataclass(frozen=True)
@@ -380,6 +389,9 @@ class Recipe(Checked):
     identity: IdentitySettings = setting(IdentitySettings(), "The identity loss.")
     prior: PriorSettings = setting(PriorSettings(), "Prior preservation.")
     words: WordsSettings = setting(WordsSettings(), "What further words in a prompt do.")
+    unconditional: UnconditionalSettings = setting(
+        UnconditionalSettings(), "What is kept of the empty prompt."
+    )
     labels: LabelSettings = setting(LabelSettings(), "Labels with the person's face laid in.")
     prompts: PromptTemplates = setting(PromptTemplates(), "Prompt templates.")
     masked: bool = setting(True, "Restrict each reconstruction to its concept's mask.")
@@ -484,6 +496,10 @@ class Recipe(Checked):
         found = to_dict(self)
         if self.refocus.blocks == FIXED:
             del found["refocus"]["blocks"]
+        if not any(phase.weights.unconditional for phase in self.phases):
+            del found["unconditional"]
+            for phase in found["phases"]:
+                del phase["weights"]["unconditional"]
         return found
 
     @property

@@ -79,5 +79,21 @@ class Words(Reconstruction):
         return super().weight(batch) * batch.recipe.words.every
 
 
-for _loss in (Source(), Style(), Composed(), Prior(), Words()):
+class Unconditional(Reconstruction):
+    """The empty prompt's answer is kept: || e(z,"") - e0(z,"") ||^2, e0 the model without the LoRA.
+
+    Guidance goes from that answer to the prompt's. A LoRA that draws the person there as well has
+    guidance lead away from the person.
+    """
+
+    name = task = "unconditional"
+    symbol, colour = "L_uncond", "#8a5fb0"
+    help = "Empty prompt kept: guidance leads away from the base model's answer, not the person."
+
+    def weight(self, batch: Batch) -> float:
+        """The phase's weight, as many times as steps go by without a look."""
+        return super().weight(batch) * batch.recipe.unconditional.every
+
+
+for _loss in (Source(), Style(), Composed(), Prior(), Words(), Unconditional()):
     LOSSES.add(_loss)

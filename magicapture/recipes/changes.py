@@ -149,8 +149,15 @@ def miniature(recipe: Recipe) -> Recipe:
 
 
 def fitted(recipe: Recipe, family: FamilyName) -> Recipe:
-    """The recipe with what it leaves to the base model's family: its resolution."""
-    return replace(recipe, resolution=recipe.resolution or FAMILIES[family].resolution)
+    """The recipe with what it leaves to the base model's family.
+
+    That is its resolution; and where guidance is distilled there is no negative prompt, whose
+    answer would have to be kept.
+    """
+    facts = FAMILIES[family]
+    if facts.distilled and recipe.uses("unconditional"):
+        recipe = with_weights(recipe, unconditional=0)
+    return replace(recipe, resolution=recipe.resolution or facts.resolution)
 
 
 def spelled(recipe: Recipe, concepts: Sequence[Concept]) -> Recipe:
@@ -174,7 +181,10 @@ def spelled(recipe: Recipe, concepts: Sequence[Concept]) -> Recipe:
         rates, weights, name = phase.rates, phase.weights, phase.name
         if rates.tokens and not _trains_lora(phase):
             rates = replace(lora.rates, tokens=rates.tokens)
-            weights = weights.changed(attention=weights.attention or lora.weights.attention)
+            weights = weights.changed(
+                attention=weights.attention or lora.weights.attention,
+                unconditional=weights.unconditional or lora.weights.unconditional,
+            )
             name = "each alone"
         if len(without) == len(concepts):
             rates, weights = replace(rates, tokens=0.0), weights.changed(token_norm=0)

@@ -16,6 +16,8 @@ from ..prompts import class_prompt, fill, with_edit
 from ..schedule import Levels
 from ..tokens import Concept, Prompt
 
+_SHOWN_COMPOSED: tuple[Task, ...] = ("composed", "words", "unconditional")
+
 
 @dataclass(frozen=True, eq=False)
 class Batches:
@@ -38,16 +40,18 @@ class Batches:
     def rows(self, phase: Phase, generator: Generator) -> list[Row]:
         """The rows of one batch: each task that the phase needs, or a single one of them."""
         tasks = tasks_of(phase, self.recipe)
-        if {"words"} < set(tasks) and _integer(self.recipe.words.every, generator):
-            tasks.remove("words")
+        for kept in ("words", "unconditional"):
+            every = getattr(self.recipe, kept).every
+            if {kept} < set(tasks) and _integer(every, generator):
+                tasks.remove(kept)
         if self.recipe.batching == "one_task":
             tasks = [tasks[_integer(len(tasks), generator)]]
         photos: dict[str, EncodedVariant] = {}
         if "source" in tasks:
             photos["source"] = self.source.sample(generator)
-        if {"style", "composed", "words"} & set(tasks):
+        if {"style", *_SHOWN_COMPOSED} & set(tasks):
             photos["style"] = photos["composed"] = self.reference.sample(generator)
-        if {"composed", "words"} & set(tasks) and self.composed:
+        if {*_SHOWN_COMPOSED} & set(tasks) and self.composed:
             photos["composed"] = self.composed.sample(generator)
         rows = [self._row_of(task, photos, phase, generator) for task in tasks]
         return rows + self._identity_rows(rows, phase, generator)
@@ -77,6 +81,8 @@ class Batches:
             return self._prior_row(phase, generator)
         if task == "words":
             return self._words_row(photos["composed"], phase, generator)
+        if task == "unconditional":
+            return self._unconditional_row(photos["composed"], phase, generator)
         return self._row(task, photos[task], phase, generator)
 
     def _row(self, task: Task, photo: EncodedVariant, phase: Phase, generator: Generator) -> Row:
@@ -139,6 +145,17 @@ class Batches:
             prompt=prompt,
             supervised=torch.ones_like(row.supervised),
             answers=tuple(answers),
+        )
+
+    def _unconditional_row(self, photo: EncodedVariant, phase: Phase, generator: Generator) -> Row:
+        """A composed row under the empty prompt (`losses.Unconditional`)."""
+        row, empty = self._row("composed", photo, phase, generator), Prompt("")
+        return replace(
+            row,
+            task="unconditional",
+            prompt=empty,
+            supervised=torch.ones_like(row.supervised),
+            answers=(Answer(empty, lora=False),),
         )
 
     def _identity_rows(self, rows: Sequence[Row], phase: Phase, generator: Generator) -> list[Row]:

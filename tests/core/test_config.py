@@ -60,7 +60,8 @@ REFUSED = {
     ),
     "a wrong word in a list": (
         {"identity": {"tasks": ["compsed"]}},
-        'identity.tasks[0]: expected one of source, style, composed, prior, words, got "compsed"',
+        "identity.tasks[0]: expected one of source, style, composed, prior, words, unconditional, "
+        'got "compsed"',
     ),
     "a word twice": (
         {"identity": {"tasks": ["source", "source"]}},
@@ -274,7 +275,7 @@ def test_the_recipes_are_those_they_were_as_code():
     before = json.loads((Path(__file__).parent / "recipes.json").read_text("utf-8"))
     for name, data in before.items():
         now = to_dict(recipe(name))
-        assert now.keys() - data.keys() == {"subject_init", "labels", "words"}
+        assert now.keys() - data.keys() == {"subject_init", "labels", "words", "unconditional"}
         assert now["resolution"] is None and data["resolution"] == recipe(name).side
         assert _holds(now, current(data) | {"resolution": None})
     assert set(before) == set(RECIPE_NAMES) - {DEFAULT}, "our own may change"
