@@ -95,6 +95,10 @@ class Backbone(Protocol):
         """The UNet's attention layers, for taps."""
 
     @property
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Every network of the model by name."""
+
+    @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
         """The text encoders by the key their embeddings have in files: "clip_l", "clip_g"."""
 

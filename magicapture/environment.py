@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import platform
 import sys
+from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -40,6 +42,17 @@ def version_of(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is sold as, "NVIDIA H200"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if device.type == "cpu" and line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return f"{device.type} {platform.processor()}".strip()
 
 
 def _device() -> str:

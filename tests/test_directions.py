@@ -64,6 +64,7 @@ DIRECTIONS: dict[str, str] = {
     "refocusing": "sampling checkpointing plot images",
     "doctor": "data metrics",
     "labels": "data",
+    "planning": "training environment",
     "demo": "paperdoll plot backbones images",
     "training": "identity labels prompts recipes refocusing digests interrupts memory version",
 }

@@ -21,11 +21,11 @@ from ..errors import MagiCaptureError, StorageError
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import FaceEmbedder
 from ..faces.protocols import Detector, Parser
+from ..memory import PeakMemory
 from ..prompts import prompt_for, with_edit
 from ..sampling import adapted, sample
 from ..training import Event, Listener, Prepared, Resumed, Stepped, Trainer
 from .judge import Case, Judge
-from .machine import PeakMemory
 from .plan import Plan, Trial
 from .style import StyleReader
 

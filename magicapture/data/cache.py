@@ -111,7 +111,7 @@ class LatentCache:
         wanted = [(index, number) for index in range(photos) for number in range(count)]
         made: list[EncodedVariant] = []
         on_progress(0, len(wanted))
-        at_once = max(1, _BATCH_PIXELS // self.recipe.side**2)
+        at_once = encoded_at_once(self.recipe.side)
         for start in range(0, len(wanted), at_once):
             made += self._encode(wanted[start : start + at_once])
             on_progress(len(made), len(wanted))
@@ -149,6 +149,11 @@ class LatentCache:
             )
             for (index, _), v, values in zip(wanted, variants, latents, strict=True)
         ]
+
+
+def encoded_at_once(side: int) -> int:
+    """How many pictures of a side in pixels the VAE gets in one batch."""
+    return max(1, _BATCH_PIXELS // side**2)
 
 
 def _batched(

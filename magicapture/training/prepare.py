@@ -47,7 +47,7 @@ def prepared(
     job, wanted = job.with_landmarks(), needs(job.recipe)
     if "face model" not in wanted or not _faces_are_known(job, embedder, tell):
         embedder = None
-    vectors = _vectors(job, backbone)
+    vectors = token_vectors(job, backbone)
     check_prompts(job, backbone, vectors)
     probe(job, backbone, vectors)
     with on_device(embedder, backbone.device):
@@ -59,7 +59,8 @@ def prepared(
         )
 
 
-def _vectors(job: TrainingJob, backbone: Backbone) -> TokenVectors:
+def token_vectors(job: TrainingJob, backbone: Backbone) -> TokenVectors:
+    """The vectors of both tokens as they start, and the phrases of concepts without."""
     encoders = list(backbone.text_encoders)
     return TokenVectors(
         {

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -245,6 +245,10 @@ class Trainer:
         self._optimizer_state = state["optimizer"]
         self.scaler.load_state_dict(state["scaler"])
         self._take_back(state["chance"])
+
+    def opened(self, phase: Phase) -> AbstractContextManager[Objective]:
+        """The objective of a phase, with all that it puts into the models, to look at a step."""
+        return self._phase(phase)
 
     def farewell(self, again: str) -> str:
         """What to tell a user who stopped the run; `again` says how it goes on from its state."""

@@ -88,6 +88,13 @@ class ComfyBackbone:
         return {key: part.encoder.transformer for key, part in self._text.items()}
 
     @property
+    def modules(self) -> dict[str, nn.Module]:
+        """Every network of the model by name."""
+        parts = {"unet": self.unet, "text": self._clip.cond_stage_model}
+        parts["vae"] = self._vae.first_stage_model
+        return {**parts, "decoder": self._decoder.first_stage_model}
+
+    @property
     def device(self) -> torch.device:
         return self._model.load_device
 

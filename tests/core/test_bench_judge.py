@@ -11,10 +11,11 @@ from torch import Tensor
 
 from magicapture.backbones import load_backbone
 from magicapture.bench.judge import Case, Judge
-from magicapture.bench.machine import PeakMemory, machine
+from magicapture.bench.machine import machine
 from magicapture.bench.sets import Shots
 from magicapture.bench.style import Space, StyleReader
 from magicapture.errors import InputError
+from magicapture.memory import PeakMemory
 from magicapture.paperdoll import (
     SIZE,
     Doll,

@@ -1,0 +1,188 @@
+"""A training without values: each phase's step run on fake weights, for its bytes and FLOPs.
+
+It is the trainer's own step, with the losses, checkpoints and taps of the recipe and the photos'
+own faces, so that no formula of any network's layers is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import Backbone
+from ..config import Phase, Recipe
+from ..data import LatentCache, Learnable, Photo
+from ..data.cache import encoded_at_once
+from ..faces.embed import FaceEmbedder, alignment_of
+from ..identity import ColourBlind, IdentityLoss
+from ..losses import needs, tasks_of
+from ..prompts import prompt_for
+from ..tokens import Prompt
+from ..training import Trainer, TrainingJob
+from ..training.batches import Batches
+from ..training.job import generator
+from ..training.prepare import Materials, token_vectors
+from .footprint import DRAWING_STEPS, Footprint, StepCost, mean_flops, tensor_bytes
+from .ledger import Ledger, faked
+
+_CLEAN = 0.02
+"""Share of the noise levels at which the rehearsed rows are: the identity loss acts there."""
+
+
+def rehearse(
+    job: TrainingJob,
+    backbone: Backbone,
+    embedder: FaceEmbedder | None = None,
+    dtype: torch.dtype | None = None,
+) -> Footprint:
+    """What a training takes, found without computing anything; inside of `backbone.training`.
+
+    job: fitted to the backbone's family. dtype: of the frozen models, if not their own. The words
+    loss and a prior count as if they acted in every step; of a face embedder in TorchScript, which
+    has no shapes to follow, the decoder alone.
+    """
+    pictures = max(len(of.photos) for of in job.learnables) * max(1, job.recipe.variants)
+    job, one_task = replace(job, recipe=_whole(job.recipe)), job.recipe.batching == "one_task"
+    networks, job = list(backbone.modules.values()), job.with_landmarks()
+    if isinstance(embedder, nn.Module) and not _is_script(embedder):
+        networks.append(embedder)
+    elif embedder is not None:
+        embedder = _Averaged(embedder)
+    materials = Materials(token_vectors(job, backbone), _batches(job, backbone), None, "")
+    trainer = Trainer(job, backbone, materials, lambda event: None)
+    costs = []
+    for phase in job.recipe.phases:
+        if phase.steps:
+            cost = _step(trainer, phase, embedder, networks, dtype)
+            tasks = len(tasks_of(phase, job.recipe)) if one_task else 1
+            costs.append(replace(cost, flops=cost.flops // tasks))
+    with faked([*networks, materials.vectors], dtype) as fakes, torch.no_grad():
+        weights = tensor_bytes(fake for fake in fakes if fake.device == backbone.device)
+        encoding = _pass(fakes, lambda: _encode(backbone, job.recipe.side, pictures))
+        network = _pass(fakes, lambda: _predict(trainer, rows=2))
+        decoding = _pass(fakes, lambda: backbone.decode_fast(_latents(trainer, rows=1)))
+    drawn = DRAWING_STEPS * network.flops + decoding.flops
+    drawing = max(network.peak, decoding.peak)
+    return Footprint(weights, encoding.peak, drawing, drawn, tuple(costs))
+
+
+def _whole(recipe: Recipe) -> Recipe:
+    """The recipe with each task in every step, and no photo encoded before it is asked for."""
+    turns = "in_turn" if recipe.batching == "one_task" else recipe.batching
+    words = replace(recipe.words, every=1)
+    return replace(recipe, batching=turns, words=words, variants=0)
+
+
+def _batches(job: TrainingJob, backbone: Backbone) -> Batches:
+    """Batches whose latents are zeros, of the photo of each whose face is the largest."""
+    cells = job.recipe.side // backbone.downscale
+
+    def zeros(images: Tensor) -> Tensor:
+        return torch.zeros(len(images), backbone.latent_channels, cells, cells)
+
+    def encoded(learnable: Learnable) -> LatentCache:
+        largest = max(learnable.photos.photos, key=face_share)
+        photos = replace(learnable.photos, photos=(largest,))
+        return LatentCache(photos, job.recipe, zeros, downscale=backbone.downscale, seed=0)
+
+    source, reference = map(encoded, job.learnables)
+    prior = zeros(torch.empty(1)) if "class images" in needs(job.recipe) else None
+    levels = backbone.schedule.levels
+    return Batches(job.recipe, levels, *job.concepts, source, reference, None, prior)
+
+
+def face_share(photo: Photo) -> float:
+    """How large the face in a photo is: the spread of its landmarks over the shorter side."""
+    if photo.landmarks is None:
+        return 0.0
+    spread = photo.landmarks.amax(0) - photo.landmarks.amin(0)
+    return float(spread.max()) / min(photo.size)
+
+
+def _step(
+    trainer: Trainer,
+    phase: Phase,
+    embedder: FaceEmbedder | None,
+    networks: Sequence[nn.Module],
+    dtype: torch.dtype | None,
+) -> StepCost:
+    """One step of a phase, of rows so clean that the identity loss acts."""
+    backbone, recipe = trainer.backbone, trainer.recipe
+    rows = trainer.materials.batches.rows(phase, generator(trainer.job.seed, "rehearsal"))
+    rows = [replace(row, timestep=backbone.schedule.levels.at(_CLEAN)) for row in rows]
+    chunks = [[row] for row in rows] if recipe.batching == "in_turn" else [rows]
+    identity: list[int] = []
+    with trainer.opened(phase) as objective, faked([*networks, trainer.vectors], dtype) as fakes:
+        with Ledger(fakes) as ledger:
+            if embedder is not None and "face model" in needs(phase):
+                judge = _judge(backbone, recipe, embedder)
+                objective = replace(objective, identity=ledger.counting(judge, identity.append))
+            for chunk in chunks * min(2, recipe.accumulation):  # the second finds gradients there
+                objective(chunk).total.backward()
+        trained = sum(fake.numel() for fake in fakes if fake.grad is not None)
+    flops = mean_flops(ledger.flops, sum(identity), _acts(backbone, phase, recipe))
+    flops = flops * recipe.accumulation // min(2, recipe.accumulation)
+    return StepCost(phase.name, phase.steps, trained, ledger.peak, flops)
+
+
+def _judge(backbone: Backbone, recipe: Recipe, embedder: FaceEmbedder) -> IdentityLoss:
+    """The identity loss against a target that is no one's."""
+    if recipe.identity.colour_blind:
+        embedder = ColourBlind(embedder)
+    side = alignment_of(embedder).size
+    with torch.no_grad():
+        width = embedder(torch.zeros(1, 3, side, side, device=backbone.device)).shape[-1]
+    target = torch.ones(1, width)
+    return IdentityLoss(embedder, backbone.decode_fast, backbone.downscale, target, recipe.identity)
+
+
+def _acts(backbone: Backbone, phase: Phase, recipe: Recipe) -> float:
+    """The share of a phase's steps in which the identity loss acts."""
+    if recipe.identity.separate_pass:
+        return 1.0
+    levels = backbone.schedule.levels
+    typical = levels.typical()
+    drawn = typical[typical <= levels.at(phase.share)]
+    below = drawn < levels.limit(recipe.snr(recipe.identity.min_snr))
+    return float(below.float().mean())
+
+
+def _pass(fakes: Sequence[Tensor], run: Callable[[], object]) -> Ledger:
+    with Ledger(fakes) as ledger:
+        run()
+    return ledger
+
+
+def _latents(trainer: Trainer, rows: int) -> Tensor:
+    latents = trainer.materials.batches.reference.any(generator(0, "rehearsal")).latents
+    return latents.expand(rows, -1, -1, -1).to(trainer.backbone.device)
+
+
+def _encode(backbone: Backbone, side: int, pictures: int) -> None:
+    backbone.encode(torch.zeros(min(encoded_at_once(side), pictures), 3, side, side))
+
+
+def _predict(trainer: Trainer, rows: int) -> None:
+    """One pass as a sampler asks for it, of a prompt and of a negative one."""
+    backbone = trainer.backbone
+    prompt = Prompt(prompt_for(trainer.job.concepts, trainer.recipe.prompts))
+    conditioning = backbone.encode_prompts([prompt] * rows, trainer.vectors)
+    level = torch.tensor([backbone.schedule.levels.at(_CLEAN)] * rows, device=backbone.device)
+    backbone.predict(_latents(trainer, rows), level, conditioning)
+
+
+def _is_script(embedder: nn.Module) -> bool:
+    return any(isinstance(module, torch.jit.ScriptModule) for module in embedder.modules())
+
+
+class _Averaged:
+    """Stands for a face embedder that fake tensors do not run through."""
+
+    def __init__(self, embedder: FaceEmbedder) -> None:
+        self.alignment = alignment_of(embedder)
+
+    def __call__(self, faces: Tensor) -> Tensor:
+        return faces.mean(dim=(2, 3))
