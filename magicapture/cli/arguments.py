@@ -28,6 +28,7 @@ from .masks import masks
 from .model import DTYPES
 from .models import models
 from .options import Group, Parser, option, setting_option
+from .plan import plan
 from .recipe import recipes
 from .sample import DRAWN_BY, sample
 from .train import train
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     for command, add in (
         (demo, _add_demo),
         (train, _add_train),
+        (plan, _add_plan),
         (sample, _add_sample),
         (card, _add_card),
         (masks, _add_masks),
@@ -120,7 +122,22 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         optional=True,
     )
     _add_base(parser)
-    _add_recipe(parser.add_argument_group("recipe"))
+    settings = parser.add_argument_group("recipe")
+    _add_recipe(settings)
+    option(
+        settings,
+        "--fit",
+        float,
+        "Change batching, checkpointing and resolution, as little as it takes, to fit in so many "
+        "GB, or without a number in the memory there is.",
+        shown="the settings stay",
+        nargs="?",
+        const=0.0,
+        metavar="GB",
+    )
+    settings.add_argument(
+        "--anyway", action="store_true", help="Train though the memory will not be enough."
+    )
     result = parser.add_argument_group("result")
     add = result.add_argument
     add("--out", required=True, metavar="NAME", help="Name of the LoRA's file, without ending.")
@@ -161,6 +178,35 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         metavar="N",
     )
     add("--fresh", action="store_true", help="Start over, though a stopped run could go on.")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("plan")
+    option(
+        what,
+        "--fit",
+        float,
+        "Which settings fit in so many GB, the cheapest first.",
+        shown="what this device has",
+        metavar="GB",
+    )
+    option(
+        what,
+        "--measure",
+        int,
+        "Take N real steps of each phase first, on pictures of noise, so that time is known.",
+        shown="none; what was measured before counts",
+        metavar="N",
+    )
+    option(what, "--preview-every", int, "As for train.", default=0, metavar="N")
+    _add_json(what)
+    _add_faces(
+        parser.add_argument_group("faces"),
+        face_model="A face recognition model, for the identity loss.",
+        optional=True,
+    )
+    _add_base(parser)
+    _add_recipe(parser.add_argument_group("recipe"))
 
 
 def _add_recipe(group: Group) -> None:

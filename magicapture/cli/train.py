@@ -20,6 +20,7 @@ from ..prompts import as_embeddings
 from ..tokens import Concept
 from ..training import Trainer, TrainingJob
 from .faces import embedder_from, faces_found
+from .fit import announced, fitted, heard
 from .model import backbone_from
 from .options import MAX_SEED, require_range, require_text
 from .progress import Progress, clock
@@ -36,6 +37,7 @@ def train(arguments: argparse.Namespace) -> None:
     require_range("--preview-every", arguments.preview_every, 0)
     require_range("--save-every", arguments.save_every, 0)
     check_consent(arguments.consent)
+    require_range("--fit", arguments.fit or 0, 0)
     folder: Path = arguments.out_dir
     lora = lora_file(folder, arguments.out)
     embeddings = lora.parent / "embeddings"
@@ -49,19 +51,23 @@ def train(arguments: argparse.Namespace) -> None:
     job.check()  # before gigabytes are read
     backbone = backbone_from(arguments, job.recipe.precision)
     previews, made_with = lora.with_name(f"{lora.stem}-previews"), not arguments.no_made_with
+    job = fitted(arguments, job, backbone, embedder)
+    watch = announced(arguments, job, backbone, embedder)
     with (
         Progress(previews, made_with) as progress,
         Trainer.open(
             job,
             backbone,
             embedder=embedder,
-            listener=progress,
+            listener=heard(progress, watch),
             state_folder=arguments.states or folder / "states",
             save_every=arguments.save_every,
             fresh=arguments.fresh,
         ) as trainer,
     ):
         try:
+            if watch is not None:
+                watch.begin()
             started, before = time.monotonic(), trainer.step
             adapter = trainer.run(preview_every=arguments.preview_every)
             progress.close()

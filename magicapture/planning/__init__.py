@@ -5,6 +5,7 @@ from .footprint import GB, Footprint, StepCost, duration, gigabytes
 from .plan import Plan, attempted, planned
 from .records import Record, Records
 from .room import Room, room
+from .trial import noise_job, tried
 from .watch import AFTER, Watch
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "fits",
     "fitting",
     "gigabytes",
+    "noise_job",
     "planned",
     "quantised",
     "room",
+    "tried",
 ]

@@ -80,14 +80,20 @@ class Ledger(TorchDispatchMode):
         self.live -= self._sizes.pop(key)
 
 
+def fake_mode() -> FakeTensorMode:
+    """The mode that fake tensors which meet each other have in common."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
 @contextmanager
-def faked(modules: Iterable[nn.Module], dtype: torch.dtype | None = None) -> Iterator[list[Tensor]]:
+def faked(
+    modules: Iterable[nn.Module], mode: FakeTensorMode, dtype: torch.dtype | None = None
+) -> Iterator[list[Tensor]]:
     """Hang fake parameters and buffers into modules, and put back the very same ones after.
 
     dtype: of the frozen ones that hold floats; None leaves it. Yields the fake ones. What is
     computed with them is fake as well; what is not stays real.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     made: dict[int, tuple[Tensor, Tensor]] = {}  # with the real one, whose id is then not reused
     before: list[tuple[dict[str, Any], str, Tensor]] = []
     try:

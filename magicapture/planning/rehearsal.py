@@ -6,8 +6,9 @@ own faces, so that no formula of any network's layers is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from ..config import Phase, Recipe
 from ..data import LatentCache, Learnable, Photo
 from ..data.cache import encoded_at_once
 from ..faces.embed import FaceEmbedder, alignment_of
+from ..families import FAMILIES
 from ..identity import ColourBlind, IdentityLoss
 from ..losses import needs, tasks_of
 from ..prompts import prompt_for
@@ -26,7 +28,7 @@ from ..training.batches import Batches
 from ..training.job import generator
 from ..training.prepare import Materials, token_vectors
 from .footprint import DRAWING_STEPS, Footprint, StepCost, mean_flops, tensor_bytes
-from .ledger import Ledger, faked
+from .ledger import Ledger, fake_mode, faked
 
 _CLEAN = 0.02
 """Share of the noise levels at which the rehearsed rows are: the identity loss acts there."""
@@ -46,20 +48,18 @@ def rehearse(
     """
     pictures = max(len(of.photos) for of in job.learnables) * max(1, job.recipe.variants)
     job, one_task = replace(job, recipe=_whole(job.recipe)), job.recipe.batching == "one_task"
-    networks, job = list(backbone.modules.values()), job.with_landmarks()
-    if isinstance(embedder, nn.Module) and not _is_script(embedder):
-        networks.append(embedder)
-    elif embedder is not None:
+    networks, job = _Networks.of(backbone, embedder, dtype), job.with_landmarks()
+    if embedder is not None and embedder not in networks.kept:
         embedder = _Averaged(embedder)
     materials = Materials(token_vectors(job, backbone), _batches(job, backbone), None, "")
     trainer = Trainer(job, backbone, materials, lambda event: None)
     costs = []
     for phase in job.recipe.phases:
         if phase.steps:
-            cost = _step(trainer, phase, embedder, networks, dtype)
+            cost = _step(trainer, phase, embedder, networks)
             tasks = len(tasks_of(phase, job.recipe)) if one_task else 1
             costs.append(replace(cost, flops=cost.flops // tasks))
-    with faked([*networks, materials.vectors], dtype) as fakes, torch.no_grad():
+    with networks.faked(materials.vectors) as fakes, torch.no_grad():
         weights = tensor_bytes(fake for fake in fakes if fake.device == backbone.device)
         encoding = _pass(fakes, lambda: _encode(backbone, job.recipe.side, pictures))
         network = _pass(fakes, lambda: _predict(trainer, rows=2))
@@ -67,6 +67,36 @@ def rehearse(
     drawn = DRAWING_STEPS * network.flops + decoding.flops
     drawing = max(network.peak, decoding.peak)
     return Footprint(weights, encoding.peak, drawing, drawn, tuple(costs))
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """Those that are cast to a dtype, where there is one, and those that keep their own."""
+
+    cast: Sequence[nn.Module]
+    kept: Sequence[nn.Module]
+    dtype: torch.dtype | None
+
+    @classmethod
+    def of(
+        cls, backbone: Backbone, embedder: FaceEmbedder | None, dtype: torch.dtype | None
+    ) -> _Networks:
+        """A backbone's, as `Backbone.training` casts them, and a face embedder with shapes."""
+        parts = dict(backbone.modules)
+        kept = [] if FAMILIES[backbone.family].half_vae else [parts.pop("vae")]
+        if isinstance(embedder, nn.Module) and not _is_script(embedder):
+            kept.append(embedder)
+        return cls(list(parts.values()), kept, dtype)
+
+    @contextmanager
+    def faked(self, vectors: nn.Module) -> Iterator[list[Tensor]]:
+        """All of them, and the token vectors, with fake weights."""
+        mode = fake_mode()
+        with (
+            faked([*self.kept, vectors], mode) as kept,
+            faked(self.cast, mode, self.dtype) as cast,
+        ):
+            yield [*kept, *cast]
 
 
 def _whole(recipe: Recipe) -> Recipe:
@@ -106,8 +136,7 @@ def _step(
     trainer: Trainer,
     phase: Phase,
     embedder: FaceEmbedder | None,
-    networks: Sequence[nn.Module],
-    dtype: torch.dtype | None,
+    networks: _Networks,
 ) -> StepCost:
     """One step of a phase, of rows so clean that the identity loss acts."""
     backbone, recipe = trainer.backbone, trainer.recipe
@@ -115,7 +144,7 @@ def _step(
     rows = [replace(row, timestep=backbone.schedule.levels.at(_CLEAN)) for row in rows]
     chunks = [[row] for row in rows] if recipe.batching == "in_turn" else [rows]
     identity: list[int] = []
-    with trainer.opened(phase) as objective, faked([*networks, trainer.vectors], dtype) as fakes:
+    with trainer.opened(phase) as objective, networks.faked(trainer.vectors) as fakes:
         with Ledger(fakes) as ledger:
             if embedder is not None and "face model" in needs(phase):
                 judge = _judge(backbone, recipe, embedder)
