@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..magicapture.adapters import Adapter
+from ..magicapture.backbone import Backbone
+from ..magicapture.faces.embed import FaceEmbedder
 from ..magicapture.liveview import LiveView, Standing, thumbnails
+from ..magicapture.planning import Watch, attempted
 from ..magicapture.plot import loss_curves
 from ..magicapture.training import (
     Event,
@@ -32,6 +35,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_LESS = (
+    "It may stop half-way: turn on save_memory in Tune Recipe, lower the resolution, or connect a "
+    "TAESD as fast_decoder."
+)
+
 REDRAW = 2.0
 """Seconds between two pictures."""
 
@@ -46,6 +54,9 @@ class Monitor:
         self.previews: list[Tensor] = []
         self.leakages: list[dict[str, float]] = []
         self.warnings: list[str] = []
+        self.needs = ""  # what the run needs, as planned and later as measured
+        self.job = job
+        self._watch: Watch | None = None
         photos, portraits = (learnable.photos.images for learnable in job.learnables)
         self.view = LiveView(
             {
@@ -64,12 +75,33 @@ class Monitor:
         self._drawing = 0.0  # seconds that the newest preview took
         self._tell(0, 1, Standing("Checking photos and model", detail=self._ahead))
 
+    def plan(self, backbone: Backbone, embedder: FaceEmbedder | None) -> None:
+        """Find out what the run needs before it begins, and follow it with that in view.
+
+        Too little memory is said and does not stop it: ComfyUI may make room that none can foresee.
+        """
+        self._tell(0, 1, Standing("Looking at what it needs", detail=self._ahead))
+        plan = attempted(self.job, backbone, embedder, self.preview_every)
+        if plan is None:
+            return
+        self._needs(plan.line())
+        if shortage := plan.shortage():
+            self.warnings.append(f"{shortage} {_LESS}")
+            logger.warning("Train MagiCapture: %s", self.warnings[-1])
+        self._watch = Watch(plan, backbone.device, self._needs)
+
+    def _needs(self, line: str) -> None:
+        self.needs = line
+        logger.info("Train MagiCapture: %s", line)
+
     @property
     def _ahead(self) -> str:
         return f"before step 1 of {self.view.steps}"
 
     def begin(self, trainer: Trainer) -> None:
         """Follow a trainer that is ready; its first step may take a while."""
+        if self._watch is not None:
+            self._watch.begin()
         self.view.history = trainer.history
         if trainer.step < trainer.steps:
             detail = "the first step" if not trainer.step else f"going on after step {trainer.step}"
@@ -87,11 +119,14 @@ class Monitor:
         elif isinstance(event, Previewed):
             self._previewed(event)
         elif isinstance(event, Stepped):
+            if self._watch is not None:
+                self._watch(event)
             self._stepped(event)
 
     def say(self, text: str) -> None:
-        """Show a text under the node, below the warnings."""
-        show_text("\n".join([*(f"Note: {warning}" for warning in self.warnings), text]), self.node)
+        """Show a text under the node, below the warnings and what the run needs."""
+        notes = [f"Note: {warning}" for warning in self.warnings]
+        show_text("\n".join([*notes, *filter(None, (self.needs, text))]), self.node)
 
     def _prepared(self, event: Prepared) -> None:
         title = event.stage[:1].upper() + event.stage[1:]

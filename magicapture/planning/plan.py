@@ -11,7 +11,7 @@ import torch
 from ..backbone import Backbone
 from ..config import OptimizerName
 from ..environment import device_name
-from ..errors import GpuOutOfMemoryError, MagiCaptureError, OutOfMemoryError
+from ..errors import GpuOutOfMemoryError, OutOfMemoryError
 from ..faces.embed import FaceEmbedder, name_of
 from ..losses import needs
 from ..training import TrainingJob
@@ -182,11 +182,12 @@ def planned(
 def attempted(
     job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder | None, preview_every: int = 0
 ) -> Plan | None:
-    """`planned`, or None where a network does not run on fake weights: no reason not to train."""
+    """`planned`, or None where a network does not run on fake weights: no reason not to train.
+
+    What is wrong with the job is left to the training to say.
+    """
     try:
         return planned(job, backbone, embedder, preview_every=preview_every)
-    except MagiCaptureError:
-        raise
     except Exception as error:  # of whatever is in the networks, and of PyTorch's own tools
         logger.info("What this training needs is not known before its steps have run.")
         logger.debug("The rehearsal failed.", exc_info=error)
