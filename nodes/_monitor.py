@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _LESS = (
-    "It may stop half-way: turn on save_memory in Tune Recipe, lower the resolution, or connect a "
-    "TAESD as fast_decoder."
+    "It may stop half-way: turn on save_memory in Choose Recipe, lower the resolution, or connect "
+    "a TAESD as fast_decoder."
 )
 
 REDRAW = 2.0
