@@ -26,8 +26,7 @@ from .footprint import (
     program_bytes,
     tensor_bytes,
 )
-from .records import Record, Records, models_key, settings_key, with_steps
-from .rehearsal import face_share, rehearse
+from .records import Record, Records, face_share, models_key, settings_key, with_steps
 from .room import GPU, Room, room
 
 logger = logging.getLogger(__name__)
@@ -161,6 +160,8 @@ def planned(
     parts = f"{name_of(embedder)} {backbone.has_fast_decoder} {job.concepts[0].vectors}"
     key = settings_key(models, job.recipe, faces, parts)
     if (record := records.get(key)) is None:
+        from .rehearsal import rehearse  # PyTorch's fake tensors take a while to import
+
         with backbone.training(None if dtype else DTYPES[job.recipe.precision]):
             footprint = rehearse(job, backbone, embedder, dtype)
         record = Record(key, models, device, footprint, {})

@@ -16,6 +16,7 @@ import torch
 
 from ..backbone import Backbone
 from ..config import Phase, Recipe
+from ..data import Photo
 from ..errors import StorageError
 from ..files import atomic_write
 from .footprint import Footprint
@@ -154,3 +155,11 @@ def with_steps(footprint: Footprint, recipe: Recipe) -> Footprint:
     steps = [phase.steps for phase in recipe.phases if phase.steps]
     phases = zip(footprint.phases, steps, strict=True)
     return replace(footprint, phases=tuple(replace(phase, steps=count) for phase, count in phases))
+
+
+def face_share(photo: Photo) -> float:
+    """How large the face in a photo is: the spread of its landmarks over the shorter side."""
+    if photo.landmarks is None:
+        return 0.0
+    spread = photo.landmarks.amax(0) - photo.landmarks.amin(0)
+    return float(spread.max()) / min(photo.size)

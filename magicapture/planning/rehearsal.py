@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..backbone import Backbone
 from ..config import Phase, Recipe
-from ..data import LatentCache, Learnable, Photo
+from ..data import LatentCache, Learnable
 from ..data.cache import encoded_at_once
 from ..faces.embed import FaceEmbedder, alignment_of
 from ..families import FAMILIES
@@ -29,6 +29,7 @@ from ..training.job import generator
 from ..training.prepare import Materials, token_vectors
 from .footprint import DRAWING_STEPS, Footprint, StepCost, mean_flops, tensor_bytes
 from .ledger import Ledger, fake_mode, faked
+from .records import face_share
 
 _CLEAN = 0.02
 """Share of the noise levels at which the rehearsed rows are: the identity loss acts there."""
@@ -122,14 +123,6 @@ def _batches(job: TrainingJob, backbone: Backbone) -> Batches:
     prior = zeros(torch.empty(1)) if "class images" in needs(job.recipe) else None
     levels = backbone.schedule.levels
     return Batches(job.recipe, levels, *job.concepts, source, reference, None, prior)
-
-
-def face_share(photo: Photo) -> float:
-    """How large the face in a photo is: the spread of its landmarks over the shorter side."""
-    if photo.landmarks is None:
-        return 0.0
-    spread = photo.landmarks.amax(0) - photo.landmarks.amin(0)
-    return float(spread.max()) / min(photo.size)
 
 
 def _step(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,12 +12,19 @@ TINY = ["tiny", "tiny_xl", "tiny_flux", "tiny_flux1", "tiny_zimage"]
 SIDE = 128
 
 
-def job_for(pack: Any, backbone: Any, **changes: Any) -> Any:
-    planning = pack("magicapture.planning")
-    changed = pack("magicapture.recipes").changed
-    named = pack("magicapture.recipes").with_steps(pack("magicapture.recipes").recipe(), 10)
-    settings = {"resolution": SIDE, "refocus.factors": (1, 2), **changes}
-    return planning.noise_job(changed(named, settings), SIDE).fitted(backbone.family)
+def job_for(pack: Any, backbone: Any, first: int = 0, **changes: Any) -> Any:
+    """Of pictures of noise; first: its first phase."""
+    recipes = pack("magicapture.recipes")
+    settings = {"resolution": SIDE, "refocus.factors": (1, 2), "variants": 1, **changes}
+    chosen = recipes.changed(recipes.with_steps(recipes.recipe(), 10), settings)
+    chosen = replace(chosen, phases=chosen.phases[first:])
+    return pack("magicapture.planning").noise_job(chosen, SIDE).fitted(backbone.family)
+
+
+def rehearsed(pack: Any, backbone: Any, **changes: Any) -> Any:
+    rehearse = pack("magicapture.planning.rehearsal").rehearse
+    with backbone.training(None):
+        return rehearse(job_for(pack, backbone, first=1, **changes), backbone)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -24,23 +32,24 @@ def test_a_step_is_rehearsed_and_leaves_the_models_as_they_were(name, request, p
     tiny = request.getfixturevalue(name)
     before = {n: dict(of.named_parameters()) for n, of in tiny.networks.items()}
     backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
-    rehearse = pack("magicapture.planning.rehearsal").rehearse
-    with backbone.training(None):
-        plain = rehearse(job_for(pack, backbone), backbone)
-        saved = rehearse(job_for(pack, backbone, checkpointing=True), backbone)
-    assert plain.phases[-1].flops > 0 and plain.weights > 0
-    assert saved.phases[-1].activations < plain.phases[-1].activations
-    assert saved.phases[-1].flops > plain.phases[-1].flops
+    (step,) = rehearsed(pack, backbone, checkpointing=True).phases
+    assert step.flops > 0 and step.activations > 0 and step.trained > 0
     for network, of in tiny.networks.items():
         after = dict(of.named_parameters())
         assert all(after[n] is tensor for n, tensor in before[network].items())
+
+
+def test_checkpoints_save_memory_and_compute_twice(pack, tiny, executor):
+    backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
+    plain, saved = (rehearsed(pack, backbone, checkpointing=on).phases[0] for on in (False, True))
+    assert saved.activations < plain.activations and saved.flops > plain.flops
 
 
 def test_the_node_says_what_it_needs_and_then_what_was_measured(pack, tiny, caplog):
     """Under the node and in the log; too little memory is said, and stops nothing."""
     planning, monitor = pack("magicapture.planning"), pack("nodes._monitor")
     backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
-    job = job_for(pack, backbone)
+    job = job_for(pack, backbone, first=1)
     caplog.set_level("INFO")
     shown = monitor.Monitor(None, job)
     shown.plan(backbone, None)
@@ -49,9 +58,9 @@ def test_the_node_says_what_it_needs_and_then_what_was_measured(pack, tiny, capl
     training = pack("magicapture.training")
     with torch.inference_mode(False):
         for step in range(1, 11):
-            shown(training.Stepped(step, 100, "tokens", {"source": 1.0}, 1.0, 1.0, 0.5))
-    assert shown.needs.startswith("Measured over 10 steps of tokens: 0.50 s a step")
-    assert planning.Records().get(shown._watch.plan.record.key).seconds == {"tokens": 0.5}
+            shown(training.Stepped(step, 100, "tokens and LoRA", {"source": 1.0}, 1.0, 1.0, 0.5))
+    assert shown.needs.startswith("Measured over 10 steps of tokens and LoRA: 0.50 s a step")
+    assert planning.Records().get(shown._watch.plan.record.key).seconds == {"tokens and LoRA": 0.5}
 
 
 def test_the_node_warns_where_there_is_too_little(pack, tiny, monkeypatch):
@@ -60,6 +69,6 @@ def test_the_node_warns_where_there_is_too_little(pack, tiny, monkeypatch):
     small = type(found)(found.what, found.name, found.total // 10**4, found.held, found.reach)
     monkeypatch.setattr(plan, "room", lambda device: small)
     backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
-    shown = monitor.Monitor(None, job_for(pack, backbone))
+    shown = monitor.Monitor(None, job_for(pack, backbone, first=1))
     shown.plan(backbone, None)
     assert "more than this computer has. It may stop half-way" in shown.warnings[0]
