@@ -129,7 +129,8 @@ def gigabytes(count: float) -> str:
 def duration(seconds: float) -> str:
     """A rough time in words: "40 seconds", "12 minutes", "2.5 hours"."""
     if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
+        count = max(1, round(seconds))
+        return f"{count} second{'s' * (count > 1)}"
     if seconds < 90 * 60:
         return f"{round(seconds / 60)} minutes"
     return f"{seconds / 3600:.1f} hours"

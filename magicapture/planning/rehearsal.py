@@ -61,7 +61,8 @@ def rehearse(
             tasks = len(tasks_of(phase, job.recipe)) if one_task else 1
             costs.append(replace(cost, flops=cost.flops // tasks))
     with networks.faked(materials.vectors) as fakes, torch.no_grad():
-        weights = tensor_bytes(fake for fake in fakes if fake.device == backbone.device)
+        here = backbone.device.type  # weights that wait elsewhere are brought over at each use
+        weights = tensor_bytes(fake for fake in fakes if fake.device.type == here)
         encoding = _pass(fakes, lambda: _encode(backbone, job.recipe.side, pictures))
         network = _pass(fakes, lambda: _predict(trainer, rows=2))
         decoding = _pass(fakes, lambda: backbone.decode_fast(_latents(trainer, rows=1)))
@@ -143,7 +144,10 @@ def _step(
                 judge = _judge(backbone, recipe, embedder)
                 objective = replace(objective, identity=ledger.counting(judge, identity.append))
             for chunk in chunks * min(2, recipe.accumulation):  # the second finds gradients there
-                objective(chunk).total.backward()
+                total = objective(chunk).total
+                if total.requires_grad:  # a row of the identity loss alone may have no loss
+                    total.backward()
+                del total
         trained = sum(fake.numel() for fake in fakes if fake.grad is not None)
     flops = mean_flops(ledger.flops, sum(identity), _acts(backbone, phase, recipe))
     flops = flops * recipe.accumulation // min(2, recipe.accumulation)

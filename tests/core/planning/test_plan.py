@@ -84,7 +84,7 @@ def test_the_line_says_what_is_known() -> None:
     assert line == "Training needs about 8.0 GB; this GPU has 24.0 GB. About 22 minutes."
     assert plan(room=None).line().startswith("Training needs about 8.0 GB. That is")
     texts = [duration(seconds) for seconds in (0.2, 40, 120, 5000, 9000)]
-    assert texts == ["1 seconds", "40 seconds", "2 minutes", "83 minutes", "2.5 hours"]
+    assert texts == ["1 second", "40 seconds", "2 minutes", "83 minutes", "2.5 hours"]
 
 
 @pytest.mark.parametrize(
