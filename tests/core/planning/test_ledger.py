@@ -42,16 +42,14 @@ def test_flops_are_those_of_the_products() -> None:
 
 
 def test_the_peak_is_what_autograd_keeps() -> None:
-    """Each square keeps its input; at the most its output, or a gradient, is there beside."""
+    """Each square keeps its input; beside them are the gradient and what its formula makes."""
     map_ = 4 * ROWS * WIDTH
     peak = run(network()).peak
-    assert LAYERS * map_ <= peak <= (LAYERS + 3) * map_
+    assert LAYERS * map_ <= peak <= (LAYERS + 4) * map_ + 64
 
 
 def test_checkpoints_keep_inputs_alone_and_compute_twice() -> None:
     plain, of = run(network()), network()
-    with checkpointed([of[:2], of[2:]]):
-        pass  # slices are modules of their own: those in the network are wrapped below
     halves = nn.Sequential(of[:2], of[2:])
     with checkpointed(halves):
         saved = run(halves)
