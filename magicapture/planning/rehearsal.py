@@ -104,8 +104,8 @@ class _Networks:
 def _whole(recipe: Recipe) -> Recipe:
     """The recipe with each task in every step, and no photo encoded before it is asked for."""
     turns = "in_turn" if recipe.batching == "one_task" else recipe.batching
-    words = replace(recipe.words, every=1)
-    return replace(recipe, batching=turns, words=words, variants=0)
+    words, empty = replace(recipe.words, every=1), replace(recipe.unconditional, every=1)
+    return replace(recipe, batching=turns, words=words, unconditional=empty, variants=0)
 
 
 def _batches(job: TrainingJob, backbone: Backbone) -> Batches:
