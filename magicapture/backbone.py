@@ -130,6 +130,10 @@ class Backbone(Protocol):
         What the network itself is told of t, and the sign of its output, are the backbone's own.
         """
 
+    @property
+    def picture_encoder(self) -> nn.Module:
+        """The VAE's encoder, for what listens to its layers."""
+
     def encode(self, images: Tensor) -> Tensor:
         """Images to the mode of their latents, without gradient."""
 

@@ -162,6 +162,12 @@ class DiffusersBackbone:
             return flux_pass(*given, told).to(noisy.dtype)
         return unet_pass(*given, self.downscale).to(noisy.dtype)
 
+    @property
+    def picture_encoder(self) -> nn.Module:
+        """The VAE's encoder, for what listens to its layers."""
+        encoder: nn.Module = self.vae.encoder
+        return encoder
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images to the mode of their latents (float32), without gradient."""

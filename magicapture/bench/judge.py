@@ -9,16 +9,15 @@ import torch
 from torch import Tensor
 
 from ..clip import Clip
-from ..config import Recipe
-from ..data import Photo, variant
+from ..data import central
 from ..errors import InputError
 from ..faces.analyzer import FaceAnalyzer, embed_faces
 from ..faces.masks import face_mask
 from ..metrics import among, both, floor, likeness
 from ..metrics.shown import copy_distance, nearest, small
 from ..person import Person
+from ..style import Space, StyleReader
 from .sets import Shots
-from .style import Space, StyleReader
 
 _ALIKE = 0.05  # below it portraits share no style that could be measured
 
@@ -195,7 +194,7 @@ class Judge:
         photos = [*shots.used, *shots.held]
         marks = [photo.landmarks for photo in photos if photo.landmarks is not None]
         faces = embed_faces(self.analyzer.embedder, [p.image for p in photos], marks).cpu()
-        squares = [_square(photo, self.side) for photo in photos]
+        squares = [central(photo, self.side) for photo in photos]
         styles = [
             self.reader(self.reader.painted(square.image), square.face_mask) for square in squares
         ]
@@ -209,10 +208,3 @@ class Judge:
     def _clip(self, vectors: Tensor) -> Tensor:
         assert self.clip_space is not None
         return self.clip_space(vectors)
-
-
-def _square(photo: Photo, side: int) -> Photo:
-    """A photo's central square, as training sees it without chance."""
-    plain = Recipe(resolution=side, flip=False, jitter=0.0, zoom=0.0)
-    seen = variant(photo, plain, torch.Generator().manual_seed(0))
-    return Photo(seen.image, seen.face_mask, seen.landmarks, name=photo.name)

@@ -24,10 +24,10 @@ from ..faces.protocols import Detector, Parser
 from ..memory import PeakMemory
 from ..prompts import prompt_for, with_edit
 from ..sampling import adapted, sample
+from ..style import StyleReader
 from ..training import Event, Listener, Prepared, Resumed, Stepped, Trainer
 from .judge import Case, Judge
 from .plan import Plan, Trial
-from .style import StyleReader
 
 logger = logging.getLogger(__name__)
 

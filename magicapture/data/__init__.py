@@ -1,6 +1,6 @@
 """Photos in: a concept's photos, checks, masks, augmentation, latents."""
 
-from .augment import Variant, variant
+from .augment import Variant, central, variant
 from .cache import EncodedVariant, LatentCache
 from .checks import check_photos
 from .concepts import Learnable
@@ -17,6 +17,7 @@ __all__ = [
     "Variant",
     "area_share",
     "binarise",
+    "central",
     "check_photos",
     "fingerprint",
     "load_folder",

@@ -85,6 +85,13 @@ def variant(photo: Photo, recipe: Recipe, generator: Generator) -> Variant:
     )
 
 
+def central(photo: Photo, side: int) -> Photo:
+    """A photo as training sees it without chance: its square, `side` pixels, unchanged else."""
+    plain = Recipe(resolution=side, flip=False, jitter=0.0, zoom=0.0)
+    seen = variant(photo, plain, Generator().manual_seed(0))
+    return Photo(seen.image, seen.face_mask, seen.landmarks, name=photo.name)
+
+
 def _lit(image: Tensor, jitter: float, brightness: float, contrast: float) -> Tensor:
     """Brightness and contrast times a factor in 1 - jitter..1 + jitter, from numbers in 0..1."""
     if not jitter:

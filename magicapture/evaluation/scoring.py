@@ -59,7 +59,7 @@ def evaluate(
         seen, asked, lost = [], [], []
         for one in given:
             try:
-                seen.append(_seen(one, against, models))
+                seen.append(see_picture(one.name, one.read(), against, models))
                 asked.append(None if one.prompt is None else texts.get(one.prompt))
             except InputError as error:
                 lost.append(f"{one.name}: {error}")
@@ -186,14 +186,15 @@ def _texts(
     return found
 
 
-def _seen(given: Given, against: References, models: Models) -> Seen:
-    """Look at a picture: of several faces the one most like the person counts, else the largest."""
-    image, analyzer = given.read(), models.analyzer
+def see_picture(name: str, image: Tensor, against: References, models: Models) -> Seen:
+    """Look at a picture (3,H,W): of several faces the one most like the person counts, else the
+    largest."""
+    analyzer = models.analyzer
     faces = analyzer.detector(image)
     face: tuple[int, Tensor | None] | None = (0, None) if faces else None
     if faces and against.person is not None:
         face = against.person.among(image, faces, analyzer)
-    return see(image, given.name, faces, face, models, tones=against.tones)
+    return see(image, name, faces, face, models, tones=against.tones)
 
 
 def _lines(seen: Sequence[Seen], found: Values) -> tuple[Line, ...]:

@@ -69,5 +69,17 @@ class Previewed:
         return mean_leakage(self.token_maps)
 
 
-Event = Prepared | Warned | Resumed | Stepped | Previewed
+@dataclass(frozen=True)
+class Scored:
+    """The adapter after `step` steps is kept, and its pictures are scored.
+
+    scores: means by column, as `checkpoints.Record` has them. best: the step that is marked so far.
+    """
+
+    step: int
+    scores: Mapping[str, float]
+    best: int
+
+
+Event = Prepared | Warned | Resumed | Stepped | Previewed | Scored
 Listener = Callable[[Event], None]

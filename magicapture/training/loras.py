@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..adapters import Adapter
 from ..backbone import Backbone
 from ..config import LoraSettings, Phase
 from ..families import FAMILIES
@@ -24,6 +25,16 @@ class Loras:
         self._network = FAMILIES[backbone.family].network
         self._remembered: dict[str, dict[str, LoraWeights]] = {}
         self._present: dict[str, InjectedLora] = {}
+
+    @classmethod
+    def of(cls, adapter: Adapter, backbone: Backbone, settings: LoraSettings) -> Loras:
+        """Those of an adapter, to be `shown`; raises InputError as `Adapter.state_for`."""
+        loras = cls(backbone, settings, 0)
+        parts = dict.fromkeys(name.partition(".")[0] for name in adapter.lora)
+        for part in parts:
+            module = loras._module(part)
+            loras._remembered[part] = adapter.state_for(part, module, backbone.parts_of(module))
+        return loras
 
     @contextmanager
     def injected(self, phase: Phase) -> Iterator[dict[str, list[nn.Parameter]]]:

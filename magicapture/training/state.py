@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import re
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,11 @@ _STATE = re.compile(r"[0-9a-f]{24}\.state")
 _LEFTOVERS = ("*.tmp-magicapture", ".*.state")
 _ABANDONED = 60.0  # seconds in which a file that is still being written has changed
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def kept_folder(state: Path) -> Path:
+    """Where the checkpoints of the run of a state lie; it goes when the state does."""
+    return state.with_suffix(".kept")
 
 
 class StateKeeper:
@@ -196,6 +202,7 @@ def _tidy(path: Path) -> None:
         ]
         for old in [*others[:-KEPT], *leftovers]:
             old.unlink(missing_ok=True)
+            shutil.rmtree(kept_folder(old), ignore_errors=True)
 
 
 def _reason(error: Exception) -> str:

@@ -38,6 +38,7 @@ from .checks import (
 from .events import Event, Listener, Previewed, Resumed, Stepped, Warned
 from .fingerprint import run_name
 from .job import TrainingJob, generator
+from .keeping import Keeping, Learned
 from .look import look
 from .loras import Loras
 from .optim import make_optimizer, set_rates, token_factors, token_groups
@@ -163,16 +164,32 @@ class Trainer:
         """The step after which each phase is over."""
         return list(accumulate(phase.steps for phase in self.recipe.phases))
 
-    def run(self, *, preview_every: int = 0, preview: SamplingSettings | None = None) -> Adapter:
-        """Train to the end and return the adapter.
+    def run(
+        self,
+        *,
+        preview_every: int = 0,
+        preview: SamplingSettings | None = None,
+        keeping: Keeping | None = None,
+    ) -> Adapter:
+        """Train to the end and return the adapter of the last step.
 
         Every `preview_every` steps and at the end (0: never) a preview is drawn, without touching
-        the run's random numbers. Whatever ends the run early, its state is saved first.
+        the run's random numbers. keeping: looks at the run after each step, such as
+        `checkpoints.Checkpoints`, and may say that it is over. Whatever ends the run early, its
+        state is saved first.
         """
+        with ExitStack() as scope:
+            if keeping:
+                scope.enter_context(keeping.following(self))
+            return self._run(preview_every, preview, keeping)
+
+    def _run(
+        self, preview_every: int, preview: SamplingSettings | None, keeping: Keeping | None
+    ) -> Adapter:
         try:
             for phase, end in zip(self.recipe.phases, self.phase_ends, strict=True):
-                if self.step < end:
-                    self._run_phase(phase, end - phase.steps, preview_every, preview)
+                if self.step < end and not (keeping and keeping.over):
+                    self._run_phase(phase, end - phase.steps, preview_every, preview, keeping)
             if preview_every and self._shown != self.step:
                 self._show(preview)
         except BaseException:
@@ -180,6 +197,11 @@ class Trainer:
             raise
         self._save()  # asked for again, this run answers at once
         return self.adapter()
+
+    @property
+    def learned(self) -> Learned:
+        """What has been learned so far, to be looked at in the models."""
+        return Learned(self.vectors, self.loras)
 
     def adapter(self) -> Adapter:
         """What has been learned so far."""
@@ -259,12 +281,17 @@ class Trainer:
     # -- a phase ------------------------------------------------------------------------------
 
     def _run_phase(
-        self, phase: Phase, first: int, preview_every: int, preview: SamplingSettings | None
+        self,
+        phase: Phase,
+        first: int,
+        preview_every: int,
+        preview: SamplingSettings | None,
+        keeping: Keeping | None,
     ) -> None:
         if self.step == first:
             self._optimizer_state = None  # that of the phase before, when resumed at its end
         with self._phase(phase) as objective, memory_explained(*_IN_LESS_MEMORY):
-            while (at := self.step - first) < phase.steps:
+            while (at := self.step - first) < phase.steps and not (keeping and keeping.over):
                 started = time.perf_counter()
                 losses, total, norm = self._step(objective, at)
                 seconds = time.perf_counter() - started
@@ -272,6 +299,8 @@ class Trainer:
                 self.tell(event)
                 if preview_every and self.step % preview_every == 0:
                     self._show(preview)
+                if keeping:
+                    keeping.stepped(self)
                 if self.keeper and self.keeper.due(self.step):
                     self.keeper.save(self.state())
 

@@ -228,6 +228,12 @@ class ComfyBackbone:
         told: Tensor = self._model.get_model_object("model_sampling").timestep(timesteps)
         return told
 
+    @property
+    def picture_encoder(self) -> nn.Module:
+        """The VAE's encoder, for what listens to its layers."""
+        encoder: nn.Module = self._vae.first_stage_model.encoder
+        return encoder
+
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images to the mode of their latents (float32), one at a time, without gradient."""

@@ -13,7 +13,6 @@ from magicapture.backbones import load_backbone
 from magicapture.bench.judge import Case, Judge
 from magicapture.bench.machine import machine
 from magicapture.bench.sets import Shots
-from magicapture.bench.style import Space, StyleReader
 from magicapture.errors import InputError
 from magicapture.memory import PeakMemory
 from magicapture.paperdoll import (
@@ -27,6 +26,7 @@ from magicapture.paperdoll import (
 from magicapture.paperdoll.faces import doll_analyzer
 from magicapture.paperdoll.pairs import pictures, references
 from magicapture.paperdoll.weights import WEIGHTS
+from magicapture.style import Space, StyleReader
 
 FIRST = 1_000_000  # of the development seeds
 USED, HELD = 4, 3

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbones import DiffusersBackbone
+from .backbone import Backbone
 
 _FLAT = 1e-3
 """Added to a spread, and the least one that is divided by."""
@@ -50,7 +50,7 @@ class Space:
 class StyleReader:
     """Reads pictures' statistics off the face by a backbone's autoencoder."""
 
-    def __init__(self, backbone: DiffusersBackbone) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone
 
     @torch.no_grad()
@@ -75,7 +75,7 @@ class StyleReader:
     def _levels(self, image: Tensor, face: Tensor | None) -> list[Tensor]:
         pixels = image[None].to(self.backbone.device)
         inside = torch.zeros_like(pixels[:, :1]) if face is None else face[None].to(pixels)
-        with torch.no_grad(), _halvings(self.backbone.vae.encoder) as seen:
+        with torch.no_grad(), _halvings(self.backbone.picture_encoder) as seen:
             latents = self.backbone.encode(pixels)
         return [_statistics(level, 1 - inside) for level in (pixels, *seen, latents)]
 
