@@ -53,7 +53,8 @@ class LiveView:
     photos: the pictures of each concept by what it is called, shown until there is a preview.
     preview: the newest, (3,H,W) in 0..1. token_maps: where the tokens look. first: each token's
     leakage at the first preview. history: the losses of each step, of `steps`; phases: the steps
-    at which one ends. note: what stands below the photos, such as when a preview comes.
+    at which one ends. scores: of the checkpoints by step. note: what stands below the photos, such
+    as when a preview comes.
     """
 
     photos: Mapping[str, Sequence[Image.Image]] = field(default_factory=dict)
@@ -63,6 +64,7 @@ class LiveView:
     history: Sequence[Mapping[str, float]] = ()
     steps: int = 1
     phases: Sequence[int] = ()
+    scores: dict[int, Mapping[str, float]] = field(default_factory=dict)
     note: str = ""
 
     def draw(self, standing: Standing) -> Image.Image:
@@ -79,9 +81,15 @@ class LiveView:
             self._draw_preview(sheet, pen, self.preview)
         if self.history:
             size = (WIDTH, HEIGHT - lower)
-            curves = loss_curves(self.history, self.steps, phases=self.phases, size=size, dpi=160)
+            curves = self.curves(size=size, dpi=160)
             sheet.paste(curves, (0, lower))
         return sheet
+
+    def curves(self, *, size: tuple[int, int], dpi: int) -> Image.Image:
+        """The losses, and the scores of the checkpoints beside them."""
+        return loss_curves(
+            self.history, self.steps, phases=self.phases, scores=self.scores, size=size, dpi=dpi
+        )
 
     def _draw_photos(self, sheet: Image.Image, pen: ImageDraw.ImageDraw, height: int) -> None:
         """Each concept's photos, one row of them below another."""

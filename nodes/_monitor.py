@@ -16,12 +16,12 @@ from ..magicapture.backbone import Backbone
 from ..magicapture.faces.embed import FaceEmbedder
 from ..magicapture.liveview import LiveView, Standing, thumbnails
 from ..magicapture.planning import Watch, attempted
-from ..magicapture.plot import loss_curves
 from ..magicapture.training import (
     Event,
     Prepared,
     Previewed,
     Resumed,
+    Scored,
     Stepped,
     Trainer,
     TrainingJob,
@@ -96,7 +96,8 @@ class Monitor:
 
     @property
     def _ahead(self) -> str:
-        return f"before step 1 of {self.view.steps}"
+        done = len(self.view.history)
+        return f"{f'after step {done}' if done else 'before step 1'} of {self.view.steps}"
 
     def begin(self, trainer: Trainer) -> None:
         """Follow a trainer that is ready; its first step may take a while."""
@@ -118,6 +119,8 @@ class Monitor:
             logger.info("Train MagiCapture goes on after step %d of %d.", event.step, event.steps)
         elif isinstance(event, Previewed):
             self._previewed(event)
+        elif isinstance(event, Scored):
+            self.view.scores[event.step] = event.scores
         elif isinstance(event, Stepped):
             if self._watch is not None:
                 self._watch(event)
@@ -193,7 +196,7 @@ class Monitor:
 
     def curves(self) -> Image:
         """The loss curves so far, as a Pillow image."""
-        return loss_curves(self.view.history, self.view.steps, phases=self.view.phases)
+        return self.view.curves(size=(1100 if self.view.scores else 640, 400), dpi=100)
 
     def finish(self, adapter: Adapter, remarks: Sequence[str] = ()) -> str:
         """The report of a finished run, which is shown and logged as well, with a last picture."""

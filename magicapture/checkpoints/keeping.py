@@ -149,8 +149,7 @@ class Checkpoints:
                 writer = csv.writer(stream)
                 writer.writerow(["step", *self._columns, "best"])
                 for one in self.records:
-                    values = (one.scores.get(name) for name in self._columns)
-                    cells = ["" if value is None else round(value, 4) for value in values]
+                    cells = [one.scores.get(name, "") for name in self._columns]
                     writer.writerow([one.step, *cells, int(one.step == self.best.step)])
 
         atomic_write(file, write)

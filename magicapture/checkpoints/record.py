@@ -77,7 +77,7 @@ class Record:
         """Means by column, in the order of COLUMNS."""
         means = {name: statistics.fmean(values) for name, values in self.pictures.items()}
         found = {**means, **self.run}
-        return {name: found[name] for name in COLUMNS if name in found}
+        return {name: round(found[name], 4) for name in COLUMNS if name in found}
 
     def worth(self, choose: Choice) -> float:
         """What the rule compares: the mean of a column, in which a picture that is a copy has 0.

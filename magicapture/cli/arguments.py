@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from ..bench import BenchSettings
+from ..checkpoints import KeepSettings
 from ..config import LabelSettings, LoraSettings, Recipe, help_of
 from ..demo import FAST_STEPS, DemoSettings
 from ..faces.embed import NORMALISATIONS
@@ -23,6 +24,7 @@ from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
 from .identity import identity
+from .keeping import NAMES as KEPT
 from .labels import SETTINGS, labels
 from .masks import masks
 from .model import DTYPES
@@ -138,6 +140,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     settings.add_argument(
         "--anyway", action="store_true", help="Train though the memory will not be enough."
     )
+    _add_keep(parser)
     result = parser.add_argument_group("result")
     add = result.add_argument
     add("--out", required=True, metavar="NAME", help="Name of the LoRA's file, without ending.")
@@ -243,6 +246,45 @@ def _add_recipe(group: Group) -> None:
         shown="none",
         action="append",
         metavar="PATH=VALUE",
+    )
+
+
+def _add_keep(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "checkpoints",
+        "With any of these the adapters of several steps are kept and scored, and the best is "
+        "saved.",
+    )
+    for name in KEPT:
+        own = "the base model's own" if name == "keep_guidance" else ""
+        setting_option(group, KeepSettings, name, shown=own)
+    early = help_of(KeepSettings, "stop_early")
+    group.add_argument("--stop-early", action="store_true", help=early)
+    option(
+        group,
+        "--take",
+        int,
+        "Save the adapter of this kept step; of a finished run without training again.",
+        shown="the marked one",
+        metavar="STEP",
+    )
+    clip = "A CLIP model that tells how alike styles are: a transformers folder, or a file."
+    option(group, "--clip", Path, clip, shown="none, the base model's autoencoder", metavar="PATH")
+    _add_judge(group, "the best found that is not the identity loss's; else that one")
+
+
+def _add_judge(group: Group, shown: str) -> None:
+    """The face recognition model that scores."""
+    option(
+        group, "--judge-model", str, "The one that scores; another.", shown=shown, metavar="FILE"
+    )
+    option(
+        group,
+        "--judge-model-input",
+        str,
+        "What its pixels are scaled to.",
+        default="arcface",
+        choices=list(NORMALISATIONS),
     )
 
 
@@ -454,18 +496,7 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         face_model="The identity loss's face recognition model.",
         optional=True,
     )
-    other = "the best found that computes something else"
-    option(
-        faces, "--judge-model", str, "The one that scores; another.", shown=other, metavar="FILE"
-    )
-    option(
-        faces,
-        "--judge-model-input",
-        str,
-        "What its pixels are scaled to.",
-        default="arcface",
-        choices=list(NORMALISATIONS),
-    )
+    _add_judge(faces, "the best found that computes something else")
     clip = "A CLIP model, as a transformers folder: scores style again, and whether edits show."
     option(faces, "--clip", Path, clip, shown="none", metavar="DIR")
     _add_base(parser)

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..training import Event, Prepared, Previewed, Resumed, Stepped, Warned
+from ..training import Event, Prepared, Previewed, Resumed, Scored, Stepped, Warned
 from .images import save_image
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Progress:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Prepared):
-            self._show(event.stage, event.done, event.total, "photo")
+            self._show(event.stage, event.done, event.total, "picture")
         elif isinstance(event, Stepped):
             bar = self._show(event.phase, event.step, event.steps, "it")
             losses = {name: f"{value:.4f}" for name, value in event.losses.items()}
@@ -51,6 +51,10 @@ class Progress:
             if event.leakages:
                 shares = ", ".join(f"{name} {share:.0%}" for name, share in event.leakages.items())
                 logger.info("Leakage after step %d: %s", event.step, shares)
+        elif isinstance(event, Scored):
+            told = ", ".join(f"{name} {value:.2f}" for name, value in event.scores.items())
+            best = "the best so far" if event.best == event.step else f"best: step {event.best}"
+            logger.info("Checkpoint of step %d, %s: %s", event.step, best, told)
         elif isinstance(event, Resumed):
             logger.info("Going on after step %d of %d.", event.step, event.steps)
         elif isinstance(event, Warned):

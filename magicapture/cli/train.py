@@ -19,6 +19,7 @@ from ..files import check_writable, spare_folders
 from ..prompts import as_embeddings
 from ..tokens import Concept
 from ..training import Trainer, TrainingJob
+from . import keeping
 from .faces import embedder_from, faces_found
 from .fit import announced, fitted, heard
 from .model import backbone_from
@@ -48,6 +49,9 @@ def train(arguments: argparse.Namespace) -> None:
     job = _job(arguments, recipe, embedder)
     for line in check_names([] if arguments.bundle else job.concepts, [embeddings], lora):
         logger.info("%s", line)
+    checkpoints = keeping.checkpoints_from(arguments, job.recipe, embedder)
+    if checkpoints:
+        keeping.check_files(lora)
     job.check()  # before gigabytes are read
     backbone = backbone_from(arguments, job.recipe.precision)
     previews, made_with = lora.with_name(f"{lora.stem}-previews"), not arguments.no_made_with
@@ -69,7 +73,7 @@ def train(arguments: argparse.Namespace) -> None:
             if watch is not None:
                 watch.begin()
             started, before = time.monotonic(), trainer.step
-            adapter = trainer.run(preview_every=arguments.preview_every)
+            adapter = trainer.run(preview_every=arguments.preview_every, keeping=checkpoints)
             progress.close()
             seconds, steps = time.monotonic() - started, trainer.step - before
             logger.info("%s", f"Trained {steps} steps of {job.recipe.name} in {clock(seconds)}.")
@@ -79,6 +83,9 @@ def train(arguments: argparse.Namespace) -> None:
                 again = "the same command goes on from there; with --fresh it starts over."
                 logger.info("%s", trainer.farewell(again))
             raise
+    if checkpoints:
+        keeping.write(checkpoints, lora)
+        adapter = checkpoints.adapter(arguments.take)
     files = save_adapter(
         credited(adapter, arguments.consent, made_with, base=Path(arguments.base).stem),
         folder,

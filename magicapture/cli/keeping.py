@@ -1,0 +1,102 @@
+"""`magicapture train --keep`: what checkpoints are kept and measured with, and what is written."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+from ..checkpoints import Checkpoints, Keep, KeepSettings
+from ..clip import load_clip
+from ..config import Recipe
+from ..errors import InputError, StorageError
+from ..faces.analyzer import FaceAnalyzer
+from ..faces.embed import FaceEmbeddingNetwork, load_face_embedder
+from ..faces.find import best, places
+from .faces import detector_from, parser_from
+from .images import save_image
+from .model import device_from
+from .options import settings_from
+from .outputs import check_report, write_json
+
+logger = logging.getLogger(__name__)
+
+COMMAND = "magicapture train"
+NAMES = ("keep", "keep_every", "keep_seeds", "choose", "keep_guidance")
+"""The settings that have an option with a value."""
+
+
+def asked_for(arguments: argparse.Namespace) -> bool:
+    """Whether any option of checkpoints is given."""
+    given = [getattr(arguments, name) for name in (*NAMES, "take")]
+    return arguments.stop_early or any(value is not None for value in given)
+
+
+def checkpoints_from(
+    arguments: argparse.Namespace, recipe: Recipe, loss: FaceEmbeddingNetwork | None
+) -> Checkpoints | None:
+    """The checkpoints asked for; None without. loss: the identity loss's face embedder.
+
+    Raises InputError for options that contradict each other.
+    """
+    if not asked_for(arguments):
+        return None
+    settings = settings_from(KeepSettings, arguments, (*NAMES, "stop_early"))
+    steps = settings.steps(recipe)
+    if arguments.take is not None and arguments.take not in steps:
+        known = ", ".join(map(str, steps))
+        raise InputError(f"--take: step {arguments.take} is not kept; expected one of {known}.")
+    judge = _judge(arguments, loss)
+    if judge is None and settings.choose == "identity":
+        raise InputError(
+            "--choose identity needs a face recognition model; give one (--judge-model or "
+            "--face-model), or choose style or last."
+        )
+    clip = load_clip(arguments.clip) if arguments.clip else None
+    if clip is not None:
+        clip.model.to(device_from(arguments))
+    analyzer = FaceAnalyzer(detector_from(arguments), parser_from(arguments), judge)
+    return Checkpoints(Keep(settings, analyzer, clip, loss))
+
+
+def _judge(
+    arguments: argparse.Namespace, loss: FaceEmbeddingNetwork | None
+) -> FaceEmbeddingNetwork | None:
+    """The face embedder named, else the best found that is not the loss's, else the loss's."""
+    file = arguments.judge_model
+    if not file:
+        try:
+            other = Path(loss.name) if loss else None
+            file = best("embedder", places(arguments.models), other_than=other)
+        except StorageError:
+            return loss
+        if loss is not None and file.name == loss.name:
+            return loss
+    return load_face_embedder(file, arguments.judge_model_input).to(device_from(arguments))
+
+
+def check_files(lora: Path) -> None:
+    """Raise InputError where a file is in the way of `write` that this command did not write."""
+    json, *others = (file.name for file in _files(lora))
+    check_report(lora.parent, json, others, COMMAND)
+
+
+def write(checkpoints: Checkpoints, lora: Path) -> None:
+    """Write the scores and the pictures beside the LoRA, and say them; raises StorageError."""
+    json, csv, png = _files(lora)
+    for line in str(checkpoints).splitlines():
+        logger.info("%s", line)
+    save_image(checkpoints.grid(), png, "checkpoints of a training")
+    checkpoints.write_csv(csv)
+    write_json(json, checkpoints.as_dict(), COMMAND)
+    for file in (png, csv, json):
+        logger.info("Wrote %s", file)
+    logger.info("To have another: the same command with --take STEP.")
+
+
+def _files(lora: Path) -> tuple[Path, Path, Path]:
+    return (
+        lora.with_name(f"{lora.stem}-checkpoints.json"),
+        lora.with_name(f"{lora.stem}-checkpoints.csv"),
+        lora.with_name(f"{lora.stem}-checkpoints.png"),
+    )
