@@ -20,6 +20,7 @@ from .finishing import (
     MagiCaptureUpscalePortrait,
 )
 from .guarding import MagiCaptureGuardIdentity, MagiCaptureMatchGrainAndColour
+from .keeping import MagiCaptureKeepCheckpoints, MagiCaptureTakeCheckpoint
 from .labels import MagiCapturePreviewLabels
 from .magicface import (
     MagiCaptureAddMagicFaceReference,
@@ -59,7 +60,9 @@ NODES: list[type[Node]] = [
     MagiCaptureLoadRecipe,
     MagiCaptureTuneRecipe,
     MagiCapturePreviewLabels,
+    MagiCaptureKeepCheckpoints,
     MagiCaptureTrain,
+    MagiCaptureTakeCheckpoint,
     MagiCaptureSaveAdapter,
     MagiCaptureLoadAdapter,
     MagiCaptureApplyAdapter,

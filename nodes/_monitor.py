@@ -201,7 +201,7 @@ class Monitor:
     def finish(self, adapter: Adapter, remarks: Sequence[str] = ()) -> str:
         """The report of a finished run, which is shown and logged as well, with a last picture."""
         took = _clock(time.monotonic() - self._started)
-        steps = self.view.steps
+        steps = len(self.view.history)
         standing = Standing("Finished", f"{steps} steps", "", f"in {took}", 1.0)
         self._bar.update(self._bar.total, preview=self.view.draw(standing))
         report = self._report(adapter, took, remarks)

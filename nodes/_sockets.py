@@ -29,5 +29,11 @@ RegionsSocket = io.Custom("MAGICAPTURE_REGIONS")
 MagicFaceSocket = io.Custom("MAGICAPTURE_MAGICFACE")
 """A tuple of MagicFace's `Reference`s."""
 
+KeepSocket = io.Custom("MAGICAPTURE_KEEP")
+"""A `checkpoints.Keep`: what checkpoints are kept and measured with."""
+
+CheckpointsSocket = io.Custom("MAGICAPTURE_CHECKPOINTS")
+"""The `Checkpoints` of a finished training; None where none were kept."""
+
 FaceLandmarks = io.Custom("FACE_LANDMARKS")
 """ComfyUI's own, newer than 0.3.64: the faces that its node Detect Face Landmarks found."""

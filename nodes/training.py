@@ -6,6 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..magicapture.adapters import check_names
+from ..magicapture.checkpoints import Checkpoints
 from ..magicapture.errors import StorageError
 from ..magicapture.files import check_writable
 from ..magicapture.recipes import recipe as named_recipe
@@ -22,7 +23,14 @@ from ._comfy.files import state_folder
 from ._common import pixels
 from ._monitor import Monitor
 from ._node import Node, schema
-from ._sockets import AdapterSocket, ConceptSocket, FaceModelSocket, RecipeSocket
+from ._sockets import (
+    AdapterSocket,
+    CheckpointsSocket,
+    ConceptSocket,
+    FaceModelSocket,
+    KeepSocket,
+    RecipeSocket,
+)
 
 
 class MagiCaptureTrain(Node):
@@ -81,12 +89,22 @@ class MagiCaptureTrain(Node):
                     default=True,
                     tooltip="Continue a cancelled run of the same inputs.",
                 ),
+                KeepSocket.Input(
+                    "keep",
+                    optional=True,
+                    tooltip="From Keep Checkpoints: adapters of several steps are scored, and the "
+                    "best comes out.",
+                ),
             ],
             outputs=[
                 AdapterSocket.Output(display_name="adapter"),
                 io.Image.Output(display_name="loss_curves"),
                 io.Image.Output(display_name="previews"),
                 io.String.Output(display_name="report"),
+                CheckpointsSocket.Output(
+                    display_name="checkpoints",
+                    tooltip="For Take Checkpoint; empty without Keep Checkpoints.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -105,8 +123,10 @@ class MagiCaptureTrain(Node):
         recipe=None,
         face_model=None,
         fast_decoder=None,
+        keep=None,
     ) -> io.NodeOutput:
         job = TrainingJob(subject, style, recipe or named_recipe(), training_seed)
+        checkpoints = None if keep is None else Checkpoints(keep.with_loss(face_model))
         monitor = Monitor(node_id(cls), job, preview_every)
         monitor.warnings += _unwritable()
         backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
@@ -126,14 +146,18 @@ class MagiCaptureTrain(Node):
         ):
             monitor.begin(trainer)
             try:
-                adapter = trainer.run(preview_every=preview_every)
+                adapter = trainer.run(preview_every=preview_every, keeping=checkpoints)
             except Cancelled:
                 monitor.say(trainer.farewell("queue again with the same inputs to go on."))
                 raise
-        report = monitor.finish(adapter, replaced)
+        remarks = list(replaced)
+        if checkpoints:
+            adapter = checkpoints.adapter()
+            remarks += str(checkpoints).splitlines()
+        report = monitor.finish(adapter, remarks)
         curves = images_to_socket(pixels(monitor.curves()))
         previews = images_to_socket(torch.stack(monitor.previews)) if monitor.previews else curves
-        return io.NodeOutput(adapter, curves, previews, report)
+        return io.NodeOutput(adapter, curves, previews, report, checkpoints)
 
 
 def _unwritable() -> list[str]:

@@ -50,6 +50,12 @@ class Keep:
     loss: FaceEmbedder | None = None
     sampling: SamplingSettings | None = None
 
+    def with_loss(self, loss: FaceEmbedder | None) -> Keep:
+        """The same for a run with this identity loss, whose face embedder serves for want of one
+        that measures."""
+        own = self.analyzer.embedder or loss
+        return replace(self, analyzer=replace(self.analyzer, embedder=own), loss=loss)
+
 
 class Scorer:
     """Scores what a trainer has learned; made in its scope, when it is ready.

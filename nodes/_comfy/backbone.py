@@ -231,7 +231,8 @@ class ComfyBackbone:
     @property
     def picture_encoder(self) -> nn.Module:
         """The VAE's encoder, for what listens to its layers."""
-        encoder: nn.Module = self._vae.first_stage_model.encoder
+        model = self._vae.first_stage_model
+        encoder: nn.Module = getattr(model, "taesd_encoder", None) or model.encoder
         return encoder
 
     @torch.no_grad()
