@@ -2,7 +2,7 @@
 
 Every public name is here, and nothing below is public:
 
-- train: `TrainingJob`, `Trainer`, `Adapter`; `save_adapter` writes one, `load_adapter` reads it
+- train: `TrainingJob`, `Trainer`, `Checkpoints`, `Adapter`; `save_adapter` writes one, `load_adapter` reads it
 - draw: `adapted`, `sample`; steered by `PromptRefocuser` or, without training, `ReferenceGuide`
 - prepare: `load_folder`, `with_faces`, `judge_photos`; measure: `Person`, `measure_identity`
 - finish: `super_resolve`, `restore_faces`, `guard_identity`
@@ -13,6 +13,7 @@ from . import paperdoll
 from .adapters import Adapter, load_adapter, save_adapter
 from .backbone import Backbone
 from .backbones import load_backbone
+from .checkpoints import Checkpoints, Keep, KeepSettings
 from .config import Recipe
 from .data import Learnable, Photo, ReferenceSet, load_folder
 from .data.faces import with_faces
@@ -45,7 +46,7 @@ from .refine.upscale import super_resolve
 from .refocusing import PromptRefocuser, RefocusGuidance, foci
 from .sampling import SamplingSettings, adapted, sample
 from .tokens import Concept, Prompt
-from .training import Prepared, Previewed, Resumed, Stepped, Trainer, TrainingJob, Warned
+from .training import Prepared, Previewed, Resumed, Scored, Stepped, Trainer, TrainingJob, Warned
 from .version import __version__
 
 __all__ = [
@@ -53,10 +54,13 @@ __all__ = [
     "METRICS",
     "Adapter",
     "Backbone",
+    "Checkpoints",
     "Concept",
     "FaceAnalyzer",
     "FaceRestorer",
     "InputError",
+    "Keep",
+    "KeepSettings",
     "Learnable",
     "Loss",
     "MagiCaptureError",
@@ -77,6 +81,7 @@ __all__ = [
     "RefocusGuidance",
     "Resumed",
     "SamplingSettings",
+    "Scored",
     "Stepped",
     "StorageError",
     "Trainer",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,15 +25,15 @@ from magicapture.sampling import SamplingSettings
 from magicapture.tokens import Concept
 from magicapture.training import TrainingJob
 
-SIDE = 128
+SIDE = 64
 SAMPLING = SamplingSettings("ddim", steps=2, width=SIDE, height=SIDE)
 RECIPE = Recipe(
     name="tiny",
     phases=(
-        Phase("tokens", 2, Rates(tokens=1e-2), Weights(source=1, style=1)),
+        Phase("tokens", 1, Rates(tokens=1e-2), Weights(source=1, style=1)),
         Phase(
             "both",
-            4,
+            2,
             Rates(tokens=1e-3, unet=1e-2),
             Weights(source=1, style=1, composed=1, attention=1, identity=1),
         ),
@@ -67,7 +68,7 @@ def face_model() -> Any:
 @pytest.fixture
 def checkpoints(face_model: Any) -> Callable[..., Checkpoints]:
     """Checkpoints of two seeds by the networks of drawn faces; keywords change the settings."""
-    analyzer = doll_analyzer()
+    analyzer = replace(doll_analyzer(), parser=None)
 
     def make(**settings: Any) -> Checkpoints:
         chosen = KeepSettings(**{"keep": 2, "keep_seeds": 2, **settings})

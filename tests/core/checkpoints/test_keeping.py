@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from magicapture.adapters import Adapter
-from magicapture.checkpoints import Checkpoints
+from magicapture.checkpoints import Checkpoints, record
 from magicapture.errors import InputError, StorageError
 from magicapture.training import Event, Prepared, Scored, Stepped, Trainer, TrainingJob, Warned
 
@@ -61,32 +62,28 @@ def assert_same(one: Adapter, other: Adapter) -> None:
 
 
 def test_keeping_changes_no_bit_and_any_step_can_be_taken(train, checkpoints: Make, tmp_path: Path):
-    plain: dict[int, Adapter] = {}
-    reference, events = train(stop=lambda event: False)
-    halves, _ = {}, None
-
-    def note(event: Event) -> bool:
-        if isinstance(event, Stepped):
-            plain[event.step] = holder[0].adapter()
-        return False
-
-    kept = checkpoints()
-    holder: list[Any] = []
+    reference, _ = train()
+    kept, plain, followed = checkpoints(), {}, []
     following = kept.following
 
     def follow(trainer: Trainer) -> Any:
-        holder.append(trainer)
+        followed.append(trainer)
         return following(trainer)
+
+    def note(event: Event) -> bool:
+        if isinstance(event, Stepped):
+            plain[event.step] = followed[0].adapter()
+        return False
 
     kept.following = follow  # type: ignore[method-assign]
     trainer, told = train(kept, note, state_folder=tmp_path)
     assert trainer.history == reference.history
     assert_same(trainer.result, reference.result)
-    assert [record.step for record in kept.records] == [4, 6]
+    assert [one.step for one in kept.records] == [2, 3]
     scored = [event for event in told if isinstance(event, Scored)]
-    assert [event.step for event in scored] == [4, 6]
+    assert [event.step for event in scored] == [2, 3]
     assert scored[-1].best == kept.best.step
-    for step in (4, 6):
+    for step in (2, 3):
         taken = kept.adapter(step)
         assert_same(taken, plain[step])
         assert taken.info["steps"] == str(step) and taken.recipe == trainer.recipe
@@ -95,11 +92,10 @@ def test_keeping_changes_no_bit_and_any_step_can_be_taken(train, checkpoints: Ma
     assert columns == kept.records[0].pictures.keys()
     assert kept.records[0].run.keys() == {"obedience", "leakage"}
     assert all(len(values) == 2 for values in kept.records[0].pictures.values())
-    with pytest.raises(InputError, match="Step 5 is not kept; expected one of 4, 6"):
+    with pytest.raises(InputError, match="Step 5 is not kept; expected one of 2, 3"):
         kept.adapter(5)
     assert kept.grid().shape[0] == 3
     assert "another than the identity loss used" in str(kept)
-    del halves, events
 
 
 def test_an_interruption_while_a_step_is_scored_loses_nothing(
@@ -107,7 +103,7 @@ def test_an_interruption_while_a_step_is_scored_loses_nothing(
 ):
     whole = checkpoints()
     reference, _ = train(whole, state_folder=tmp_path / "whole")
-    for stage in ("scoring step 4", "scoring step 6"):
+    for stage in ("scoring step 2", "scoring step 3"):
         stop = lambda event, s=stage: (  # noqa: E731
             isinstance(event, Prepared) and (event.stage, event.done) == (s, 1)
         )
@@ -118,8 +114,8 @@ def test_an_interruption_while_a_step_is_scored_loses_nothing(
     assert_same(trainer.result, reference.result)
     assert again.records == whole.records and again.best == whole.best
     assert torch.equal(again.grid(), whole.grid())
-    assert [event.step for event in told if isinstance(event, Scored)] == [4, 6]
-    assert_same(again.adapter(4), whole.adapter(4))
+    assert [event.step for event in told if isinstance(event, Scored)] == [2, 3]
+    assert_same(again.adapter(2), whole.adapter(2))
 
 
 def test_a_finished_run_answers_at_once_and_what_measures_otherwise_measures_anew(
@@ -128,10 +124,10 @@ def test_a_finished_run_answers_at_once_and_what_measures_otherwise_measures_ane
     first, other, again = checkpoints(), checkpoints(keep_seeds=1), checkpoints(choose="last")
     train(first, state_folder=tmp_path)
     _, told = train(again, state_folder=tmp_path)
-    assert again.records == first.records and again.best.step == 6
+    assert again.records == first.records and again.best.step == 3
     assert not any(isinstance(e, Prepared) and "scoring" in e.stage for e in told)
     train(other, state_folder=tmp_path)
-    assert [len(record.pictures["both"]) for record in other.records] == [1, 1]
+    assert [len(one.pictures["both"]) for one in other.records] == [1, 1]
     for one, two in zip(first.records, other.records, strict=True):
         assert two.run == one.run, "the adapter that was read is the one that was kept"
         assert two.pictures["style"] == one.pictures["style"][:1]
@@ -141,38 +137,35 @@ def test_steps_beyond_the_state_are_made_again(train, checkpoints: Make, tmp_pat
     train(checkpoints(), state_folder=tmp_path)
     (folder,) = tmp_path.glob("*.kept")
     assert sorted(file.name for file in folder.iterdir()) == [
-        f"000000{step}.{ending}" for step in (4, 6) for ending in ("json", "png", "safetensors")
+        f"000000{step}.{ending}" for step in (2, 3) for ending in ("json", "png", "safetensors")
     ]
     _, told = train(checkpoints(), state_folder=tmp_path, fresh=True)
     assert [e.stage for e in told if isinstance(e, Prepared) and e.done == 0][-2:] == [
-        "scoring step 4",
-        "scoring step 6",
+        "scoring step 2",
+        "scoring step 3",
     ]
-    (folder / "0000004.json").write_text("{}")
+    (folder / "0000002.json").write_text("{}")
     damaged = checkpoints()
     _, told = train(damaged, state_folder=tmp_path)
-    assert [record.step for record in damaged.records] == [6]
-    assert any(isinstance(e, Warned) and "steps 4 are missing" in e.text for e in told)
+    assert [one.step for one in damaged.records] == [3]
+    assert any(isinstance(e, Warned) and "steps 2 are missing" in e.text for e in told)
 
 
 def test_a_run_stops_early(train, checkpoints: Make, tmp_path: Path, monkeypatch):
-    from magicapture.checkpoints.record import Record
-
-    monkeypatch.setattr(Record, "worth", lambda self, choose: -float(self.step))
+    monkeypatch.setattr(record, "PATIENCE", 1)
+    monkeypatch.setattr(record.Record, "worth", lambda self, choose: -float(self.step))
     kept = checkpoints(keep_every=1, stop_early=True)
     trainer, _ = train(kept, state_folder=tmp_path)
-    assert trainer.step == 3 and kept.best.step == 1
+    assert trainer.step == 2 and kept.best.step == 1
     trainer, _ = train(checkpoints(keep_every=1, stop_early=True), state_folder=tmp_path)
-    assert trainer.step == 3, "asked for again, it has stopped"
+    assert trainer.step == 2, "asked for again, it has stopped"
     trainer, _ = train(checkpoints(keep_every=1), state_folder=tmp_path)
-    assert trainer.step == 6, "and goes on where it is not to stop"
+    assert trainer.step == 3, "and goes on where it is not to stop"
 
 
 def test_without_a_folder_they_are_in_memory_and_what_lacks_is_named(
     train, checkpoints: Make, face_model
 ):
-    from dataclasses import replace
-
     kept = checkpoints()
     bare = replace(kept.keep.analyzer, embedder=None)
     kept.keep = replace(kept.keep, analyzer=bare)
@@ -181,7 +174,7 @@ def test_without_a_folder_they_are_in_memory_and_what_lacks_is_named(
     assert kept.records[0].pictures["both"] == [
         min(1.0, max(0.0, value)) for value in kept.records[0].pictures["style"]
     ]
-    assert kept.adapter(4).info["steps"] == "4"
+    assert kept.adapter(2).info["steps"] == "2"
     needing = checkpoints(choose="identity")
     needing.keep = kept.keep
     with pytest.raises(InputError, match="'identity', which is not measured"):
@@ -195,13 +188,13 @@ def test_the_files(train, checkpoints: Make, tmp_path: Path):
     kept.write_csv(tmp_path / "scores.csv")
     with (tmp_path / "scores.csv").open() as opened:
         lines = list(csv.DictReader(opened))
-    assert [line["step"] for line in lines] == ["4", "6"]
+    assert [line["step"] for line in lines] == ["2", "3"]
     assert [line["step"] for line in lines if line["best"] == "1"] == [str(kept.best.step)]
     data = json.loads(json.dumps(kept.as_dict()))
     assert data["best"] == kept.best.step and data["checkpoints"][0]["means"]["style"] == float(
         lines[0]["style"]
     )
     (folder,) = tmp_path.glob("*.kept")
-    (folder / "0000004.safetensors").unlink()
-    with pytest.raises(StorageError, match="step 4 cannot be read"):
-        kept.adapter(4)
+    (folder / "0000002.safetensors").unlink()
+    with pytest.raises(StorageError, match="step 2 cannot be read"):
+        kept.adapter(2)
