@@ -44,7 +44,7 @@ class MagiCaptureKeepCheckpoints(Node):
                     min=0.0,
                     max=30.0,
                     step=0.1,
-                    tooltip=f"{help_of(KeepSettings, 'keep_guidance')} 0 is empty.",
+                    tooltip=help_of(KeepSettings, "keep_guidance").replace("empty", "0"),
                 ),
                 io.Combo.Input(
                     "clip_file",
