@@ -132,7 +132,7 @@ class Backbone(Protocol):
 
     @property
     def picture_encoder(self) -> nn.Module:
-        """The VAE's encoder, for what listens to its layers."""
+        """The VAE's encoder, or a network that has it inside, for what listens to its layers."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Images to the mode of their latents, without gradient."""

@@ -230,10 +230,9 @@ class ComfyBackbone:
 
     @property
     def picture_encoder(self) -> nn.Module:
-        """The VAE's encoder, for what listens to its layers."""
-        model = self._vae.first_stage_model
-        encoder: nn.Module = getattr(model, "taesd_encoder", None) or model.encoder
-        return encoder
+        """The VAE, whose encoder has another name in each of ComfyUI's classes."""
+        network: nn.Module = self._vae.first_stage_model
+        return network
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
