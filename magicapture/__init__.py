@@ -2,7 +2,8 @@
 
 Every public name is here, and nothing below is public:
 
-- train: `TrainingJob`, `Trainer`, `Checkpoints`, `Adapter`; `save_adapter` writes one, `load_adapter` reads it
+- train: `TrainingJob`, `Trainer`, `Adapter`; `save_adapter` writes one, `load_adapter` reads it
+- choose among its steps: `Checkpoints`, made of a `Keep` with `KeepSettings`
 - draw: `adapted`, `sample`; steered by `PromptRefocuser` or, without training, `ReferenceGuide`
 - prepare: `load_folder`, `with_faces`, `judge_photos`; measure: `Person`, `measure_identity`
 - finish: `super_resolve`, `restore_faces`, `guard_identity`

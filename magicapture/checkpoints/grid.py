@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
+from ..images import resize
 from ..images.sheet import PLAIN, Tile, sheet
 from .record import Record
 
@@ -31,4 +32,7 @@ def _row(record: Record, pictures: Tensor, best: bool) -> Iterator[Tile]:
         ]
         if record.pictures.get("copies", [0.0] * len(pictures))[seed]:
             told.append("a copy")
-        yield Tile(picture, name, " ".join(told), MARKED if best else PLAIN)
+        height, width = picture.shape[-2:]
+        scale = SIDE / max(height, width)
+        sized = resize(picture, (round(height * scale), round(width * scale))).clamp(0, 1)
+        yield Tile(sized, name, " ".join(told), MARKED if best else PLAIN)
