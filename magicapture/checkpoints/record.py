@@ -87,10 +87,7 @@ class Record:
         if choose == "last":
             return float(self.step)
         if choose not in self.pictures:
-            raise InputError(
-                f"choose is {choose!r}, which is not measured in this run: its models are missing. "
-                "Give them, or choose another."
-            )
+            raise not_measured(choose)
         values = self.pictures[choose]
         copies = self.pictures.get("copies", [0.0] * len(values))
         pairs = zip(values, copies, strict=True)
@@ -99,6 +96,14 @@ class Record:
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON-ready data; `Record(**...)` makes it again."""
         return {"step": self.step, "pictures": dict(self.pictures), "run": dict(self.run)}
+
+
+def not_measured(choose: Choice) -> InputError:
+    """The error for a choice whose column is left out."""
+    return InputError(
+        f"choose is {choose!r}, which is not measured in this run: what it needs is missing. Give "
+        "it, or choose another."
+    )
 
 
 def best_of(records: Sequence[Record], choose: Choice) -> Record:

@@ -25,7 +25,7 @@ from ..sampling import SamplingSettings, sample
 from ..training import Learned, Prepared, Trainer
 from .attending import PORTRAITS, Obedience, leaking
 from .eyes import autoencoder_eyes, clip_eyes
-from .record import Record
+from .record import Record, not_measured
 from .settings import KeepSettings
 
 SHOWN = 256
@@ -74,15 +74,18 @@ class Scorer:
         subject, style = (self._painted(of.photos) for of in trainer.job.learnables)
         self._models = self._with_eyes([*subject, *style])
         self._against = self._references(subject, style)
-        if self._against.style is not None and self._against.style_own <= _ALIKE:
+        self._has_style = self._against.style is not None and self._against.style_own > _ALIKE
+        if not self._has_style:
             self.missing.append("style: the portraits are too little alike.")
-            self._against = replace(self._against, portraits=())
+        person, choose = self._against.person, keep.settings.choose
+        measured = {"identity": person is not None, "style": self._has_style}
+        if not {**measured, "both": any(measured.values()), "last": True}[choose]:
+            raise not_measured(choose)
         portraits = list(trainer.materials.batches.reference.each())
         self._portraits = [one for one in portraits if one.face_mask is not None][:PORTRAITS]
         if not self._portraits:
             self.missing.append("leakage: the portraits' faces are not known.")
         self._obedience = Obedience(trainer.job, trainer.backbone, portraits[0].latents)
-        person = self._against.person
         known = None if person is None else person.embeddings
         self.measured = digest(
             *(keep.settings.keep_seeds, self.sampling, known, self._against.style)
@@ -111,7 +114,7 @@ class Scorer:
         leakage = leaking(learned, self.trainer.job, self.trainer.backbone, self._portraits)
         if leakage is not None:
             run["leakage"] = leakage
-        pictures = columns(seen, self._against, self._models)
+        pictures = columns(seen, self._against, self._models, style=self._has_style)
         return Record(step, pictures, {name: round(v, 4) for name, v in run.items()}), torch.stack(
             shown
         )
@@ -169,19 +172,20 @@ class Scorer:
         return References.of(subject, style, self._models)
 
 
-def columns(seen: list[Seen], against: References, models: Models) -> dict[str, list[float]]:
+def columns(
+    seen: list[Seen], against: References, models: Models, *, style: bool = True
+) -> dict[str, list[float]]:
     """The columns of pictures: those of `evaluation` but style, which is a share of its own here.
 
-    both is made of the shares that there are.
+    both is made of the shares that there are. style: whether it can be measured.
     """
     found = values(seen, against, models)
     shown = ("identity", "copies", "faces")
     wanted: Values = {name: found[name] for name in shown if name in found}
     shares = [torch.tensor([v or 0.0 for v in wanted["identity"]])] if "identity" in wanted else []
-    if against.style is not None:
-        style = torch.tensor([v or 0.0 for v in found["style"]]) / against.style_own
-        wanted["style"] = style.tolist()
-        shares.append(style)
+    if style:
+        shares.append(torch.tensor([v or 0.0 for v in found["style"]]) / against.style_own)
+        wanted["style"] = shares[-1].tolist()
     if shares:
         wanted["both"] = both(shares[0], shares[-1]).tolist()
     return {name: [round(float(v or 0.0), 4) for v in values] for name, values in wanted.items()}
