@@ -81,12 +81,15 @@ def check_files(lora: Path) -> None:
     check_report(lora.parent, json, others, COMMAND)
 
 
-def write(checkpoints: Checkpoints, lora: Path) -> None:
-    """Write the scores and the pictures beside the LoRA, and say them; raises StorageError."""
+def write(checkpoints: Checkpoints, lora: Path, made_with: bool) -> None:
+    """Write the scores and the pictures beside the LoRA, and say them; raises StorageError.
+
+    made_with: as `save_image` has it.
+    """
     json, csv, png = _files(lora)
     for line in str(checkpoints).splitlines():
         logger.info("%s", line)
-    save_image(checkpoints.grid(), png, "checkpoints of a training")
+    save_image(checkpoints.grid(), png, "checkpoints of a training", made_with=made_with)
     checkpoints.write_csv(csv)
     write_json(json, checkpoints.as_dict(), COMMAND)
     for file in (png, csv, json):

@@ -84,7 +84,7 @@ def train(arguments: argparse.Namespace) -> None:
                 logger.info("%s", trainer.farewell(again))
             raise
     if checkpoints:
-        keeping.write(checkpoints, lora)
+        keeping.write(checkpoints, lora, made_with)
         adapter = checkpoints.adapter(arguments.take)
     files = save_adapter(
         credited(adapter, arguments.consent, made_with, base=Path(arguments.base).stem),
