@@ -32,13 +32,7 @@ logger = logging.getLogger(__name__)
 
 def train(arguments: argparse.Namespace) -> None:
     """Train on two folders of photos and write a LoRA and an embedding for each token."""
-    require_text("--source", arguments.source)
-    require_text("--style", arguments.style)
-    require_range("--seed", arguments.seed, 0, MAX_SEED)
-    require_range("--preview-every", arguments.preview_every, 0)
-    require_range("--save-every", arguments.save_every, 0)
-    check_consent(arguments.consent)
-    require_range("--fit", arguments.fit or 0, 0)
+    _check(arguments)
     folder: Path = arguments.out_dir
     lora = lora_file(folder, arguments.out)
     embeddings = lora.parent / "embeddings"
@@ -84,7 +78,6 @@ def train(arguments: argparse.Namespace) -> None:
                 logger.info("%s", trainer.farewell(again))
             raise
     if checkpoints:
-        keeping.write(checkpoints, lora, made_with)
         adapter = checkpoints.adapter(arguments.take)
     files = save_adapter(
         credited(adapter, arguments.consent, made_with, base=Path(arguments.base).stem),
@@ -98,8 +91,21 @@ def train(arguments: argparse.Namespace) -> None:
         logger.warning("%s", note)
     for file in (files.lora, *files.embeddings):
         logger.info("Wrote %s", file)
+    if checkpoints:
+        keeping.write(checkpoints, lora, made_with)
     for line in _next(files, arguments):
         logger.info("%s", line)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise InputError for options whose values cannot be."""
+    require_text("--source", arguments.source)
+    require_text("--style", arguments.style)
+    require_range("--seed", arguments.seed, 0, MAX_SEED)
+    require_range("--preview-every", arguments.preview_every, 0)
+    require_range("--save-every", arguments.save_every, 0)
+    check_consent(arguments.consent)
+    require_range("--fit", arguments.fit or 0, 0)
 
 
 def _job(
