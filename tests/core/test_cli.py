@@ -585,19 +585,19 @@ def test_train_keeps_checkpoints_and_takes_another(
 ) -> None:
     """The marked one is saved; another one of the finished run without a step of training."""
     caplog.set_level(logging.INFO)
-    keep = {"keep": 2, "keep_seeds": 1, "choose": "style", "resolution": 64, "face_model": "none"}
-    assert main(command(take=3, **keep)) != 0
-    assert errors(caplog)[0] == "--take: step 3 is not kept; expected one of 2, 4."
+    keep = {"keep": 2, "keep_seeds": 1, "choose": "last", "resolution": 64, "face_model": "none"}
+    assert main(command(take=2, **keep)) != 0
+    assert errors(caplog)[0] == "--take: step 2 is not kept; expected one of 3, 4."
     assert main(command(**keep)) == 0
     out = tmp_path / "out"
     told = json.loads((out / "ada-checkpoints.json").read_text("utf-8"))
-    assert [one["step"] for one in told["checkpoints"]] == [2, 4]
+    assert [one["step"] for one in told["checkpoints"]] == [3, 4]
     saved = load_adapter(out / "ada.safetensors", [out / "embeddings"])
     assert saved.info["steps"] == str(told["best"])
     assert Image.open(out / "ada-checkpoints.png").size[1] > 400, "two rows"
     assert len((out / "ada-checkpoints.csv").read_text("utf-8").splitlines()) == 3
-    assert any(line.startswith("Checkpoint of step 2, the best so far") for line in caplog.messages)
-    other = ({2, 4} - {told["best"]}).pop()
+    assert any(line.startswith("Checkpoint of step 3, the best so far") for line in caplog.messages)
+    other = ({3, 4} - {told["best"]}).pop()
     caplog.clear()
     assert main(command(take=other, **keep)) == 0
     saved = load_adapter(out / "ada.safetensors", [out / "embeddings"])

@@ -13,7 +13,7 @@ SETTINGS = {
     "keep": 2,
     "keep_every": 0,
     "keep_seeds": 1,
-    "choose": "style",
+    "choose": "last",
     "stop_early": False,
     "keep_guidance": 0.0,
     "clip_file": "none",
@@ -57,23 +57,22 @@ def test_the_marked_step_comes_out_and_any_can_be_taken(nodes, tiny, concepts):
     keep = nodes.KeepCheckpoints.execute(**SETTINGS)[0]
     adapter, wide, _, report, kept = train(nodes, tiny, concepts, 72, keep=keep)
     assert wide.shape[2] > curves.shape[2], "the scores stand beside the losses"
-    assert [one.step for one in kept.records] == [2, 4]
+    assert [one.step for one in kept.records] == [3, 4]
     assert adapter.info["steps"] == str(kept.best.step)
-    assert "Style by the base model's autoencoder." in report
     assert "Left out: identity: there is no face recognition model." in report
-    taken, grid, step, text, data = nodes.TakeCheckpoint.execute(kept, 2).args
-    assert (step, taken.info["steps"]) == (2, "2") and text.startswith("Taken: step 2.")
+    taken, grid, step, text, data = nodes.TakeCheckpoint.execute(kept, 3).args
+    assert (step, taken.info["steps"]) == (3, "3") and text.startswith("Taken: step 3.")
     assert grid.shape[0] == 1 and grid.shape[3] == 3
     assert json.loads(data)["best"] == kept.best.step
     assert nodes.TakeCheckpoint.execute(kept, 0)[2] == kept.best.step
-    with pytest.raises(ValueError, match="Take Checkpoint: Step 3 is not kept; expected one of 2"):
-        nodes.TakeCheckpoint.execute(kept, 3)
+    with pytest.raises(ValueError, match="Take Checkpoint: Step 2 is not kept; expected one of 3"):
+        nodes.TakeCheckpoint.execute(kept, 2)
     assert torch.isfinite(grid).all() and plain.info["steps"] == "4"
 
 
 def test_training_is_the_same_with_and_without(nodes, tiny, concepts):
     without = train(nodes, tiny, concepts, 73)[0]
-    keep = nodes.KeepCheckpoints.execute(**{**SETTINGS, "choose": "last"})[0]
+    keep = nodes.KeepCheckpoints.execute(**SETTINGS)[0]
     kept = nodes.Train.execute(
         *(tiny.model, tiny.clip, tiny.vae, *concepts, 73, 0, False),
         recipe=nodes.ChooseRecipe.execute("magicapture", 4, 2, SIDE, 1.0, False)[0],
