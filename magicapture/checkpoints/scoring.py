@@ -96,7 +96,7 @@ class Scorer:
         """What identity and style are measured by, in words for the user."""
         embedder = self._models.analyzer.embedder
         eyes = "the base model's autoencoder" if self.keep.pictures is None else "CLIP"
-        lines = [f"Style by {eyes}."]
+        lines = [f"Style by {eyes}."] if self._has_style else []
         if embedder is not None:
             name = name_of(embedder) or type(embedder).__name__
             told = OF_THE_LOSS[is_that_of(self.keep.loss, embedder)]
