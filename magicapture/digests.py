@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import partial
+from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -35,6 +36,15 @@ def digest(*values: object) -> str:
         lines = [p if isinstance(p, str) else pool.submit(_tensor_line, p) for p in parts]
         texts = [line if isinstance(line, str) else line.result() for line in lines]
     return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def file_digest(file: Path) -> str:
+    """The SHA-256 of a file's bytes."""
+    found = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(2**22):
+            found.update(part)
+    return found.hexdigest()
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

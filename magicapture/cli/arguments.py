@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
+from ..batch import BatchSettings
 from ..bench import BenchSettings
 from ..checkpoints import KeepSettings
 from ..config import LabelSettings, LoraSettings, Recipe, help_of
@@ -18,6 +19,7 @@ from ..refocusing import RefocusGuidance
 from ..sampling import SamplingSettings
 from ..training import EVERY_STEPS
 from ..version import __version__
+from .batch import batch
 from .bench import COUNTS, bench
 from .card import card
 from .demo import demo
@@ -48,8 +50,9 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(required=True, metavar="COMMAND")
     for command, add in (
         (demo, _add_demo),
-        (train, _add_train),
+        (train, add_train),
         (plan, _add_plan),
+        (batch, _add_batch),
         (sample, _add_sample),
         (card, _add_card),
         (masks, _add_masks),
@@ -62,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         (recipes, _add_recipes),
     ):
         help = command.__doc__ or ""
-        one = commands.add_parser(add.__name__.removeprefix("_add_"), help=help, description=help)
+        one = commands.add_parser(command.__name__, help=help, description=help)
         add(one)
         one.add_argument("--verbose", action="store_true", help="Show where an error arose.")
         one.set_defaults(run=command)
@@ -85,7 +88,8 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_train(parser: argparse.ArgumentParser) -> None:
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `train`, which a job of a batch has as well."""
     photos = parser.add_argument_group("photos and tokens")
     add = photos.add_argument
     add("--source", required=True, metavar="DIR", help="The person's photos.")
@@ -291,6 +295,28 @@ def _add_judge(group: Group, shown: str) -> None:
 def _add_named_recipe(group: Group) -> None:
     names = f"One of {', '.join(RECIPE_NAMES)}, or a .json file."
     option(group, "--recipe", str, names, default=DEFAULT)
+
+
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    jobs = "A YAML file of jobs, each a mapping: person, style, base, out, and what train takes."
+    parser.add_argument("jobs", metavar="JOBS", type=Path, help=jobs)
+    where = "A folder that all machines see, or an address that fsspec knows (s3://bucket/run)."
+    option(parser, "--out", str, where, default="magicapture-batch", metavar="DIR")
+    usual = BatchSettings("")
+    option(parser, "--address", str, "Of a Ray cluster.", shown="one on this machine, for as long")
+    option(parser, "--gpus", float, "GPUs that a job takes.", shown="1 where there are any")
+    option(parser, "--cpus", int, "CPU cores that a job takes.", default=usual.cpus)
+    option(parser, "--workers", int, "Jobs at a time.", shown="as many as the cluster takes")
+    option(
+        parser,
+        "--retries",
+        int,
+        "Tries of a job after the first, where it fails or its worker is lost.",
+        default=usual.retries,
+    )
+    add = parser.add_argument
+    add("--fresh", action="store_true", help="Run finished jobs again.")
+    add("--no-pictures", action="store_true", help="Draw no picture of each job for the page.")
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:

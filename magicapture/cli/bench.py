@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..bench import (
 from ..config import Recipe
 from ..data import ReferenceSet
 from ..data.faces import with_faces
+from ..digests import file_digest
 from ..errors import InputError
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import FaceEmbeddingNetwork, load_face_embedder
@@ -166,10 +166,4 @@ def _each_warning_once(tell: Listener) -> Listener:
 
 def _sha256(base: Path) -> str | None:
     """The hash by which a checkpoint is known; None for a folder."""
-    if not base.is_file():
-        return None
-    found = hashlib.sha256()
-    with base.open("rb") as file:
-        while part := file.read(2**22):
-            found.update(part)
-    return found.hexdigest()
+    return file_digest(base) if base.is_file() else None

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 def train(arguments: argparse.Namespace) -> None:
     """Train on two folders of photos and write a LoRA and an embedding for each token."""
-    _check(arguments)
+    check_values(arguments)
     folder: Path = arguments.out_dir
     lora = lora_file(folder, arguments.out)
     embeddings = lora.parent / "embeddings"
@@ -40,7 +40,7 @@ def train(arguments: argparse.Namespace) -> None:
         check_writable(place)
     recipe = recipe_from(arguments)
     embedder = embedder_from(arguments)
-    job = _job(arguments, recipe, embedder)
+    job = job_from(arguments, recipe, embedder)
     for line in check_names([] if arguments.bundle else job.concepts, [embeddings], lora):
         logger.info("%s", line)
     checkpoints = keeping.checkpoints_from(arguments, job.recipe, embedder)
@@ -97,8 +97,8 @@ def train(arguments: argparse.Namespace) -> None:
         logger.info("%s", line)
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """Raise InputError for options whose values cannot be."""
+def check_values(arguments: argparse.Namespace) -> None:
+    """Raise InputError for a value of `train`'s options that is empty or out of its range."""
     require_text("--source", arguments.source)
     require_text("--style", arguments.style)
     require_range("--seed", arguments.seed, 0, MAX_SEED)
@@ -108,9 +108,10 @@ def _check(arguments: argparse.Namespace) -> None:
     require_range("--fit", arguments.fit or 0, 0)
 
 
-def _job(
+def job_from(
     arguments: argparse.Namespace, recipe: Recipe, embedder: FaceEmbedder | None
 ) -> TrainingJob:
+    """The job of `train`'s options: photos read, faces found; raises InputError, StorageError."""
     word, vectors = arguments.class_word, arguments.vectors
     named = arguments.subject_name, arguments.style_name
     phrases = arguments.subject_phrase, arguments.style_phrase

@@ -1,0 +1,30 @@
+"""Batches: many trainings on many machines, by Ray; it is imported where it is used."""
+
+from .jobs import Job, Settings, read_jobs
+from .page import PAGE, counts, head, rows
+from .pool import Need
+from .record import MADE_BY, Record
+from .run import BatchSettings, Show, carry_out
+from .store import Store
+from .worker import Loader, Opened, Tell, Worker
+
+__all__ = [
+    "MADE_BY",
+    "PAGE",
+    "BatchSettings",
+    "Job",
+    "Loader",
+    "Need",
+    "Opened",
+    "Record",
+    "Settings",
+    "Show",
+    "Store",
+    "Tell",
+    "Worker",
+    "carry_out",
+    "counts",
+    "head",
+    "read_jobs",
+    "rows",
+]
