@@ -30,7 +30,7 @@ def test_public_names_exist_and_stand_once() -> None:
 
 def test_importing_the_package_imports_no_large_library() -> None:
     """Beside torch it takes half a second; each of these would take as long again, or longer."""
-    large = {"cv2", "diffusers", "matplotlib", "onnx2torch", "torchvision", "transformers"}
+    large = {"cv2", "diffusers", "matplotlib", "onnx2torch", "ray", "torchvision", "transformers"}
     code = f"import sys, magicapture; print(*{large} & set(sys.modules))"
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

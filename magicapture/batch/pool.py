@@ -160,7 +160,11 @@ class Pool:
 
     def close(self) -> None:
         """End the workers."""
-        for worker in [*self._idle, *self._starting.values(), *(w for w, _ in self._running.values())]:
+        for worker in [
+            *self._idle,
+            *self._starting.values(),
+            *(w for w, _ in self._running.values()),
+        ]:
             self.ray.kill(worker)
 
     # -- workers --------------------------------------------------------------------------------

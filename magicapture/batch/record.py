@@ -66,8 +66,9 @@ def read_record(store: Store, job: Job) -> Record | None:
     try:
         told = json.loads(data)
         known = {one.name for one in fields(Record)}
-        kept = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items() if k in known}
-        record = Record(**{**kept, "line": job.line})
+        kept: dict[str, Any] = {k: v for k, v in told.items() if k in known}
+        lists = {k: tuple(v) for k, v in kept.items() if isinstance(v, list)}
+        record = Record(**{**kept, **lists, "line": job.line})
     except (ValueError, TypeError, AttributeError):  # of another program, or of another version
         return None
     same = record.outcome == "finished" and record.fingerprint == job.fingerprint

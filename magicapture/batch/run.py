@@ -26,9 +26,10 @@ class BatchSettings:
     """How a batch is run.
 
     results: a folder that all machines see, or an fsspec address. address: of a Ray cluster; None
-    starts one on this machine. gpus, cpus: what a job takes; None: a GPU where there are any. workers: how many at a time; None: as many as the cluster takes. retries: of a job that
-    fails or whose worker is lost. fresh: finished jobs are run again. pictures: one after each
-    training, for the page.
+    starts one on this machine. gpus, cpus: what a job takes; gpus None: one where there are any.
+    workers: how many at a time; None: as many as the cluster takes. retries: of a job that fails
+    or whose worker is lost. fresh: finished jobs are run again. pictures: one after each training,
+    for the page.
     """
 
     results: str
@@ -68,7 +69,7 @@ class Board:
         self._at[name] = step, steps, process
 
     def told(self) -> dict[str, tuple[int, int, int]]:
-        """By job, its newest step, its steps in all and the process, as told since the last look."""
+        """By job its newest step, its steps in all and the process, if it was told since."""
         told, self._at = self._at, {}
         return told
 
@@ -142,12 +143,16 @@ def _pool(loader: Callable[[Need], Loader], settings: BatchSettings, show: Show)
 
         def start() -> Any:
             options = {"num_cpus": need.cpus, "num_gpus": need.gpus}
-            return ray.remote(Worker).options(**options).remote(
-                loader,
-                settings.results,
-                partial(_tell, board),
-                need=need,
-                pictures=settings.pictures,
+            return (
+                ray.remote(Worker)
+                .options(**options)
+                .remote(
+                    loader,
+                    settings.results,
+                    partial(_tell, board),
+                    need=need,
+                    pictures=settings.pictures,
+                )
             )
 
         pool = Pool(ray, start, _check, need, settings.workers, settings.retries, look)

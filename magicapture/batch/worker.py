@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from ..adapters import Adapter, save_adapter
+from ..adapters import Adapter, check_names, lora_file, save_adapter
 from ..backbone import Backbone
 from ..errors import StorageError
 from ..faces.embed import FaceEmbedder
@@ -48,7 +48,7 @@ class Opened:
 class Loader(Protocol):
     """Turns a job's words into photos and models, and keeps the models for the next job."""
 
-    def check(self, job: Job) -> object:
+    def check(self, job: Job) -> TrainingJob:
         """Read a job's photos, find their faces, and check all that needs no base model.
 
         Raises MagiCaptureError for what cannot work.
@@ -86,7 +86,10 @@ class Worker:
 
     def check(self, job: Job) -> None:
         """Raise MagiCaptureError for a job that cannot work, before its base model is read."""
-        self.loader.check(job)
+        ready = self.loader.check(job)
+        if self.store.folder is not None:
+            folder, leaf = self.store.folder / job.name, Path(job.name).name
+            check_names(ready.concepts, [folder / "embeddings"], lora_file(folder, leaf))
 
     def train(self, job: Job, tries: int) -> Record:
         """Train a job, or go on with it, write its results, and its record last.
@@ -190,9 +193,7 @@ class _Run:
         return file.relative_to(self.place.near.resolve()).as_posix()
 
 
-def _scores(
-    history: Sequence[Mapping[str, float]], shown: Previewed | None
-) -> dict[str, float]:
+def _scores(history: Sequence[Mapping[str, float]], shown: Previewed | None) -> dict[str, float]:
     """The losses' means over the last steps, and each token's leakage in a portrait."""
     last = history[-max(1, round(_LAST * len(history))) :]
     names = sorted({name for losses in last for name in losses})

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from ..errors import InputError
 from ..faces.embed import FaceEmbeddingNetwork
 from ..files import TEMPORARY, safe_path
 from ..settings import refuse, refuse_unknown
+from ..training import TrainingJob
 from ..weight_files import PICKLES
 from .faces import NONE, embedder_from
 from .model import DTYPES, backbone_from
@@ -83,15 +85,16 @@ class JobReader:
         self._known: dict[str, str] = {}  # many jobs have one base
 
     def __call__(self, given: Settings, line: int) -> Job:
-        """Raises InputError or StorageError for what `train` would refuse before it reads photos."""
+        """The job; raises InputError or StorageError for what `train` refuses before any photo."""
         given = {name.replace("-", "_"): value for name, value in given.items()}
         options = self.parser.options
         refuse_unknown(given, options, "")
         for name in NEEDED:
             if given.get(name) is None:
                 raise InputError(f"{name}: missing; a job says {', '.join(NEEDED)}.")
-        words = [word for name, value in given.items() for word in self._words(options[name], value)]
-        job = Job(safe_path(str(given["out"]), "output name", ".safetensors"), (*words,), "", line)
+        words = chain.from_iterable(self._words(options[k], v) for k, v in given.items())
+        name = safe_path(str(given["out"]), "output name", ".safetensors")
+        job = Job(name, tuple(words), "", line)
         arguments = self.parser.read(job)
         check_values(arguments)
         recipe_from(arguments)
@@ -162,11 +165,12 @@ class TrainLoader:
         self._backbone: tuple[tuple[Any, ...], DiffusersBackbone] | None = None
         self._embedder: tuple[tuple[Any, ...], FaceEmbeddingNetwork | None] | None = None
 
-    def check(self, job: Job) -> None:
+    def check(self, job: Job) -> TrainingJob:
         """Find the faces, and check all that needs no base model; raises MagiCaptureError."""
         arguments = self.parser.read(job, self.device)
-        recipe = recipe_from(arguments)
-        job_from(arguments, recipe, self._face_model(arguments)).check()
+        ready = job_from(arguments, recipe_from(arguments), self._face_model(arguments))
+        ready.check()
+        return ready
 
     def open(self, job: Job) -> Opened:
         """The job with its models; raises MagiCaptureError."""
