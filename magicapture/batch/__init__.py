@@ -6,11 +6,12 @@ from .pool import Need
 from .record import MADE_BY, Record
 from .run import BatchSettings, Show, carry_out
 from .store import Store
-from .worker import Loader, Opened, Tell, Worker
+from .worker import At, Loader, Opened, Tell, Worker
 
 __all__ = [
     "MADE_BY",
     "PAGE",
+    "At",
     "BatchSettings",
     "Job",
     "Loader",

@@ -150,7 +150,7 @@ class Pool:
                     if _hopeless(cause) or one.tries > self.retries:
                         yield Failed(one.item, cause, one.tries)
                         continue
-                    logger.info("%s", f"{one.item} is tried again: {_short(cause)}")
+                    logger.debug("%s", f"{one.item} is tried again: {_short(cause)}")
                     one.after = time.monotonic() + min(_LONGEST, _PAUSE * 2 ** (one.tries - 1))
                     todo.append(one)
                 else:
@@ -160,11 +160,8 @@ class Pool:
 
     def close(self) -> None:
         """End the workers."""
-        for worker in [
-            *self._idle,
-            *self._starting.values(),
-            *(w for w, _ in self._running.values()),
-        ]:
+        running = [worker for worker, _ in self._running.values()]
+        for worker in (*self._idle, *self._starting.values(), *running):
             self.ray.kill(worker)
 
     # -- workers --------------------------------------------------------------------------------
@@ -210,12 +207,10 @@ class Pool:
 
     def _after(self, worker: Any, error: Exception) -> BaseException:
         """What an item failed of; the worker goes on where it is sound."""
-        if not isinstance(error, self.ray.exceptions.RayTaskError):
-            return error  # the worker or its machine is gone
-        cause = error.cause
+        cause: BaseException = getattr(error, "cause", error)  # of what was raised there
         if isinstance(cause, MagiCaptureError):
             self._idle.append(worker)
-        else:  # a bug, or a GPU in a state that no one knows
+        else:  # it or its machine is gone; or a bug, and a GPU in a state that no one knows
             self.ray.kill(worker)
         return cause
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from ..errors import InputError
@@ -16,7 +15,7 @@ from .page import PAGE, write_summary
 from .pool import Failed, Need, Pool, cluster
 from .record import Record, read_record
 from .store import Store
-from .worker import Loader, Worker
+from .worker import At, Loader, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class Show(Protocol):
         """A stage begins, with so many jobs to do."""
         ...
 
-    def at(self, name: str, step: int, steps: int) -> None:
+    def at(self, at: At) -> None:
         """A job has done a step."""
         ...
 
@@ -62,15 +61,15 @@ class Board:
     """Where workers write how far they are, for whoever looks."""
 
     def __init__(self) -> None:
-        self._at: dict[str, tuple[int, int, int]] = {}
+        self._at: dict[str, At] = {}
 
-    def tell(self, process: int, name: str, step: int, steps: int) -> None:
-        """A worker's process has done a step of a job."""
-        self._at[name] = step, steps, process
+    def tell(self, at: At) -> None:
+        """A job has done a step."""
+        self._at[at.name] = at
 
-    def told(self) -> dict[str, tuple[int, int, int]]:
-        """By job its newest step, its steps in all and the process, if it was told since."""
-        told, self._at = self._at, {}
+    def told(self) -> list[At]:
+        """How far each job is that has done a step since the last look."""
+        told, self._at = [*self._at.values()], {}
         return told
 
 
@@ -138,8 +137,8 @@ def _pool(loader: Callable[[Need], Loader], settings: BatchSettings, show: Show)
                 told = ray.get(board.told.remote(), timeout=10)
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
                 return  # it starts again, and shows nothing meanwhile
-            for name, (step, steps, _) in told.items():
-                show.at(name, step, steps)
+            for at in told:
+                show.at(at)
 
         def start() -> Any:
             options = {"num_cpus": need.cpus, "num_gpus": need.gpus}
@@ -149,7 +148,7 @@ def _pool(loader: Callable[[Need], Loader], settings: BatchSettings, show: Show)
                 .remote(
                     loader,
                     settings.results,
-                    partial(_tell, board),
+                    board.tell.remote,
                     need=need,
                     pictures=settings.pictures,
                 )
@@ -160,12 +159,6 @@ def _pool(loader: Callable[[Need], Loader], settings: BatchSettings, show: Show)
             yield pool
         finally:
             pool.close()
-
-
-def _tell(board: Any, name: str, step: int, steps: int) -> None:
-    import os
-
-    board.tell.remote(os.getpid(), name, step, steps)
 
 
 def _check(facts: tuple[str, str, int]) -> None:

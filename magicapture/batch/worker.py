@@ -24,8 +24,19 @@ from .pool import NEED, Need
 from .record import FILE, PICTURE, STATES, Record
 from .store import Place, Store
 
-Tell = Callable[[str, int, int], None]
-"""Is told a job's name, its steps done, and its steps in all."""
+
+@dataclass(frozen=True)
+class At:
+    """How far a job is: steps done and in all, and which process of which machine is at it."""
+
+    name: str
+    step: int
+    steps: int
+    machine: str
+    process: int
+
+
+Tell = Callable[[At], object]
 
 _LAST = 0.1  # the share of the steps, at the end, over which losses are averaged
 
@@ -71,7 +82,7 @@ class Worker:
         self,
         loader: Callable[[Need], Loader],
         results: str,
-        tell: Tell = lambda name, step, steps: None,
+        tell: Tell = lambda at: None,
         *,
         need: Need = NEED,
         pictures: bool = True,
@@ -155,7 +166,8 @@ class _Run:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Stepped):
-            self.tell(self.job.name, event.step, event.steps)
+            here = platform.node(), os.getpid()
+            self.tell(At(self.job.name, event.step, event.steps, *here))
             self._keep()
         elif isinstance(event, Resumed):
             self.resumed.append(event.step)

@@ -6,9 +6,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..batch import BatchSettings, Record, carry_out, counts, head, read_jobs, rows
+from ..batch import At, BatchSettings, Record, carry_out, counts, head, read_jobs, rows
 from ..errors import InputError
 from .batch_jobs import JobReader, TrainLoader
 from .options import require_range, require_text
@@ -31,8 +32,9 @@ def batch(arguments: argparse.Namespace) -> None:
         require_range("--workers", arguments.workers, 1, 100_000)
     file = arguments.jobs
     jobs = read_jobs(file, JobReader(file.absolute().parent))
+    out = arguments.out if "://" in arguments.out else str(Path(arguments.out).absolute())
     settings = BatchSettings(
-        arguments.out,
+        out,
         arguments.address,
         arguments.gpus,
         arguments.cpus,
@@ -79,14 +81,14 @@ class _Table:
         self._close()
         self._all = _bar(stage, jobs, "job", 0)
 
-    def at(self, name: str, step: int, steps: int) -> None:
+    def at(self, at: At) -> None:
         """A job has done a step."""
-        if name not in self._bars and len(self._bars) < self._MOST:
-            free = min({*range(1, self._MOST + 2)} - {bar.pos for bar in self._bars.values()})
-            self._bars[name] = _bar(name, steps, "it", free)
-        if name in self._bars:
-            bar = self._bars[name]
-            bar.update(step - bar.n)
+        if at.name not in self._bars and len(self._bars) < self._MOST:
+            taken = {abs(bar.pos) for bar in self._bars.values()}
+            free = min({*range(1, self._MOST + 1)} - taken)
+            self._bars[at.name] = _bar(f"{at.name} on {at.machine}", at.steps, "it", free)
+        if bar := self._bars.get(at.name):
+            bar.update(at.step - bar.n)
 
     def done(self, record: Record) -> None:
         """A job has ended."""
