@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from magicapture.batch import Job, read_jobs
 from magicapture.cli.batch_jobs import (
@@ -148,3 +150,15 @@ def test_the_fingerprint_is_of_settings_photos_and_base(write_jobs: Write, tmp_p
     masked = printed()
     base.write_text(base.read_text() + "\n")
     assert len({known, masked, printed()}) == 3
+
+
+def test_the_example_can_be_run(repo: Path, tmp_path: Path) -> None:
+    for name in ("person", "style"):
+        folder = tmp_path / "dolls" / name
+        folder.mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (64, 64)).save(folder / f"{number}.png")
+    (tmp_path / "magicapture").symlink_to(repo / "magicapture")
+    (tmp_path / "examples").mkdir()
+    file = shutil.copy(repo / "examples" / "jobs.yaml", tmp_path / "examples")
+    assert [job.name for job in read(Path(file))] == ["first", "second", "release"]
