@@ -30,6 +30,9 @@ class Job:
     fingerprint: str
     line: int = 0
 
+    def __str__(self) -> str:
+        return self.name
+
 
 def read_jobs(file: Path, job_of: Callable[[Settings, int], Job]) -> list[Job]:
     """Read a file of jobs: a list of them, or {defaults: ..., jobs: [...]}.

@@ -25,6 +25,7 @@ T = TypeVar("T")
 _TICK = 0.5  # seconds between looks at the workers
 _LOOK = 5.0  # seconds between looks at the size of the cluster
 _PAUSE, _LONGEST = 1.0, 60.0  # seconds before a second try, doubled each time, and at most
+_INITS = 3  # times that Ray is started on this machine, which may be slow
 _STARTS = 5  # workers that may die one after another before any was ready
 
 
@@ -84,12 +85,7 @@ def cluster(address: str | None) -> Iterator[Any]:
             "Batches run on Ray, which is not installed: pip install 'magicapture[batch]'."
         ) from error
     handler = signal.getsignal(signal.SIGTERM)
-    try:
-        context = ray.init(
-            address=address or "local", log_to_driver=False, logging_level=logging.ERROR
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(f"--address: no Ray cluster answers at {address} ({error}).") from error
+    context = _joined(ray, address)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray puts its own in its place
     if context.dashboard_url:
@@ -100,13 +96,31 @@ def cluster(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
+def _joined(ray: Any, address: str | None) -> Any:
+    """What Ray tells of the cluster that it joined, or started here."""
+    for attempt in range(1, _INITS + 1):
+        try:
+            return ray.init(
+                address=address or "local", log_to_driver=False, logging_level=logging.ERROR
+            )
+        except Exception as error:  # Ray raises that very class where a busy machine is slow
+            ray.shutdown()
+            if address or attempt == _INITS:
+                where = (
+                    f"--address: no Ray cluster answers at {address}"
+                    if address
+                    else ("Ray does not start on this machine")
+                )
+                raise InputError(f"{where} ({_short(error)}).") from error
+
+
 @dataclass
 class Pool:
-    """As many workers as the cluster takes, or `most`.
+    """As many workers as the cluster takes, and at most `most`.
 
     start: makes a worker of Ray's from nothing. check: raises MagiCaptureError for what a new one
-    tells of itself. tick: is called at least every half second. retries: how often an item is
-    tried again.
+    tells of itself. retries: how often an item is tried again. grows: whether a cluster without
+    room for `most` may get it later. tick: is called at least every half second.
     """
 
     ray: Any
@@ -115,6 +129,7 @@ class Pool:
     need: Need
     most: int | None = None
     retries: int = 5
+    grows: bool = False
     tick: Callable[[], object] = lambda: None
     _idle: list[Any] = field(default_factory=list)
     _starting: dict[Any, Any] = field(default_factory=dict)
@@ -150,7 +165,7 @@ class Pool:
                     if _hopeless(cause) or one.tries > self.retries:
                         yield Failed(one.item, cause, one.tries)
                         continue
-                    logger.debug("%s", f"{one.item} is tried again: {_short(cause)}")
+                    logger.info("%s", f"{one.item} is tried again: {_short(cause)}")
                     one.after = time.monotonic() + min(_LONGEST, _PAUSE * 2 ** (one.tries - 1))
                     todo.append(one)
                 else:
@@ -170,7 +185,8 @@ class Pool:
         """Start workers for the items, as many as the cluster takes now."""
         if (now := time.monotonic()) - self._looked >= _LOOK:
             self._looked = now
-            self._wanted = self.most or self.need.fits(self.ray.cluster_resources())
+            room = self.need.fits(self.ray.cluster_resources())
+            self._wanted = self.most if self.most and self.grows else min(self.most or room, room)
         if not self._wanted:
             has = ", ".join(
                 f"{self.ray.cluster_resources().get(n, 0):g} {n}" for n in self.need.resources

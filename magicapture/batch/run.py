@@ -154,7 +154,8 @@ def _pool(loader: Callable[[Need], Loader], settings: BatchSettings, show: Show)
                 )
             )
 
-        pool = Pool(ray, start, _check, need, settings.workers, settings.retries, look)
+        grows = settings.address is not None
+        pool = Pool(ray, start, _check, need, settings.workers, settings.retries, grows, look)
         try:
             yield pool
         finally:
