@@ -223,7 +223,7 @@ class Pool:
 
     def _after(self, worker: Any, error: Exception) -> BaseException:
         """What an item failed of; the worker goes on where it is sound."""
-        cause: BaseException = getattr(error, "cause", error)  # of what was raised there
+        cause: BaseException = getattr(error, "cause", None) or error  # what was raised there
         if isinstance(cause, MagiCaptureError):
             self._idle.append(worker)
         else:  # it or its machine is gone; or a bug, and a GPU in a state that no one knows

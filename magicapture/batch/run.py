@@ -13,7 +13,7 @@ from ..version import __version__
 from .jobs import Job
 from .page import PAGE, write_summary
 from .pool import Failed, Need, Pool, cluster
-from .record import Record, read_record
+from .record import FILE, Record, read_record
 from .store import Store
 from .worker import At, Loader, Worker
 
@@ -83,10 +83,11 @@ def carry_out(
     """
     store = Store(settings.results)
     records: dict[str, Record] = {}
-    if not settings.fresh:
-        for job in jobs:
-            if (known := read_record(store, job)) is not None:
-                records[job.name] = known
+    for job in jobs:
+        if settings.fresh:
+            store.remove(f"{job.name}/{FILE}")
+        elif (known := read_record(store, job)) is not None:
+            records[job.name] = known
     todo = [job for job in jobs if job.name not in records]
     if records:
         logger.info("%s", f"{len(records)} of {len(jobs)} jobs are finished already.")

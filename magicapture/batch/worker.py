@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from ..training import Event, Previewed, Resumed, Stepped, Trainer, TrainingJob,
 from ..version import __version__
 from .jobs import Job
 from .pool import NEED, Need
-from .record import FILE, PICTURE, STATES, Record
+from .record import FILE, PICTURE, STATES, Record, read_record
 from .store import Place, Store
 
 
@@ -107,6 +107,10 @@ class Worker:
 
         tries: how often it was begun, this time counted. Raises MagiCaptureError.
         """
+        known = read_record(self.store, job) if tries > 1 else None
+        if known is not None:  # killed right behind its last file
+            self.store.remove(f"{job.name}/{STATES}")
+            return replace(known, tries=tries)
         with self.store.opened(job.name, STATES) as place:
             run = _Run(job, place, self.tell)
             opened = self.loader.open(job)

@@ -60,6 +60,8 @@ def test_a_job_that_was_killed_goes_on_and_ends_as_if_it_never_was(
     assert record.seconds.keys() == {"load", "prepare", "train", "draw", "save"}
     assert record.scores["source loss"] > 0 and "leakage of my-person" in record.scores
     assert read_record(store, job) == record
+    again = Worker(TrainLoader, address, kill_at(1)).train(job, 3)
+    assert again.tries == 3 and again.files == record.files, "it was whole already"
     names = {"ada.safetensors", "embeddings/my-person.safetensors", "picture.jpg", "job.json"}
     results = tmp_path / "copy"
     store._fs.get(store._at(""), str(results), recursive=True)
