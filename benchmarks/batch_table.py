@@ -83,8 +83,8 @@ def steady(found: Found) -> str:
             steady.__doc__ or "",
             f"{batch['jobs']} jobs in one worker, beside a loop that trains the same jobs with one "
             "base model. Seconds a job, mean and standard error; other work on the machine moves "
-            "CPU seconds less. What the worker does beyond the loop is its record, and telling of each "
-            "step; the other processes look twice a second, whatever a job takes.",
+            "CPU seconds less. What the worker does beyond the loop is its record, and telling of "
+            "each step; the other processes look twice a second, whatever a job takes.",
             markdown(["", "CPU seconds", "seconds"], rows),
             f"A worker's job takes {extra / alone['cpu_seconds']['mean']:+.1%} beside the loop's. "
             f"Ray and a worker, with its libraries, take {batch['start_seconds']:.0f} s to start.",
