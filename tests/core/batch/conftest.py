@@ -33,6 +33,7 @@ def write_jobs(base: Path, tmp_path: Path) -> Write:
             "rank": 2,
             "resolution": 64,
             "face_model": "none",
+            "set": {"variants": 1},
             **changes,
         }
         lines = ["defaults:", *(f"  {name}: {json.dumps(v)}" for name, v in defaults.items())]

@@ -95,7 +95,7 @@ def test_every_bad_line_is_named_before_anything_runs(write_jobs: Write) -> None
         "device: there is no such setting",
         "out: missing",
         "seed: expected a value, got null",
-        "seed: expected one value, got [1, 2]",
+        "seed: expected one value, got a list of 2",
         "expected a mapping",
         "out: given twice",
     )

@@ -144,7 +144,8 @@ def test_a_full_disk_ends_the_job_and_leaves_nothing_half_written(
             worker.train(job, 1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert not files(tmp_path / "results")
+    left = [file for file in files(tmp_path / "results") if file.suffix != ".state"]
+    assert not left, "whole states may stay, to go on from"
     assert worker.train(job, 2).outcome == "finished"
 
 
