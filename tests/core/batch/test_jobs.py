@@ -86,7 +86,7 @@ def test_every_bad_line_is_named_before_anything_runs(write_jobs: Write) -> None
         "--seed: invalid int value: 'x'",
         "photos/nobody does not exist",
         'persn: there is no such setting; did you mean "person"?',
-        "'FINE' is that of line 10 already",
+        "'FINE' is that of line 11 already",
         "save_memory: expected true or false, got 1",
         "There is no recipe 'magic'",
         'lora.rnk: there is no such setting; did you mean "rank"?',
@@ -99,7 +99,7 @@ def test_every_bad_line_is_named_before_anything_runs(write_jobs: Write) -> None
         "expected a mapping",
         "out: given twice",
     )
-    for number, (line, text) in enumerate(zip(lines, expected, strict=True), start=11):
+    for number, (line, text) in enumerate(zip(lines, expected, strict=True), start=12):
         assert line.startswith(f"jobs.yaml, line {number}: ") and text in line
 
 
