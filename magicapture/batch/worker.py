@@ -43,9 +43,10 @@ _LAST = 0.1  # the share of the steps, at the end, over which losses are average
 
 @dataclass(frozen=True)
 class Opened:
-    """A job with its models. bundle: the tokens go into the LoRA's file; as for `train`.
+    """A job with its models.
 
-    warnings: what was noticed on the way.
+    bundle: the tokens go into the LoRA's file. credited: the adapter with what its files say of
+    their making. warnings: what was noticed on the way.
     """
 
     job: TrainingJob
@@ -53,6 +54,7 @@ class Opened:
     embedder: FaceEmbedder | None
     save_every: int
     bundle: bool = False
+    credited: Callable[[Adapter], Adapter] = lambda adapter: adapter
     warnings: Sequence[str] = ()
 
 
@@ -128,9 +130,8 @@ class Worker:
                 shown = trainer.preview() if self.pictures else None
                 run.mark("draw")
             leaf = Path(job.name).name
-            files = save_adapter(
-                adapter, place.near, place.near / "embeddings", leaf, bundle=opened.bundle
-            )
+            adapter, embeddings = opened.credited(adapter), place.near / "embeddings"
+            files = save_adapter(adapter, place.near, embeddings, leaf, bundle=opened.bundle)
             names = [run.inside(file) for file in (files.lora, *files.embeddings)]
             if shown is not None:
                 place.write(PICTURE, jpeg(shown.images[0]))

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,7 +27,7 @@ from .faces import NONE, embedder_from
 from .model import DTYPES, backbone_from
 from .options import Parser
 from .recipe import recipe_from
-from .train import check_values, job_from
+from .train import check_values, credited_by, job_from
 
 NEEDED = ("person", "style", "base", "out")
 """What every job says."""
@@ -41,6 +42,7 @@ CONTENT = ("source", "style", "base", "taesd", "face_model", "detector", "parser
 SETTINGS = (
     *("seed", "class_word", "vectors", "subject_name", "style_name", "subject_phrase"),
     *("style_phrase", "precision", "leave_out", "bundle", "face_model_input"),
+    *("consent", "no_made_with"),
 )
 IN_THE_RECIPE = ("recipe", "steps", "rank", "resolution", "set", "without_masks")
 NO_MATTER = ("out", "save_every", "save_memory", "models")
@@ -184,7 +186,15 @@ class TrainLoader:
             self._backbone = None  # two at a time would not fit
             self._backbone = wanted, backbone_from(arguments, recipe.precision)
         backbone = self._backbone[1]
-        return Opened(ready, backbone, embedder, arguments.save_every, arguments.bundle, told)
+        return Opened(
+            ready,
+            backbone,
+            embedder,
+            arguments.save_every,
+            arguments.bundle,
+            partial(credited_by, arguments),
+            told,
+        )
 
     def _face_model(self, arguments: argparse.Namespace) -> FaceEmbeddingNetwork | None:
         wanted = arguments.face_model, arguments.face_model_input, arguments.models

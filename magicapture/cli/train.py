@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from subprocess import list2cmdline
 
-from ..adapters import SavedFiles, check_consent, check_names, credited, lora_file, save_adapter
+from ..adapters import (
+    Adapter,
+    SavedFiles,
+    check_consent,
+    check_names,
+    credited,
+    lora_file,
+    save_adapter,
+)
 from ..config import Recipe
 from ..data import Learnable, load_folder
 from ..faces.embed import FaceEmbedder
@@ -80,7 +88,7 @@ def train(arguments: argparse.Namespace) -> None:
     if checkpoints:
         adapter = checkpoints.adapter(arguments.take)
     files = save_adapter(
-        credited(adapter, arguments.consent, made_with, base=Path(arguments.base).stem),
+        credited_by(arguments, adapter),
         folder,
         embeddings,
         arguments.out,
@@ -106,6 +114,12 @@ def check_values(arguments: argparse.Namespace) -> None:
     require_range("--save-every", arguments.save_every, 0)
     check_consent(arguments.consent)
     require_range("--fit", arguments.fit or 0, 0)
+
+
+def credited_by(arguments: argparse.Namespace, adapter: Adapter) -> Adapter:
+    """The adapter with what `train`'s options have its files say of their making."""
+    base, made_with = Path(arguments.base).stem, not arguments.no_made_with
+    return credited(adapter, arguments.consent, made_with, base=base)
 
 
 def job_from(
