@@ -25,7 +25,7 @@ T = TypeVar("T")
 _TICK = 0.5  # seconds between looks at the workers
 _LOOK = 5.0  # seconds between looks at the size of the cluster
 _PAUSE, _LONGEST = 1.0, 60.0  # seconds before a second try, doubled each time, and at most
-_INITS = 3  # times that Ray is started on this machine, which may be slow
+_INITS = 5  # times that Ray is started on this machine, which may be slow
 _STARTS = 5  # workers that may die one after another before any was ready
 
 
