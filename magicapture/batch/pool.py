@@ -25,7 +25,6 @@ T = TypeVar("T")
 _TICK = 0.5  # seconds between looks at the workers
 _LOOK = 5.0  # seconds between looks at the size of the cluster
 _PAUSE, _LONGEST = 1.0, 60.0  # seconds before a second try, doubled each time, and at most
-_INITS = 5  # times that Ray is started on this machine, which may be slow
 _STARTS = 5  # workers that may die one after another before any was ready
 
 
@@ -98,20 +97,15 @@ def cluster(address: str | None) -> Iterator[Any]:
 
 def _joined(ray: Any, address: str | None) -> Any:
     """What Ray tells of the cluster that it joined, or started here."""
-    for attempt in range(1, _INITS + 1):
-        try:
-            return ray.init(
-                address=address or "local", log_to_driver=False, logging_level=logging.ERROR
-            )
-        except Exception as error:  # Ray raises that very class where a busy machine is slow
-            ray.shutdown()
-            if address or attempt == _INITS:
-                where = (
-                    f"--address: no Ray cluster answers at {address}"
-                    if address
-                    else ("Ray does not start on this machine")
-                )
-                raise InputError(f"{where} ({_short(error)}).") from error
+    try:
+        return ray.init(
+            address=address or "local", log_to_driver=False, logging_level=logging.ERROR
+        )
+    except Exception as error:  # Ray raises that very class where a busy machine is slow
+        where = f"no Ray cluster answers at --address {address}"
+        raise InputError(
+            f"{where if address else 'Ray does not start on this machine'} ({_short(error)})."
+        ) from error
 
 
 @dataclass
