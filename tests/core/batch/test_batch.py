@@ -89,7 +89,7 @@ def test_two_workers_and_a_kill(
     page = (out / "index.html").read_text()
     assert "3 jobs: 2 finished, 1 refused before training." in page
     assert "No face was found in 0.png, 1.png" in page
-    assert page.count("data:image/jpeg") == 2 and "http" not in page
+    assert page.count("data:image/jpeg") == 2 and "http://" not in page and "https://" not in page
 
     before = (out / "eve" / "job.json").stat().st_mtime_ns
     caplog.set_level(logging.INFO)
