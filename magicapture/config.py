@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .families import FAMILIES
-from .loss import Weights
+from .loss import LOSSES, Weights
 from .older import current
 from .schedule import at_side
 from .sentences import check_sentence
@@ -20,6 +20,7 @@ from .settings import Checked, from_dict, help_of, refuse, setting, to_dict
 __all__ = [
     "Batching",
     "Checked",
+    "DinoSettings",
     "IdentitySettings",
     "Kept",
     "LabelSettings",
@@ -38,6 +39,7 @@ __all__ = [
     "Role",
     "Scaling",
     "SubjectInit",
+    "SubjectIs",
     "Task",
     "Weighting",
     "Weights",
@@ -59,6 +61,7 @@ Precision = Literal["model", "fp32", "bf16", "fp16"]
 RateSchedule = Literal["constant", "linear", "cosine"]
 OptimizerName = Literal["adamw", "adamw_8bit"]
 SubjectInit = Literal["class word", "random"]
+SubjectIs = Literal["person", "thing"]
 Kept = Literal["change", "answer"]
 
 AUTO, FIXED = "auto", "fixed"
@@ -192,6 +195,21 @@ class IdentitySettings(Checked):
         "Compare with the mean embedding of all source photos instead of with each photo (the mean "
         "of those losses).",
         release=False,
+    )
+
+
+@dataclass(frozen=True)
+class DinoSettings(Checked):
+    """The losses that look at a thing through DINO (P, supplement): when they act."""
+
+    min_snr: float = setting(
+        0.383,
+        "The losses act where the signal-to-noise ratio is at least this, since below x0 is too "
+        "blurred to hold a thing. Stated for 512 px, as identity.min_snr.",
+        low=0,
+    )
+    weight_by_signal: bool = setting(
+        True, "Multiply the losses by SNR / (1 + SNR), so that sharper estimates count more."
     )
 
 
@@ -387,6 +405,7 @@ class Recipe(Checked):
     lora: LoraSettings = setting(LoraSettings(), "The LoRA.")
     refocus: RefocusSettings = setting(RefocusSettings(), "Attention Refocusing.")
     identity: IdentitySettings = setting(IdentitySettings(), "The identity loss.")
+    dino: DinoSettings = setting(DinoSettings(), "The losses of a thing, through DINO.")
     prior: PriorSettings = setting(PriorSettings(), "Prior preservation.")
     words: WordsSettings = setting(WordsSettings(), "What further words in a prompt do.")
     unconditional: UnconditionalSettings = setting(
@@ -394,6 +413,12 @@ class Recipe(Checked):
     )
     labels: LabelSettings = setting(LabelSettings(), "Labels with the person's face laid in.")
     prompts: PromptTemplates = setting(PromptTemplates(), "Prompt templates.")
+    subject_is: SubjectIs = setting(
+        "person",
+        "person: masks mark faces, and a style's portraits are learned outside theirs. thing: a "
+        "pet, a toy, a bag; masks mark it in its own photos, a style's pictures are learned whole, "
+        "and no face is looked for.",
+    )
     masked: bool = setting(True, "Restrict each reconstruction to its concept's mask.")
     normalise_area: bool = setting(
         True, "Divide each masked loss by the mask's share of the picture.", release=True
@@ -500,7 +525,19 @@ class Recipe(Checked):
             del found["unconditional"]
             for phase in found["phases"]:
                 del phase["weights"]["unconditional"]
+        if self.subject_is == "person":  # without the losses of things, which refuse a person
+            del found["subject_is"], found["dino"]
+            for phase in found["phases"]:
+                phase["weights"] = {
+                    name: weight
+                    for name, weight in phase["weights"].items()
+                    if "dino" not in LOSSES[name].needs
+                }
         return found
+
+    def is_whole(self, role: Role) -> bool:
+        """Whether a concept's pictures are learned whole and need no masks: a style of things."""
+        return self.subject_is == "thing" and role == "style"
 
     @property
     def steps(self) -> int:

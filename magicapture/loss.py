@@ -13,7 +13,7 @@ from torch import Tensor
 from .registry import Registry
 from .settings import below, checked, object_of, refuse, refuse_unknown
 
-Need = Literal["attention", "face masks", "face model", "class images"]
+Need = Literal["attention", "face masks", "face model", "class images", "dino"]
 
 
 class Loss:

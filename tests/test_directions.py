@@ -55,6 +55,8 @@ DIRECTIONS: dict[str, str] = {
     "batch": "training html",
     "bench": "training person environment clip html style",
     "clip": "backbones images",
+    "dino": "backbones faces",
+    "things": "dino identity",
     "html": "metrics images",
     "evaluation": "data person clip html",
     "adapters": "prompts parts backups provenance weight_files",
@@ -69,7 +71,7 @@ DIRECTIONS: dict[str, str] = {
     "labels": "data",
     "planning": "training environment",
     "demo": "paperdoll plot backbones images",
-    "training": "identity labels prompts recipes refocusing digests interrupts memory version",
+    "training": "things labels prompts recipes refocusing digests interrupts memory version",
 }
 # The ends of the house, which may use all of it.
 ENDS = {"__init__", "__main__", "cli"}

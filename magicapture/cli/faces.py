@@ -70,12 +70,12 @@ def faces_found(
 ) -> tuple[Learnable, Learnable]:
     """A person's photos and a style's, with what masks and landmarks they lack found, and judged.
 
-    A set that lacks nothing is taken as it is. embedder: tells which of several faces is the
+    A set that lacks nothing is taken as it is, and so are things, which have no face. embedder: tells which of several faces is the
     person's. Raises InputError for photos without a face, where the recipe needs masks, and for a
     folder of models that does not exist; StorageError for a model that cannot be read.
     """
     both = (subject, style)
-    if not any(map(_lacks, both)):
+    if recipe.subject_is == "thing" or not any(map(_lacks, both)):
         return both
     detector, parser = detector_from(arguments), parser_from(arguments)
     filled, faceless = [], []

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..config import Recipe
+from ..config import Recipe, Role, SubjectIs
 from ..errors import InputError
 from ..losses import needs
 from .concepts import Learnable
@@ -19,6 +19,11 @@ MIN_SIDE = 64
 
 _MAX_UPSCALE = 2.0
 _OVERSHOOT = 0.01  # beyond 0..1: what a sharp resize leaves, clamped later
+_MAKE_FACE_MASKS = "Make one (magicapture masks; in ComfyUI: Make Face Masks)"
+_MAKE_CUT_OUTS = (
+    "Give one: NAME.mask.png beside the photo, a cut-out with transparency, magicapture masks "
+    "--cut-out, or in ComfyUI the MASK of Remove Background or SAM3 Detect at Load Photo Set"
+)
 _UNMASKED = "train without masks (--without-masks; in ComfyUI: Tune Recipe, masks off)"
 
 
@@ -37,7 +42,7 @@ def check_photos(learnable: Learnable, recipe: Recipe) -> tuple[str, ...]:
         )
     problems: dict[str, list[str]] = {}
     for photo in references:
-        for text in _problems(photo, needs_masks(recipe)):
+        for text in _problems(photo, needs_masks(recipe, concept.role), recipe.subject_is):
             problems.setdefault(text, []).append(photo.name)
     if problems:
         lines = [f"- {', '.join(names)}: {text}" for text, names in problems.items()]
@@ -45,8 +50,10 @@ def check_photos(learnable: Learnable, recipe: Recipe) -> tuple[str, ...]:
     return (*references.warnings, *_size_warnings(references, recipe), *_duplicates(references))
 
 
-def needs_masks(recipe: Recipe) -> bool:
-    """Whether every photo has to have a mask of its face."""
+def needs_masks(recipe: Recipe, role: Role = "subject") -> bool:
+    """Whether every photo of a concept has to have a mask of its face, or of the thing."""
+    if recipe.is_whole(role):
+        return False
     return recipe.masked or "face masks" in needs(recipe)
 
 
@@ -66,7 +73,7 @@ def check_apart(subject: Learnable, style: Learnable) -> tuple[str, ...]:
     )
 
 
-def _problems(photo: Photo, masked: bool) -> Iterator[str]:
+def _problems(photo: Photo, masked: bool, what: SubjectIs) -> Iterator[str]:
     height, width = photo.size
     if min(height, width) < MIN_SIDE:
         yield (
@@ -78,8 +85,10 @@ def _problems(photo: Photo, masked: bool) -> Iterator[str]:
         yield from _landmark_problems(photo.landmarks, photo.size)
     if photo.face_mask is not None:
         yield from _value_problems(photo.face_mask, "mask")
-    if masked:
-        yield from _face_problems(photo.face_mask)
+    if masked and what == "person":
+        yield from _mask_problems(photo.face_mask, "face", _MAKE_FACE_MASKS)
+    elif masked:
+        yield from _mask_problems(photo.face_mask, "thing", _MAKE_CUT_OUTS)
 
 
 def _value_problems(values: Tensor, what: str) -> Iterator[str]:
@@ -117,18 +126,16 @@ def _mirrored(*points: list[float]) -> bool:
     return across[0] * down[1] - across[1] * down[0] <= 0
 
 
-def _face_problems(face: Tensor | None) -> Iterator[str]:
-    if face is None:
+def _mask_problems(mask: Tensor | None, what: str, make: str) -> Iterator[str]:
+    """What is wrong with a mask of a face or of a thing; make: how one is made."""
+    if mask is None:
+        yield f"no mask of the {what}. {make}, or {_UNMASKED}."
+    elif is_empty(mask):
+        yield f"the mask is empty: it marks no {what}. Paint the {what} white, or {_UNMASKED}."
+    elif is_full(mask):
         yield (
-            "no mask of the face. Make one (magicapture masks; in ComfyUI: Make Face Masks), "
-            f"or {_UNMASKED}."
-        )
-    elif is_empty(face):
-        yield f"the mask is empty: it marks no face. Paint the face white, or {_UNMASKED}."
-    elif is_full(face):
-        yield (
-            "the mask is full: it marks the whole picture as face. Invert it if the face is black "
-            f"in it, paint the face alone, or {_UNMASKED}."
+            f"the mask is full: it marks the whole picture as {what}. Invert it if the {what} is "
+            f"black in it, paint the {what} alone, or {_UNMASKED}."
         )
 
 

@@ -29,6 +29,7 @@ _PURPOSES: dict[Role, str] = {
     "parser": "outlines skin, hair and so on; without one a mask is an oval",
     "embedder": "tells people apart; needed for the identity loss and to measure likeness",
     "restorer": "redraws faces of finished pictures",
+    "dino": "compares a thing that is no face with its photos; the recipe things needs one",
 }
 
 _WITHOUT: dict[Role, str] = {
@@ -36,6 +37,7 @@ _WITHOUT: dict[Role, str] = {
     "parser": "a mask is an oval",
     "embedder": "people are not told apart, and the identity loss is off",
     "restorer": "no faces are restored",
+    "dino": "things are not compared with their photos",
 }
 
 _SHARED = "detection"

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 from .content import Content
 
-Role = Literal["detector", "parser", "embedder", "restorer"]
+Role = Literal["detector", "parser", "embedder", "restorer", "dino"]
 
 TITLES: dict[Role, str] = {
     "detector": "face detector",
     "parser": "face parser",
     "embedder": "face recognition model",
     "restorer": "face restorer",
+    "dino": "DINO model",
 }
 """What users read for each role."""
 

@@ -13,13 +13,14 @@ from ..errors import InputError, MagiCaptureError, StorageError
 from ..memory import refuse_large
 from .content import Content, first_line
 from .detectors import DETECTORS
+from .dinos import DINOS
 from .embed import EMBEDDERS
 from .models import ONNX, TITLES, ModelFile, ModelKind, Role
 from .packages import lacking, needs
 from .parsers import PARSERS
 from .restorers import RESTORERS
 
-_kinds: list[ModelKind] = [*DETECTORS, *PARSERS, *EMBEDDERS, *RESTORERS]
+_kinds: list[ModelKind] = [*DETECTORS, *PARSERS, *EMBEDDERS, *RESTORERS, *DINOS]
 
 _FOLDERS = (
     "insightface",

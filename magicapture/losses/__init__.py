@@ -8,20 +8,24 @@ from ..loss import LOSSES, Loss, Need, Weights
 
 from . import reconstruction  # isort: skip  (a step adds the losses up in this order)
 from . import attention, identity, token_norm  # isort: skip
-from .batch import Answer, Batch, IdentityTerm, Row, Step
+from . import dino  # isort: skip
+from .batch import Answer, Batch, DinoTerm, IdentityTerm, Resemblance, Row, Step
 from .needs import needs, tasks_of
 
 __all__ = [
     "LOSSES",
     "Answer",
     "Batch",
+    "DinoTerm",
     "IdentityTerm",
     "Loss",
     "Need",
+    "Resemblance",
     "Row",
     "Step",
     "Weights",
     "attention",
+    "dino",
     "identity",
     "needs",
     "reconstruction",

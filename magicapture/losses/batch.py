@@ -20,6 +20,26 @@ IdentityTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Estimates x0 (B,C,h,w), landmarks (B,5,2) and `Schedule.signal` (B,) to the loss (B,)."""
 
 
+@dataclass(frozen=True, eq=False)
+class Resemblance:
+    """What DINO sees in n estimates x0, in their source photos and in the style's pictures.
+
+    keys, source (n,N,D): of the patches. inside (n,N) in 0..1: how much of a patch is the thing.
+    look (n,D) and references (R,D): [CLS]. signal (n,): `Schedule.signal` of each estimate.
+    """
+
+    keys: Tensor
+    source: Tensor
+    inside: Tensor
+    look: Tensor
+    references: Tensor
+    signal: Tensor
+
+
+DinoTerm = Callable[[Tensor, Tensor, Tensor, Tensor], Resemblance]
+"""Estimates x0 and their source's latents (n,C,h,w), the thing's mask (n,1,h,w), signal (n,)."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the model says of a row's noised latents under another prompt, without gradient.
@@ -75,7 +95,8 @@ class Batch(Step):
 
     noisy (B,C,h,w) and timesteps (B,); prediction and target (B,C,h,w) float32.
     noise_weights (B,): how much a reconstruction error counts at each row's t.
-    capture: holds the attention of this pass, and identity judges faces, where a loss needs them.
+    capture: holds the attention of this pass, identity judges faces and dino sees things, where a
+        loss needs them.
     """
 
     rows: Sequence[Row]
@@ -88,6 +109,7 @@ class Batch(Step):
     noise_weights: Tensor
     capture: AttentionCapture | None = None
     identity: IdentityTerm | None = None
+    dino: DinoTerm | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -116,8 +138,28 @@ class Batch(Step):
         """The estimate of the clean latents (B,C,h,w)."""
         return self.schedule.to_x0(self.prediction, self.noisy, self.timesteps)
 
+    @cached_property
+    def resemblance(self) -> Resemblance | None:
+        """What DINO sees in the composed rows; None where none is clean enough to show a thing."""
+        limit = self.schedule.levels.limit(self.recipe.snr(self.recipe.dino.min_snr))
+        chosen = [
+            i
+            for i, row in enumerate(self.rows)
+            if row.task == "composed" and row.reconstruct and row.timestep < limit
+        ]
+        if not chosen:
+            return None
+        assert self.dino is not None, "a loss that looks through DINO says so in `needs`"
+        rows = [self.rows[i] for i in chosen]
+        latents = torch.cat([row.latents for row in rows]).to(self.noisy)
+        masks = [torch.ones_like(r.latents[:, :1]) if r.face is None else r.face for r in rows]
+        signal = self.schedule.signal(self.timesteps[chosen])
+        return self.dino(self.x0[chosen], latents, torch.cat(masks).to(self.noisy), signal)
+
     def region(self, row: int, token: str) -> Tensor:
         """M_v (1,1,h,w): where in a row the token's concept is."""
+        if self.recipe.is_whole(self.style.role) and token == self.style.name:
+            return torch.ones_like(self.rows[row].supervised)
         face = self.rows[row].face
         assert face is not None, "a loss that reads face masks says so in `needs`"
         concept = self.subject if token == self.subject.name else self.style

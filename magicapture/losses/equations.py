@@ -19,6 +19,9 @@ FLAT = 1e-6
 WEAK = 5.0
 """SNR from which on `timestep_weights` counts errors less: fine detail is the last to matter."""
 
+TEMPERATURE = 0.07
+"""tau of `patch_contrast`: differences of cosines are divided by it."""
+
 STRONG = 10.0
 """The most that `timestep_weights` multiplies errors under strong noise by."""
 
@@ -123,6 +126,36 @@ def leakage(values: Tensor, inside: Tensor, scaling: Scaling = "max") -> Tensor:
     return outside / scaled.sum(dim=(-2, -1)).clamp_min(FLAT)
 
 
+def self_similarity(keys: Tensor, source: Tensor, inside: Tensor) -> Tensor:
+    """|| S(keys) - S(source) ||^2, S_ij = cos(k_i, k_j), as a mean over pairs of patches: (B,).
+
+    keys and source (B,N,D): DINO's keys of the estimate and of the source photo. inside (B,N) in
+    0..1: how much a patch shows the thing; a pair counts by the product, and none gives 0. Equal
+    layouts give 0 whatever the colours (arXiv 2201.00424).
+    """
+    difference = _cosines(keys, keys) - _cosines(source, source)
+    pairs = inside.float()[:, :, None] * inside.float()[:, None]
+    return _mean_where(pairs, difference.square())
+
+
+def patch_contrast(keys: Tensor, source: Tensor, inside: Tensor) -> Tensor:
+    """- log of softmax_j(cos(k_i, s_j) / tau) at j = i, the mean over patches i inside: (B,).
+
+    Each patch of the estimate must be more like the source's at its place than like the source's
+    others (arXiv 2209.15264). Shapes as for `self_similarity`.
+    """
+    shares = (_cosines(keys, source) / TEMPERATURE).log_softmax(dim=-1)
+    return _mean_where(inside.float(), -shares.diagonal(dim1=-2, dim2=-1))
+
+
+def appearance(look: Tensor, references: Tensor) -> Tensor:
+    """|| c - c_r ||^2 of DINO's [CLS], as a mean over its dimensions and the references: (B,).
+
+    look (B,D) of the estimates, references (R,D) of the style's pictures.
+    """
+    return (look.float()[:, None] - references.float()[None]).square().mean(dim=(1, 2))
+
+
 def token_norm(vectors: Tensor, target: float = 0.4) -> Tensor:
     """The mean squared distance of the vectors' (n,d) norms from `target`: ()."""
     return (vectors.float().norm(dim=-1) - target).square().mean()
@@ -131,3 +164,14 @@ def token_norm(vectors: Tensor, target: float = 0.4) -> Tensor:
 def _outside(values: Tensor, inside: Tensor) -> Tensor:
     """1 - M at the maps' size (R,h,w)."""
     return 1 - F.interpolate(inside.float(), values.shape[-2:], mode="area")[:, 0]
+
+
+def _cosines(one: Tensor, other: Tensor) -> Tensor:
+    """The cosine of each row of (B,N,D) with each of (B,M,D): (B,N,M)."""
+    return F.normalize(one.float(), dim=-1) @ F.normalize(other.float(), dim=-1).mT
+
+
+def _mean_where(weights: Tensor, values: Tensor) -> Tensor:
+    """The weighted mean of each sample's values, 0 where nothing has weight: (B,)."""
+    total = weights.flatten(1).sum(dim=1)
+    return (weights * values).flatten(1).sum(dim=1) / total.clamp_min(FLAT)

@@ -144,6 +144,7 @@ def miniature(recipe: Recipe) -> Recipe:
             labels, seam=labels.seam / 4, max_snr=labels.max_snr and labels.max_snr / 16
         ),
         identity=replace(recipe.identity, min_snr=recipe.identity.min_snr / 16),
+        dino=replace(recipe.dino, min_snr=recipe.dino.min_snr / 16),
         precision="model",
     )
 

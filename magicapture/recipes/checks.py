@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ..config import Phase, Recipe, Task
 from ..errors import InputError
-from ..losses import tasks_of
+from ..losses import LOSSES, tasks_of
 
 _CELL = 8  # pixels to a side of Stable Diffusion's latent cells
 
@@ -56,8 +56,25 @@ def _phase_problems(path: str, phase: Phase, recipe: Recipe) -> Iterator[str]:
             f"{path}.weights.prior: class images hold no token and teach nothing while the tokens "
             "alone are trained; set it to 0."
         )
+    yield from _subject_problems(path, phase, recipe)
     if weights.token_norm and not rates.tokens:
         yield f"{path}.weights.token_norm: the tokens are not trained here; set it to 0."
+
+
+def _subject_problems(path: str, phase: Phase, recipe: Recipe) -> Iterator[str]:
+    """Losses of a person where a thing is learned, and the reverse."""
+    if recipe.subject_is == "person":
+        unfit = [name for name, loss in LOSSES.items() if "dino" in loss.needs]
+        why = "compares a thing with its photo: set subject_is to thing, or this weight to 0."
+    else:
+        unfit = ["composed", "identity", "words"]
+        why = (
+            "asks for portraits and faces, and a thing has none: DINO's losses take its place. Set "
+            "it to 0, or subject_is to person."
+        )
+    for name in unfit:
+        if phase.weights[name]:
+            yield f"{path}.weights.{name} {why}"
 
 
 def _warnings(recipe: Recipe, vectors: bool) -> Iterator[str]:

@@ -47,12 +47,16 @@ class Batches:
         if self.recipe.batching == "one_task":
             tasks = [tasks[_integer(len(tasks), generator)]]
         photos: dict[str, EncodedVariant] = {}
-        if "source" in tasks:
+        composes = not {*_SHOWN_COMPOSED}.isdisjoint(tasks)
+        # A thing is composed in its own photo, through DINO; a person in a portrait of the style.
+        composed = "source" if self.recipe.subject_is == "thing" else "style"
+        if "source" in tasks or (composes and composed == "source"):
             photos["source"] = self.source.sample(generator)
-        if {"style", *_SHOWN_COMPOSED} & set(tasks):
-            photos["style"] = photos["composed"] = self.reference.sample(generator)
-        if {*_SHOWN_COMPOSED} & set(tasks) and self.composed:
-            photos["composed"] = self.composed.sample(generator)
+        if "style" in tasks or (composes and composed == "style"):
+            photos["style"] = self.reference.sample(generator)
+        if composes:
+            own = self.composed
+            photos["composed"] = own.sample(generator) if own else photos[composed]
         rows = [self._row_of(task, photos, phase, generator) for task in tasks]
         return rows + self._identity_rows(rows, phase, generator)
 
@@ -110,7 +114,8 @@ class Batches:
             if photo.face_mask is None or not self._face_is_drawn_by_identity(timestep):
                 return taught
             return taught * (1 - photo.face_mask)
-        if not self.recipe.masked or photo.face_mask is None:
+        whole = task == "style" and self.recipe.is_whole("style")
+        if whole or not self.recipe.masked or photo.face_mask is None:
             return everywhere
         return (self.subject if task == "source" else self.style).region(photo.face_mask)
 

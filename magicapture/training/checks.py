@@ -11,6 +11,7 @@ from ..attention import AttentionCapture, captured, cross_attentions
 from ..backbone import Backbone
 from ..config import FIXED, Recipe, Task
 from ..data import Learnable
+from ..dino import Dino
 from ..errors import InputError, NumericalError, UnsupportedModelError
 from ..families import FAMILIES
 from ..lora import check_peft
@@ -46,6 +47,17 @@ def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
         check_peft()
 
 
+def check_dino(job: TrainingJob, dino: Dino | None) -> None:
+    """Raise InputError where the recipe looks through DINO and there is none."""
+    if "dino" in needs(job.recipe) and dino is None:
+        raise InputError(
+            f"The recipe {job.recipe.name!r} compares pictures through DINO, and no DINO model is "
+            "given. Give one (--dino; in ComfyUI: Load DINO at the input dino of Train "
+            "MagiCapture), or train without: set the weights dino_structure, dino_patches and "
+            "dino_style to 0 (--set; Tune Recipe). The composed prompt is then not trained."
+        )
+
+
 def phrase_advice(job: TrainingJob, backbone: Backbone) -> Iterator[str]:
     """Warnings for vectors that the base model does not learn, and a phrase that fills a prompt.
 
@@ -71,12 +83,18 @@ def phrase_advice(job: TrainingJob, backbone: Backbone) -> Iterator[str]:
 
 
 def decoder_advice(job: TrainingJob, backbone: Backbone) -> Iterator[str]:
-    """A warning where the identity loss would decode large pictures by the whole VAE.
+    """A warning where a loss would decode large pictures by the whole VAE.
 
     Backward through the face's part of it keeps several GB above 512 px, the tiny one's some
-    hundred MB.
+    hundred MB; DINO is shown the whole picture, which costs as much at 512 px.
     """
     side, decoder = job.recipe.side, FAMILIES[backbone.family].decoder
+    if "dino" in needs(job.recipe) and side >= _LARGE and not backbone.has_fast_decoder:
+        yield (
+            f"DINO's losses decode whole pictures at {side} px by the whole VAE, which takes "
+            f"several GB. Give {decoder} as the fast decoder: Load VAE in ComfyUI, --taesd on the "
+            "command line."
+        )
     if "face model" in needs(job.recipe) and side > _LARGE and not backbone.has_fast_decoder:
         yield (
             f"The identity loss decodes faces at {side} px by the whole VAE, which takes several "

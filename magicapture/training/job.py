@@ -58,6 +58,7 @@ class TrainingJob:
         return [
             *check(spelled(self.recipe, self.concepts), vectors=subject.vectors > 0),
             *_idle_phrases(subject, style),
+            *_class_word_advice(subject, self.recipe),
             *check_photos(self.subject, self.recipe),
             *check_photos(self.style, self.recipe),
             *check_apart(self.subject, self.style),
@@ -76,7 +77,9 @@ class TrainingJob:
         return TrainingJob(*learnables, recipe, self.seed)
 
     def with_landmarks(self) -> TrainingJob:
-        """The same job with missing landmarks estimated from the faces' masks."""
+        """The same job with missing landmarks estimated from the faces' masks; things have none."""
+        if self.recipe.subject_is == "thing":
+            return self
         subject, style = (
             replace(learnable, photos=with_estimated_landmarks(learnable.photos))
             for learnable in self.learnables
@@ -131,6 +134,14 @@ def _idle_phrases(*concepts: Concept) -> Iterator[str]:
                 f"The phrase {concept.phrase!r} of {concept.token} stands where a text encoder has "
                 "no vectors for it alone; set its vectors to 0 for it to be used."
             )
+
+
+def _class_word_advice(subject: Concept, recipe: Recipe) -> Iterator[str]:
+    if recipe.subject_is == "thing" and subject.class_word == "person":
+        yield (
+            f"The class word of {subject.token} is 'person', and the recipe learns a thing. Give "
+            "the ordinary noun for it, such as dog or bag (--class-word; class_word in ComfyUI)."
+        )
 
 
 def _called(concept: Concept) -> str:

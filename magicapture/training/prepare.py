@@ -12,11 +12,13 @@ from torch import nn
 from ..backbone import Backbone
 from ..config import Recipe
 from ..data import LatentCache, Learnable, ReferenceSet
+from ..dino import Dino
 from ..faces.analyzer import device_of, embed_faces
 from ..faces.embed import FaceEmbedder, name_of
 from ..identity import ColourBlind, IdentityLoss
 from ..labels import has_labels, of_recipe
 from ..losses import needs
+from ..things import DinoLook
 from ..tokens import Concept, TokenVectors, initial_vectors
 from .batches import Batches
 from .checks import check_prompts, probe
@@ -33,29 +35,38 @@ class Materials:
     batches: Batches
     identity: IdentityLoss | None
     face_model: str
+    dino: DinoLook | None = None
 
 
 @contextmanager
 def prepared(
-    job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder | None, tell: Listener
+    job: TrainingJob,
+    backbone: Backbone,
+    embedder: FaceEmbedder | None,
+    dino: Dino | None,
+    tell: Listener,
 ) -> Iterator[Materials]:
     """The materials of a run; the models are open for training already.
 
-    What cannot work is found before the photos are encoded. The face embedder is on the
+    What cannot work is found before the photos are encoded. The face embedder and DINO are on the
     backbone's device meanwhile.
     """
     job, wanted = job.with_landmarks(), needs(job.recipe)
     if "face model" not in wanted or not _faces_are_known(job, embedder, tell):
         embedder = None
+    if "dino" not in wanted:
+        dino = None
     vectors = token_vectors(job, backbone)
     check_prompts(job, backbone, vectors)
     probe(job, backbone, vectors)
-    with on_device(embedder, backbone.device):
+    with on_device(embedder, backbone.device), on_device(dino, backbone.device):
+        batches = _batches(job, backbone, tell)
         yield Materials(
             vectors,
-            _batches(job, backbone, tell),
+            batches,
             None if embedder is None else _identity(job, backbone, embedder),
             name_of(embedder),
+            None if dino is None else _look(batches, backbone, dino),
         )
 
 
@@ -154,9 +165,15 @@ def _identity(job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder) -> I
     return IdentityLoss(embedder, backbone.decode_fast, backbone.downscale, target, settings)
 
 
+def _look(batches: Batches, backbone: Backbone, dino: Dino) -> DinoLook:
+    """DINO's losses, whose look is that of the style's pictures."""
+    latents = [variant.latents.to(backbone.device) for variant in batches.reference.each()]
+    return DinoLook(dino, backbone.decode_fast, latents)
+
+
 @contextmanager
-def on_device(embedder: FaceEmbedder | None, device: torch.device) -> Iterator[None]:
-    """Have a face embedder on a device for a while, and back where it was afterwards."""
+def on_device(embedder: FaceEmbedder | Dino | None, device: torch.device) -> Iterator[None]:
+    """Have a network on a device for a while, and back where it was afterwards."""
     if not isinstance(embedder, nn.Module):
         with nullcontext():
             yield

@@ -18,7 +18,7 @@ from torch.amp.grad_scaler import GradScaler
 from ..attention import AttentionCapture
 from ..backbone import Backbone
 from ..config import Phase, Recipe
-from ..losses import LOSSES, Batch, IdentityTerm, Loss, Row, Step
+from ..losses import LOSSES, Batch, DinoTerm, IdentityTerm, Loss, Row, Step
 from ..losses.equations import timestep_weights
 from ..tokens import Concept, TokenVectors
 
@@ -49,6 +49,7 @@ class Objective:
     vectors: TokenVectors
     capture: AttentionCapture | None = None
     identity: IdentityTerm | None = None
+    dino: DinoTerm | None = None
     without_lora: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __call__(self, rows: Sequence[Row], progress: float = 0.0) -> Losses:
@@ -102,6 +103,7 @@ class Objective:
             self._noise_weights(rows),
             self.capture,
             self.identity,
+            self.dino,
         )
 
     @torch.no_grad()

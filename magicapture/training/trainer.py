@@ -18,6 +18,7 @@ from ..adapters import Adapter
 from ..backbone import Backbone
 from ..checkpointing import checkpointed
 from ..config import Phase, Precision
+from ..dino import Dino
 from ..errors import NumericalError
 from ..faces.embed import FaceEmbedder
 from ..families import FAMILIES
@@ -31,6 +32,7 @@ from .blocks import is_measured, listed, measured
 from .checks import (
     blocks_advice,
     check_backbone,
+    check_dino,
     decoder_advice,
     phrase_advice,
     refocusing_capture,
@@ -101,6 +103,7 @@ class Trainer:
         backbone: Backbone,
         *,
         embedder: FaceEmbedder | None = None,
+        dino: Dino | None = None,
         listener: Listener | None = None,
         state_folder: Path | None = None,
         save_every: int = EVERY_STEPS,
@@ -110,7 +113,7 @@ class Trainer:
 
         On the way in the job is checked, the models are opened for gradients and the photos
         encoded; on the way out every model is as it was, also after an exception. `listener` is
-        called with each event and stops the run by raising. With a `state_folder` the run is saved
+        called with each event and stops the run by raising. `dino` is for recipes of things. With a `state_folder` the run is saved
         there, every `save_every` steps, every minute and whenever it stops, and a run of just the
         same job goes on from there unless `fresh`. Raises InputError and UnsupportedModelError,
         before anything is trained, for what would spoil the run.
@@ -120,11 +123,12 @@ class Trainer:
         for text in job.check():
             tell(Warned(text))
         check_backbone(job, backbone)
+        check_dino(job, dino)
         if advice := FAMILIES[backbone.family].advice:
             logger.info("%s: %s", FAMILIES[backbone.family].title, advice)
         for text in phrase_advice(asked, backbone):
             tell(Warned(text))
-        for text in decoder_advice(job, backbone) if embedder else ():
+        for text in decoder_advice(job, backbone) if embedder or dino else ():
             tell(Warned(text))
         for text in blocks_advice(job, backbone):
             tell(Warned(text))
@@ -134,7 +138,7 @@ class Trainer:
             with memory_explained(*_IN_LESS_MEMORY):
                 keeper = None
                 if state_folder:
-                    name = run_name(job, backbone, embedder)
+                    name = run_name(job, backbone, embedder, dino)
                     keeper = StateKeeper(
                         state_folder,
                         name,
@@ -142,7 +146,7 @@ class Trainer:
                         warn=lambda text: tell(Warned(text)),
                     )
                 scope.enter_context(backbone.training(DTYPES[job.recipe.precision]))
-                materials = scope.enter_context(prepared(job, backbone, embedder, tell))
+                materials = scope.enter_context(prepared(job, backbone, embedder, dino, tell))
             trainer = cls(job, backbone, materials, tell, keeper=keeper)
             if keeper and not fresh and (state := keeper.load()):
                 trainer.resume(state)
@@ -335,6 +339,7 @@ class Trainer:
                 self.vectors,
                 capture,
                 self.materials.identity if "face model" in wanted else None,
+                self.materials.dino if "dino" in wanted else None,
                 self.loras.off,
             )
         self._optimizer = None
