@@ -89,7 +89,7 @@ def load_dino(path: str | Path) -> Dino:
     path = Path(path)
     with torch.inference_mode(False):  # tensors made in it could never take part in a gradient
         weights = _one_by_one(read_part(path, "model") if path.is_dir() else read_weights(path))
-        network = _network(weights, _heads(path), path)
+        network = _network(weights, _told(path), path)
         own = {plain(name): name for name in network.state_dict()}
         named = {own.get(name, name): value for name, value in weights.items()}
         for name in own.keys() & {"mask_token"}:  # only pretraining reads it
@@ -109,16 +109,14 @@ def _one_by_one(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value for name, value in found.items() if not name.startswith(_UNUSED)}
 
 
-def _heads(path: Path) -> int | None:
-    """How many heads the config beside the weights says that the network has."""
+def _told(path: Path) -> dict[str, Any]:
+    """What shapes do not tell, from transformers' config beside the weights if there is one."""
     file = (path if path.is_dir() else path.parent) / "config.json"
-    if path.is_dir() or file.is_file():
-        heads = read_json(file).get("num_attention_heads")
-        return heads if isinstance(heads, int) else None
-    return None
+    told = read_json(file) if path.is_dir() or file.is_file() else {}
+    return {key: told[key] for key in ("num_attention_heads", "layer_norm_eps") if key in told}
 
 
-def _network(weights: Mapping[str, Tensor], heads: int | None, path: Path) -> nn.Module:
+def _network(weights: Mapping[str, Tensor], told: Mapping[str, Any], path: Path) -> nn.Module:
     """transformers' network of the shape that the weights tell."""
     from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
@@ -128,17 +126,18 @@ def _network(weights: Mapping[str, Tensor], heads: int | None, path: Path) -> nn
         shape: dict[str, Any] = {
             "hidden_size": width,
             "num_hidden_layers": max(layers) + 1,
-            "num_attention_heads": heads or max(1, width // _HEAD),
+            "num_attention_heads": max(1, width // _HEAD),
             "patch_size": patch,
             "image_size": patch * math.isqrt(weights["position"].shape[1] - 1),
             "layer_norm_eps": 1e-6,
+            **told,
         }
         if "block.0.scale1" in weights:
             shape["mlp_ratio"] = len(weights["block.0.up.weight"]) // width
             return Dinov2Model(Dinov2Config(**shape))
         shape["intermediate_size"] = len(weights["block.0.up.weight"])
         return ViTModel(ViTConfig(**shape), add_pooling_layer=False)
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise InputError(
             f"{path.name} does not hold a DINO (no {error}); expected the weights of torch hub's "
             "dino_vitb8 or dinov2_vitb14, say, or of transformers' ViTModel or Dinov2Model."

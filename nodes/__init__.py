@@ -42,6 +42,7 @@ from .sampling import (
     MagiCaptureRefocusAttention,
     MagiCaptureWritePrompt,
 )
+from .things import MagiCaptureLoadDINO
 from .training import MagiCaptureTrain
 
 NODES: list[type[Node]] = [
@@ -61,6 +62,7 @@ NODES: list[type[Node]] = [
     MagiCaptureTuneRecipe,
     MagiCapturePreviewLabels,
     MagiCaptureKeepCheckpoints,
+    MagiCaptureLoadDINO,
     MagiCaptureTrain,
     MagiCaptureTakeCheckpoint,
     MagiCaptureSaveAdapter,

@@ -17,6 +17,9 @@ AdapterSocket = io.Custom("MAGICAPTURE_ADAPTER")
 FaceModelSocket = io.Custom("MAGICAPTURE_FACE_MODEL")
 """A differentiable `FaceEmbedder`."""
 
+DinoSocket = io.Custom("MAGICAPTURE_DINO")
+"""A `Dino`."""
+
 DetectorSocket = io.Custom("MAGICAPTURE_DETECTOR")
 """A face `Detector`."""
 

@@ -187,8 +187,8 @@ class MagiCaptureCheckModels(Node):
             "faces",
             aliases="missing models, download, insightface, facexlib, doctor, licence, "
             "version, bug report",
-            description="Lists the face models found and missing, with publisher and licence, and "
-            "the versions of everything, for bug reports. Nothing is downloaded.",
+            description="Lists the models of faces and of things found and missing, with publisher "
+            "and licence, and the versions of everything, for bug reports. Nothing is downloaded.",
             inputs=[],
             outputs=[io.String.Output(display_name="report")],
             is_output_node=True,

@@ -63,7 +63,8 @@ class MagiCaptureLoadPhotoSet(Node):
                     "face_masks",
                     optional=True,
                     tooltip="One mask a photo, in the same order, white on the face - for a style "
-                    "too. Replaces the folder's masks. One that marks nothing counts as none.",
+                    "too - or on the thing: from Remove Background or SAM3 Detect, say. Replaces "
+                    "the folder's masks. One that marks nothing counts as none.",
                 ),
                 io.String.Input(
                     "captions",
@@ -147,8 +148,8 @@ class MagiCaptureDefineConcept(Node):
                 io.String.Input(
                     "class_word",
                     default="person",
-                    tooltip="The ordinary noun for the subject: person, woman, man, dog. A style "
-                    "takes the subject's.",
+                    tooltip="The ordinary noun for the subject: person, woman, man, dog, bag. A "
+                    "style takes the subject's.",
                 ),
                 io.Int.Input(
                     "vectors",

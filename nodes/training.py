@@ -27,6 +27,7 @@ from ._sockets import (
     AdapterSocket,
     CheckpointsSocket,
     ConceptSocket,
+    DinoSocket,
     FaceModelSocket,
     KeepSocket,
     RecipeSocket,
@@ -52,7 +53,7 @@ class MagiCaptureTrain(Node):
                 ),
                 io.Clip.Input("clip"),
                 io.Vae.Input("vae"),
-                ConceptSocket.Input("subject", tooltip="The person: a concept of role subject."),
+                ConceptSocket.Input("subject", tooltip="The person or thing: a concept of role subject."),
                 ConceptSocket.Input("style", tooltip="The look: a concept of role style."),
                 RecipeSocket.Input(
                     "recipe", optional=True, tooltip="Without one: the recipe magicapture."
@@ -95,6 +96,12 @@ class MagiCaptureTrain(Node):
                     tooltip="From Keep Checkpoints: adapters of several steps are scored, and the "
                     "best comes out.",
                 ),
+                DinoSocket.Input(
+                    "dino",
+                    optional=True,
+                    tooltip="From Load DINO, for the recipe things: a pet, a toy, a bag in a "
+                    "style. Other recipes do without.",
+                ),
             ],
             outputs=[
                 AdapterSocket.Output(display_name="adapter"),
@@ -124,6 +131,7 @@ class MagiCaptureTrain(Node):
         face_model=None,
         fast_decoder=None,
         keep=None,
+        dino=None,
     ) -> io.NodeOutput:
         job = TrainingJob(subject, style, recipe or named_recipe(), training_seed)
         checkpoints = None if keep is None else Checkpoints(keep.with_loss(face_model))
@@ -139,6 +147,7 @@ class MagiCaptureTrain(Node):
                 job,
                 backbone,
                 embedder=face_model,
+                dino=dino,
                 listener=monitor,
                 state_folder=state_folder(),
                 fresh=not resume,

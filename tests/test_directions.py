@@ -90,6 +90,7 @@ OPTIONAL = {
     "peft",
     "pillow_heif",
     "ray",
+    "rembg",
     "spandrel",
     "spandrel_extra_arches",
     "transformers",

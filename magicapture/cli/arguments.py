@@ -127,6 +127,14 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         face_model="A face recognition model, .onnx or TorchScript .pt, for the identity loss.",
         optional=True,
     )
+    option(
+        parser.add_argument_group("things", "For the recipe things."),
+        "--dino",
+        Path,
+        "A DINO or DINOv2: torch hub's file, or transformers' file or folder.",
+        shown="the best one found",
+        metavar="PATH",
+    )
     _add_base(parser)
     settings = parser.add_argument_group("recipe")
     _add_recipe(settings)
@@ -385,6 +393,15 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
     _add_photos(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="Make anew the masks and landmarks that are there."
+    )
+    option(
+        parser,
+        "--cut-out",
+        Path,
+        "For things: an ONNX file of U^2-Net or IS-Net, which the package rembg runs, marks what "
+        "stands out in each photo. No face is looked for.",
+        shown="none",
+        metavar="FILE",
     )
     for name in ("parts", "grow", "feather"):
         setting_option(parser, MaskSettings, name)

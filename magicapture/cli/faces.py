@@ -14,6 +14,7 @@ from ..config import Recipe
 from ..data import Learnable, ReferenceSet
 from ..data.checks import needs_masks
 from ..data.faces import FoundFace, with_faces
+from ..dino import Dino, load_dino
 from ..doctor import SetCheck, judge_photos
 from ..errors import InputError
 from ..faces.analyzer import FaceAnalyzer
@@ -26,6 +27,7 @@ from ..faces.models import Role as ModelRole
 from ..faces.parse import load_parser
 from ..faces.protocols import Detector
 from ..faces.registry import known
+from ..losses import needs
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,18 @@ def embedder_from(arguments: argparse.Namespace) -> FaceEmbeddingNetwork | None:
     return None if file is None else load_face_embedder(file, arguments.face_model_input)
 
 
+def dino_from(arguments: argparse.Namespace, recipe: Recipe) -> Dino | None:
+    """The DINO named, else the best one found; None where the recipe looks through none.
+
+    Raises StorageError that says what to get where there is none.
+    """
+    if "dino" not in needs(recipe):
+        return None
+    file = arguments.dino or best("dino", places(arguments.models))
+    logger.info("%s", f"Things are compared by {file.name}.")
+    return load_dino(file)
+
+
 def loss_from(arguments: argparse.Namespace) -> Path | str | None:
     """The identity loss's face embedder: its file, or its name as the adapter tells it."""
     if arguments.loss_face_model:
@@ -70,9 +84,10 @@ def faces_found(
 ) -> tuple[Learnable, Learnable]:
     """A person's photos and a style's, with what masks and landmarks they lack found, and judged.
 
-    A set that lacks nothing is taken as it is, and so are things, which have no face. embedder: tells which of several faces is the
-    person's. Raises InputError for photos without a face, where the recipe needs masks, and for a
-    folder of models that does not exist; StorageError for a model that cannot be read.
+    A set that lacks nothing is taken as it is, and so are things, which have no face. embedder:
+    tells which of several faces is the person's. Raises InputError for photos without a face, where
+    the recipe needs masks, and for a folder of models that does not exist; StorageError for a model
+    that cannot be read.
     """
     both = (subject, style)
     if recipe.subject_is == "thing" or not any(map(_lacks, both)):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..backups import write_all
 from ..data import Photo
-from ..data.companions import LANDMARKS, MASK, Found, beside, found_in
+from ..data.companions import LANDMARKS, MASK, Found, found_in, place_beside
 from ..data.faces import FoundFace, with_faces
 from ..data.writing import Write, landmarks_writer, mask_writer
 from ..doctor import contact_sheet
@@ -19,6 +19,7 @@ from ..faces.analyzer import FaceAnalyzer
 from ..faces.masks import MaskSettings
 from ..files import check_writable
 from ..images.reading import open_picture
+from .cutout import cut_out_masks
 from .faces import detector_from, embedder_from, parser_from, tell_origins
 from .images import photos_in, save_image
 from .options import require_text, settings_from
@@ -30,7 +31,7 @@ _SHEET = "contact sheet of masks"
 
 
 def masks(arguments: argparse.Namespace) -> None:
-    """Write the faces' masks and landmarks beside the photos, for a look and for editing."""
+    """Write the faces' masks and landmarks beside the photos, or things', for editing."""
     require_text("FOLDER", arguments.folder)
     settings = settings_from(MaskSettings, arguments, ("parts", "grow", "feather"))
     check_sheet(arguments.sheet, Path(arguments.folder), _SHEET)
@@ -39,6 +40,9 @@ def masks(arguments: argparse.Namespace) -> None:
     if arguments.overwrite:
         bare = tuple(replace(photo, face_mask=None, landmarks=None) for photo in photos)
         photos = replace(photos, photos=bare)
+    if arguments.cut_out:
+        cut_out_masks(arguments, names, photos)
+        return
     embedder = None if arguments.style else embedder_from(arguments)
     analyzer = FaceAnalyzer(detector_from(arguments), parser_from(arguments), embedder)
     filled, found = with_faces(photos, analyzer, settings)
@@ -69,19 +73,8 @@ def _files(
         return
     _, size = open_picture(file)
     mask = photo.face_mask if found.origin in ("parsed", "oval") else None
-    place = _place(file, MASK, names, names.masks.get(file), overwrite)
+    place = place_beside(file, MASK, names, names.masks.get(file), overwrite)
     if mask is not None and place:
         yield place, mask_writer(mask, size)
-    if place := _place(file, LANDMARKS, names, names.landmarks.get(file), overwrite):
+    if place := place_beside(file, LANDMARKS, names, names.landmarks.get(file), overwrite):
         yield place, landmarks_writer(photo, size)
-
-
-def _place(
-    photo: Path, ending: str, names: Found, own: Path | None, overwrite: bool
-) -> Path | None:
-    """Where a file beside a photo goes; None where the user has one, which is to stay."""
-    if own is None:
-        return beside(photo, ending, names.photos)
-    if overwrite and not ending.endswith(own.suffix.lower()):
-        raise InputError(f"{own} does not end in {ending}; move it away, so that it can be made.")
-    return own if overwrite else None

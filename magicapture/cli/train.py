@@ -28,7 +28,7 @@ from ..prompts import as_embeddings
 from ..tokens import Concept
 from ..training import Trainer, TrainingJob
 from . import keeping
-from .faces import embedder_from, faces_found
+from .faces import dino_from, embedder_from, faces_found
 from .fit import announced, fitted, heard
 from .model import backbone_from
 from .options import MAX_SEED, require_range, require_text
@@ -47,7 +47,8 @@ def train(arguments: argparse.Namespace) -> None:
     for place in (lora.parent,) if arguments.bundle else (lora.parent, embeddings):
         check_writable(place)
     recipe = recipe_from(arguments)
-    embedder = embedder_from(arguments)
+    embedder = embedder_from(arguments) if recipe.subject_is == "person" else None
+    dino = dino_from(arguments, recipe)
     job = job_from(arguments, recipe, embedder)
     for line in check_names([] if arguments.bundle else job.concepts, [embeddings], lora):
         logger.info("%s", line)
@@ -65,6 +66,7 @@ def train(arguments: argparse.Namespace) -> None:
             job,
             backbone,
             embedder=embedder,
+            dino=dino,
             listener=heard(progress, watch),
             state_folder=arguments.states or folder / "states",
             save_every=arguments.save_every,

@@ -117,6 +117,20 @@ def beside(photo: Path, ending: str, photos: Iterable[Path]) -> Path:
     raise InputError(f"{printable(photo)} needs a name of its own; rename it.")
 
 
+def place_beside(
+    photo: Path, ending: str, names: Found, own: Path | None, overwrite: bool
+) -> Path | None:
+    """Where a file beside a photo goes; None where the user has one, which is to stay.
+
+    Raises InputError for one to be made anew under another ending.
+    """
+    if own is None:
+        return beside(photo, ending, names.photos)
+    if overwrite and not ending.endswith(own.suffix.lower()):
+        raise InputError(f"{own} does not end in {ending}; move it away, so that it can be made.")
+    return own if overwrite else None
+
+
 def natural(name: str) -> list[str | int]:
     """A sort key by which photo2 comes before photo10."""
     return [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name.casefold())]

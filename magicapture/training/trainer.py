@@ -113,10 +113,11 @@ class Trainer:
 
         On the way in the job is checked, the models are opened for gradients and the photos
         encoded; on the way out every model is as it was, also after an exception. `listener` is
-        called with each event and stops the run by raising. `dino` is for recipes of things. With a `state_folder` the run is saved
-        there, every `save_every` steps, every minute and whenever it stops, and a run of just the
-        same job goes on from there unless `fresh`. Raises InputError and UnsupportedModelError,
-        before anything is trained, for what would spoil the run.
+        called with each event and stops the run by raising. `dino` is for recipes of things. With a
+        `state_folder` the run is saved there, every `save_every` steps, every minute and whenever
+        it stops, and a run of just the same job goes on from there unless `fresh`. Raises
+        InputError and UnsupportedModelError, before anything is trained, for what would spoil the
+        run.
         """
         tell = listener or _ignore
         asked, job = job, job.fitted(backbone.family)

@@ -39,6 +39,7 @@ from transformers import (
 from magicapture.backbones import DiffusersBackbone
 from magicapture.backbones.clip_tokenizer import write_tokenizer
 from magicapture.backbones.support import BETAS
+from magicapture.dino import Dino, load_dino
 from magicapture.schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
 
 WIDTH = 32
@@ -272,6 +273,42 @@ def tiny_zimage(**changes: Any) -> ZImageTransformer2DModel:
     return network.eval().requires_grad_(False)
 
 
+def dino_weights(
+    width: int = 64, layers: int = 2, patch: int = 8, grid: int = 4, *, second: bool = False
+) -> dict[str, torch.Tensor]:
+    """Random weights under the names of torch hub's DINO, or of DINOv2; it looks closely."""
+    torch.manual_seed(11)
+    shapes = {
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + grid**2, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+    }
+    linears = (("attn.qkv", 3, 1), ("attn.proj", 1, 1), ("mlp.fc1", 4, 1), ("mlp.fc2", 1, 4))
+    for block in (f"blocks.{i}." for i in range(layers)):
+        for name in ("norm1", "norm2"):
+            shapes |= {f"{block}{name}.weight": (width,), f"{block}{name}.bias": (width,)}
+        for name, to, of in linears:
+            shapes |= {f"{block}{name}.weight": (to * width, of * width)}
+            shapes |= {f"{block}{name}.bias": (to * width,)}
+        if second:
+            shapes |= {f"{block}ls1.gamma": (width,), f"{block}ls2.gamma": (width,)}
+    if second:
+        shapes["mask_token"] = (1, width)
+    weights = {name: torch.randn(shape) / 8 for name, shape in shapes.items()}
+    return weights | {"patch_embed.proj.weight": 4 * weights["patch_embed.proj.weight"]}
+
+
+@pytest.fixture
+def dino(tmp_path: Path) -> Dino:
+    """A tiny DINO read from a file of torch hub's form."""
+    file = tmp_path / "dino_vitbase8_pretrain.pth"
+    torch.save(dino_weights(), file)
+    return load_dino(file)
+
+
 def noise_schedule(prediction: Prediction = "epsilon") -> Schedule:
     """Stable Diffusion's schedule."""
     return Schedule(DiscreteLevels(DDIMScheduler(**BETAS).alphas_cumprod), prediction)
@@ -281,6 +318,7 @@ def noise_schedule(prediction: Prediction = "epsilon") -> Schedule:
 def tiny() -> SimpleNamespace:
     """The builders of the tiny parts: tiny.unet(...), .text_encoder(...), .vae(kind, ...)."""
     return SimpleNamespace(
+        dino_weights=dino_weights,
         unet=tiny_unet,
         text_encoder=tiny_text_encoder,
         vae=tiny_vae,

@@ -46,7 +46,7 @@ from magicapture.tokens import Concept
 
 
 def test_every_named_recipe_says_what_it_is_and_can_be_trained():
-    assert RECIPE_NAMES[0] == DEFAULT and len(RECIPE_NAMES) == 6
+    assert RECIPE_NAMES[0] == DEFAULT and len(RECIPE_NAMES) == 7
     for name in RECIPE_NAMES:
         assert recipe(name).name == name
         assert comment_of(name).endswith(".")

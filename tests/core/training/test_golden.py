@@ -49,7 +49,7 @@ def environment() -> dict[str, str]:
     }
 
 
-def outcome(job: TrainingJob, backbone: Any, embedder: Any) -> dict[str, Any]:
+def outcome(job: TrainingJob, backbone: Any, embedder: Any, dino: Any) -> dict[str, Any]:
     """Losses and gradient norms of each step; a norm and a digest of every tensor learned."""
     steps: list[dict[str, float]] = []
 
@@ -57,7 +57,7 @@ def outcome(job: TrainingJob, backbone: Any, embedder: Any) -> dict[str, Any]:
         if isinstance(event, Stepped):
             steps.append({**event.losses, "total": event.total, "norm": event.grad_norm})
 
-    with Trainer.open(job, backbone, embedder=embedder, listener=listen) as trainer:
+    with Trainer.open(job, backbone, embedder=embedder, dino=dino, listener=listen) as trainer:
         adapter = trainer.run()
     tensors = dict(named(adapter))
     return {
@@ -95,18 +95,19 @@ def compare(name: str, got: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
-def test_every_recipe_on_a_tiny_stable_diffusion(name, make_job, make_backbone, embedder):
+def test_every_recipe_on_a_tiny_stable_diffusion(name, make_job, make_backbone, embedder, dino):
     full = recipe(name)
     # T' of 512 px, which is an SNR of a sixteenth where it is stated for a picture of 128 px.
     same = replace(full.identity, min_snr=full.identity.min_snr / 16)
-    few = short(full, resolution=128, identity=same)
+    clear = replace(full.dino, min_snr=full.dino.min_snr / 16)
+    few = short(full, resolution=128, identity=same, dino=clear)
     factors = replace(few.refocus, factors=(1, 2))
     job = replace(make_job(seed=3), recipe=replace(few, refocus=factors))
-    compare(f"tiny-{name}", outcome(job, make_backbone(), embedder))
+    compare(f"tiny-{name}", outcome(job, make_backbone(), embedder, dino))
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
-def test_every_recipe_on_dolls(name):
+def test_every_recipe_on_dolls(name, dino):
     pair = pairs.make_pair(1_000_004, 1_000_054, poses=1)
     job = TrainingJob(
         Learnable(Concept("ada", "subject"), pairs.references(pair.source)),
@@ -114,4 +115,5 @@ def test_every_recipe_on_dolls(name):
         short(doll_recipe(name, rate=1)),
         seed=3,
     )
-    compare(f"doll-{name}", outcome(job, load_backbone(model_folder()), loss_embedder()))
+    models = load_backbone(model_folder()), loss_embedder(), dino
+    compare(f"doll-{name}", outcome(job, *models))

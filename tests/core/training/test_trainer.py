@@ -307,20 +307,20 @@ def test_every_loss_is_reported_and_falls(make_job, backbone, embedder, recipe):
 
 
 @pytest.mark.parametrize("name", RECIPE_NAMES)
-def test_every_recipe_runs_in_the_same_loop(name, make_job, backbone, embedder):
+def test_every_recipe_runs_in_the_same_loop(name, make_job, backbone, embedder, dino):
     recipe = with_steps(named_recipe(name), 4)
     tiny = make_job().recipe
     job = make_job(
         **{
             **{
                 f: getattr(recipe, f)
-                for f in ("name", "phases", "lora", "identity", "masked", "batching")
+                for f in ("name", "phases", "lora", "identity", "masked", "batching", "subject_is")
             },
             "refocus": replace(recipe.refocus, factors=tiny.refocus.factors),
             "prior": replace(recipe.prior, images=min(2, recipe.prior.images), steps=2),
         }
     )
-    adapter, events = train(job, backbone, embedder=embedder)
+    adapter, events = train(job, backbone, embedder=embedder, dino=dino)
     assert sum(isinstance(e, Stepped) for e in events) == 4
     trained = {key.split(".")[0] for key in adapter.lora}
     assert ("unet" in trained) == any(phase.rates.unet for phase in recipe.phases)
