@@ -63,8 +63,8 @@ class MagiCaptureLoadPhotoSet(Node):
                     "face_masks",
                     optional=True,
                     tooltip="One mask a photo, in the same order, white on the face - for a style "
-                    "too - or on the thing: from Remove Background or SAM3 Detect, say. Replaces "
-                    "the folder's masks. One that marks nothing counts as none.",
+                    "too - or on the thing, from SAM or a background remover, say. Replaces the "
+                    "folder's masks. One that marks nothing counts as none.",
                 ),
                 io.String.Input(
                     "captions",
