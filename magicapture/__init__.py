@@ -19,6 +19,7 @@ from .config import Recipe
 from .data import Learnable, Photo, ReferenceSet, load_folder
 from .data.faces import with_faces
 from .demo.example import doll_example
+from .dino import load_dino
 from .doctor import contact_sheet, judge_photos
 from .errors import (
     InputError,
@@ -99,6 +100,7 @@ __all__ = [
     "load_adapter",
     "load_backbone",
     "load_detector",
+    "load_dino",
     "load_face_embedder",
     "load_folder",
     "load_image_model",

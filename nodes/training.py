@@ -53,7 +53,9 @@ class MagiCaptureTrain(Node):
                 ),
                 io.Clip.Input("clip"),
                 io.Vae.Input("vae"),
-                ConceptSocket.Input("subject", tooltip="The person or thing: a concept of role subject."),
+                ConceptSocket.Input(
+                    "subject", tooltip="The person or thing: a concept of role subject."
+                ),
                 ConceptSocket.Input("style", tooltip="The look: a concept of role style."),
                 RecipeSocket.Input(
                     "recipe", optional=True, tooltip="Without one: the recipe magicapture."
