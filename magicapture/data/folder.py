@@ -65,7 +65,7 @@ def _read(file: Path, found: Found) -> tuple[Photo, list[str]]:
     photo = read_beside(file, picture, found)
     mask = photo.face_mask
     if mask is not None and file not in found.masks:
-        warnings.append(f"{name}: no mask file, so what is not transparent is taken as the face.")
+        warnings.append(f"{name}: no mask file, so what is not transparent is taken as the mask.")
     if mask is not None and photo.landmarks is None and looks_inverted(mask):
         warnings.append(f"{name}: {INVERTED}")
     return photo, warnings

@@ -149,7 +149,7 @@ def inventory(where: Places) -> str:
     """What is there for each role, what is not, and which packages are lacking; for people."""
     lines = []
     for role, purpose in _PURPOSES.items():
-        lines.append(f"{TITLES[role].capitalize()}: {purpose}")
+        lines.append(f"{TITLES[role][0].upper()}{TITLES[role][1:]}: {purpose}")
         for file in model_files(role):
             copies = locate(file, where)
             there = ", ".join(str(path) for path in copies)
