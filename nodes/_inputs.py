@@ -7,7 +7,9 @@ from typing import Any, get_args, get_type_hints
 from comfy_api.latest import io
 
 from ..magicapture.config import help_of
+from ..magicapture.faces.models import Role
 from ..magicapture.losses import Loss
+from ._comfy.files import face_files
 from ._sockets import AdapterSocket, FaceModelSocket
 
 KEEP = "recipe's own"
@@ -22,6 +24,12 @@ def choice(config: type, name: str, *, id: str | None = None, keep: bool = False
     return io.Combo.Input(
         id or name, options=options, default=default, tooltip=help_of(config, name)
     )
+
+
+def file_input(role: Role, tooltip: str, *found: str) -> io.Combo.Input:
+    """A drop-down of what may be `found`, its default first, and of the files for a role."""
+    options = [*found, *face_files(role)]
+    return io.Combo.Input("file", options=options, default=options[0], tooltip=tooltip)
 
 
 def number(

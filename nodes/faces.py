@@ -9,7 +9,6 @@ from ..magicapture.environment import versions
 from ..magicapture.faces.detect import load_detector
 from ..magicapture.faces.embed import load_face_embedder
 from ..magicapture.faces.find import inventory
-from ..magicapture.faces.models import Role
 from ..magicapture.faces.parse import load_parser
 from ..magicapture.faces.registry import homes, titles
 from ..magicapture.paperdoll.faces import doll_analyzer
@@ -20,18 +19,12 @@ from ._comfy.files import (
     SECOND,
     face_file,
     face_file_if_any,
-    face_files,
     face_places,
     face_stamp,
 )
+from ._inputs import file_input
 from ._node import Node, refusal, schema
 from ._sockets import DetectorSocket, FaceModelSocket, ParserSocket
-
-
-def file_input(role: Role, tooltip: str, *found: str) -> io.Combo.Input:
-    """A drop-down of what may be `found`, its default first, and of the files for a role."""
-    options = [*found, *face_files(role)]
-    return io.Combo.Input("file", options=options, default=options[0], tooltip=tooltip)
 
 
 class MagiCaptureLoadFaceDetector(Node):

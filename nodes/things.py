@@ -7,9 +7,9 @@ from comfy_api.latest import io
 from ..magicapture.dino import load_dino
 from ..magicapture.faces.registry import homes, titles
 from ._comfy.files import AUTO, face_file, face_stamp
+from ._inputs import file_input
 from ._node import Node, refusal, schema
 from ._sockets import DinoSocket
-from .faces import file_input
 
 
 class MagiCaptureLoadDINO(Node):
