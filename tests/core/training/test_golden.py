@@ -106,8 +106,8 @@ def test_every_recipe_on_a_tiny_stable_diffusion(name, make_job, make_backbone, 
     compare(f"tiny-{name}", outcome(job, make_backbone(), embedder, dino))
 
 
-@pytest.mark.parametrize("name", RECIPE_NAMES)
-def test_every_recipe_on_dolls(name, dino):
+@pytest.mark.parametrize("name", [name for name in RECIPE_NAMES if name != "things"])
+def test_every_recipe_on_dolls(name):
     pair = pairs.make_pair(1_000_004, 1_000_054, poses=1)
     job = TrainingJob(
         Learnable(Concept("ada", "subject"), pairs.references(pair.source)),
@@ -115,5 +115,5 @@ def test_every_recipe_on_dolls(name, dino):
         short(doll_recipe(name, rate=1)),
         seed=3,
     )
-    models = load_backbone(model_folder()), loss_embedder(), dino
+    models = load_backbone(model_folder()), loss_embedder(), None
     compare(f"doll-{name}", outcome(job, *models))
