@@ -48,7 +48,10 @@ def load_cut_out(path: Path) -> CutOut:
         session: Any = rembg.new_session(kind, model_path=str(path))
     except Exception as error:  # onnxruntime's own types
         refuse_large(path, error)
-        raise InputError(f"{path.name} does not run ({first_line(error)}).") from error
+        raise InputError(
+            f"{path.name} does not run ({first_line(error)}). rembg may want it in a folder of its "
+            "own: put it there, or name its folder in REMBG_HOME."
+        ) from error
 
     def cut_out(image: Tensor) -> Tensor:
         return from_pil(rembg.remove(to_pil(image), session=session, only_mask=True).convert("L"))

@@ -108,9 +108,10 @@ def salient(path: Path, side: int = 320) -> Path:
     return path
 
 
-def test_masks_by_rembg_with_a_file_of_the_users(tmp_path, caplog) -> None:
+def test_masks_by_rembg_with_a_file_of_the_users(tmp_path, caplog, monkeypatch) -> None:
     pytest.importorskip("rembg", reason="rembg is not installed")
     caplog.set_level(logging.INFO)
+    monkeypatch.setenv("REMBG_HOME", str(tmp_path))  # newer ones read files in their folder alone
     folder, model = write(tmp_path / "rex"), salient(tmp_path / "u2net.onnx")
     assert main(["masks", str(folder), "--cut-out", str(model)]) == 0
     for i in range(2):
