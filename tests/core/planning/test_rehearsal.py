@@ -104,13 +104,9 @@ def test_as_much_is_alive_as_autograd_saves_in_a_real_pass(backbone: Any) -> Non
 
 
 def test_settings_that_save_memory_do(backbone: Any) -> None:
-    plain, turns = last(backbone), last(backbone, batching="in_turn")
-    again, one = last(backbone, checkpointing=True), last(backbone, batching="one_task")
-    assert turns.activations < 0.6 * plain.activations
-    assert turns.flops == pytest.approx(plain.flops, rel=0.02)
-    assert again.activations < plain.activations and again.flops > 1.1 * plain.flops
-    assert one.activations == turns.activations
-    assert one.flops == pytest.approx(plain.flops / 3, rel=0.02)
+    plain, less = last(backbone), last(backbone, batching="in_turn", checkpointing=True)
+    assert less.activations < 0.6 * plain.activations
+    assert 1.1 * plain.flops < less.flops < 1.5 * plain.flops
 
 
 def test_half_the_bytes_in_half_the_precision(backbone: Any) -> None:
