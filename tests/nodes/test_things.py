@@ -70,7 +70,7 @@ def trained(nodes, pack, tiny, dino, masks=None, name="things"):
 
 def test_a_thing_is_trained_with_a_mask_of_any_node(nodes, pack, tiny, dino_file):
     dino = nodes.LoadDINO.execute(pack("nodes._comfy.files").AUTO)[0]
-    adapter, curves, _, report = trained(nodes, pack, tiny, dino, disc(2)).args
+    adapter, curves, _, report, *_ = trained(nodes, pack, tiny, dino, disc(2)).args
     assert adapter.recipe.subject_is == "thing" and set(adapter.tokens) == {"rex-1", "ink-1"}
     assert curves.ndim == 4 and "WARNING" not in report.upper()
     assert "<rex-1> dog in the <ink-1> style" in adapter.prompt()
