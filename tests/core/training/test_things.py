@@ -86,7 +86,7 @@ def test_each_of_the_losses_reaches_what_is_trained_and_is_lowered(name, make_th
             trainer._optimizer.step()
         parameters = [p for group in trainer._optimizer.param_groups for p in group["params"]]
         assert all(p.grad is not None and bool(p.grad.any()) for p in parameters)
-    assert values[-1] < 0.9 * values[0], values
+    assert values[-1] < 0.95 * values[0], values
 
 
 def test_the_composed_rows_are_the_things_photos_and_the_style_is_whole(make_thing, backbone, dino):
