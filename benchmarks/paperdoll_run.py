@@ -39,12 +39,12 @@ from magicapture.paperdoll.attention import token_leakage
 from magicapture.paperdoll.captions import TONES, tone_word
 from magicapture.paperdoll.edits import edits
 from magicapture.paperdoll.judge import Judge
-from magicapture.paperdoll.model import ModelName, doll_backbone
+from magicapture.paperdoll.model import FAMILY_OF, ModelName, doll_backbone
 from magicapture.paperdoll.pairs import Pair, make_pair, masks, pictures, references
 from magicapture.paperdoll.recipe import doll_recipe
 from magicapture.paperdoll.weights import loss_embedder
 from magicapture.prompts import with_edit
-from magicapture.recipes import with_steps
+from magicapture.recipes import fitted, with_steps
 from magicapture.sampling import adapted
 
 BESIDE = tuple(name for name, metric in METRICS.items() if metric.measure is None)
@@ -86,7 +86,8 @@ class Plan:
         """The row's recipe for the model; for a quick look 12 steps of it, with 2 class images."""
         if row.recipe is None:
             return None
-        recipe = replace(row.recipe, weighting=doll_recipe(model=self.model).weighting)
+        weighting = doll_recipe(model=self.model).weighting
+        recipe = fitted(replace(row.recipe, weighting=weighting), FAMILY_OF[self.model])
         if not self.quick:
             return recipe
         prior = replace(recipe.prior, images=min(2, recipe.prior.images))

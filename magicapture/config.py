@@ -63,6 +63,7 @@ OptimizerName = Literal["adamw", "adamw_8bit"]
 SubjectInit = Literal["class word", "random"]
 SubjectIs = Literal["person", "thing"]
 Kept = Literal["change", "answer"]
+Networks = Literal["transformers", "all"]
 
 AUTO, FIXED = "auto", "fixed"
 """What `RefocusSettings.blocks` says beside names."""
@@ -226,8 +227,13 @@ class PriorSettings(Checked):
 
 @dataclass(frozen=True)
 class UnconditionalSettings(Checked):
-    """How the loss that keeps the empty prompt's answer looks."""
+    """Where and how often the loss that keeps the empty prompt's answer looks."""
 
+    networks: Networks = setting(
+        "transformers",
+        "Base models that it acts on: transformers (what is learned shows there for the empty "
+        "prompt too, and guidance leads away from it; a UNet on dolls gained nothing), all.",
+    )
     every: int = setting(
         2, "Look once in this many steps; the loss then counts as many times.", low=1, high=100
     )

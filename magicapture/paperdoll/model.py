@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ..backbones import DiffusersBackbone, load_backbone
+from ..families import FamilyName
 from ..schedule import FlowLevels, Schedule
 from .weights import WEIGHTS, model_folder, transformer_folder
 
 ModelName = Literal["unet", "transformer"]
+
+FAMILY_OF: Mapping[ModelName, FamilyName] = {"unet": "sd1", "transformer": "doll_flux"}
 
 
 def doll_backbone(model: ModelName = "unet", folder: Path = WEIGHTS) -> DiffusersBackbone:

@@ -152,11 +152,12 @@ def miniature(recipe: Recipe) -> Recipe:
 def fitted(recipe: Recipe, family: FamilyName) -> Recipe:
     """The recipe with what it leaves to the base model's family.
 
-    That is its resolution; and where guidance is distilled there is no negative prompt, whose
-    answer would have to be kept.
+    That is its resolution, and whether the empty prompt's answer is kept: where guidance is
+    distilled none is asked for, and on a UNet it is kept if the recipe says so.
     """
     facts = FAMILIES[family]
-    if facts.distilled and recipe.uses("unconditional"):
+    asked = recipe.unconditional.networks == "all" or facts.network == "transformer"
+    if recipe.uses("unconditional") and (facts.distilled or not asked):
         recipe = with_weights(recipe, unconditional=0)
     return replace(recipe, resolution=recipe.resolution or facts.resolution)
 

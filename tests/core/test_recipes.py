@@ -317,9 +317,10 @@ def test_every_recipe_of_a_lora_trains_phrases(name):
         (0, before.phases[-1].rates.unet, before.phases[-1].rates.text_encoder)
     }
     for phase, old in zip(made.phases, before.phases, strict=True):
-        assert phase.weights.attention == before.phases[-1].weights.attention
+        for held in ("attention", "unconditional"):
+            assert phase.weights[held] == before.phases[-1].weights[held]
         assert not phase.weights.token_norm
-        kept = {"attention": 0, "token_norm": 0}
+        kept = {"attention": 0, "token_norm": 0, "unconditional": 0}
         assert phase.weights.changed(**kept) == old.weights.changed(**kept)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from magicapture.config import Phase, Rates, UnconditionalSettings, Weights
 from magicapture.families import FAMILIES
-from magicapture.recipes import DEFAULT, fitted, recipe, with_weights
+from magicapture.recipes import DEFAULT, changed, fitted, recipe, with_weights
 from magicapture.sampling import adapted
 from magicapture.tokens import Prompt, TokenVectors
 from magicapture.training import Trainer
@@ -29,7 +29,7 @@ def answer_of(backbone, row):
 
 
 def job_of(make_job, phase: Phase = PHASE, every: int = 1, **changes):
-    return make_job(phases=(phase,), unconditional=UnconditionalSettings(every=every), **changes)
+    return make_job(phases=(phase,), unconditional=UnconditionalSettings("all", every), **changes)
 
 
 def test_the_loss_is_the_distance_from_the_base_models_answer(make_job, backbone):
@@ -81,8 +81,11 @@ def test_looking_seldom_counts_as_much(make_job, backbone):
 
 def test_distilled_guidance_has_no_empty_prompt_to_keep():
     kept = with_weights(recipe(DEFAULT), unconditional=2)
+    everywhere = changed(kept, {"unconditional.networks": "all"})
     for family, facts in FAMILIES.items():
-        assert fitted(kept, family).uses("unconditional") is not facts.distilled
+        assert fitted(everywhere, family).uses("unconditional") is not facts.distilled
+        joint = facts.network == "transformer" and not facts.distilled
+        assert fitted(kept, family).uses("unconditional") is joint
 
 
 def test_a_recipe_without_it_is_told_apart_as_before():
