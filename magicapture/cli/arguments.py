@@ -65,7 +65,9 @@ def parser() -> argparse.ArgumentParser:
         (recipes, _add_recipes),
     ):
         help = command.__doc__ or ""
-        one = commands.add_parser(command.__name__, help=help, description=help)
+        one = commands.add_parser(
+            add.__name__.lstrip("_").removeprefix("add_"), help=help, description=help
+        )
         add(one)
         one.add_argument("--verbose", action="store_true", help="Show where an error arose.")
         one.set_defaults(run=command)

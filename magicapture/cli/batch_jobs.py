@@ -35,8 +35,15 @@ NEEDED = ("person", "style", "base", "out")
 _NAMES = {"person": "source"}
 """What a job calls otherwise than `train`."""
 
-BATCHS_OWN = frozenset(["device", "fresh", "help", "out_dir", "preview_every", "states"])
-"""Options of `train` that no job has: where jobs run and write, the batch says."""
+BATCHS_OWN = frozenset(
+    [
+        *("device", "fresh", "help", "out_dir", "preview_every", "states", "fit", "anyway", "dino"),
+        *("keep", "keep_every", "keep_seeds", "keep_guidance", "choose", "stop_early", "take"),
+        *("judge_model", "judge_model_input", "clip"),
+    ]
+)
+"""Options of `train` that no job has: where jobs run and write, the batch says. Jobs keep no
+checkpoints, learn no things, and fit as they are."""
 
 CONTENT = ("source", "style", "base", "taesd", "face_model", "detector", "parser")
 SETTINGS = (

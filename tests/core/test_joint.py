@@ -196,7 +196,7 @@ def test_the_gradient_of_the_maps_is_that_of_finite_differences(
             with torch.no_grad():
                 slope = (loss(context + step) - loss(context - step)) / 2e-3
             torch.testing.assert_close(
-                gradient.flatten()[place], slope.double(), rtol=1e-2, atol=0
+                gradient.flatten()[place], slope.double(), rtol=2e-2, atol=0
             )  # maps are float32
     finally:
         backbone.unet.float()
@@ -260,7 +260,7 @@ def test_a_training_with_every_loss_moves_vectors_and_lora(backbone):
 
     with Trainer.open(job, backbone, embedder=loss_embedder(), listener=listener) as trainer:
         adapter = trainer.run()
-    every = {"source", "style", "composed", "attention", "identity"}
+    every = {"source", "style", "composed", "attention", "identity", "unconditional"}
     assert losses[0] == {"source", "style"} and set().union(*losses) == every
     assert adapter.family == "doll_flux"
     assert {name.partition(".")[0] for name in adapter.lora} == {"transformer"}

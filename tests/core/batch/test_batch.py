@@ -68,7 +68,7 @@ def test_two_workers_and_a_kill(
     bad = records.pop("bad")
     assert bad.outcome == "refused" and "No face was found" in bad.reason
     assert killer.records[0] == bad, "told before any training"
-    assert killer.killed is not None and len(killer.processes) == 3
+    assert killer.killed is not None and len(killer.processes) >= 2
     killed = records[killer.killed.name]
     assert killed.tries == 2 and killed.resumed[0] >= killer.killed.step - 1
     for job in jobs:
