@@ -66,7 +66,8 @@ def test_the_node_says_what_it_needs_and_then_what_was_measured(pack, tiny, capl
 def test_the_node_warns_where_there_is_too_little(pack, tiny, monkeypatch):
     plan, monitor = pack("magicapture.planning.plan"), pack("nodes._monitor")
     found = plan.room(torch.device("cpu"))
-    small = type(found)(found.what, found.name, found.total // 10**4, found.held, found.reach)
+    least = found.total // 10**4
+    small = type(found)(found.what, found.name, least, found.held, least)
     monkeypatch.setattr(plan, "room", lambda device: small)
     backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
     shown = monitor.Monitor(None, job_for(pack, backbone, first=1))
