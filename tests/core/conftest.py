@@ -421,3 +421,13 @@ def base(make_backbone: Callable[..., DiffusersBackbone], tmp_path: Path) -> Pat
     index = {part: ["library", kind] for part, kind in parts.items()}
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+_PLANNED = ("test_train_then_sample", "test_raw_photos_are_enough")
+
+
+@pytest.fixture(autouse=True)
+def _unplanned(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No rehearsal before `train`, which takes longer than a tiny training; but in two tests."""
+    if request.node.name not in _PLANNED:
+        monkeypatch.setattr("magicapture.cli.train.announced", lambda *_: None)
