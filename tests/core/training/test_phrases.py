@@ -15,6 +15,7 @@ from magicapture.adapters import load_adapter, save_adapter
 from magicapture.backbone import Backbone
 from magicapture.errors import InputError
 from magicapture.prompts import as_embeddings
+from magicapture.recipes import fitted
 from magicapture.recipes import recipe as named_recipe
 from magicapture.refocusing import foci
 from magicapture.sampling import SamplingSettings, adapted
@@ -176,7 +177,7 @@ def test_flux_learns_phrases_by_the_lora(make_spelled, flux_backbone, embedder):
 
 def test_the_default_recipe_for_phrases(make_spelled):
     """All but the first phase's LoRA, its attention loss and the vectors stays as it is."""
-    recipe = named_recipe()
+    recipe = fitted(named_recipe(), "sd1")
     first, last = replace(make_spelled(), recipe=recipe).fitted("sd1").recipe.phases
     rates = recipe.phases[1].rates
     assert (first.rates.tokens, first.rates.unet) == (0, rates.unet)
