@@ -62,7 +62,15 @@ class Prior(Reconstruction):
     needs: ClassVar[frozenset[Need]] = frozenset({"class images"})
 
 
-class Words(Reconstruction):
+class Kept(Reconstruction):
+    """Something of the base model is kept, which is looked at once in `every` steps."""
+
+    def weight(self, batch: Batch) -> float:
+        """The phase's weight, as many times as steps go by without a look."""
+        return super().weight(batch) * int(getattr(batch.recipe, self.name).every)
+
+
+class Words(Kept):
     """Further words keep their meaning: what they do to the model is what they do to its base.
 
     || e(z,"composed, w") - sg e(z,"composed") - (e0(z,"person, w") - e0(z,"person")) ||^2, where
@@ -74,12 +82,8 @@ class Words(Reconstruction):
     symbol, colour = "L_words", "#2aa5a0"
     help = "Words kept: further words in a prompt do what they do in the base model."
 
-    def weight(self, batch: Batch) -> float:
-        """The phase's weight, as many times as steps go by without a look."""
-        return super().weight(batch) * batch.recipe.words.every
 
-
-class Unconditional(Reconstruction):
+class Unconditional(Kept):
     """The empty prompt's answer is kept: || e(z,"") - e0(z,"") ||^2, e0 the model without the LoRA.
 
     Guidance goes from that answer to the prompt's. A LoRA that draws the person there as well has
@@ -89,10 +93,6 @@ class Unconditional(Reconstruction):
     name = task = "unconditional"
     symbol, colour = "L_uncond", "#8a5fb0"
     help = "Empty prompt kept: guidance leads away from the base model's answer, not the person."
-
-    def weight(self, batch: Batch) -> float:
-        """The phase's weight, as many times as steps go by without a look."""
-        return super().weight(batch) * batch.recipe.unconditional.every
 
 
 for _loss in (Source(), Style(), Composed(), Prior(), Words(), Unconditional()):
