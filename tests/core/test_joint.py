@@ -191,12 +191,12 @@ def test_the_gradient_of_the_maps_is_that_of_finite_differences(
         places = gradient.abs().flatten().topk(3).indices
         for place in places:
             step = torch.zeros_like(context).flatten()
-            step[place] = 1e-3
+            step[place] = 1e-2
             step = step.view_as(context)
             with torch.no_grad():
-                slope = (loss(context + step) - loss(context - step)) / 2e-3
+                slope = (loss(context + step) - loss(context - step)) / 2e-2
             torch.testing.assert_close(
-                gradient.flatten()[place], slope.double(), rtol=2e-2, atol=0
+                gradient.flatten()[place], slope.double(), rtol=1e-2, atol=0
             )  # maps are float32
     finally:
         backbone.unet.float()

@@ -133,6 +133,10 @@ def test_a_folder_in_pieces(pipeline, flux_backbone, tmp_path) -> None:
     assert loaded.family == "flux1" and set(loaded.text_encoders) == {"clip_l", "t5xxl"}
     assert loaded.schedule.prediction == "flow"
     assert loaded.schedule.levels.shift == pytest.approx(2.71828**1.15, rel=1e-4)  # type: ignore[attr-defined]
+    for key, module in loaded.modules.items():
+        weights = flux_backbone.modules[key].state_dict()
+        for name, values in module.state_dict().items():
+            assert torch.equal(values, weights[name]), (key, name)
     prompts = [Prompt("a photo of <ada> woman")]
     vectors = TokenVectors({"ada": {"clip_l": torch.ones(1, 32), "t5xxl": torch.ones(1, 48)}})
     noisy, level = torch.randn(1, 4, 8, 8), torch.tensor([0.5])
