@@ -60,6 +60,14 @@ def pack(comfyui: Path) -> Iterator[Pack]:
 
 
 @pytest.fixture
+def nodes(pack: Pack) -> SimpleNamespace:
+    """The nodes by the end of their class names: nodes.Train, nodes.DefineConcept."""
+    return SimpleNamespace(
+        **{node.__name__.removeprefix("MagiCapture"): node for node in pack("nodes").NODES}
+    )
+
+
+@pytest.fixture
 def executor() -> Iterator[None]:
     """What the executor puts around every node."""
     with torch.inference_mode():

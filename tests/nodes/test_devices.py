@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,14 +51,6 @@ class Elsewhere(Tensor):
             return copied if device == torch.device("cpu") else cls(copied)
         result = function(*tree_map(inside, args), **tree_map(inside, kwargs))
         return tree_map(lambda value: cls(value) if isinstance(value, Tensor) else value, result)
-
-
-@pytest.fixture
-def nodes(pack):
-    """The nodes by the end of their class names."""
-    return SimpleNamespace(
-        **{node.__name__.removeprefix("MagiCapture"): node for node in pack("nodes").NODES}
-    )
 
 
 def picture(seed=1, count=1):

@@ -32,13 +32,6 @@ def inferring(executor):
 
 
 @pytest.fixture
-def nodes(pack):
-    return SimpleNamespace(
-        **{node.__name__.removeprefix("MagiCapture"): node for node in pack("nodes").NODES}
-    )
-
-
-@pytest.fixture
 def whole(comfyui, tmp_path):
     """A whole CLIPModel in models/clip_vision, and the CLIP_VISION that ComfyUI makes of it."""
     import comfy.clip_vision

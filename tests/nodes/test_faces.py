@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +16,6 @@ from safetensors.torch import save_file
 @pytest.fixture(autouse=True)
 def inferring(executor):
     """Every test here runs in inference mode, as nodes do."""
-
-
-@pytest.fixture
-def nodes(pack):
-    return SimpleNamespace(
-        **{node.__name__.removeprefix("MagiCapture"): node for node in pack("nodes").NODES}
-    )
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,14 +17,6 @@ SIDE = 96
 @pytest.fixture(autouse=True)
 def inferring(executor):
     """Every test here runs in inference mode, as nodes do."""
-
-
-@pytest.fixture
-def nodes(pack):
-    """The nodes by the end of their class names."""
-    return SimpleNamespace(
-        **{node.__name__.removeprefix("MagiCapture"): node for node in pack("nodes").NODES}
-    )
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,13 +22,6 @@ SETTINGS = {
 @pytest.fixture(autouse=True)
 def inferring(executor):
     """Every test here runs in inference mode, as nodes do."""
-
-
-@pytest.fixture
-def nodes(pack):
-    return SimpleNamespace(
-        **{node.__name__.removeprefix("MagiCapture"): node for node in pack("nodes").NODES}
-    )
 
 
 @pytest.fixture

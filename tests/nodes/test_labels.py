@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -13,13 +11,6 @@ PAIR = (1_000_007, 1_000_042)
 @pytest.fixture(autouse=True)
 def inferring(executor):
     """Every test here runs in inference mode, as nodes do."""
-
-
-@pytest.fixture
-def nodes(pack):
-    return SimpleNamespace(
-        **{node.__name__.removeprefix("MagiCapture"): node for node in pack("nodes").NODES}
-    )
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,14 +16,6 @@ SIDE = 64
 @pytest.fixture(autouse=True)
 def inferring(executor):
     """Every test here runs in inference mode, as nodes do."""
-
-
-@pytest.fixture
-def nodes(pack):
-    """The nodes by the end of their class names: nodes.Train, nodes.DefineConcept."""
-    return SimpleNamespace(
-        **{node.__name__.removeprefix("MagiCapture"): node for node in pack("nodes").NODES}
-    )
 
 
 def photos(count=3, size=(SIDE, SIDE), seed=1):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,13 +18,6 @@ def dino_weights() -> dict[str, torch.Tensor]:
     core = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(core)
     return core.dino_weights()
-
-
-@pytest.fixture
-def nodes(pack):
-    return SimpleNamespace(
-        **{node.__name__.removeprefix("MagiCapture"): node for node in pack("nodes").NODES}
-    )
 
 
 @pytest.fixture
