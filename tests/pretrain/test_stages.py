@@ -21,6 +21,8 @@ from pretrain.preview import Model
 from pretrain.report import captions, draw, drawn_by_transformer, obeyed, report
 from pretrain.scores import dolls, landmark_error, overlap, psnr, verification
 
+pytestmark = pytest.mark.slow
+
 STATES = (
     *("vae", "unet", "transformer", "identity_loss", "identity_score"),
     *("finder", "parser", "style", "probe"),

@@ -18,7 +18,7 @@ from magicapture.cli.batch_jobs import JobReader, TrainLoader
 
 from .conftest import Write
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 STEPS = 16
 

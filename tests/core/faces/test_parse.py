@@ -58,7 +58,7 @@ def parsenet():
     ("make", "labels", "mean", "std"),
     [
         (bisenet, BISENET_LABELS, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        (parsenet, PARSENET_LABELS, [0.5] * 3, [0.5] * 3),
+        pytest.param(parsenet, PARSENET_LABELS, [0.5] * 3, [0.5] * 3, marks=pytest.mark.slow),
     ],
 )
 def test_a_file_gives_what_facexlib_does(tmp_path, make, labels, mean, std) -> None:

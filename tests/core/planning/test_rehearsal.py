@@ -103,6 +103,7 @@ def test_as_much_is_alive_as_autograd_saves_in_a_real_pass(backbone: Any) -> Non
             assert ledger.live == pytest.approx(real, rel=0.1)
 
 
+@pytest.mark.slow
 def test_settings_that_save_memory_do(backbone: Any) -> None:
     plain, less = last(backbone), last(backbone, batching="in_turn", checkpointing=True)
     assert less.activations < 0.6 * plain.activations

@@ -12,6 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,18 @@ def environment() -> dict[str, str]:
     """What rounding depends on."""
     return {
         "torch": torch.__version__,
-        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "processor": f"{platform.machine()} {maker()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
     }
+
+
+def maker() -> str:
+    """Who made the processor: matrix products of the same instructions differ by it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("vendor_id"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def outcome(job: TrainingJob, backbone: Any, embedder: Any, dino: Any) -> dict[str, Any]:

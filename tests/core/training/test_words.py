@@ -72,6 +72,7 @@ def test_the_base_models_answers_are_kept_from_the_start(make_job, backbone):
     assert [step.losses["words"] for step in steps] == [0.0] * 6
 
 
+@pytest.mark.slow
 def test_it_holds_what_training_would_change(make_job, make_backbone):
     """Without the loss the LoRA changes the class prompt's answer more than with it."""
 
