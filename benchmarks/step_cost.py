@@ -4,8 +4,11 @@
     python benchmarks/step_cost.py --size full          Stable Diffusion 1.5's, random weights
     python benchmarks/step_cost.py --size narrow-xl     XL's shape, three tenths as wide
 
-Every row runs for a few steps, in turn with all others and several times over; a row's figure is
-the median of its steps, and its ratio is to a plain LoRA step of the same batch in the same run.
+Every row runs for a few steps, in turn with all others, round after round; the first round warms up
+and does not count, nor does the first step of a turn. A row's ratio is that of the medians of its
+turn and of the plain LoRA's in the same round, so that a machine which slows down slows both; given
+is the mean over rounds with its 95 % bootstrap interval. Rounds go on until no interval is wider
+than --until. Floating-point operations, which no noise touches, are counted in a step of each row.
 Memory is measured in a process of its own for each row: on a GPU the most that was allocated
 during a step, on a CPU the most that was resident.
 """
@@ -36,11 +39,18 @@ import torch
 from random_models import SIZES, FaceEmbedder, Size, build, pictures
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    register_flop_formula,
+    sdpa_backward_flop,
+    sdpa_flop,
+)
 
 from magicapture.backbones import DiffusersBackbone
 from magicapture.config import IdentitySettings, LoraSettings, Phase, Rates, Recipe, Weights
 from magicapture.data import Learnable, ReferenceSet
 from magicapture.losses import LOSSES
+from magicapture.metrics import Interval, bootstrap
 from magicapture.tokens import Concept
 from magicapture.training import Event, Stepped, Trainer, TrainingJob
 
@@ -48,9 +58,11 @@ logger = logging.getLogger("step_cost")
 
 RECONSTRUCTION = {"source": 1.0, "style": 1.0, "composed": 1.0}
 EXTRA = tuple(
-    name for name, loss in LOSSES.items() if loss.needs and "class images" not in loss.needs
+    name
+    for name, loss in LOSSES.items()
+    if loss.needs and not loss.needs & {"class images", "dino"}
 )
-"""Losses that cost more than the reconstruction: each has a row, a new one too."""
+"""Losses of persons that cost more than the reconstruction: each has a row, a new one too."""
 BATCH = len(RECONSTRUCTION)
 
 
@@ -219,34 +231,79 @@ def peak(name: str, size: Size, device: torch.device, dtype: torch.dtype) -> flo
     return seen[-1]
 
 
+_ATEN = torch.ops.aten
+register_flop_formula(_ATEN._scaled_dot_product_flash_attention_for_cpu, get_raw=True)(sdpa_flop)
+register_flop_formula(_ATEN._scaled_dot_product_flash_attention_for_cpu_backward, get_raw=True)(
+    sdpa_backward_flop
+)
+
+
+def operations(name: str, size: Size, backbone: DiffusersBackbone) -> float:
+    """Floating-point operations of a step, in units of 10^9, a multiplication and an addition two.
+
+    Those of matrix products, convolutions and attention, forward and backward: two steps less one.
+    """
+    counts = []
+    for steps in (1, 2):
+        with FlopCounterMode(display=False) as counter:
+            run(name, size, backbone, steps, lambda: None)
+        counts.append(counter.get_total_flops())
+    return (counts[1] - counts[0]) / 1e9
+
+
 @dataclass(frozen=True)
 class Figure:
-    """A row of the table."""
+    """A row of the table; rounds: how many the ratio is the mean of."""
 
     row: str
     seconds: float
-    ratio: float
+    ratio: Interval
+    gflop: float
+    gflop_ratio: float
     mib: float
     mib_ratio: float
 
 
-def measure(arguments: argparse.Namespace, size: Size) -> list[Figure]:
-    """Time every row in turn, `rounds` times, and weigh each in a process of its own."""
+def measure(arguments: argparse.Namespace, size: Size) -> tuple[list[Figure], int]:
+    """Time every row in turn until the ratios are known, and weigh each in a process of its own.
+
+    Returns the rows' figures and the number of rounds.
+    """
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     names = arguments.rows or [*ROWS, *([] if size.second else [DREAMBOOTH])]
     mib = {n: _peak_elsewhere(n, arguments) if arguments.memory else math.nan for n in names}
     backbone = build(size, device, dtype)
+    gflop = {name: operations(name, size, backbone) for name in names}
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for round_ in range(arguments.rounds):
+    ratios: dict[str, Interval] = {}
+    for round_ in range(1 + arguments.most):
+        turn = {n: statistics.median(seconds_of(n, size, backbone, arguments.steps)) for n in names}
+        if not round_:
+            continue
         for name in names:
-            logger.info("round %d of %d: %s", round_ + 1, arguments.rounds, name)
-            seconds[name] += seconds_of(name, size, backbone, arguments.steps)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+            seconds[name].append(turn[name])
+        first = seconds[names[0]]
+        ratios = {
+            n: bootstrap([a / b for a, b in zip(seconds[n], first, strict=True)]) for n in names
+        }
+        widest = max((found.high - found.low) / found.mean for found in ratios.values())
+        logger.info("round %d: the widest interval is %.1f %%", round_, 100 * widest)
+        if round_ >= arguments.rounds and widest < arguments.until:
+            break
     first = names[0]
-    return [
-        Figure(n, medians[n], medians[n] / medians[first], mib[n], mib[n] / mib[first])
+    figures = [
+        Figure(
+            n,
+            statistics.median(seconds[n]),
+            ratios[n],
+            gflop[n],
+            gflop[n] / gflop[first],
+            mib[n],
+            mib[n] / mib[first],
+        )
         for n in names
     ]
+    return figures, len(seconds[first])
 
 
 def _peak_elsewhere(name: str, arguments: argparse.Namespace) -> float:
@@ -259,14 +316,16 @@ def _peak_elsewhere(name: str, arguments: argparse.Namespace) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def write(figures: list[Figure], arguments: argparse.Namespace, side: int) -> None:
+def write(figures: list[Figure], rounds: int, arguments: argparse.Namespace, side: int) -> None:
     """The table as .csv and .md."""
     kind = arguments.size.replace("-", "_")
     name = f"step_cost_{kind}_{side}px_{arguments.device.partition(':')[0]}"
     arguments.out.mkdir(parents=True, exist_ok=True)
     with (arguments.out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["row", "seconds", "ratio", "peak_mib", "peak_ratio"])
+        table.writerow(
+            ["row", "seconds", "ratio", "low", "high", "gflop", "gflop_ratio", "mib", "mib_ratio"]
+        )
         table.writerows([f.row, *_texts(f)] for f in figures)
     cuda = arguments.device.startswith("cuda")
     models = SIZES[arguments.size].title
@@ -279,12 +338,15 @@ def write(figures: list[Figure], arguments: argparse.Namespace, side: int) -> No
         + ("" if cuda else f", {torch.get_num_threads()} thread(s)")
         + ". Random weights, rank 16.",
         "",
-        f"Batch {BATCH}: source, style, composed. Median of {arguments.rounds} x "
-        f"{arguments.steps} steps, the rows taking turns; ratios are to the first row. L_id acts "
-        "in every step here; in training it acts where t < T', half of the steps at T' = 500.",
+        f"Batch {BATCH}: source, style, composed. {rounds} rounds after one to warm up, "
+        f"{arguments.steps} steps a turn, the rows taking turns; seconds are medians, ratios are "
+        "to the first row in the same round, with 95 % bootstrap intervals over rounds. L_id acts "
+        "in every step here; in training it acts where t < T', half of the steps at T' = 500. "
+        "Operations are those of matrix products, convolutions and attention.",
         "",
-        f"| step | {'seconds' if cuda else 'CPU seconds'} | ratio | peak MiB | ratio |",
-        "|---|---:|---:|---:|---:|",
+        f"| step | {'seconds' if cuda else 'CPU seconds'} | ratio | low | high "
+        "| 10^9 operations | ratio | peak MiB | ratio |",
+        f"|---{'|---:' * 8}|",
         *(f"| {' | '.join([f.row, *_texts(f)])} |" for f in figures),
         "",
     ]
@@ -294,10 +356,11 @@ def write(figures: list[Figure], arguments: argparse.Namespace, side: int) -> No
 
 def _texts(figure: Figure) -> list[str]:
     """The figures as text; empty where the memory was not measured."""
-    texts = [f"{figure.seconds:.4g}", f"{figure.ratio:.3f}", "", ""]
-    if not math.isnan(figure.mib):
-        texts[2:] = [f"{figure.mib:.0f}", f"{figure.mib_ratio:.3f}"]
-    return texts
+    told = [f"{figure.seconds:.4g}", *(f"{value:.3f}" for value in figure.ratio)]
+    told += [f"{figure.gflop:.4g}", f"{figure.gflop_ratio:.3f}"]
+    if math.isnan(figure.mib):
+        return [*told, "", ""]
+    return [*told, f"{figure.mib:.0f}", f"{figure.mib_ratio:.3f}"]
 
 
 def _machine(device: str) -> str:
@@ -313,7 +376,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--resolution", type=int)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="at least so many, after one more")
+    parser.add_argument("--most", type=int, default=40, help="rounds at the most")
+    parser.add_argument("--until", type=float, default=0.03, help="widest interval of a ratio")
     parser.add_argument("--steps", type=int, default=4, help="counted steps of a row in a round")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="these rows alone, the first as 1")
     parser.add_argument("--no-memory", dest="memory", action="store_false")
@@ -326,7 +391,7 @@ def main() -> None:
     size = SIZES[arguments.size]
     size = replace(size, resolution=arguments.resolution or size.resolution)
     if arguments.peak is None:
-        write(measure(arguments, size), arguments, size.resolution)
+        write(*measure(arguments, size), arguments, size.resolution)
         return
     device, dtype = torch.device(arguments.device), getattr(torch, arguments.dtype)
     sys.stdout.write(f"{json.dumps(peak(arguments.peak, size, device, dtype))}\n")
