@@ -82,6 +82,7 @@ def rows() -> list[Row]:
         Row("without laid-in labels", replace(default, pseudo_label="portrait")),
         Row("without masks", replace(default, masked=False)),
         Row("one phase", replace(default, phases=(once,))),
+        Row("phrases", default, phrases=PHRASES),
         Row(MAGICFACE),
         Row("magicapture, second seed", default, seed=1),
         Row("without refocusing, second seed", without_ar, seed=1),
@@ -96,7 +97,7 @@ def studies() -> Mapping[str, list[Row]]:
         "identity": [default, *_identity(doll_recipe())],
         "shape": [default, *_shape(doll_recipe())],
         "phrases": [default, Row("phrases", doll_recipe(), phrases=PHRASES)],
-        "photos": [default, *(Row(f"{n} photos", doll_recipe(), photos=n) for n in COUNTS)],
+        "photos": [default, *map(_counted, COUNTS)],
         "masks": [default, *_masks(), Row("no masks", replace(doll_recipe(), masked=False))],
         "blocks": [default, *(_looking(name) for name in ("auto", *_SINGLE))],
         "rates": [
@@ -145,6 +146,13 @@ def _refocusing(recipe: Recipe) -> list[Row]:
         form("source and style", own, tasks=("source", "style")),
         form("first half", own, recipe=_first_half(recipe)),
     ]
+
+
+def _counted(photos: int) -> Row:
+    """The default on so many photos of the person, also on fewer than it asks for."""
+    recipe = doll_recipe()
+    recipe = replace(recipe, min_images=min(photos, recipe.min_images))
+    return Row(f"{photos} photos", recipe, photos=photos)
 
 
 def _masks() -> Iterator[Row]:

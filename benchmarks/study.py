@@ -72,11 +72,17 @@ def carry_out(
             try:
                 append(file, lines := future.result())
             except MagiCaptureError as error:  # such as a rate that diverges; others go on
-                text = f"{waiting[future]} failed: {error}"
+                text = f"{_title(waiting[future])} failed: {error}"
             else:
                 what = lines[0]["row"] if len(lines) == 1 else f"{len(lines)} rows"
                 text = f"{what}, pair {lines[0]['pair']}"
             print(f"{done}/{len(items)}: {text}", flush=True)  # noqa: T201
+
+
+def _title(item: object) -> str:
+    """An item in a line: of a row and a pair the row's name alone."""
+    row, *rest = item if isinstance(item, tuple) else (item,)
+    return f"{getattr(row, 'name', row)}, pair {rest[0]}" if rest else f"{row}"
 
 
 def _start(make: Callable[[Any], Callable[[Any], Sequence[Line]]], plan: object) -> None:
