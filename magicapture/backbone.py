@@ -6,7 +6,7 @@ The algorithm is written once against `Backbone`; `backbones.diffusers` and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -65,14 +65,33 @@ class Conditioning:
             )
 
 
+def each_length(
+    run: Callable[[Tensor, Tensor, Conditioning, tuple[int, ...]], Tensor],
+    noisy: Tensor,
+    timesteps: Tensor,
+    conditioning: Conditioning,
+) -> Tensor:
+    """The output (B,...) of a network that takes no mask for words: texts of one length at a time.
+
+    run: one pass of some rows: their noisy latents, timesteps and conditioning, and which they are.
+    """
+    order, outputs = [], []
+    for rows, of in conditioning.by_length():
+        order += rows
+        outputs.append(run(noisy[rows], timesteps[rows], of, tuple(rows)))
+    return torch.cat(outputs)[torch.tensor(order).argsort()]
+
+
 def distilled_guidance(conditioning: Conditioning, family: Family) -> Tensor | None:
-    """What a network that guidance is distilled in is told of it (B,); in training the family's."""
-    if not family.distilled:
-        return None
-    told = conditioning.extra.get("guidance")
+    """What a network that guidance is distilled in is told of it (B,); in training the family's.
+
+    One that asks for it all the same is told the family's own; others None.
+    """
+    told = conditioning.extra.get("guidance") if family.distilled else None
     if told is not None:
         return told
-    return conditioning.context.new_full((len(conditioning),), family.trained_guidance)
+    value = family.trained_guidance if family.distilled else family.asked_guidance
+    return None if value is None else conditioning.context.new_full((len(conditioning),), value)
 
 
 class Backbone(Protocol):

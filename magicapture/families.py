@@ -9,7 +9,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-FamilyName = Literal["sd1", "sd2", "sdxl", "flux1", "zimage", "doll_flux"]
+FamilyName = Literal[
+    "sd1",
+    "sd2",
+    "sdxl",
+    "flux1",
+    "chroma",
+    "zimage",
+    "flux2_klein_4b",
+    "flux2_klein_9b",
+    "doll_flux",
+]
 NetworkName = Literal["unet", "transformer"]
 """What diffusers calls the network that predicts; a transformer's attention is joint."""
 
@@ -23,8 +33,10 @@ class Encoder:
     told its pooled output alone. length: of its texts where its tokenizer names none. own_scale:
     whether its vectors are of another size than CLIP's, so that they learn at a rate in proportion.
     lora: whether a LoRA may be trained in it. learns: whether a token's vectors may; else a concept
-    is spelled there by its phrase. template: of a language model, the words around a text, which
-    it reads as long as it is.
+    is spelled there by its phrase. template: of a language model, the words around a text.
+    own_length: a text is read as long as it is, not filled up to `length`; fillings: how many the
+    network sees behind it all the same, in diffusers. layers: of hidden states that the network
+    reads side by side; none: of one alone.
     """
 
     key: str
@@ -36,6 +48,9 @@ class Encoder:
     lora: bool = True
     learns: bool = True
     template: str | None = None
+    own_length: bool = False
+    fillings: int = 0
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,9 @@ class Family:
     network: what the network that predicts is called, in LoRA files as well. hidden: width of a
     transformer's tokens, by which LoRAs of other programs are told. guidance: while drawing, where
     none is named. distilled: guidance is told to the network, which sees no negative prompt;
-    trained_guidance: what it is told in training. cell: pixels a side that pictures come in.
+    trained_guidance: what it is told in training. asked_guidance: what a network that asks for a
+    guidance without being distilled is told, always. cell: pixels a side that pictures come in.
+    mu: of a flow, the logarithm of its levels' shift, where diffusers' files do not have it.
     advice: for users, before they train.
     """
 
@@ -71,7 +88,9 @@ class Family:
     guidance: float = 7.0
     distilled: bool = False
     trained_guidance: float = 1.0
+    asked_guidance: float | None = None
     cell: int = 8
+    mu: float | None = None
     advice: str = ""
 
     @property
@@ -97,7 +116,7 @@ class Family:
     @property
     def context(self) -> int:
         """Width of what the network reads of the prompt: the encoders' outputs side by side."""
-        return sum(encoder.width for encoder in self.encoders if encoder.columns)
+        return sum(e.width * max(1, len(e.layers)) for e in self.encoders if e.columns)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -110,6 +129,35 @@ class Family:
     def encoder(self, key: str) -> Encoder:
         """One of the text encoders."""
         return next(encoder for encoder in self.encoders if encoder.key == key)
+
+
+def _qwen3(key: str, width: int) -> Encoder:
+    """Qwen3 in front of a klein, which is told not to think, and of which three layers are read."""
+    template = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    return Encoder(
+        key, width, length=512, lora=False, learns=False, template=template, layers=(9, 18, 27)
+    )
+
+
+def _klein(size: str, encoder: Encoder, hidden: int) -> Family:
+    """A Flux.2 klein of some size; adapters of one do not fit the other."""
+    name = f"flux-2-klein-{size.lower()}"
+    return Family(
+        f"Flux.2 klein {size}",
+        (encoder,),
+        resolution=512,
+        base_version=name.replace("-", "_"),
+        architecture=name,
+        decoder="taef2",
+        comfyui="0.33.0",
+        magicface=False,
+        network="transformer",
+        hidden=hidden,
+        guidance=4.0,
+        cell=16,
+        mu=2.02,
+        advice="Train on klein base, draw with the distilled klein, in 4 steps.",
+    )
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -159,6 +207,31 @@ FAMILIES: Mapping[str, Family] = {
         cell=16,
         advice="Train on dev; the LoRA also draws with schnell, in 4 steps.",
     ),
+    "chroma": Family(
+        "Chroma",
+        (
+            Encoder(
+                "t5xxl",
+                4096,
+                length=512,
+                own_scale=True,
+                lora=False,
+                own_length=True,
+                fillings=1,
+            ),
+        ),
+        resolution=512,
+        base_version="chroma",
+        architecture="chroma",
+        decoder="taef1",
+        magicface=False,
+        network="transformer",
+        hidden=3072,
+        guidance=5.0,
+        asked_guidance=0.0,
+        cell=16,
+        advice="Train on the base or HD, draw with Flash.",
+    ),
     "zimage": Family(
         "Z-Image",
         (
@@ -169,6 +242,7 @@ FAMILIES: Mapping[str, Family] = {
                 lora=False,
                 learns=False,
                 template="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+                own_length=True,
             ),
         ),
         resolution=512,
@@ -184,6 +258,8 @@ FAMILIES: Mapping[str, Family] = {
         cell=16,
         advice="Train on the base, draw with Turbo.",
     ),
+    "flux2_klein_4b": _klein("4B", _qwen3("qwen3_4b", 2560), hidden=3072),
+    "flux2_klein_9b": _klein("9B", _qwen3("qwen3_8b", 4096), hidden=4096),
     "doll_flux": Family(
         "the paperdoll transformer",
         (Encoder("clip_l", 128),),

@@ -31,13 +31,14 @@ _PROJECTIONS = r"to_(q|k|v|out\.0)"
 _MLP = r"net\.(0\.proj|2)"
 # Joint attention: a double block has projections of its own for the words (add_...), in which
 # the picture's queries meet the words' keys and values; a single block has one set for both, as
-# has each layer of Z-Image.
+# has each layer of Z-Image. Flux.2's single blocks have one layer for projections and MLP.
 _DOUBLE, _SINGLE = r"transformer_blocks\.\d+", r"single_transformer_blocks\.\d+"
 _LAYER = r"layers\.\d+"
 _ONE_SET = rf"({_SINGLE}\.attn|{_LAYER}\.attention)"
+_FUSED = rf"{_SINGLE}\.attn\.to_qkv_mlp_proj"
 _JOINT = (
     rf"{_DOUBLE}\.attn\.({_PROJECTIONS}|add_(q|k|v)_proj|to_add_out)"
-    rf"|{_SINGLE}\.attn\.to_(q|k|v)|{_LAYER}\.attention\.{_PROJECTIONS}"
+    rf"|{_SINGLE}\.attn\.to_(q|k|v)|{_FUSED}|{_LAYER}\.attention\.{_PROJECTIONS}"
 )
 _TARGETS: Mapping[NetworkName, Mapping[LoraTargets, str]] = {
     "unet": {
@@ -47,10 +48,11 @@ _TARGETS: Mapping[NetworkName, Mapping[LoraTargets, str]] = {
         "all_linear": rf"attn[12]\.{_PROJECTIONS}|ff\.{_MLP}",
     },
     "transformer": {
-        "cross": rf"{_DOUBLE}\.attn\.(to_q|add_(k|v)_proj)|{_ONE_SET}\.to_(q|k|v)",
-        "cross_kv": rf"{_DOUBLE}\.attn\.add_(k|v)_proj|{_ONE_SET}\.to_(k|v)",
+        "cross": rf"{_DOUBLE}\.attn\.(to_q|add_(k|v)_proj)|{_ONE_SET}\.to_(q|k|v)|{_FUSED}",
+        "cross_kv": rf"{_DOUBLE}\.attn\.add_(k|v)_proj|{_ONE_SET}\.to_(k|v)|{_FUSED}",
         "cross_and_self": _JOINT,
-        "all_linear": rf"{_JOINT}|{_DOUBLE}\.ff(_context)?\.{_MLP}|{_SINGLE}\.proj_(mlp|out)"
+        "all_linear": rf"{_JOINT}|{_DOUBLE}\.ff(_context)?\.({_MLP}|linear_(in|out))"
+        rf"|{_SINGLE}\.(proj_(mlp|out)|attn\.to_out)"
         rf"|{_LAYER}\.feed_forward\.w(1|2|3)",
     },
 }

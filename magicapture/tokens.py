@@ -310,9 +310,14 @@ def layout(
     return Layout((*ids, *padding), slots, columns)
 
 
-def filled_up(rows: Sequence[Sequence[T]], pad: T) -> tuple[list[list[T]], list[list[int]]]:
-    """Rows brought to the longest one's length by `pad` behind them; 1 where a row is its own."""
-    longest = max(map(len, rows))
+def filled_up(
+    rows: Sequence[Sequence[T]], pad: T, further: int = 0
+) -> tuple[list[list[T]], list[list[int]]]:
+    """Rows brought to the longest one's length by `pad` behind them; 1 where a row is its own.
+
+    further: how many more behind the longest as well.
+    """
+    longest = max(map(len, rows)) + further
     more = [longest - len(row) for row in rows]
     return (
         [[*row, *[pad] * n] for row, n in zip(rows, more, strict=True)],

@@ -30,7 +30,7 @@ for _name, _family in FAMILIES.items():
 _READS = {
     "unet": ("attn2.to_k", "attn2.to_v"),
     "transformer": (
-        *(".to_q", ".to_k", ".to_v", "_proj", "proj_mlp", "net.0.proj"),
+        *(".to_q", ".to_k", ".to_v", "_proj", "proj_mlp", "net.0.proj", "linear_in"),
         *("feed_forward.w1", "feed_forward.w3"),
     ),
 }
@@ -48,11 +48,21 @@ _STATED = (
     ("flux-1", "flux1"),
     ("zimage", "zimage"),
     ("z-image", "zimage"),
+    *(
+        (text, name)
+        for name, family in FAMILIES.items()
+        for text in (family.base_version, family.architecture)
+    ),
 )
-# Layers that families do not share; the first and last level of XL's UNet have no attention.
+# Layers that families do not share; the first and last level of XL's UNet have no attention, and
+# Flux.2 alone has one layer for several of others'.
 _LAYERS = (
     (re.compile(r"unet\..*transformer_blocks\.[1-9]|unet\.up_blocks\.0\.attentions"), {"sdxl"}),
     (re.compile(r"unet\.(down_blocks\.0|up_blocks\.[23])\.attentions"), {"sd1", "sd2"}),
+    (
+        re.compile(r"transformer\..*\.(to_qkv_mlp_proj|linear_(in|out))"),
+        {"flux2_klein_4b", "flux2_klein_9b"},
+    ),
 )
 
 
@@ -76,7 +86,8 @@ def family_of(
                 f"{'the UNet' if part == 'unet' else part}; expected {_expected(part)}."
             )
     families = possible(lora, tokens, path)
-    for hint in (*_hints(lora, metadata, keys), {"sd1"} if tokens or _text(lora) else set()):
+    usual = [{"sd1"} if tokens or _text(lora) else set(), {"flux1"}]
+    for hint in (*_hints(lora, metadata, keys), *usual):
         if len(families) > 1 and families & hint:
             families = families & hint
     if len(families) > 1:

@@ -22,6 +22,8 @@ _WORDS = (
     # Transformers with joint attention (Flux, Stable Diffusion 3).
     *("single_transformer_blocks", "attn", "add_q_proj", "add_k_proj", "add_v_proj"),
     *("to_add_out", "ff_context", "proj_mlp"),
+    # Flux.2's.
+    *("to_qkv_mlp_proj", "linear_in", "linear_out"),
     # Z-Image's.
     *("attention", "feed_forward", "w1", "w2", "w3", "noise_refiner", "context_refiner"),
 )

@@ -17,6 +17,8 @@ _BLOCKS = {"double_blocks": ("img_attn", "txt_attn"), "single_blocks": ("linear1
 """ComfyUI's blocks around one joint attention, by their stack's name, and what they have."""
 _STACKS = {"transformer_blocks": "double_blocks", "single_transformer_blocks": "single_blocks"}
 """Diffusers' names of the stacks, and the model's own, which ComfyUI keeps."""
+_PROJECTIONS = (("to_q", "to_k", "heads"), ("to_qkv_mlp_proj", "heads"))
+"""What diffusers' layers have; one of Flux.2's single blocks has all its projections in one."""
 _IN_ONE, _FUSED = re.compile(r"layers\.\d+\.attention"), ("to_q", "qkv")
 """Z-Image's layers, in which words and picture are one row; its refiners' see only one of both."""
 
@@ -100,5 +102,5 @@ def _attentions(network: nn.Module, suffix: str) -> dict[str, nn.Module]:
         name: module
         for name, module in network.named_modules()
         if name.split(".")[-1] == suffix
-        and all(hasattr(module, part) for part in ("to_q", "to_k", "heads"))
+        and any(all(hasattr(module, part) for part in parts) for parts in _PROJECTIONS)
     }

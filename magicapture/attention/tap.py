@@ -220,6 +220,7 @@ class TappedUNet(ABC):
 
     def __init__(self, module: nn.Module) -> None:
         self._module = ref(module)
+        self._rows: tuple[int, ...] | None = None
         self._taps: dict[str, list[Tap]] = {}
         self._hooks: dict[str, ExitStack] = {}
 
@@ -236,6 +237,15 @@ class TappedUNet(ABC):
         module = self._module()
         assert module is not None, "whoever taps a network holds it"
         return module
+
+    @contextmanager
+    def seeing(self, rows: tuple[int, ...]) -> Iterator[None]:
+        """Passes run inside are of these rows of the batch alone."""
+        before, self._rows = self._rows, rows
+        try:
+            yield
+        finally:
+            self._rows = before
 
     @contextmanager
     def tapped(self, tap: Tap, sites: Iterable[str]) -> Iterator[None]:
@@ -334,8 +344,9 @@ class TappedTorch(TappedUNet):
         places, words = kwargs.get("img_ids"), kwargs.get("encoder_hidden_states")
         if places is None or words is None:
             return super()._picture(args, kwargs)
-        _, row, column = places[-1].tolist()
-        return Picture.joint(len(words), (int(row) + 1, int(column) + 1), words.shape[1])
+        _, row, column, *_ = places[-1].tolist()
+        picture = Picture.joint(len(words), (int(row) + 1, int(column) + 1), words.shape[1])
+        return replace(picture, index=self._rows)
 
     def _begin(self, call: Call, args: Args, kwargs: Kwargs) -> tuple[Kwargs, Callable[[], None]]:
         mode = _Fused(call)

@@ -16,7 +16,7 @@ from ..errors import MagiCaptureError, StorageError, UnsupportedModelError
 from ..memory import refuse_large
 from ..weight_files import difference
 from .reading import errors_only
-from .support import SUPPORTED
+from .support import SUPPORTED, TRANSFORMERS, refuse
 
 _COUNTS = (
     "layers_per_block",
@@ -67,24 +67,31 @@ def build_unet(
 def build_transformer(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
 ) -> nn.Module:
-    """diffusers' transformer of Flux, or of Z-Image; as `build_unet`."""
-    from diffusers import FluxTransformer2DModel, ZImageTransformer2DModel
+    """diffusers' transformer of the class that the config names; as `build_unet`."""
+    import diffusers
 
-    kind = ZImageTransformer2DModel if "cap_feat_dim" in config else FluxTransformer2DModel
-    network = _empty(_diffusers(kind), config, len(weights), source)
-    return fill(network, weights, dtype, f"The transformer of {source}")
+    name = config.get("_class_name")
+    if name not in TRANSFORMERS:
+        refuse(f"a diffusion transformer ({name!s:.60})")
+    network: Any = _empty(_diffusers(getattr(diffusers, name)), config, len(weights), source)
+    fill(network, weights, dtype, f"The transformer of {source}")
+    told: Any = getattr(network, "time_text_embed", None)
+    if hasattr(told, "mod_proj"):  # Chroma's numbers of its modulations are in no file
+        channels = network.config.approximator_num_channels // 4
+        network.time_text_embed = type(told)(channels, len(told.mod_proj))
+    return network
 
 
 def build_vae(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
 ) -> nn.Module:
-    """diffusers' AutoencoderKL or AutoencoderTiny, whichever `_class_name` is; as `build_unet`."""
+    """diffusers' VAE of the class that `_class_name` is; as `build_unet`."""
     import diffusers
 
     kind = getattr(diffusers, config["_class_name"])
     network: Any = _empty(_diffusers(kind), config, len(weights), source)
     with understood(source):
-        if not 0 < network.config.scaling_factor < float("inf"):
+        if not 0 < network.config.get("scaling_factor", 1) < float("inf"):
             raise ValueError("scaling_factor")
     return fill(network, weights, dtype, f"The VAE of {source}")
 

@@ -12,25 +12,28 @@ from torch import Tensor, nn
 from ..attention import TappedTorch, TappedUNet
 from ..backbone import Conditioning, distilled_guidance
 from ..digests import digest, tokenizer_digest
-from ..errors import InputError
 from ..families import FAMILIES, Family, FamilyName
 from ..parts import Part, Parts
 from ..schedule import Schedule
 from ..tokens import Layout, Prompt, TokenVectors, filled_up, layout, splice
-from .passes import flux_pass, unet_pass, zimage_pass
+from . import latents as between
+from .passes import PASSES, flux_pass, unet_pass
 from .support import family_of
+
+_STACKS = ("transformer_blocks", "single_transformer_blocks")
+"""What holds the blocks of a transformer of Flux's kind."""
 
 
 class DiffusersBackbone:
     """A latent diffusion model from its parts; fits `magicapture`'s Backbone.
 
-    unet: UNet2DConditionModel, FluxTransformer2DModel or ZImageTransformer2DModel. vae:
-    AutoencoderKL or AutoencoderTiny. text_encoders, tokenizers: CLIPTextModel and CLIPTokenizer by
-    the key "clip_l"; XL has a CLIPTextModelWithProjection beside it, "clip_g", and Flux.1 a
-    T5EncoderModel, "t5xxl"; Z-Image has a Qwen3Model alone, "qwen3_4b". decoder:
-    a second, smaller VAE over the same latents (TAESD), for losses and previews; see
-    `decode_fast`. The parts are used as they are, on their device and in their dtype. Raises
-    UnsupportedModelError for other models.
+    unet: UNet2DConditionModel, or the transformer of Flux.1, Chroma, Flux.2 or Z-Image. vae:
+    AutoencoderKL, Flux.2's, or AutoencoderTiny. text_encoders, tokenizers: CLIPTextModel and
+    CLIPTokenizer by the key "clip_l"; XL has a CLIPTextModelWithProjection beside it, "clip_g", and
+    Flux.1 a T5EncoderModel, "t5xxl", which Chroma has alone; Z-Image and klein have a Qwen3Model,
+    "qwen3_4b" or "qwen3_8b". decoder: a second, smaller VAE over the same latents (TAESD), for
+    losses and previews; see `decode_fast`. The parts are used as they are, on their device and in
+    their dtype. Raises UnsupportedModelError for other models.
     """
 
     def __init__(
@@ -45,10 +48,10 @@ class DiffusersBackbone:
         widths = [encoder.config.hidden_size for encoder in text_encoders.values()]
         self.family: FamilyName = family_of(unet.config, vae.config, widths)
         self.schedule = schedule
-        self.latent_channels: int = vae.config.latent_channels
-        self.downscale = _downscale(vae)
+        self.latent_channels = between.latent_channels(vae)
+        self.downscale = between.downscale(vae)
         if decoder is not None:
-            _require_same_latents(vae, decoder)
+            between.require_same_latents(vae, decoder)
         self.vae = vae
         self.decoder = decoder
         self.tokenizers = tokenizers
@@ -103,36 +106,47 @@ class DiffusersBackbone:
         The context (B,L,D) has the text encoder's dtype. Stable Diffusion XL's is both encoders'
         last layer but one, side by side; "pooled" (B,P) is the second's projected output. Flux.1's
         context is T5's output alone, and "pooled" is CLIP's. Z-Image's is Qwen's last layer but
-        one, of which each row has its own "length"; columns behind it mean nothing.
+        one, klein's three of its layers side by side. Where texts are as long as they are (Z-Image,
+        Chroma), each row has its own "length"; columns behind it mean nothing.
         """
         layouts = {
             key: [self.layout(key, prompt, vectors) for prompt in prompts]
             for key in self._text_encoders
         }
         encoded = {key: self._encoded(key, lines, vectors) for key, lines in layouts.items()}
-        read = [encoded[key] for key in self._facts.reads]
-        outputs = [
-            of.hidden_states[-2] if self._facts.penultimate else of.last_hidden_state for of in read
-        ]
+        outputs = [self._read(key, encoded[key]) for key in self._facts.reads]
         pooled = self._facts.pooled
         extra = {} if pooled is None else {"pooled": _pooled(encoded[pooled])}
         context = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
         lines = layouts[self._facts.reads[0]]
-        if self._facts.encoder(self._facts.reads[0]).template:
-            extra["length"] = torch.tensor([len(line.ids) for line in lines], device=self.device)
+        if (first := self._facts.encoder(self._facts.reads[0])).own_length:
+            lengths = [len(line.ids) + first.fillings for line in lines]
+            extra["length"] = torch.tensor(lengths, device=self.device)
         return Conditioning(context, extra, [line.columns for line in lines])
 
     def _encoded(self, key: str, layouts: Sequence[Layout], vectors: TokenVectors) -> Any:
         """What a text encoder of transformers returns."""
-        encoder = self._text_encoders[key]
+        encoder, facts = self._text_encoders[key], self._facts.encoder(key)
         rows: Sequence[Sequence[int]] = [layout_.ids for layout_ in layouts]
-        told: dict[str, Any] = {}
-        if self._facts.encoder(key).template:
-            rows, mask = filled_up(rows, self.tokenizers[key].pad_token_id)
-            told = {"attention_mask": torch.tensor(mask, device=self.device), "use_cache": False}
+        told: dict[str, Any] = {"use_cache": False} if facts.template else {}
+        if facts.template or facts.own_length:
+            pad = self.tokenizers[key].pad_token_id
+            rows, mask = filled_up(rows, pad, facts.fillings)
+            own = torch.tensor(mask, device=self.device)
+            if not facts.own_length:
+                own = (torch.tensor(rows, device=self.device) != pad).to(own)
+            told["attention_mask"] = own
         ids = torch.tensor(rows, device=self.device)
+        told["output_hidden_states"] = self._facts.penultimate or bool(facts.layers)
         with _spliced(encoder, layouts, vectors, key):
-            return encoder(input_ids=ids, output_hidden_states=self._facts.penultimate, **told)
+            return encoder(input_ids=ids, **told)
+
+    def _read(self, key: str, encoded: Any) -> Tensor:
+        """What the network reads of a text encoder's output (B,L,D)."""
+        if layers := self._facts.encoder(key).layers:
+            return torch.cat([encoded.hidden_states[layer] for layer in layers], dim=-1)
+        states = encoded.hidden_states[-2] if self._facts.penultimate else encoded.last_hidden_state
+        return states  # type: ignore[no-any-return]
 
     def layout(self, encoder: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
         """A prompt as one encoder sees it, with the places of the tokens."""
@@ -147,6 +161,7 @@ class DiffusersBackbone:
         pad = 0 if self.family == "sd2" or encoder == "clip_g" else tokenizer.pad_token_id
         if facts.template:
             before, after = map(word_ids, facts.template.split("{}"))
+        if facts.own_length:
             pad = None
         length = facts.length or self._text_encoders[encoder].config.max_position_embeddings
         written = vectors.written(encoder)
@@ -155,8 +170,8 @@ class DiffusersBackbone:
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own output for latents noised to t (B,), in the dtype of `noisy`."""
         given = self._unet, noisy, timesteps, conditioning, self.dtype
-        if self.family == "zimage":
-            return zimage_pass(*given).to(noisy.dtype)
+        if (own := PASSES.get(self.family)) is not None:
+            return own(*given).to(noisy.dtype)
         if self._facts.network == "transformer":
             told = distilled_guidance(conditioning, self._facts)
             return flux_pass(*given, told).to(noisy.dtype)
@@ -171,15 +186,11 @@ class DiffusersBackbone:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images to the mode of their latents (float32), without gradient."""
-        scale, shift = _latent_scale(self.vae)
-        weight = next(self.vae.parameters())
-        output = self.vae.encode((images * 2 - 1).to(weight))
-        latents = output.latents if hasattr(output, "latents") else output.latent_dist.mode()
-        return (latents.float() - shift) * scale
+        return between.encode(self.vae, images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images by the full VAE, differentiable and not clamped."""
-        return _decode(self.vae, latents)
+        return between.decode(self.vae, latents)
 
     @property
     def has_fast_decoder(self) -> bool:
@@ -188,7 +199,7 @@ class DiffusersBackbone:
 
     def decode_fast(self, latents: Tensor) -> Tensor:
         """`decode` by the small decoder where there is one; for losses and previews."""
-        return _decode(self.vae if self.decoder is None else self.decoder, latents)
+        return between.decode(self.vae if self.decoder is None else self.decoder, latents)
 
     def parts_of(self, module: nn.Module) -> Parts:
         """Each submodule as one whole part, by the name that diffusers' LoRA files give it.
@@ -204,17 +215,13 @@ class DiffusersBackbone:
         """The network's transformer and residual blocks."""
         from diffusers.models.attention import BasicTransformerBlock
         from diffusers.models.resnet import ResnetBlock2D
-        from diffusers.models.transformers.transformer_flux import (
-            FluxSingleTransformerBlock,
-            FluxTransformerBlock,
-        )
         from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
-        unets = BasicTransformerBlock, ResnetBlock2D
-        joint = FluxTransformerBlock, FluxSingleTransformerBlock, ZImageTransformerBlock
-        kinds = (*unets, *joint)
+        kinds = BasicTransformerBlock, ResnetBlock2D, ZImageTransformerBlock
+        stacks = (getattr(self._unet, name, ()) for name in _STACKS)
+        flux = [block for stack in stacks for block in stack]  # Flux's, Chroma's and Flux.2's
         for module in self._unet.modules():
-            if isinstance(module, kinds):
+            if isinstance(module, kinds) or any(module is block for block in flux):
                 yield module
 
     def fingerprint(self) -> str:
@@ -279,31 +286,3 @@ def _word_table(encoder: Any) -> nn.Module:
     inner: Any = getattr(encoder, "encoder", None)
     table: nn.Module = getattr(inner, "embed_tokens", None) or encoder.get_input_embeddings()
     return table
-
-
-def _downscale(vae: Any) -> int:
-    return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
-def _require_same_latents(vae: Any, decoder: Any) -> None:
-    expected, found = (
-        f"{model.config.latent_channels} channels, {_downscale(model)} pixels a cell"
-        for model in (vae, decoder)
-    )
-    if expected != found:
-        raise InputError(
-            f"The small decoder does not fit the model: its latents have {found}; the VAE's have "
-            f"{expected}. Use the TAESD of this model's family, or none."
-        )
-
-
-def _latent_scale(vae: Any) -> tuple[float, float]:
-    """Scale and shift between a VAE's own latents and those of the UNet: (z - shift) * scale."""
-    return vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
-
-
-def _decode(vae: Any, latents: Tensor) -> Tensor:
-    scale, shift = _latent_scale(vae)
-    weight = next(vae.decoder.parameters())
-    image = vae.decode((latents / scale + shift).to(weight)).sample
-    return (image.float() + 1) / 2

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import StorageError
-from ..families import FAMILIES, NetworkName
+from ..families import FAMILIES, FamilyName, NetworkName
 from ..schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
 from ..weight_files import PICKLES, SAFETENSORS
 from .building import (
@@ -27,17 +27,17 @@ from .parts import Parts, vae_dtype
 from .reading import TokenizerName, read_json, read_part, read_tokenizer
 from .renaming import vae_weights
 from .single_file import parts_of_file
-from .support import BETAS, ENCODERS, QWEN3, T5, TRANSFORMERS, family_of, refuse
+from .support import BETAS, ENCODERS, QWEN3, T5, TRANSFORMERS, VAES, family_of, refuse
 from .taesd import load_taesd
 
 _FOREIGN_PARTS = {
     "text_encoder_3": "a diffusion transformer (Stable Diffusion 3 and the like)",
     "prior": "a model of several stages",
 }
-_KEYS = {"t5": T5, "qwen3": QWEN3}
+_KEYS = {"t5": (T5,), "qwen3": QWEN3}
 _BUILD = {"t5": build_t5, "qwen3": build_qwen3}
-_TOKENIZERS: Mapping[str, TokenizerName] = {T5: "t5", QWEN3: "qwen3"}
-"""Text encoders other than CLIP by their kind in transformers: key, builder, and tokenizer."""
+_TOKENIZERS: Mapping[str, TokenizerName] = {T5: "t5", **dict.fromkeys(QWEN3, "qwen3")}
+"""Text encoders other than CLIP by their kind in transformers: keys, builder, and tokenizer."""
 _FILES = (SAFETENSORS, *PICKLES)
 _SCHEDULER = Path("scheduler", "scheduler_config.json")
 _LARGEST_SHIFT = 100
@@ -82,7 +82,7 @@ def load_backbone(
         vae=parts.vae,
         text_encoders=parts.text_encoders,
         tokenizers=parts.tokenizers,
-        schedule=_schedule(parts.scheduler, prediction_type, source),
+        schedule=_schedule(parts.scheduler, prediction_type, source, parts.family),
         decoder=load_taesd(decoder).to(dtype) if decoder else None,
     )
     for module in backbone.modules.values():
@@ -101,18 +101,20 @@ def _from_folder(folder: Path, dtype: torch.dtype, words: Any) -> Parts:
     encoders = present or ["text_encoder"]
     unet, vae = (read_json(folder / part / "config.json") for part in (network, "vae"))
     texts = {name: read_json(folder / name / "config.json") for name in encoders}
-    keys = {name: _KEYS.get(_kind(text), ENCODERS[name]) for name, text in texts.items()}
     known = ("clip_text_model", "clip", *(_KEYS if network == "transformer" else ()))
     for text in texts.values():
         if _kind(text) not in known:
             refuse(f"one with a text encoder of the kind {_kind(text)}")
-    if vae.get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
+    if vae.get("_class_name") not in VAES:
         refuse(f"one with a VAE of the kind {_short(vae.get('_class_name'))}")
     with understood(folder):  # refused before gigabytes are read
         widths = [
             text["d_model" if _kind(text) == "t5" else "hidden_size"] for text in texts.values()
         ]
         family = family_of(unet, vae, widths)
+    own = FAMILIES[family].keys
+    may = {name: _KEYS.get(_kind(text), (ENCODERS[name],)) for name, text in texts.items()}
+    keys = {name: next((key for key in of if key in own), of[0]) for name, of in may.items()}
     if set(keys.values()) != set(FAMILIES[family].keys):
         kinds = " and ".join(_kind(text) for text in texts.values())
         refuse(f"a {FAMILIES[family].title} with a text encoder of the kind {kinds}")
@@ -126,6 +128,7 @@ def _from_folder(folder: Path, dtype: torch.dtype, words: Any) -> Parts:
         vae_tensors = vae_weights(vae_tensors)
     build = build_transformer if network == "transformer" else build_unet
     return Parts(
+        family=family,
         unet=build(unet, read_part(folder / network, stem), dtype, folder),
         vae=build_vae(vae, vae_tensors, vae_dtype(family, dtype), folder),
         text_encoders={
@@ -166,14 +169,17 @@ def _short(value: object) -> str:
 
 
 def _schedule(
-    config: Mapping[str, Any], prediction_type: Prediction | None, source: Path
+    config: Mapping[str, Any],
+    prediction_type: Prediction | None,
+    source: Path,
+    family: FamilyName,
 ) -> Schedule:
     """The noise schedule of a diffusers scheduler's config; StorageError where it is none."""
     from diffusers import DDIMScheduler
 
     if "Flow" in _short(config.get("_class_name")):
         with understood(source):
-            return Schedule(FlowLevels(shift=_shift(config)), "flow")
+            return Schedule(FlowLevels(shift=_shift(config, FAMILIES[family].mu)), "flow")
     keys = ("num_train_timesteps", "trained_betas", "rescale_betas_zero_snr", *BETAS)
     predicts = prediction_type or config.get("prediction_type", "epsilon")
     if predicts not in ("epsilon", "v_prediction"):
@@ -190,10 +196,13 @@ def _schedule(
     return Schedule(DiscreteLevels(alphas), predicts)
 
 
-def _shift(config: Mapping[str, Any]) -> float:
-    """The shift of a flow's levels; where it grows with the picture, that of the largest."""
-    moves = config.get("use_dynamic_shifting")
-    shift = math.exp(config.get("max_shift", 1.15)) if moves else float(config.get("shift", 1.0))
+def _shift(config: Mapping[str, Any], mu: float | None) -> float:
+    """The shift of a flow's levels; where it grows with the picture, that of the largest.
+
+    mu: its logarithm there, where a family has its own.
+    """
+    moves, largest = config.get("use_dynamic_shifting"), mu or config.get("max_shift", 1.15)
+    shift = math.exp(largest) if moves else float(config.get("shift", 1.0))
     if not 0 < shift < _LARGEST_SHIFT:
         raise ValueError("shift")
     return shift

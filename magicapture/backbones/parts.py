@@ -19,6 +19,7 @@ class Parts:
     scheduler: the config of a scheduler of diffusers.
     """
 
+    family: FamilyName
     unet: nn.Module
     vae: nn.Module
     text_encoders: Mapping[str, nn.Module]

@@ -5,13 +5,16 @@ What a family's network is told beside them is here, and nothing else of the fam
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..backbone import Conditioning
+from ..attention import TappedTorch
+from ..backbone import Conditioning, each_length
+from ..families import FamilyName
 
 PATCH = 2
 """Latent cells a side of one place of a transformer, of Flux and Z-Image of every size."""
@@ -60,23 +63,82 @@ def flux_pass(
     It sees 2x2 latent cells as one place, told by (0, row, column), and words all at (0, 0, 0).
     guidance: (B,), told to one that it is distilled in; None where it is not.
     """
-    height, width = (cells // PATCH for cells in noisy.shape[-2:])
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3)
-    words = torch.zeros(conditioning.context.shape[1], 3)
     told = guidance if transformer.config.guidance_embeds else None  # schnell has none
+    return _joint_pass(
+        transformer,
+        noisy,
+        timesteps,
+        conditioning,
+        dtype,
+        pooled_projections=conditioning.extra["pooled"].to(dtype),
+        guidance=None if told is None else told.to(noisy.device, dtype),
+    )
+
+
+def chroma_pass(
+    transformer: Any,
+    noisy: Tensor,
+    timesteps: Tensor,
+    conditioning: Conditioning,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The velocity of Chroma's transformer, as `flux_pass`, told nothing beside the words.
+
+    Texts of one length run together: its mask would be added to the scores, and hide nothing.
+    """
+
+    def run(noisy: Tensor, timesteps: Tensor, of: Conditioning, rows: tuple[int, ...]) -> Tensor:
+        with TappedTorch.of(transformer).seeing(rows):
+            return _joint_pass(transformer, noisy, timesteps, of, dtype)
+
+    return each_length(run, noisy, timesteps, conditioning)
+
+
+def klein_pass(
+    transformer: Any,
+    noisy: Tensor,
+    timesteps: Tensor,
+    conditioning: Conditioning,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The velocity of Flux.2's transformer, of which each latent cell is a place.
+
+    Places are told by (0, row, column, 0), and words by (0, 0, 0, column).
+    """
+    return _joint_pass(
+        transformer, noisy, timesteps, conditioning, dtype, patch=1, axes=4, guidance=None
+    )
+
+
+def _joint_pass(
+    transformer: Any,
+    noisy: Tensor,
+    timesteps: Tensor,
+    conditioning: Conditioning,
+    dtype: torch.dtype,
+    *,
+    patch: int = PATCH,
+    axes: int = 3,
+    **told: Any,
+) -> Tensor:
+    """One pass of a transformer of Flux's kind; axes: numbers that tell a place."""
+    height, width = (cells // patch for cells in noisy.shape[-2:])
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.zeros(height * width, axes)
+    places[:, 1], places[:, 2] = rows.flatten(), columns.flatten()
+    words = torch.zeros(conditioning.context.shape[1], axes)
+    words[:, 3:] = torch.arange(len(words))[:, None]
     output = transformer(
         hidden_states=rearrange(
-            noisy.to(dtype), "b c (h p) (w q) -> b (h w) (c p q)", p=PATCH, q=PATCH
+            noisy.to(dtype), "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch
         ),
         timestep=timesteps.to(noisy.device, dtype),
         encoder_hidden_states=conditioning.context.to(dtype),
-        pooled_projections=conditioning.extra["pooled"].to(dtype),
-        img_ids=places.to(noisy.device, dtype),
-        txt_ids=words.to(noisy.device, dtype),
-        guidance=None if told is None else told.to(noisy.device, dtype),
+        img_ids=places.to(noisy.device),
+        txt_ids=words.to(noisy.device),
+        **told,
     )
-    return rearrange(output.sample, "b (h w) (c p q) -> b c (h p) (w q)", w=width, p=PATCH, q=PATCH)
+    return rearrange(output.sample, "b (h w) (c p q) -> b c (h p) (w q)", w=width, p=patch, q=patch)
 
 
 def zimage_pass(
@@ -99,3 +161,14 @@ def zimage_pass(
         cap_feats=words,
     )
     return -torch.stack(output.sample)[:, :, 0]
+
+
+Pass = Callable[[Any, Tensor, Tensor, Conditioning, torch.dtype], Tensor]
+
+PASSES: Mapping[FamilyName, Pass] = {
+    "chroma": chroma_pass,
+    "zimage": zimage_pass,
+    "flux2_klein_4b": klein_pass,
+    "flux2_klein_9b": klein_pass,
+}
+"""Those of families whose network is told the latents, the level and the words alone."""

@@ -44,7 +44,7 @@ def parts_of_file(path: Path, dtype: torch.dtype, words: Any = None) -> Parts:
             write_tokenizer(Path(folder))
             words = read_tokenizer(Path(folder))
     scheduler = {**BETAS, **shapes.schedule(weights)}
-    return Parts(unet, vae, encoders, dict.fromkeys(encoders, words), scheduler)
+    return Parts(family, unet, vae, encoders, dict.fromkeys(encoders, words), scheduler)
 
 
 def _unet(

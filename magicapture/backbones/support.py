@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from ..errors import UnsupportedModelError
-from ..families import FamilyName
+from ..families import FAMILIES, FamilyName
 from .passes import PATCH
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -18,13 +18,24 @@ ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 T5 = "t5xxl"
 """The key of a text encoder that is a T5, in whichever folder it is."""
 
-QWEN3 = "qwen3_4b"
-"""The key of a text encoder that is a Qwen3."""
+QWEN3 = ("qwen3_4b", "qwen3_8b")
+"""The keys of a text encoder that is a Qwen3, of which a family has one."""
 
-TRANSFORMERS = {"FluxTransformer2DModel", "ZImageTransformer2DModel"}
+TRANSFORMERS = {
+    "FluxTransformer2DModel",
+    "ChromaTransformer2DModel",
+    "Flux2Transformer2DModel",
+    "ZImageTransformer2DModel",
+}
 """diffusers' classes of the transformers that are supported."""
 
-SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction), Flux.1 or Z-Image"
+VAES = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny")
+"""diffusers' classes of the VAEs that are supported."""
+
+SUPPORTED = (
+    "Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction), Flux.1, Chroma, Flux.2 klein or "
+    "Z-Image"
+)
 
 
 def refuse(found: str) -> NoReturn:
@@ -80,8 +91,10 @@ def family_of(
 def _transformer_family(
     transformer: Mapping[str, Any], vae: Mapping[str, Any], text_widths: Sequence[int]
 ) -> FamilyName:
-    """Of transformers with joint attention Flux.1, and the paperdolls' of one text encoder."""
+    """Of transformers with joint attention Flux.1, Chroma, klein, and the paperdolls' own."""
     cells = vae.get("latent_channels", 4) * PATCH**2
+    if "timestep_guidance_channels" in transformer:
+        return _klein_family(transformer, cells, text_widths)
     channels = transformer.get("in_channels")
     if channels != cells and transformer.get("out_channels") in (cells, None):
         refuse(
@@ -89,11 +102,36 @@ def _transformer_family(
             f"latents make {cells}"
         )
     words, pooled = transformer["joint_attention_dim"], transformer.get("pooled_projection_dim")
+    if "approximator_layers" in transformer and channels == cells and list(text_widths) == [words]:
+        return "chroma"
     if channels == cells and list(text_widths) == [pooled, words]:
         return "flux1"
     if channels == cells and pooled == words and list(text_widths) == [words]:
         return "doll_flux"
     refuse("a diffusion transformer of another kind (Stable Diffusion 3 and the like)")
+
+
+def _klein_family(
+    transformer: Mapping[str, Any], cells: int, text_widths: Sequence[int]
+) -> FamilyName:
+    """Of Flux.2's transformers klein of either size, in which no guidance is distilled."""
+    if transformer.get("guidance_embeds", True):
+        refuse("a Flux.2 that guidance is distilled in (dev)")
+    channels, words = transformer.get("in_channels"), transformer["joint_attention_dim"]
+    layers = len(FAMILIES["flux2_klein_4b"].encoders[0].layers)
+    if channels != cells or [layers * own for own in text_widths] != [words]:
+        refuse(
+            f"a Flux.2 of {channels} channels and a context {words} wide, with latents that make "
+            f"{cells} and a text encoder {' and '.join(map(str, text_widths)) or 'missing'}, of "
+            f"which it reads {layers} layers"
+        )
+    return klein_of(transformer["num_attention_heads"] * transformer["attention_head_dim"])
+
+
+def klein_of(hidden: int) -> FamilyName:
+    """The klein of a transformer whose tokens are so wide."""
+    small = FAMILIES["flux2_klein_4b"].hidden or 0
+    return "flux2_klein_9b" if hidden > small else "flux2_klein_4b"
 
 
 def _zimage_family(

@@ -15,6 +15,9 @@ from ..errors import MagiCaptureError
 from ..families import FAMILIES, Family
 from ..tokens import TokenVectors
 
+CLIP_SIZE = 0.014
+"""The root mean square of CLIP-L's vectors of ordinary words, for families that have no CLIP."""
+
 
 def make_optimizer(
     recipe: Recipe,
@@ -58,7 +61,8 @@ def token_factors(backbone: Backbone, words: Iterable[str]) -> dict[str, float]:
     """What the rates of groups in `token_groups` are multiplied by.
 
     An encoder with a scale of its own gets the size of its vectors over CLIP's, each the root mean
-    square of these ordinary words': T5's are hundreds of times larger.
+    square of these ordinary words': T5's are hundreds of times larger. Without a CLIP the usual
+    size of its vectors is taken.
     """
     family = FAMILIES[backbone.family]
 
@@ -66,8 +70,11 @@ def token_factors(backbone: Backbone, words: Iterable[str]) -> dict[str, float]:
         known = torch.cat([backbone.word_vectors(key, word) for word in words])
         return float(known.square().mean().sqrt())
 
+    others = (encoder.key for encoder in family.encoders if not encoder.own_scale)
+    first = next(others, None)
+    usual = CLIP_SIZE if first is None else size(first)
     return {
-        f"tokens.{encoder.key}": size(encoder.key) / size(family.keys[0])
+        f"tokens.{encoder.key}": size(encoder.key) / usual
         for encoder in family.encoders
         if encoder.own_scale
     }
