@@ -60,7 +60,8 @@ class Family:
     title: for users. encoders: in the order of their LoRAs' numbers in kohya's files. resolution:
     of training pictures, in pixels a side, where a recipe names none. base_version, architecture:
     what kohya's tools and the model metadata standard call it. decoder: the tiny one's name.
-    comfyui: the first version that has it. penultimate: the context is the encoders' last layer
+    comfyui: the first version that has it. clip_type: what its Load CLIP calls the text encoder's
+    type, where it must be told. penultimate: the context is the encoders' last layer
     but one. pooled: the encoder whose pooled output is told beside it, with the picture's size.
     half_vae: whether the VAE may compute in float16. magicface: whether MagicFace works on it.
     network: what the network that predicts is called, in LoRA files as well. hidden: width of a
@@ -79,6 +80,7 @@ class Family:
     architecture: str
     decoder: str
     comfyui: str = "0.3.64"
+    clip_type: str = ""
     penultimate: bool = False
     pooled: str | None = None
     half_vae: bool = True
@@ -150,6 +152,7 @@ def _klein(size: str, encoder: Encoder, hidden: int) -> Family:
         architecture=name,
         decoder="taef2",
         comfyui="0.33.0",
+        clip_type="flux2",
         magicface=False,
         network="transformer",
         hidden=hidden,
@@ -224,6 +227,7 @@ FAMILIES: Mapping[str, Family] = {
         base_version="chroma",
         architecture="chroma",
         decoder="taef1",
+        clip_type="chroma",
         magicface=False,
         network="transformer",
         hidden=3072,
@@ -250,6 +254,7 @@ FAMILIES: Mapping[str, Family] = {
         architecture="z-image",
         decoder="taef1",
         comfyui="0.33.0",
+        clip_type="lumina2",
         penultimate=True,
         magicface=False,
         network="transformer",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...magicapture.adapters import Adapter, check_strength, to_lora
 from ...magicapture.errors import InputError
-from .models import ENCODERS, family_of, text_parts_of
+from .models import ENCODERS, family_of, text_parts_of, tokenizer_name
 
 _SIDES = {".lora_up.weight": ".lora_down.weight", ".lora_B.weight": ".lora_A.weight"}
 """The ends of an update's two halves, in kohya's files and in diffusers'."""
@@ -81,8 +81,9 @@ def _shape(place: Any, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]
 def _knowing(tokenizer: Any, tokens: Mapping[str, Mapping[str, Tensor]]) -> Any:
     """A copy of a CLIP's tokenizer whose encoders' tokenizers resolve the tokens."""
     tokenizer = copy.copy(tokenizer)
-    for own_name, encoder in ENCODERS.items():
-        if not hasattr(tokenizer, own_name):
+    for known, encoder in ENCODERS.items():
+        own_name = tokenizer_name(tokenizer, known)
+        if own_name is None:
             continue
         part = copy.copy(getattr(tokenizer, own_name))
         vectors = {name: of[encoder] for name, of in tokens.items() if encoder in of}

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
+from comfy.ldm.chroma import layers as chroma
 from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
 from comfy.ldm.lumina.model import JointTransformerBlock
 from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
-from ...magicapture.backbone import Conditioning, distilled_guidance
+from ...magicapture.backbone import Conditioning, distilled_guidance, each_length
 from ...magicapture.digests import digest
 from ...magicapture.families import FAMILIES
 from ...magicapture.parts import Parts
@@ -24,6 +27,7 @@ from ...magicapture.tokens import Layout, Prompt, TokenVectors, filled_up, layou
 from .attention import OVERRIDE, ROWS, TappedComfy
 from .fingerprint import text_parts, unet_parts, vae_parts
 from .models import (
+    TextPart,
     autoencoder_of,
     compute_dtype,
     downscale_of,
@@ -44,6 +48,8 @@ _BLOCKS = (
     DoubleStreamBlock,
     SingleStreamBlock,
     JointTransformerBlock,
+    # 0.3.64's Chroma has blocks of its own.
+    *(getattr(chroma, name, None) or () for name in ("DoubleStreamBlock", "SingleStreamBlock")),
 )
 
 
@@ -129,14 +135,12 @@ class ComfyBackbone:
         for key, part in self._text.items():
             with self._clip_skip(part.encoder):
                 rows = [_spliced(line, vectors, key) for line in layouts[key]]
-                if family.encoder(key).template:
-                    rows, _ = filled_up(rows, part.tokenizer.pad_token)  # which it masks by itself
-                encoded[key] = part.encoder.encode(rows)
+                encoded[key] = _encoded(part, rows)
         context = torch.cat([encoded[key][0] for key in family.reads], dim=-1).to(self.device)
         pooled = family.pooled
         extra = {} if pooled is None else {"pooled": encoded[pooled][1].to(self.device)}
         lines = layouts[family.reads[0]]
-        if family.encoder(family.reads[0]).template:
+        if family.encoder(family.reads[0]).own_length:
             extra["length"] = torch.tensor([len(line.ids) for line in lines], device=self.device)
         return Conditioning(context, extra, [line.columns for line in lines])
 
@@ -151,9 +155,21 @@ class ComfyBackbone:
         before, after = [] if start is None else [start], [tokenizer.end_token]
         if facts.template:
             before, after = map(word_ids, facts.template.split("{}"))
-            pad = None
         length, written = facts.length or tokenizer.max_length, vectors.written(encoder)
-        return layout(prompt, written, word_ids, before=before, after=after, pad=pad, length=length)
+        filled = None if facts.own_length else pad
+        line = layout(
+            prompt, written, word_ids, before=before, after=after, pad=filled, length=length
+        )
+        return self._with_fillings(line, tokenizer) if facts.own_length else line
+
+    def _with_fillings(self, line: Layout, tokenizer: Any) -> Layout:
+        """A text of its own length with what CLIP puts behind it where T5TokenizerOptions says."""
+        least = {}
+        for name in ("min_padding", "min_length"):
+            told = f"{tokenizer.embedding_key}_{name}"
+            least[name] = self._clip.tokenizer_options.get(told, getattr(tokenizer, name)) or 0
+        longer = max(least["min_padding"], least["min_length"] - len(line.ids))
+        return replace(line, ids=(*line.ids, *[tokenizer.pad_token] * longer))
 
     @contextmanager
     def _clip_skip(self, encoder: Any) -> Iterator[None]:
@@ -173,15 +189,11 @@ class ComfyBackbone:
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own output for latents noised to t (B,), in the dtype of `noisy`.
 
-        ComfyUI's Z-Image has no mask for words, so that rows of other lengths run apart.
+        Z-Image and Chroma have no mask for words here, so that rows of other lengths run apart.
         """
         if "length" not in conditioning.extra:
             return self._pass(noisy, timesteps, conditioning)
-        order, outputs = [], []
-        for rows, of in conditioning.by_length():
-            order += rows
-            outputs.append(self._pass(noisy[rows], timesteps[rows], of, tuple(rows)))
-        return torch.cat(outputs)[torch.tensor(order).argsort()]
+        return each_length(self._pass, noisy, timesteps, conditioning)
 
     def _pass(
         self,
@@ -322,6 +334,23 @@ def unet_blocks(unet: nn.Module) -> Iterator[nn.Module]:
     for module in unet.modules():
         if isinstance(module, _BLOCKS):
             yield module
+
+
+def _encoded(part: TextPart, rows: Sequence[list[int | Tensor]]) -> tuple[Tensor, Any]:
+    """Context (B,L,D) and pooled output of rows of any lengths; several layers side by side.
+
+    An encoder that masks fillings gets all rows at once, another each row alone.
+    """
+    if part.encoder.enable_attention_masks or len({len(row) for row in rows}) == 1:
+        rows, _ = filled_up(rows, part.tokenizer.pad_token)
+        context, pooled, *_ = part.encoder.encode(rows)
+    else:
+        alone = [part.encoder.encode([row]) for row in rows]
+        context = pad_sequence([one[0][0] for one in alone], batch_first=True)
+        pooled = None
+    if context.ndim == 4:
+        context = context.movedim(1, 2).flatten(2)
+    return context, pooled
 
 
 def _spliced(line: Layout, vectors: TokenVectors, key: str) -> list[int | Tensor]:

@@ -8,19 +8,21 @@ from typing import Any
 import comfy.model_sampling as sampling
 import comfy.supported_models as supported
 import torch
+from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
+from ...magicapture.backbones.support import klein_of
 from ...magicapture.errors import InputError, UnsupportedModelError
 from ...magicapture.families import FAMILIES, FamilyName
 from ...magicapture.schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
 
 SUPPORTED = (
-    "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v prediction), Flux.1 and, from "
-    f"ComfyUI {FAMILIES['zimage'].comfyui} on, Z-Image"
+    "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v prediction), Flux.1, Chroma "
+    f"and, from ComfyUI {FAMILIES['zimage'].comfyui} on, Flux.2 klein and Z-Image"
 )
 
 # ComfyUI's name of a text encoder: its key in adapters and embedding files. Stable Diffusion 2's
@@ -31,6 +33,7 @@ ENCODERS = {
     "clip_g": "clip_g",
     "t5xxl": "t5xxl",
     "qwen3_4b": "qwen3_4b",
+    "qwen3_8b": "qwen3_8b",
 }
 
 
@@ -69,6 +72,12 @@ def family_of(model: ModelPatcher) -> FamilyName:
         found = (
             f"{type(config).__name__} with {channels} input channels (for inpainting or control)"
         )
+    elif isinstance(network, Flux) and config.unet_config.get("image_model") == "flux2":
+        if not config.unet_config["guidance_embed"]:
+            return klein_of(config.unet_config["hidden_size"])
+        found = f"{type(config).__name__} that guidance is distilled in (dev)"
+    elif type(network) is Chroma:
+        return "chroma"
     elif type(network) is NextDiT and _is_zimage(config):
         channels = config.unet_config["in_channels"]
         if channels == latent_channels(model):
@@ -165,6 +174,11 @@ def schedule_of(model: ModelPatcher) -> Schedule:
         return Schedule(DiscreteLevels(1 / (sigmas**2 + 1)), prediction)
 
 
+def tokenizer_name(tokenizer: Any, encoder: str) -> str | None:
+    """What a CLIP's tokenizer calls that of one of its text encoders, "t5xxl" or "clip_t5xxl"."""
+    return next((name for name in (encoder, f"clip_{encoder}") if hasattr(tokenizer, name)), None)
+
+
 @dataclass(frozen=True)
 class TextPart:
     """One of a CLIP's text encoders, and its tokenizer."""
@@ -189,12 +203,13 @@ def text_parts_of(clip: Any, model: ModelPatcher) -> dict[str, TextPart]:
             "CLIP, for example from Load CLIP."
         )
     encoders, tokenizer = clip.cond_stage_model, clip.tokenizer
-    names = [name for name in ENCODERS if hasattr(encoders, name) and hasattr(tokenizer, name)]
+    found = {name: tokenizer_name(tokenizer, name) for name in ENCODERS if hasattr(encoders, name)}
+    names = [name for name, own in found.items() if own]
     others = [name for name, part in encoders.named_children() if hasattr(part, "transformer")]
     if not names or set(others) - set(names):
         raise _unsupported("clip", type(encoders).__name__)
     parts = {
-        ENCODERS[name]: TextPart(getattr(encoders, name), getattr(tokenizer, name))
+        ENCODERS[name]: TextPart(getattr(encoders, name), getattr(tokenizer, found[name]))
         for name in names
     }
     family = FAMILIES[family_of(model)]
@@ -203,13 +218,15 @@ def text_parts_of(clip: Any, model: ModelPatcher) -> dict[str, TextPart]:
             f"The input 'clip' holds {' and '.join(parts)}, and {family.title} at 'model' reads "
             f"{' and '.join(family.keys)}. Connect the CLIP of the same model."
         )
-    template = family.encoder(family.reads[0]).template
-    if template is not None and getattr(tokenizer, "llama_template", None) != template:
+    first = family.encoder(family.reads[0])
+    fills = (parts[first.key].tokenizer.min_length or 0) > 1
+    if getattr(tokenizer, "llama_template", None) != first.template or (fills and first.own_length):
         raise UnsupportedModelError(
             f"The input 'clip' writes prompts as another model than {family.title} reads them "
-            f"({type(tokenizer).__name__}). Load the text encoder with the type lumina2."
+            f"({type(tokenizer).__name__}). Load the text encoder with the type {family.clip_type}."
         )
-    own, width = [parts[key].width for key in family.reads], context_width(model)
+    read = {key: max(1, len(family.encoder(key).layers)) for key in family.reads}
+    own, width = [n * parts[key].width for key, n in read.items()], context_width(model)
     if sum(own) != width:
         raise UnsupportedModelError(
             f"The text encoder at the input 'clip' is {' + '.join(map(str, own))} wide and the "

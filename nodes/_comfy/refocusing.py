@@ -35,7 +35,7 @@ from .scope import Part, gradients_while_sampling
 _TITLE = "Refocus Attention"
 _KEY = "magicapture_refocus"
 _LOSS = "magicapture_refocus_loss"
-_PIXELS = 8  # to a latent cell of Stable Diffusion
+_PIXELS = 8  # to a latent cell, where a model does not say
 _LARGER = 1.5  # a mask's side to the picture's, from where the picture may be a tile
 
 _WRAPPED = (  # each the name of a method of _Patch as well
@@ -110,7 +110,9 @@ class _Patch:
         """A whole sampling: what is held for it is let go at its end, also when cancelled."""
         self._used.steps = []
         self._notes.begin()
-        self._check_size(noise.shape[-2:])
+        format = executor.class_obj.model_patcher.get_model_object("latent_format")
+        pixels = getattr(format, "spacial_downscale_ratio", _PIXELS)
+        self._check_size([pixels * side for side in noise.shape[-2:]])
         try:
             result = executor(noise, *args, **kwargs)
             self._check_held()
@@ -273,11 +275,11 @@ class _Patch:
                 threshold=settings.threshold,
             )
 
-    def _check_size(self, cells: Sequence[int]) -> None:
+    def _check_size(self, drawn: Sequence[int]) -> None:
         """Say where the mask may be that of a whole picture of which only a tile is drawn."""
-        if self._region is None or len(cells) < 2:
+        if self._region is None or len(drawn) < 2:
             return
-        mask, drawn = self._region.shape[-2:], [_PIXELS * side for side in cells]
+        mask = self._region.shape[-2:]
         if max(a / b for a, b in zip(mask, drawn, strict=True)) > _LARGER:
             self._notes.say(
                 f"The mask is {mask[1]}x{mask[0]} pixels and the picture drawn is "

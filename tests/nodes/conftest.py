@@ -18,6 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.nodes._families import CLIPS, fill
+
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "ComfyUI-MagiCapture_x_test"  # ComfyUI writes the "." of a folder's name as "_x_"
 
@@ -87,17 +89,6 @@ QWEN = {
 }
 XL_WIDTH = 48  # of XL's second text encoder
 T5_WIDTH = 48
-
-
-def fill(module: nn.Module, std: float = 0.08) -> nn.Module:
-    """Give a module weights; ComfyUI leaves them uninitialised until a file is read."""
-    generator = torch.Generator().manual_seed(7)
-    for name, parameter in module.named_parameters():
-        values = torch.randn(parameter.shape, generator=generator) * std
-        if "norm" in name and name.endswith("weight"):
-            values += 1
-        parameter.data = values.to(parameter.dtype)
-    return module
 
 
 @dataclass
@@ -351,18 +342,23 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
     import comfy.supported_models
 
     names = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL", "flux1": "Flux", "zimage": "ZImage"}
-    kind = getattr(comfy.supported_models, names[family])
-    target = kind({"image_model": "flux"} if family == "flux1" else {}).clip_target({})
+    if family in CLIPS:
+        target = CLIPS[family].target()
+    else:
+        kind = getattr(comfy.supported_models, names[family])
+        target = kind({"image_model": "flux"} if family == "flux1" else {}).clip_target({})
     widths = {
         "sd1": {"clip_l": WIDTH},
         "sd2": {"clip_h": WIDTH},
         "sdxl": {"clip_l": WIDTH, "clip_g": XL_WIDTH},
         "flux1": {"clip_l": WIDTH, "t5xxl": T5_WIDTH},
         "zimage": {"qwen3_4b": QWEN_WIDTH},
+        **{name: dict.fromkeys(of.keys, 48) for name, of in CLIPS.items()},
     }[family]
     tokenizer, narrow = _tokenizer(target.tokenizer, folder), {}
     for name, width in widths.items():
-        getattr(tokenizer, name).embedding_size = width
+        own = name if hasattr(tokenizer, name) else f"clip_{name}"
+        getattr(tokenizer, own).embedding_size = width
         narrow[f"{name}_model_config"] = {
             "hidden_size": width,
             "intermediate_size": 2 * width,
@@ -376,8 +372,9 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
             "num_heads": 4,
             "num_layers": 2,
         }
-    if family == "zimage":
-        narrow["qwen3_4b_model_config"] = QWEN
+    if "qwen3_4b" in widths:
+        layers = CLIPS[family].layers if family in CLIPS else QWEN["num_hidden_layers"]
+        narrow["qwen3_4b_model_config"] = {**QWEN, "num_hidden_layers": layers}
     target.tokenizer = lambda **_: tokenizer
     clip = comfy.sd.CLIP(
         target,
