@@ -24,6 +24,10 @@ NetworkName = Literal["unet", "transformer"]
 """What diffusers calls the network that predicts; a transformer's attention is joint."""
 
 
+OLDEST = "0.3.64"
+"""The oldest ComfyUI that the nodes run in."""
+
+
 @dataclass(frozen=True)
 class Encoder:
     """A text encoder of a family.
@@ -79,7 +83,7 @@ class Family:
     base_version: str
     architecture: str
     decoder: str
-    comfyui: str = "0.3.64"
+    comfyui: str = OLDEST
     clip_type: str = ""
     penultimate: bool = False
     pooled: str | None = None
@@ -279,6 +283,22 @@ FAMILIES: Mapping[str, Family] = {
         cell=16,
     ),
 }
+
+
+def transformers(last: str = "or", comfyui: str | None = None) -> str:
+    """The families of transformers by title, "Flux.1, Chroma or Z-Image".
+
+    comfyui: those alone that ComfyUI has had from this version on.
+    """
+    titles = [
+        family.title
+        for family in FAMILIES.values()
+        if family.network == "transformer"
+        and not family.is_drawn
+        and comfyui in (None, family.comfyui)
+    ]
+    *first, end = titles
+    return f"{', '.join(first)} {last} {end}" if first else end
 
 
 def table() -> str:

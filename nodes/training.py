@@ -8,6 +8,7 @@ from comfy_api.latest import io
 from ..magicapture.adapters import check_names
 from ..magicapture.checkpoints import Checkpoints
 from ..magicapture.errors import StorageError
+from ..magicapture.families import transformers
 from ..magicapture.files import check_writable
 from ..magicapture.recipes import recipe as named_recipe
 from ..magicapture.training import Trainer, TrainingJob
@@ -47,7 +48,7 @@ class MagiCaptureTrain(Node):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Stable Diffusion 1.x, 2.x or XL, Flux.1 or Z-Image. Left as it is. "
+                    tooltip=f"Stable Diffusion 1.x, 2.x or XL, {transformers()}. Left as it is. "
                     "Train on a base model or a full fine-tune of it; Turbo, Lightning and LCM "
                     "models are for drawing, and take the adapter of their base.",
                 ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..families import transformers
 from .families import has_known_transformer
 
 # A pattern of the key's beginning, and what a file with such a key is; the first that fits counts.
@@ -55,5 +56,5 @@ def refuse_others(entries: Mapping[str, Any], path: Path, *, ours: bool = False)
         if found is not None:
             raise InputError(
                 f"{path} is {what}: it holds {found:.120}. Expected a LoRA of linear layers or an "
-                "embedding, for Stable Diffusion 1.x, 2.x or XL, for Flux.1 or for Z-Image."
+                f"embedding, for Stable Diffusion 1.x, 2.x or XL, {transformers()}."
             )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from ..errors import UnsupportedModelError
-from ..families import FAMILIES, FamilyName
+from ..families import FAMILIES, FamilyName, transformers
 from .passes import PATCH
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -32,10 +32,7 @@ TRANSFORMERS = {
 VAES = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny")
 """diffusers' classes of the VAEs that are supported."""
 
-SUPPORTED = (
-    "Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction), Flux.1, Chroma, Flux.2 klein or "
-    "Z-Image"
-)
+SUPPORTED = f"Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction), {transformers()}"
 
 
 def refuse(found: str) -> NoReturn:

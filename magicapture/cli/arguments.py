@@ -13,6 +13,7 @@ from ..config import LabelSettings, LoraSettings, Recipe, help_of
 from ..demo import FAST_STEPS, DemoSettings
 from ..faces.embed import NORMALISATIONS
 from ..faces.masks import MaskSettings
+from ..families import transformers
 from ..prompts import PromptKind
 from ..recipes import DEFAULT, RECIPE_NAMES, recipe
 from ..refocusing import RefocusGuidance
@@ -582,8 +583,8 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
         "--base",
         required=True,
         metavar="PATH",
-        help="A Stable Diffusion 1.x, 2.x or XL file, or a diffusers folder (also of Flux.1 or "
-        "Z-Image).",
+        help="A Stable Diffusion 1.x, 2.x or XL file, or a diffusers folder (also of "
+        f"{transformers()}).",
     )
     option(
         base,

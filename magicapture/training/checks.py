@@ -13,7 +13,7 @@ from ..config import FIXED, Recipe, Task
 from ..data import Learnable
 from ..dino import Dino
 from ..errors import InputError, NumericalError, UnsupportedModelError
-from ..families import FAMILIES
+from ..families import FAMILIES, transformers
 from ..lora import check_peft
 from ..losses import needs
 from ..prompts import prompt_for
@@ -32,7 +32,7 @@ def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
     if not cross_attentions(backbone.unet):
         raise UnsupportedModelError(
             "The base model has no attention that reads the prompt; MagiCapture runs on Stable "
-            "Diffusion 1.x, 2.x and XL, on Flux.1 and on Z-Image."
+            f"Diffusion 1.x, 2.x and XL, {transformers('and')}."
         )
     family = FAMILIES[backbone.family]
     if job.recipe.side % family.cell:

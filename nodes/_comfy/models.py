@@ -17,12 +17,13 @@ from torch import nn
 
 from ...magicapture.backbones.support import klein_of
 from ...magicapture.errors import InputError, UnsupportedModelError
-from ...magicapture.families import FAMILIES, FamilyName
+from ...magicapture.families import FAMILIES, OLDEST, FamilyName, transformers
 from ...magicapture.schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
 
+NEWER = FAMILIES["zimage"].comfyui
 SUPPORTED = (
-    "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v prediction), Flux.1, Chroma "
-    f"and, from ComfyUI {FAMILIES['zimage'].comfyui} on, Flux.2 klein and Z-Image"
+    "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v prediction), "
+    f"{transformers('and', OLDEST)} and, from ComfyUI {NEWER} on, {transformers('and', NEWER)}"
 )
 
 # ComfyUI's name of a text encoder: its key in adapters and embedding files. Stable Diffusion 2's
