@@ -74,6 +74,7 @@ class Family:
     trained_guidance: what it is told in training. asked_guidance: what a network that asks for a
     guidance without being distilled is told, always. cell: pixels a side that pictures come in.
     mu: of a flow, the logarithm of its levels' shift, where diffusers' files do not have it.
+    drawn_shift: of the levels that training draws, where it is another than sampling's.
     advice: for users, before they train.
     """
 
@@ -97,6 +98,7 @@ class Family:
     asked_guidance: float | None = None
     cell: int = 8
     mu: float | None = None
+    drawn_shift: float | None = None
     advice: str = ""
 
     @property
@@ -163,6 +165,7 @@ def _klein(size: str, encoder: Encoder, hidden: int) -> Family:
         guidance=4.0,
         cell=16,
         mu=2.02,
+        drawn_shift=3.0,  # else the identity loss would act in one draw of sixteen
         advice="Train on klein base, draw with the distilled klein, in 4 steps.",
     )
 

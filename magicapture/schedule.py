@@ -123,6 +123,11 @@ class FlowLevels:
     spread: Spread = "logit-normal"
     shift: float = 1.0
 
+    @property
+    def shift_of_draws(self) -> float:
+        """The shift of the levels that training draws."""
+        return self.shift
+
     def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         return (1 - t).square(), t.square()
@@ -153,12 +158,32 @@ class FlowLevels:
         u = chance
         if self.spread == "logit-normal":
             u = torch.special.ndtri(chance).sigmoid()
-        return self.shift * u / (1 + (self.shift - 1) * u)
+        shift = self.shift_of_draws
+        return shift * u / (1 + (shift - 1) * u)
 
     def _chance(self, level: Tensor) -> Tensor:
         """The chance that a draw falls below a level."""
-        u = level / (self.shift - (self.shift - 1) * level)
+        u = level / (self.shift_of_draws - (self.shift_of_draws - 1) * level)
         return torch.special.ndtr(u.logit()) if self.spread == "logit-normal" else u
+
+
+@dataclass(frozen=True)
+class ApartLevels(FlowLevels):
+    """Those of a flow that is sampled at one shift and trained at another.
+
+    drawn: the shift in training.
+    """
+
+    drawn: float = 1.0
+
+    @property
+    def shift_of_draws(self) -> float:
+        return self.drawn
+
+
+def flow_levels(shift: float, drawn: float | None = None) -> FlowLevels:
+    """The levels of a flow that is sampled at a shift; drawn: the shift in training, if another."""
+    return FlowLevels(shift=shift) if drawn is None else ApartLevels(shift=shift, drawn=drawn)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import StorageError
 from ..families import FAMILIES, FamilyName, NetworkName
-from ..schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
+from ..schedule import DiscreteLevels, Prediction, Schedule, flow_levels
 from ..weight_files import PICKLES, SAFETENSORS
 from .building import (
     build_qwen3,
@@ -179,7 +179,8 @@ def _schedule(
 
     if "Flow" in _short(config.get("_class_name")):
         with understood(source):
-            return Schedule(FlowLevels(shift=_shift(config, FAMILIES[family].mu)), "flow")
+            facts = FAMILIES[family]
+            return Schedule(flow_levels(_shift(config, facts.mu), facts.drawn_shift), "flow")
     keys = ("num_train_timesteps", "trained_betas", "rescale_betas_zero_snr", *BETAS)
     predicts = prediction_type or config.get("prediction_type", "epsilon")
     if predicts not in ("epsilon", "v_prediction"):

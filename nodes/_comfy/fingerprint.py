@@ -31,6 +31,7 @@ def unet_parts(model: ModelPatcher) -> list[object]:
 def text_parts(clip: Any, parts: Sequence[TextPart]) -> list[object]:
     """What of a CLIP can; parts: those that are trained through."""
     known = [_weights(clip.patcher), clip.patcher.object_patches, clip.layer_idx]  # clip skip
+    known += [told] if (told := clip.tokenizer_options) else []  # T5TokenizerOptions
     return known + [value for part in parts for value in _text_part(part)]
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from ...magicapture.backbones.support import klein_of
 from ...magicapture.errors import InputError, UnsupportedModelError
 from ...magicapture.families import FAMILIES, OLDEST, FamilyName, transformers
-from ...magicapture.schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
+from ...magicapture.schedule import DiscreteLevels, Prediction, Schedule, flow_levels
 
 NEWER = FAMILIES["zimage"].comfyui
 SUPPORTED = (
@@ -154,7 +154,8 @@ def schedule_of(model: ModelPatcher) -> Schedule:
     """The noise schedule of a MODEL, with any ModelSampling node's changes.
 
     Timesteps have abar_t = 1 / (sigma_t^2 + 1); at zero terminal SNR ComfyUI's last is 5e-8. A
-    flow's levels are ComfyUI's sigmas, shifted in training as in sampling. Raises
+    flow's levels are ComfyUI's sigmas, shifted in training as in sampling, where a family has no
+    shift of its own for training. Raises
     UnsupportedModelError for other predictions.
     """
     own = model.get_model_object("model_sampling")
@@ -168,7 +169,8 @@ def schedule_of(model: ModelPatcher) -> Schedule:
         raise _unsupported("model", f"a model whose noise is {own.noise_scale} times normal")
     if flow:
         half = float(own.percent_to_sigma(0.5))  # shift / (1 + shift)
-        return Schedule(FlowLevels(shift=half / (1 - half)), "flow")
+        drawn = FAMILIES[family_of(model)].drawn_shift
+        return Schedule(flow_levels(half / (1 - half), drawn), "flow")
     prediction: Prediction = "v_prediction" if sampling.V_PREDICTION in kinds else "epsilon"
     with torch.inference_mode(False):
         sigmas = own.sigmas.detach().float().cpu().clone()

@@ -19,7 +19,7 @@ from diffusers import (
 from torch import nn
 
 from magicapture.backbones import DiffusersBackbone
-from magicapture.schedule import FlowLevels, Schedule
+from magicapture.schedule import FlowLevels, Schedule, flow_levels
 from magicapture.tokens import Phrase, TokenVectors
 
 
@@ -120,7 +120,7 @@ def _klein(tiny: SimpleNamespace, folder: Path) -> DiffusersBackbone:
         vae=flux2_vae(),
         text_encoders={"qwen3_4b": tiny.qwen(num_hidden_layers=28)},
         tokenizers={"qwen3_4b": tiny.qwen_tokenizer(folder / "qwen")},
-        schedule=Schedule(FlowLevels(shift=7.5), "flow"),
+        schedule=Schedule(flow_levels(7.5, 3.0), "flow"),
     )
 
 

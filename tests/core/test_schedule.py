@@ -16,6 +16,7 @@ from magicapture.schedule import (
     FlowLevels,
     Schedule,
     at_side,
+    flow_levels,
     stable_diffusion_snr,
 )
 
@@ -286,3 +287,14 @@ def test_levels_by_their_share_of_the_range_and_between_two():
     assert sd.sigma(400.0) == pytest.approx(float(known[400]))
     assert sd.sigma(400.5) == pytest.approx(float((known[400] * known[401]).sqrt()))
     assert flow.sigma(0.5) == 1 and math.isfinite(flow.sigma(1.0))
+
+
+def test_training_may_draw_at_a_shift_of_its_own() -> None:
+    """Its levels are those of that shift, and sampling's stay."""
+    own, plain = flow_levels(7.5, 3.0), FlowLevels(shift=3.0)
+    assert type(flow_levels(7.5)) is FlowLevels and flow_levels(7.5).shift == 7.5
+    assert (own.shift, own.shift_of_draws) == (7.5, 3.0)
+    assert torch.equal(own.typical(), plain.typical())
+    limits = {"min_snr": 0.383}
+    drawn = [levels.draw(torch.Generator().manual_seed(1), **limits) for levels in (own, plain)]
+    assert drawn[0] == drawn[1] < own.limit(0.383)

@@ -103,7 +103,9 @@ def noise(kind: Kind, seed: int = 2, rows: int = 3) -> Tensor:
 def test_prompts_and_predictions_are_those_of_diffusers(pack, kind, ours, theirs) -> None:
     assert ours.family == theirs.family == kind.family
     assert ours.schedule.prediction == "flow"
-    assert ours.schedule.levels.shift == pytest.approx(2.718281828**kind.mu, rel=1e-4)
+    levels = ours.schedule.levels
+    assert levels.shift == pytest.approx(2.718281828**kind.mu, rel=1e-4)
+    assert levels.shift_of_draws == pytest.approx(3 if kind.cell == 1 else levels.shift)
     noisy, levels = noise(kind), torch.tensor(LEVELS)
     with ours.training(None), theirs.training(None), torch.no_grad():
         own, other = (told(pack, kind, b) for b in (ours, theirs))
@@ -129,6 +131,7 @@ def test_prompts_are_those_of_stock_nodes(pack, kind, ours, models) -> None:
             for name, value in options.items():
                 clip.set_tokenizer_option(f"t5xxl_{name}", value)
             clips.append((clip, pack.comfy.ComfyBackbone(models.model, clip, models.vae)))
+            assert clips[-1][1].fingerprint() != ours.fingerprint()
     for clip, backbone in clips:
         with backbone.training(None), torch.no_grad():
             found = backbone.encode_prompts(prompts(pack, *texts), nothing)
