@@ -8,7 +8,6 @@ from comfy_api.latest import io
 from ..magicapture.adapters import check_names
 from ..magicapture.checkpoints import Checkpoints
 from ..magicapture.errors import StorageError
-from ..magicapture.families import transformers
 from ..magicapture.files import check_writable
 from ..magicapture.recipes import recipe as named_recipe
 from ..magicapture.training import Trainer, TrainingJob
@@ -48,9 +47,10 @@ class MagiCaptureTrain(Node):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip=f"Stable Diffusion 1.x, 2.x or XL, {transformers()}. Left as it is. "
-                    "Train on a base model or a full fine-tune of it; Turbo, Lightning and LCM "
-                    "models are for drawing, and take the adapter of their base.",
+                    tooltip="Stable Diffusion 1.x, 2.x or XL, or one of the transformers that "
+                    "docs/families.md lists, such as Flux.1. Left as it is. Train on a base model "
+                    "or a full fine-tune of it; Turbo, Lightning and LCM models are for drawing, "
+                    "and take the adapter of their base.",
                 ),
                 io.Clip.Input("clip"),
                 io.Vae.Input("vae"),
