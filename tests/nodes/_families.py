@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -322,9 +322,6 @@ class Kind:
     channels: int = 4
     cell: int = 2
     mu: float = 1.15
-    fused: int = 0
-
-    names: ClassVar[tuple[str, ...]] = ("chroma", "klein")
 
 
 KINDS = {

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.nodes._families import CLIPS, fill
+from tests.nodes._families import CLIPS, KINDS, fill, make_flux2_vae
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "ComfyUI-MagiCapture_x_test"  # ComfyUI writes the "." of a folder's name as "_x_"
@@ -492,6 +492,22 @@ def tiny_zimage(make: SimpleNamespace) -> Tiny:
     if not hasattr(comfy.supported_models, "ZImage"):
         pytest.skip("this ComfyUI has no Z-Image")
     return Tiny(make.zimage(), make.clip("zimage"), make.taesd())
+
+
+@pytest.fixture
+def tiny_kind(make: SimpleNamespace) -> Callable[[str], Tiny]:
+    """The tiny parts of a family in `_families`; skipped where this ComfyUI has none."""
+    import comfy.supported_models
+
+    def made(name: str) -> Tiny:
+        kind = KINDS[name]
+        if not hasattr(comfy.supported_models, kind.needs):
+            pytest.skip(f"this ComfyUI has no {kind.title}")
+        with torch.inference_mode():
+            vae = make_flux2_vae() if kind.cell == 1 else make_taesd()
+            return Tiny(kind.model(), make.clip(name), vae)
+
+    return made
 
 
 @pytest.fixture

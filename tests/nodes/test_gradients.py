@@ -15,6 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.nodes._families import CHROMA, KLEIN
+
 pytestmark = pytest.mark.usefixtures("executor")
 
 WORDS = 5
@@ -101,6 +103,36 @@ def flux(ops: Any, new: bool) -> Network:
     blocks = [*module.double_blocks, *module.single_blocks]
     guidance = torch.full((2,), 3.5, dtype=D)
     return joint(module, blocks, ["img_attn.qkv", "linear1"], y=pooled(), guidance=guidance)
+
+
+def chroma(ops: Any, new: bool) -> Network:
+    """In 0.3.64 with blocks of its own."""
+    from comfy.ldm.chroma.model import Chroma, ChromaParams
+
+    layout = {
+        **CHROMA,
+        "context_in_dim": CONTEXT,
+        "hidden_size": 48,
+        "axes_dim": [8, 8, 8],
+        "out_dim": 48,
+    }
+    layout = {n: v for n, v in layout.items() if n in ChromaParams.__dataclass_fields__}
+    module = Chroma(**layout, dtype=torch.float32, operations=ops)
+    blocks = [*module.double_blocks, *module.single_blocks]
+    guidance = torch.zeros(2, dtype=D)
+    return joint(module, blocks, ["img_attn.qkv", "linear1"], guidance=guidance)
+
+
+def klein(ops: Any, new: bool) -> Network:
+    from comfy.ldm.flux.model import Flux
+
+    if not new:
+        pytest.skip("this ComfyUI has no Flux.2")
+    layout = {**KLEIN, "context_in_dim": CONTEXT, "in_channels": 4, "out_channels": 4}
+    layout = {n: v for n, v in layout.items() if n != "image_model"}
+    module = Flux(**layout, dtype=torch.float32, operations=ops)
+    blocks = [*module.double_blocks, *module.single_blocks]
+    return joint(module, blocks, ["img_attn.qkv", "linear1"])
 
 
 def sd3(ops: Any, new: bool) -> Network:
@@ -229,7 +261,7 @@ def _llama(kind: Any, config: Any, ops: Any) -> Network:
     return encoder(module, module.layers, ["q_proj", "up_proj"])
 
 
-BARE = {f.__name__: f for f in (flux, sd3, lumina, clip, t5, llama, gemma)}
+BARE = {f.__name__: f for f in (flux, chroma, klein, sd3, lumina, clip, t5, llama, gemma)}
 UNETS = ("tiny", "tiny_sd2", "tiny_xl")
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.nodes._families import KINDS
+
 TINY = ["tiny", "tiny_xl", "tiny_flux", "tiny_flux1", "tiny_zimage"]
 SIDE = 128
 
@@ -27,9 +29,11 @@ def rehearsed(pack: Any, backbone: Any, **changes: Any) -> Any:
         return rehearse(job_for(pack, backbone, first=1, **changes), backbone)
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_a_step_is_rehearsed_and_leaves_the_models_as_they_were(name, request, pack, executor):
-    tiny = request.getfixturevalue(name)
+@pytest.mark.parametrize("name", [*TINY, *KINDS])
+def test_a_step_is_rehearsed_and_leaves_the_models_as_they_were(
+    name, request, pack, executor, tiny_kind
+):
+    tiny = tiny_kind(name) if name in KINDS else request.getfixturevalue(name)
     before = {n: dict(of.named_parameters()) for n, of in tiny.networks.items()}
     backbone = pack.comfy.ComfyBackbone(tiny.model, tiny.clip, tiny.vae)
     (step,) = rehearsed(pack, backbone, checkpointing=True).phases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from magicapture.planning.rehearsal import rehearse
 from magicapture.recipes import recipe as named
 from magicapture.recipes import with_steps
 from magicapture.training import Trainer, TrainingJob
+from tests.core._families import KINDS
 
 SIDE = 128
 
@@ -48,8 +50,10 @@ def last(backbone: Any, **changes: Any) -> StepCost:
         return rehearse(of, backbone).phases[0]
 
 
-@pytest.fixture(params=["backbone", "flux_backbone", "zimage_backbone"])
-def any_backbone(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture(params=["backbone", "flux_backbone", "zimage_backbone", "chroma"])
+def any_backbone(request: pytest.FixtureRequest, tiny: Any, tmp_path: Path) -> Any:
+    if request.param in KINDS:
+        return KINDS[request.param].make(tiny, tmp_path)
     return request.getfixturevalue(request.param)
 
 
