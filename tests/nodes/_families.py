@@ -132,27 +132,28 @@ def make_chroma(**changes: Any) -> Any:
     return _patched(TinyChroma({n: v for n, v in {**CHROMA, **changes}.items() if n in known}))
 
 
-def make_klein(**changes: Any) -> Any:
-    """A MODEL of Flux.2's class over latents of 16 channels."""
+def make_klein(channels: int = 16, **changes: Any) -> Any:
+    """A MODEL of Flux.2's class over latents of so many channels; the published one's have 128."""
     import comfy.latent_formats
     import comfy.supported_models
 
     class Latents(comfy.latent_formats.Flux2):
-        latent_channels = 16
+        latent_channels = channels
 
     class TinyFlux2(comfy.supported_models.Flux2):
         latent_format = Latents
 
-    return _patched(TinyFlux2({**KLEIN, **changes}))
+    own = {"in_channels": channels, "out_channels": channels}
+    return _patched(TinyFlux2({**KLEIN, **own, **changes}))
 
 
-def make_flux2_vae() -> Any:
-    """A VAE of Flux.2's form, with an eighth of the channels and latents of 16."""
+def make_flux2_vae(channels: int = 16) -> Any:
+    """A VAE of Flux.2's form, with a quarter of the channels and latents of so many."""
     import comfy.sd
 
     layout = {
         "double_z": True,
-        "z_channels": 4,
+        "z_channels": channels // 4,
         "resolution": 64,
         "in_channels": 3,
         "out_ch": 3,
@@ -163,12 +164,22 @@ def make_flux2_vae() -> Any:
         "dropout": 0.0,
         "batch_norm_latent": True,
     }
-    vae = comfy.sd.VAE(sd={}, config={"params": {"ddconfig": layout, "embed_dim": 4}})
+    vae = comfy.sd.VAE(sd={}, config={"params": {"ddconfig": layout, "embed_dim": channels // 4}})
     network = fill(vae.first_stage_model)
-    network.bn.running_mean.copy_(0.2 * seeded(16))
-    network.bn.running_var.copy_(0.5 + seeded(16, seed=1).abs())
-    vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio = 16, 16, 16
+    network.bn.running_mean.copy_(0.2 * seeded(channels))
+    network.bn.running_var.copy_(0.5 + seeded(channels, seed=1).abs())
+    vae.latent_channels, vae.downscale_ratio, vae.upscale_ratio = channels, 16, 16
     return vae
+
+
+def make_taef2() -> Any:
+    """Flux.2's tiny VAE, as Load VAE makes it of its file."""
+    import comfy.sd
+    from comfy.taesd.taesd import TAESD
+
+    network = fill(TAESD(latent_channels=128), std=0.04)
+    state = {name: value.detach().clone() for name, value in network.state_dict().items()}
+    return comfy.sd.VAE(sd=state, metadata={"tae_latent_channels": 128})
 
 
 def _by_table(model: Any, theirs: nn.Module, names: Mapping[str, str]) -> nn.Module:

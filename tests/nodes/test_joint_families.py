@@ -18,6 +18,9 @@ from tests.nodes._families import (
     KINDS,
     Kind,
     flux2_vae_twin,
+    make_flux2_vae,
+    make_klein,
+    make_taef2,
     near,
     prompts,
     qwen_twin,
@@ -151,6 +154,28 @@ def test_latents_are_those_of_diffusers(pack, kind, ours, theirs) -> None:
         if kind.cell == 1:
             for one, two in zip(*found, strict=True):
                 near(one, two, 1e-3)
+
+
+def test_kleins_tiny_decoder_is_a_fast_one(pack, tiny_kind) -> None:
+    """Over latents of the published size; the identity loss goes back through it."""
+    models = tiny_kind("klein")
+    with torch.inference_mode():
+        model, vae, taef2 = make_klein(channels=128), make_flux2_vae(128), make_taef2()
+    backbone = pack.comfy.ComfyBackbone(model, models.clip, vae, taef2)
+    assert backbone.has_fast_decoder and backbone.latent_channels == 128
+    with torch.inference_mode(False), backbone.training(None):
+        latents = seeded(1, 128, 2, 3).requires_grad_()
+        picture = backbone.decode_fast(latents)
+        assert picture.shape == (1, 3, 32, 48)
+        (gradient,) = torch.autograd.grad(picture.square().sum(), latents)
+        step = 1e-3 * gradient / gradient.norm()
+        with torch.no_grad():
+            ends = [backbone.decode_fast(at).double().square().sum() for at in
+                    (latents + step, latents - step)]  # fmt: skip
+        slope = float(ends[0] - ends[1]) / 2e-3
+        assert slope == pytest.approx(float(gradient.norm()), rel=2e-2)
+    with pytest.raises(pack("magicapture.errors").UnsupportedModelError, match="'fast_decoder'"):
+        pack.comfy.ComfyBackbone(models.model, models.clip, models.vae, taef2)
 
 
 def test_in_bfloat16_it_is_nearly_the_same(pack, kind, ours) -> None:
