@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,11 +42,11 @@ def prompts(pack: Any, *texts: str) -> list[Any]:
 
 @dataclass(frozen=True)
 class Clip:
-    """How a family's CLIP is made; keys: of its text encoders. layers: of a Qwen."""
+    """How a family's CLIP is made; keys: of its text encoders. qwen: of a Qwen."""
 
     target: Callable[[], Any]
     keys: tuple[str, ...]
-    layers: int = 3
+    qwen: Mapping[str, int] = MappingProxyType({})
 
 
 def _chroma_clip() -> Any:
@@ -63,7 +64,7 @@ def _klein_clip() -> Any:
 
 CLIPS = {
     "chroma": Clip(_chroma_clip, ("t5xxl",)),
-    "klein": Clip(_klein_clip, ("qwen3_4b",), layers=28),
+    "klein": Clip(_klein_clip, ("qwen3_4b",), {"num_hidden_layers": 28, "num_attention_heads": 1}),
 }
 
 _FLUX = {

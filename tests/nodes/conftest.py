@@ -373,8 +373,10 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
             "num_layers": 2,
         }
     if "qwen3_4b" in widths:
-        layers = CLIPS[family].layers if family in CLIPS else QWEN["num_hidden_layers"]
-        narrow["qwen3_4b_model_config"] = {**QWEN, "num_hidden_layers": layers}
+        narrow["qwen3_4b_model_config"] = {
+            **QWEN,
+            **(CLIPS[family].qwen if family in CLIPS else {}),
+        }
     target.tokenizer = lambda **_: tokenizer
     clip = comfy.sd.CLIP(
         target,

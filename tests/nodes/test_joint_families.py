@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.nodes._families import (
+    CLIPS,
     KINDS,
     Kind,
     flux2_vae_twin,
@@ -60,7 +61,7 @@ def theirs(pack, make, kind: Kind, models, comfyui: Path) -> Any:
         if kind.key == "t5xxl":
             encoder, words = t5_twin(models.clip, comfyui)
         else:
-            encoder, words = qwen_twin(models.clip, comfyui, {**make.qwen, "num_hidden_layers": 28})
+            encoder, words = qwen_twin(models.clip, comfyui, {**make.qwen, **CLIPS["klein"].qwen})
         twin = flux2_vae_twin if kind.cell == 1 else tiny_vae_twin
         return pack("magicapture.backbones").DiffusersBackbone(
             unet=kind.twin(models.model),
