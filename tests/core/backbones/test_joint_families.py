@@ -116,6 +116,40 @@ def test_rows_of_one_batch_do_not_see_each_other(kind, backbone) -> None:
         torch.testing.assert_close(alone, together[row])
 
 
+@pytest.mark.parametrize("kind", [KINDS["chroma"]], ids=["chroma"])
+@torch.no_grad()
+def test_texts_of_their_own_length_are_those_of_one_masked_batch(kind, backbone, pipeline) -> None:
+    """All filled up to 512, and the fillings hidden, as the network is meant to be run.
+
+    The pipeline's own mask is of numbers, which its attention adds: that hides nothing.
+    """
+    texts = ["a photo of a woman in the style", "a"]
+    noisy, levels, seen = noise(kind), torch.tensor(LEVELS), []
+    hook = backbone.unet.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
+    found = backbone.predict(noisy, levels, backbone.encode_prompts(prompts(*texts), NOTHING))
+    hook.remove()
+    context, places, mask, *_ = pipeline.encode_prompt(texts)
+    whole = pipeline._prepare_attention_mask(2, 24, noisy.dtype, mask)
+    assert whole.dtype == torch.float32 and len(seen) == 2
+    told = {
+        "hidden_states": pipeline._pack_latents(noisy, *noisy.shape),
+        "timestep": levels,
+        "encoder_hidden_states": context,
+        "txt_ids": places,
+        "img_ids": seen[0]["img_ids"],
+    }
+    expected, numbers = (
+        pipeline._unpack_latents(
+            backbone.unet(**told, attention_mask=m).sample, 64, 96, pipeline.vae_scale_factor
+        )
+        for m in (whole.bool(), whole)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(numbers, expected, rtol=0.1, atol=0.1)
+
+
 @torch.no_grad()
 def test_maps_are_an_explicit_softmax_and_change_nothing(kind, backbone) -> None:
     """Also of rows that run apart, each with the columns of its own text."""
