@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -46,7 +45,7 @@ class Clip:
 
     target: Callable[[], Any]
     keys: tuple[str, ...]
-    qwen: Mapping[str, int] = MappingProxyType({})
+    qwen: Mapping[str, int] = field(default_factory=dict)
 
 
 def _chroma_clip() -> Any:
