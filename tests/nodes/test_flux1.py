@@ -14,21 +14,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tests.nodes._families import near, prompts, seeded
+
 pytestmark = pytest.mark.usefixtures("executor")
 
 TEXT = "a photo of <ada> woman"
 LEVELS = (0.3, 0.8)
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def near(found: Tensor, expected: Tensor, share: float = 2e-4) -> None:
-    """Within a share of the largest number: sums run in another order."""
-    assert found.shape == expected.shape and expected.abs().max() > 0
-    assert (found - expected).abs().max() <= share * expected.abs().max()
 
 
 @pytest.fixture
@@ -115,10 +106,6 @@ def vectors(pack) -> Any:
     with torch.inference_mode(False):
         values = {"clip_l": 0.1 * seeded(2, 32), "t5xxl": 3 * seeded(2, 48, seed=1)}
         return pack("magicapture.tokens").TokenVectors({"ada": values})
-
-
-def prompts(pack, *texts: str) -> list[Any]:
-    return [pack("magicapture.tokens").Prompt(text) for text in texts]
 
 
 def test_prompts_and_predictions_are_those_of_diffusers(pack, ours, theirs, vectors) -> None:

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.nodes._families import near, prompts, seeded
+
 pytestmark = pytest.mark.usefixtures("executor")
 
 SHORT = "a photo of <ada> woman"
@@ -23,17 +25,6 @@ TEXTS = (SHORT, LONG, SHORT)
 """Of fewer words than 32, of more, and again of fewer, so that two rows run together."""
 LEVELS = (0.3, 0.8, 0.5)
 SIZE = (8, 12)  # of the latents; 24 places, which are filled up to 32
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def near(found: Tensor, expected: Tensor, share: float = 2e-4) -> None:
-    """Within a share of the largest number: sums run in another order."""
-    assert found.shape == expected.shape and expected.abs().max() > 0
-    assert (found - expected).abs().max() <= share * expected.abs().max()
 
 
 @pytest.fixture
@@ -72,10 +63,6 @@ def phrases(pack) -> Any:
     tokens = pack("magicapture.tokens")
     with torch.inference_mode(False):
         return tokens.TokenVectors({}, {"ada": tokens.Phrase("ada lovel", "woman")})
-
-
-def prompts(pack, *texts: str) -> list[Any]:
-    return [pack("magicapture.tokens").Prompt(text) for text in texts]
 
 
 def test_prompts_are_those_of_stock_nodes(pack, ours, tiny_zimage, phrases) -> None:
