@@ -50,7 +50,8 @@ _TARGETS: Mapping[NetworkName, Mapping[LoraTargets, str]] = {
         "cross": rf"{_DOUBLE}\.attn\.(to_q|add_(k|v)_proj)|{_ONE_SET}\.to_(q|k|v)",
         "cross_kv": rf"{_DOUBLE}\.attn\.add_(k|v)_proj|{_ONE_SET}\.to_(k|v)",
         "cross_and_self": _JOINT,
-        "all_linear": rf"{_JOINT}|{_DOUBLE}\.ff(_context)?\.{_MLP}|{_SINGLE}\.proj_(mlp|out)"
+        "all_linear": rf"{_JOINT}|{_DOUBLE}\.(ff(_context)?|(img|txt)_mlp)\.{_MLP}"
+        rf"|{_SINGLE}\.proj_(mlp|out)"
         rf"|{_LAYER}\.feed_forward\.w(1|2|3)",
     },
 }

@@ -48,11 +48,19 @@ _STATED = (
     ("flux-1", "flux1"),
     ("zimage", "zimage"),
     ("z-image", "zimage"),
+    ("qwen_image", "qwen_image"),
+    ("qwen-image", "qwen_image"),
 )
-# Layers that families do not share; the first and last level of XL's UNet have no attention.
+# Layers that families do not share; the first and last level of XL's UNet have no attention, and
+# Flux has 19 double blocks of Qwen-Image's 60.
 _LAYERS = (
     (re.compile(r"unet\..*transformer_blocks\.[1-9]|unet\.up_blocks\.0\.attentions"), {"sdxl"}),
     (re.compile(r"unet\.(down_blocks\.0|up_blocks\.[23])\.attentions"), {"sd1", "sd2"}),
+    (
+        re.compile(r"transformer\.transformer_blocks\.(19|[2-5]\d|\d+\.(img|txt)_(mlp|mod))\."),
+        {"qwen_image"},
+    ),
+    (re.compile(r"transformer\.(single_)?transformer_blocks\."), {"flux1"}),
 )
 
 

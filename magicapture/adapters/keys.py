@@ -22,6 +22,8 @@ _WORDS = (
     # Transformers with joint attention (Flux, Stable Diffusion 3).
     *("single_transformer_blocks", "attn", "add_q_proj", "add_k_proj", "add_v_proj"),
     *("to_add_out", "ff_context", "proj_mlp"),
+    # Qwen-Image's.
+    *("img_mlp", "txt_mlp", "img_mod", "txt_mod"),
     # Z-Image's.
     *("attention", "feed_forward", "w1", "w2", "w3", "noise_refiner", "context_refiner"),
 )

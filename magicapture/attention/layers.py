@@ -1,6 +1,7 @@
 """The attention layers of a network by name, diffusers' or ComfyUI's, with or without a LoRA.
 
-In a transformer of joint attention (Flux, Z-Image) each layer is both cross- and self-attention.
+In a transformer of joint attention (Flux, Z-Image, Qwen-Image) each layer is both cross- and
+self-attention.
 ComfyUI's Flux has no layer of its own around it: there the block is the layer.
 """
 
@@ -75,15 +76,16 @@ def select(network: nn.Module, *, middle: bool = False) -> list[str]:
     """Names of the layers to look at for the prompt: those of `last_blocks`.
 
     In joint attention those of the blocks that keep words and picture apart (Flux's first, double
-    ones), where a prompt's columns still hold its words; where none do (Z-Image), those between
-    half and two thirds of the depth.
+    ones), where a prompt's columns still hold its words; where none do (Z-Image) or all
+    (Qwen-Image), those between half and two thirds of the depth.
     """
     if blocks := last_blocks(network, middle=middle):
         return [f"{block}.attn2" for block in blocks]
     layers = joint_attentions(network)
     apart = [n for n, of in layers.items() if any(getattr(of, part, None) for part in _OF_WORDS)]
     half = len(layers) // 2
-    return apart or list(layers)[half : max(half + 1, 2 * len(layers) // 3)]
+    middle_ones = list(layers)[half : max(half + 1, 2 * len(layers) // 3)]
+    return apart if 0 < len(apart) < len(layers) else middle_ones
 
 
 def select_own(network: nn.Module) -> list[str]:

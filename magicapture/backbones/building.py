@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from ..errors import MagiCaptureError, StorageError, UnsupportedModelError
 from ..memory import refuse_large
 from ..weight_files import difference
+from .autoencoders import latent_channels, latent_scale
 from .reading import errors_only
-from .support import SUPPORTED
+from .support import QWEN_IMAGE, SUPPORTED
 
 _COUNTS = (
     "layers_per_block",
@@ -67,26 +69,37 @@ def build_unet(
 def build_transformer(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
 ) -> nn.Module:
-    """diffusers' transformer of Flux, or of Z-Image; as `build_unet`."""
-    from diffusers import FluxTransformer2DModel, ZImageTransformer2DModel
+    """diffusers' transformer of Flux, Z-Image or Qwen-Image; as `build_unet`."""
+    import diffusers
 
-    kind = ZImageTransformer2DModel if "cap_feat_dim" in config else FluxTransformer2DModel
-    network = _empty(_diffusers(kind), config, len(weights), source)
+    kind = diffusers.FluxTransformer2DModel
+    if "cap_feat_dim" in config:
+        kind = diffusers.ZImageTransformer2DModel
+    elif config.get("_class_name") == QWEN_IMAGE:
+        kind = diffusers.QwenImageTransformer2DModel
+    network: Any = _empty(_diffusers(kind), config, len(weights), source)
+    if kind is diffusers.QwenImageTransformer2DModel:  # what turns its places is in no file
+        rope = network.pos_embed
+        network.pos_embed = type(rope)(rope.theta, rope.axes_dim, rope.scale_rope)
     return fill(network, weights, dtype, f"The transformer of {source}")
 
 
 def build_vae(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
 ) -> nn.Module:
-    """diffusers' AutoencoderKL or AutoencoderTiny, whichever `_class_name` is; as `build_unet`."""
+    """One of diffusers' `AUTOENCODERS`, whichever `_class_name` is; as `build_unet`."""
     import diffusers
 
     kind = getattr(diffusers, config["_class_name"])
     network: Any = _empty(_diffusers(kind), config, len(weights), source)
+    filled = fill(network, weights, dtype, f"The VAE of {source}")
     with understood(source):
-        if not 0 < network.config.scaling_factor < float("inf"):
+        scale, _ = (torch.as_tensor(of).flatten() for of in latent_scale(network))
+        if not (scale.isfinite() & (scale > 0)).all():
             raise ValueError("scaling_factor")
-    return fill(network, weights, dtype, f"The VAE of {source}")
+        if len(scale) not in (1, latent_channels(network.config)):
+            raise ValueError("latents_std")
+    return filled
 
 
 def build_text_encoder(
@@ -170,6 +183,35 @@ def build_qwen3(
     fill(network, own, dtype, f"The text encoder of {source}")
     network.rotary_emb = type(network.rotary_emb)(settings[0])  # its frequencies are in no file
     return network  # type: ignore[no-any-return]
+
+
+def build_qwen25(
+    config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
+) -> nn.Module:
+    """The words' half of a Qwen2.5-VL, without its head and its eyes; as `build_unet`."""
+    import transformers
+
+    settings: list[Any] = []
+
+    def make(config: Mapping[str, Any]) -> nn.Module:
+        settings.append(transformers.Qwen2_5_VLTextConfig.from_dict(dict(config)))
+        return transformers.Qwen2_5_VLTextModel(settings[0])
+
+    network: Any = _empty(make, of_words(config), len(weights), source)
+    own = {
+        re.sub(r"^(model\.)?(language_model\.)?(model\.)?", "", name): value
+        for name, value in weights.items()
+        if name != "lm_head.weight" and not name.startswith(("visual.", "model.visual."))
+    }
+    fill(network, own, dtype, f"The text encoder of {source}")
+    network.rotary_emb = type(network.rotary_emb)(settings[0])  # its frequencies are in no file
+    return network  # type: ignore[no-any-return]
+
+
+def of_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A text encoder's config; of one that also sees pictures the part about words."""
+    words: Mapping[str, Any] = config.get("text_config") or config  # older files have no parts
+    return words
 
 
 def fill(

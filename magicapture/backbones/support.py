@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from ..errors import UnsupportedModelError
 from ..families import FamilyName
+from .autoencoders import latent_channels
 from .passes import PATCH
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -21,10 +22,17 @@ T5 = "t5xxl"
 QWEN3 = "qwen3_4b"
 """The key of a text encoder that is a Qwen3."""
 
-TRANSFORMERS = {"FluxTransformer2DModel", "ZImageTransformer2DModel"}
+QWEN25 = "qwen25_7b"
+"""The key of a text encoder that is a Qwen2.5-VL."""
+
+QWEN_IMAGE = "QwenImageTransformer2DModel"
+
+TRANSFORMERS = {"FluxTransformer2DModel", "ZImageTransformer2DModel", QWEN_IMAGE}
 """diffusers' classes of the transformers that are supported."""
 
-SUPPORTED = "Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction), Flux.1 or Z-Image"
+SUPPORTED = (
+    "Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction), Flux.1, Z-Image or Qwen-Image"
+)
 
 
 def refuse(found: str) -> NoReturn:
@@ -43,6 +51,8 @@ def family_of(
     """
     if "cap_feat_dim" in unet:
         return _zimage_family(unet, vae, text_widths)
+    if unet.get("_class_name") == QWEN_IMAGE:
+        return _qwen_image_family(unet, vae, text_widths)
     if "joint_attention_dim" in unet:
         return _transformer_family(unet, vae, text_widths)
     large = unet.get("addition_embed_type") == "text_time"
@@ -112,3 +122,20 @@ def _zimage_family(
             f"channels and a text encoder {' and '.join(map(str, text_widths)) or 'missing'}"
         )
     return "zimage"
+
+
+def _qwen_image_family(
+    transformer: Mapping[str, Any], vae: Mapping[str, Any], text_widths: Sequence[int]
+) -> FamilyName:
+    """Of Qwen-Image's transformers those that draw one picture from a text alone."""
+    others = ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope", "guidance_embeds")
+    if any(transformer.get(name) for name in others):
+        refuse("a Qwen-Image that edits pictures or draws layers")
+    cells, words = latent_channels(vae) * PATCH**2, transformer.get("joint_attention_dim")
+    if transformer.get("in_channels") != cells or list(text_widths) != [words]:
+        refuse(
+            f"a Qwen-Image of {transformer.get('in_channels')} channels and a context {words} "
+            f"wide, with {cells} numbers in four latent cells and a text encoder "
+            f"{' and '.join(map(str, text_widths)) or 'missing'}"
+        )
+    return "qwen_image"

@@ -20,7 +20,7 @@ class TappedComfy(TappedUNet):
     """ComfyUI's UNet, Flux or NextDiT; an override already there computes what our taps let by."""
 
     def _picture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Picture | None:
-        """Of a UNet's features, or of a transformer's latents (B,C,h,w), padded to whole patches.
+        """Of a UNet's features, or of a transformer's latents, padded to whole patches.
 
         Z-Image fills words and cells up to a multiple of places each.
         """

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -85,6 +85,7 @@ QWEN = {
     "num_attention_heads": 2,  # of 128 each, which ComfyUI's config does not change
     "num_key_value_heads": 1,
 }
+QWEN_VL_WIDTH = 128  # one head's, which ComfyUI's config does not change
 XL_WIDTH = 48  # of XL's second text encoder
 T5_WIDTH = 48
 
@@ -94,7 +95,7 @@ def fill(module: nn.Module, std: float = 0.08) -> nn.Module:
     generator = torch.Generator().manual_seed(7)
     for name, parameter in module.named_parameters():
         values = torch.randn(parameter.shape, generator=generator) * std
-        if "norm" in name and name.endswith("weight"):
+        if ("norm" in name and name.endswith("weight")) or name.endswith("gamma"):
             values += 1
         parameter.data = values.to(parameter.dtype)
     return module
@@ -340,17 +341,86 @@ def make_zimage_twin(model: Any) -> nn.Module:
     return theirs.eval()
 
 
+QWEN_IMAGE = {
+    "image_model": "qwen_image",
+    "in_channels": 64,
+    "num_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": QWEN_VL_WIDTH,
+    "axes_dims_rope": (4, 6, 6),
+}
+
+
+def make_qwen_image(**changes: Any) -> Any:
+    """A MODEL of Qwen-Image's class over its own latents, which are a film's."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    class TinyQwenImage(comfy.supported_models.QwenImage):
+        pass
+
+    config = TinyQwenImage({**QWEN_IMAGE, **changes})
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device=torch.device("cpu"))
+    fill(model.diffusion_model, std=0.15)
+    cpu = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def make_qwen_image_twin(model: Any) -> nn.Module:
+    """diffusers' Qwen-Image with a MODEL's weights, whose names are the same."""
+    from diffusers import QwenImageTransformer2DModel
+
+    config = {n: v for n, v in QWEN_IMAGE.items() if n != "image_model"}
+    theirs = QwenImageTransformer2DModel(**config)
+    weights = model.model.diffusion_model.state_dict()
+    theirs.load_state_dict({name: weights[name].clone() for name in theirs.state_dict()})
+    return theirs.eval()
+
+
+def make_film_vae() -> Any:
+    """A VAE in Wan's form, of a twelfth of its width."""
+    import comfy.ldm.wan.vae as wan
+    import comfy.sd
+
+    size = {"dim": 8, "z_dim": 16, "temperal_downsample": [False, True, True]}
+    state = fill(wan.WanVAE(**size)).state_dict()
+    with pytest.MonkeyPatch.context() as patch:  # 0.3.64 does not read the width from the file
+        patch.setattr(wan, "WanVAE", lambda kind=wan.WanVAE, **of: kind(**{**of, "dim": 8}))
+        return comfy.sd.VAE(sd={name: value.clone() for name, value in state.items()})
+
+
+def make_film_vae_twin(vae: Any) -> nn.Module:
+    """diffusers' VAE of Qwen-Image with a VAE's weights, by diffusers' own map of their names."""
+    from diffusers import AutoencoderKLQwenImage
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    theirs = AutoencoderKLQwenImage(base_dim=8)
+    state = {name: value.clone() for name, value in vae.first_stage_model.state_dict().items()}
+    theirs.load_state_dict(convert_wan_vae_to_diffusers(state))
+    return theirs.eval()
+
+
 @cache
 def _tokenizer(kind: type, folder: Path) -> Any:
     return kind(embedding_directory=[str(folder)])
+
+
+def _small_eyes(kind: Any, **of: Any) -> Any:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_heads": 1, "num_layers": 1}
+    return kind(**{**of, **sizes})
 
 
 def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.float32) -> Any:
     """A CLIP with the real tokenizer and two narrow layers."""
     import comfy.sd
     import comfy.supported_models
+    from comfy.text_encoders import qwen_vl
 
     names = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL", "flux1": "Flux", "zimage": "ZImage"}
+    names["qwen_image"] = "QwenImage"
     kind = getattr(comfy.supported_models, names[family])
     target = kind({"image_model": "flux"} if family == "flux1" else {}).clip_target({})
     widths = {
@@ -359,6 +429,7 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
         "sdxl": {"clip_l": WIDTH, "clip_g": XL_WIDTH},
         "flux1": {"clip_l": WIDTH, "t5xxl": T5_WIDTH},
         "zimage": {"qwen3_4b": QWEN_WIDTH},
+        "qwen_image": {"qwen25_7b": QWEN_VL_WIDTH},
     }[family]
     tokenizer, narrow = _tokenizer(target.tokenizer, folder), {}
     for name, width in widths.items():
@@ -378,12 +449,22 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
         }
     if family == "zimage":
         narrow["qwen3_4b_model_config"] = QWEN
+    if family == "qwen_image":
+        heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+        narrow["qwen25_7b_model_config"] |= heads
     target.tokenizer = lambda **_: tokenizer
-    clip = comfy.sd.CLIP(
-        target,
-        embedding_directory=[str(folder)],
-        model_options={**narrow, "dtype": dtype},
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # A Qwen2.5-VL's eyes, which read no words: not a billion weights of them.
+        patch.setattr(
+            qwen_vl,
+            "Qwen2VLVisionTransformer",
+            partial(_small_eyes, qwen_vl.Qwen2VLVisionTransformer),
+        )
+        clip = comfy.sd.CLIP(
+            target,
+            embedding_directory=[str(folder)],
+            model_options={**narrow, "dtype": dtype},
+        )
     fill(clip.cond_stage_model)
     return clip
 
@@ -440,6 +521,10 @@ def make(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNames
         flux_twin=make_flux_twin,
         zimage=inferring(make_zimage),
         zimage_twin=make_zimage_twin,
+        qwen_image=inferring(make_qwen_image),
+        qwen_image_twin=make_qwen_image_twin,
+        film_vae=inferring(make_film_vae),
+        film_vae_twin=make_film_vae_twin,
         qwen=QWEN,
         embeddings=embeddings,
     )
@@ -495,6 +580,12 @@ def tiny_zimage(make: SimpleNamespace) -> Tiny:
     if not hasattr(comfy.supported_models, "ZImage"):
         pytest.skip("this ComfyUI has no Z-Image")
     return Tiny(make.zimage(), make.clip("zimage"), make.taesd())
+
+
+@pytest.fixture(scope="module")
+def tiny_qwen_image(make: SimpleNamespace) -> Tiny:
+    """A tiny Qwen-Image: Qwen2.5-VL for the words, which stand before the picture; one a module."""
+    return Tiny(make.qwen_image(), make.clip("qwen_image"), make.film_vae())
 
 
 @pytest.fixture
