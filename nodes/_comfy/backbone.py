@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -72,6 +73,7 @@ class ComfyBackbone:
         self.downscale = downscale_of(vae)
         self._model, self._clip, self._vae = model, clip, vae
         self._decoder = vae if decoder is None else decoder
+        self._format = _ordinary(model.model.latent_format)
         self._dtype = compute_dtype(model)
         if ignored := sampling_patches(model):
             logger.warning("Training leaves out what changes sampling: %s.", ", ".join(ignored))
@@ -282,10 +284,6 @@ class ComfyBackbone:
     def _unframed(self, pictures: Tensor) -> Tensor:
         return pictures[:, :, 0] if of_films(self._model) else pictures
 
-    @property
-    def _format(self) -> Any:
-        return self._model.model.latent_format
-
     @staticmethod
     def _for_vae(vae: Any, tensor: Tensor) -> Tensor:
         return tensor.to(vae.patcher.load_device, vae.vae_dtype)
@@ -343,6 +341,15 @@ def unet_blocks(unet: nn.Module) -> Iterator[nn.Module]:
     for module in unet.modules():
         if isinstance(module, _BLOCKS):
             yield module
+
+
+def _ordinary(latent_format: Any) -> Any:
+    """A latent format whose tensors autograd can keep, also where a workflow has loaded it."""
+    own = copy(latent_format)
+    with torch.inference_mode(False):
+        tensors = {n: v.clone() for n, v in vars(own).items() if isinstance(v, Tensor)}
+    vars(own).update(tensors)
+    return own
 
 
 def _spliced(line: Layout, vectors: TokenVectors, key: str) -> list[int | Tensor]:

@@ -86,6 +86,13 @@ QWEN = {
     "num_key_value_heads": 1,
 }
 QWEN_VL_WIDTH = 128  # one head's, which ComfyUI's config does not change
+QWEN_VL = {
+    "hidden_size": QWEN_VL_WIDTH,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+}
 XL_WIDTH = 48  # of XL's second text encoder
 T5_WIDTH = 48
 
@@ -447,11 +454,7 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
             "num_heads": 4,
             "num_layers": 2,
         }
-    if family == "zimage":
-        narrow["qwen3_4b_model_config"] = QWEN
-    if family == "qwen_image":
-        heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
-        narrow["qwen25_7b_model_config"] |= heads
+    narrow |= {"qwen3_4b_model_config": QWEN, "qwen25_7b_model_config": QWEN_VL}
     target.tokenizer = lambda **_: tokenizer
     with pytest.MonkeyPatch.context() as patch:
         # A Qwen2.5-VL's eyes, which read no words: not a billion weights of them.
@@ -526,6 +529,7 @@ def make(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNames
         film_vae=inferring(make_film_vae),
         film_vae_twin=make_film_vae_twin,
         qwen=QWEN,
+        qwen_vl=QWEN_VL,
         embeddings=embeddings,
     )
 
