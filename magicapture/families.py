@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-FamilyName = Literal["sd1", "sd2", "sdxl", "flux1", "zimage", "qwen_image", "doll_flux"]
+FamilyName = Literal["sd1", "sd2", "sdxl", "flux1", "zimage", "qwen_image", "krea2", "doll_flux"]
 NetworkName = Literal["unet", "transformer"]
 """What diffusers calls the network that predicts; a transformer's attention is joint."""
 
@@ -25,7 +25,8 @@ class Encoder:
     lora: whether a LoRA may be trained in it. learns: whether a token's vectors may; else a concept
     is spelled there by its phrase. template: of a language model, the words around a text, which
     it reads as long as it is. headless: whether the context begins with the text, without the
-    template's words before it.
+    template's words before it. layers: whose outputs the context has side by side, 0 being the
+    vectors themselves; none: the last one's alone.
     """
 
     key: str
@@ -38,6 +39,7 @@ class Encoder:
     learns: bool = True
     template: str | None = None
     headless: bool = False
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class Family:
     @property
     def context(self) -> int:
         """Width of what the network reads of the prompt: the encoders' outputs side by side."""
-        return sum(encoder.width for encoder in self.encoders if encoder.columns)
+        return sum(e.width * max(1, len(e.layers)) for e in self.encoders if e.columns)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -123,7 +125,7 @@ _DESCRIBE = (
     "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
     "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
-"""How Qwen-Image's text encoder is asked; the words before the text are 34 of its tokens."""
+"""How Qwen-Image's and Krea 2's text encoders are asked; 34 tokens stand before the text."""
 
 FAMILIES: Mapping[str, Family] = {
     "sd1": Family(
@@ -223,6 +225,34 @@ FAMILIES: Mapping[str, Family] = {
         guidance=4.0,
         cell=16,
         advice="Train on Qwen-Image itself, draw with a Lightning LoRA if you like.",
+    ),
+    "krea2": Family(
+        "Krea 2",
+        (
+            Encoder(
+                "qwen3vl_4b",
+                2560,
+                length=546,
+                lora=False,
+                learns=False,
+                template=_DESCRIBE,
+                headless=True,
+                layers=(2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35),
+            ),
+        ),
+        resolution=512,
+        base_version="krea2",
+        architecture="krea-2",
+        decoder="lighttaew2_1",
+        taesd=False,
+        comfyui="0.33.0",
+        clip_type="krea2",
+        magicface=False,
+        network="transformer",
+        hidden=6144,
+        guidance=5.5,
+        cell=16,
+        advice="Train on the base (Raw), draw with Turbo.",
     ),
     "doll_flux": Family(
         "the paperdoll transformer",

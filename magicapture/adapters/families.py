@@ -31,10 +31,11 @@ _READS = {
     "unet": ("attn2.to_k", "attn2.to_v"),
     "transformer": (
         *(".to_q", ".to_k", ".to_v", "_proj", "proj_mlp", "net.0.proj"),
-        *("feed_forward.w1", "feed_forward.w3"),
+        *("feed_forward.w1", "feed_forward.w3", ".to_gate", "ff.gate", "ff.up"),
     ),
 }
 _READS_TEXT = ("_proj", "mlp.fc1")
+_OF_TEXT = ".text_fusion."  # layers of Krea 2's transformer that are as wide as its text
 
 # What programs write into a file's metadata, by how it starts.
 _STATED = (
@@ -50,6 +51,8 @@ _STATED = (
     ("z-image", "zimage"),
     ("qwen_image", "qwen_image"),
     ("qwen-image", "qwen_image"),
+    ("krea2", "krea2"),
+    ("krea-2", "krea2"),
 )
 # Layers that families do not share; the first and last level of XL's UNet have no attention, and
 # Flux has 19 double blocks of Qwen-Image's 60.
@@ -123,7 +126,8 @@ def _widths(lora: Mapping[str, LoraWeights], tokens: Tokens) -> Iterator[tuple[s
     """Each width of text, and the part that reads or has it."""
     for key, weights in lora.items():
         part = key.partition(".")[0]
-        if part in _FAMILIES and key.endswith(_READS.get(part, _READS_TEXT)):
+        known = part in _FAMILIES and _OF_TEXT not in key
+        if known and key.endswith(_READS.get(part, _READS_TEXT)):
             yield part, weights.down.shape[1]
     for of in tokens.values():
         for encoder, vectors in of.items():

@@ -24,6 +24,8 @@ _WORDS = (
     *("to_add_out", "ff_context", "proj_mlp"),
     # Qwen-Image's.
     *("img_mlp", "txt_mlp", "img_mod", "txt_mod"),
+    # Krea 2's.
+    *("to_gate", "gate", "up", "down", "text_fusion", "layerwise_blocks", "refiner_blocks"),
     # Z-Image's.
     *("attention", "feed_forward", "w1", "w2", "w3", "noise_refiner", "context_refiner"),
 )

@@ -324,9 +324,9 @@ class TappedTorch(TappedUNet):
     def _picture(self, args: Args, kwargs: Kwargs) -> Picture | None:
         """Of a UNet's features, or of what a transformer is called with.
 
-        Flux's last place (0, row, column) tells the size; Qwen-Image is told it. Z-Image gets a
-        list of latents (C,1,h,w) and one of texts (L,D); its words come behind the cells, both
-        filled up to whole 32.
+        Flux's and Krea 2's last place (0, row, column) tells the size; Qwen-Image is told it.
+        Z-Image gets a list of latents (C,1,h,w) and one of texts (L,D); its words come behind the
+        cells, both filled up to whole 32.
         """
         if (texts := kwargs.get("cap_feats")) is not None:
             height, width = (cells // _PATCH for cells in kwargs["x"][0].shape[-2:])
@@ -335,7 +335,7 @@ class TappedTorch(TappedUNet):
                 len(texts), (height, width), longest, multiple=_MULTIPLE, words_first=False
             )
         words = kwargs.get("encoder_hidden_states")
-        places, sizes = kwargs.get("img_ids"), kwargs.get("img_shapes")
+        places, sizes = kwargs.get("img_ids", kwargs.get("position_ids")), kwargs.get("img_shapes")
         if words is None or (places is None and sizes is None):
             return super()._picture(args, kwargs)
         if sizes is not None:

@@ -18,7 +18,7 @@ from ..memory import refuse_large
 from ..weight_files import difference
 from .autoencoders import latent_channels, latent_scale
 from .reading import errors_only
-from .support import QWEN_IMAGE, SUPPORTED
+from .support import QWEN_IMAGE, SUPPORTED, TRANSFORMERS
 
 _COUNTS = (
     "layers_per_block",
@@ -33,6 +33,8 @@ _COUNTS = (
     "transformer_layers_per_block",
 )
 """Settings that say how much is built."""
+_QWENS = {"qwen3": "Qwen3", "qwen2_5_vl": "Qwen2_5_VLText", "qwen3_vl": "Qwen3VLText"}
+"""What reads words in transformers' kinds of Qwen."""
 _PROJECTION = "text_projection.weight"
 _TABLE = "shared.weight"
 
@@ -69,16 +71,15 @@ def build_unet(
 def build_transformer(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
 ) -> nn.Module:
-    """diffusers' transformer of Flux, Z-Image or Qwen-Image; as `build_unet`."""
+    """One of diffusers' `TRANSFORMERS`, Flux where the config names none; as `build_unet`."""
     import diffusers
 
-    kind = diffusers.FluxTransformer2DModel
+    name = config.get("_class_name")
     if "cap_feat_dim" in config:
-        kind = diffusers.ZImageTransformer2DModel
-    elif config.get("_class_name") == QWEN_IMAGE:
-        kind = diffusers.QwenImageTransformer2DModel
+        name = "ZImageTransformer2DModel"
+    kind = getattr(diffusers, name if name in TRANSFORMERS else "FluxTransformer2DModel")
     network: Any = _empty(_diffusers(kind), config, len(weights), source)
-    if kind is diffusers.QwenImageTransformer2DModel:  # what turns its places is in no file
+    if name == QWEN_IMAGE:  # what turns its places is in no file
         rope = network.pos_embed
         network.pos_embed = type(rope)(rope.theta, rope.axes_dim, rope.scale_rope)
     return fill(network, weights, dtype, f"The transformer of {source}")
@@ -162,40 +163,21 @@ def build_t5(
     return network  # type: ignore[no-any-return]
 
 
-def build_qwen3(
+def build_qwen(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
 ) -> nn.Module:
-    """Qwen3 without its head; as `build_unet`, but names may start with "model." or not."""
+    """A Qwen without its head, and of one that sees the half that reads words.
+
+    As `build_unet`, but names may start with "model.", "language_model." and so on, or not.
+    """
     import transformers
 
-    settings: list[Any] = []
+    kind, settings = _QWENS[config["model_type"]], []
 
     def make(config: Mapping[str, Any]) -> nn.Module:
-        settings.append(transformers.Qwen3Config.from_dict(dict(config)))
-        return transformers.Qwen3Model(settings[0])
-
-    network: Any = _empty(make, config, len(weights), source)
-    own = {
-        name.removeprefix("model."): value
-        for name, value in weights.items()
-        if name != "lm_head.weight"
-    }
-    fill(network, own, dtype, f"The text encoder of {source}")
-    network.rotary_emb = type(network.rotary_emb)(settings[0])  # its frequencies are in no file
-    return network  # type: ignore[no-any-return]
-
-
-def build_qwen25(
-    config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
-) -> nn.Module:
-    """The words' half of a Qwen2.5-VL, without its head and its eyes; as `build_unet`."""
-    import transformers
-
-    settings: list[Any] = []
-
-    def make(config: Mapping[str, Any]) -> nn.Module:
-        settings.append(transformers.Qwen2_5_VLTextConfig.from_dict(dict(config)))
-        return transformers.Qwen2_5_VLTextModel(settings[0])
+        settings.append(getattr(transformers, f"{kind}Config").from_dict(dict(config)))
+        made: nn.Module = getattr(transformers, f"{kind}Model")(settings[0])
+        return made
 
     network: Any = _empty(make, of_words(config), len(weights), source)
     own = {

@@ -27,10 +27,10 @@ class DiffusersBackbone:
     unet: UNet2DConditionModel or one of `TRANSFORMERS`. vae: one of `AUTOENCODERS`. text_encoders,
     tokenizers: CLIPTextModel and CLIPTokenizer by the key "clip_l"; XL has a
     CLIPTextModelWithProjection beside it, "clip_g", and Flux.1 a T5EncoderModel, "t5xxl"; Z-Image
-    has a Qwen3Model alone, "qwen3_4b", and Qwen-Image the half of a Qwen2.5-VL that reads words,
-    "qwen25_7b". decoder: a second, smaller VAE over the same latents (TAESD), for losses and
-    previews; see `decode_fast`. The parts are used as they are, on their device and in their
-    dtype. Raises UnsupportedModelError for other models.
+    has a Qwen3Model alone, "qwen3_4b"; Qwen-Image and Krea 2 have that half of a Qwen2.5-VL or
+    Qwen3-VL that reads words, "qwen25_7b" or "qwen3vl_4b". decoder: a second, smaller VAE over the
+    same latents (TAESD), for losses and previews; see `decode_fast`. The parts are used as they
+    are, on their device and in their dtype. Raises UnsupportedModelError for other models.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class DiffusersBackbone:
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
-        """The text encoders by key, "clip_l", "clip_g", "t5xxl", "qwen3_4b", "qwen25_7b"."""
+        """The text encoders by key, "clip_l", "clip_g", "t5xxl", "qwen25_7b" and so on."""
         return self._text_encoders
 
     @property
@@ -106,17 +106,15 @@ class DiffusersBackbone:
         last layer but one, side by side; "pooled" (B,P) is the second's projected output. Flux.1's
         context is T5's output alone, and "pooled" is CLIP's. Z-Image's is Qwen's last layer but
         one, of which each row has its own "length"; columns behind it mean nothing. So has
-        Qwen-Image, whose context is the last layer's, of the text and what is behind it.
+        Qwen-Image, whose context is the last layer's, of the text and what is behind it; Krea 2's
+        has twelve layers' side by side.
         """
         layouts = {
             key: [self.layout(key, prompt, vectors) for prompt in prompts]
             for key in self._text_encoders
         }
         encoded = {key: self._encoded(key, lines, vectors) for key, lines in layouts.items()}
-        read = [encoded[key] for key in self._facts.reads]
-        outputs = [
-            of.hidden_states[-2] if self._facts.penultimate else of.last_hidden_state for of in read
-        ]
+        outputs = [self._read(key, encoded[key]) for key in self._facts.reads]
         pooled = self._facts.pooled
         extra = {} if pooled is None else {"pooled": _pooled(encoded[pooled])}
         context = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
@@ -125,6 +123,13 @@ class DiffusersBackbone:
             extra["length"] = torch.tensor([len(line.read) for line in lines], device=self.device)
         context = context[:, max(line.head for line in lines) :]  # the same in every row
         return Conditioning(context, extra, [line.columns for line in lines])
+
+    def _read(self, key: str, encoded: Any) -> Tensor:
+        """What the context has of a text encoder's outputs (B,L,D)."""
+        if layers := self._facts.encoder(key).layers:
+            return torch.cat([encoded.hidden_states[layer] for layer in layers], dim=-1)
+        last: Tensor = encoded.last_hidden_state
+        return encoded.hidden_states[-2] if self._facts.penultimate else last
 
     def _encoded(self, key: str, layouts: Sequence[Layout], vectors: TokenVectors) -> Any:
         """What a text encoder of transformers returns."""
@@ -136,7 +141,8 @@ class DiffusersBackbone:
             told = {"attention_mask": torch.tensor(mask, device=self.device), "use_cache": False}
         ids = torch.tensor(rows, device=self.device)
         with _spliced(encoder, layouts, vectors, key):
-            return encoder(input_ids=ids, output_hidden_states=self._facts.penultimate, **told)
+            every = self._facts.penultimate or bool(self._facts.encoder(key).layers)
+            return encoder(input_ids=ids, output_hidden_states=every, **told)
 
     def layout(self, encoder: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
         """A prompt as one encoder sees it, with the places of the tokens."""
@@ -217,12 +223,13 @@ class DiffusersBackbone:
             FluxSingleTransformerBlock,
             FluxTransformerBlock,
         )
+        from diffusers.models.transformers.transformer_krea2 import Krea2TransformerBlock
         from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
         from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
         unets = BasicTransformerBlock, ResnetBlock2D
         joint = FluxTransformerBlock, FluxSingleTransformerBlock, ZImageTransformerBlock
-        kinds = (*unets, *joint, QwenImageTransformerBlock)
+        kinds = (*unets, *joint, QwenImageTransformerBlock, Krea2TransformerBlock)
         for module in self._unet.modules():
             if isinstance(module, kinds):
                 yield module

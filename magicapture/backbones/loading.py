@@ -15,8 +15,7 @@ from ..schedule import DiscreteLevels, FlowLevels, Prediction, Schedule
 from ..weight_files import PICKLES, SAFETENSORS
 from .autoencoders import AUTOENCODERS
 from .building import (
-    build_qwen3,
-    build_qwen25,
+    build_qwen,
     build_t5,
     build_text_encoder,
     build_transformer,
@@ -30,7 +29,7 @@ from .parts import Parts, vae_dtype
 from .reading import TokenizerName, read_json, read_part, read_tokenizer
 from .renaming import vae_weights
 from .single_file import parts_of_file
-from .support import BETAS, ENCODERS, QWEN3, QWEN25, T5, TRANSFORMERS, family_of, refuse
+from .support import BETAS, ENCODERS, QWENS, T5, TRANSFORMERS, family_of, refuse
 from .taesd import load_taesd
 
 _FOREIGN_PARTS = {
@@ -38,9 +37,9 @@ _FOREIGN_PARTS = {
     "prior": "a model of several stages",
     "processor": "a model that edits pictures",
 }
-_KEYS = {"t5": T5, "qwen3": QWEN3, "qwen2_5_vl": QWEN25}
-_BUILD = {"t5": build_t5, "qwen3": build_qwen3, "qwen2_5_vl": build_qwen25}
-_TOKENIZERS: Mapping[str, TokenizerName] = {T5: "t5", QWEN3: "qwen", QWEN25: "qwen"}
+_KEYS = {"t5": T5, **QWENS}
+_BUILD = {"t5": build_t5, **dict.fromkeys(QWENS, build_qwen)}
+_TOKENIZERS: Mapping[str, TokenizerName] = {T5: "t5", **dict.fromkeys(QWENS.values(), "qwen")}
 """Text encoders other than CLIP by their kind in transformers: key, builder, and tokenizer."""
 _FILES = (SAFETENSORS, *PICKLES)
 _SCHEDULER = Path("scheduler", "scheduler_config.json")
@@ -121,6 +120,9 @@ def _from_folder(folder: Path, dtype: torch.dtype, words: Any) -> Parts:
     if set(keys.values()) != set(FAMILIES[family].keys):
         kinds = " and ".join(_kind(text) for text in texts.values())
         refuse(f"a {FAMILIES[family].title} with a text encoder of the kind {kinds}")
+    layers = index.get("text_encoder_select_layers")
+    if layers and tuple(layers) not in [e.layers for e in FAMILIES[family].encoders]:
+        refuse(f"a {FAMILIES[family].title} that reads other layers of its text encoder")
     scheduler = read_json(folder / _SCHEDULER)
     if _short(scheduler.get("_class_name")).startswith("EDM"):
         refuse("one of the EDM kind (its noise levels have no timesteps)")

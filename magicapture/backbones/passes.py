@@ -63,8 +63,7 @@ def flux_pass(
     guidance: (B,), told to one that it is distilled in; None where it is not.
     """
     height, width = _places(noisy)
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    places = torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3)
+    places = _grid(height, width)
     words = torch.zeros(conditioning.context.shape[1], 3)
     told = guidance if transformer.config.guidance_embeds else None  # schnell has none
     output = transformer(
@@ -124,6 +123,31 @@ def qwen_image_pass(
     return _unpacked(output.sample, width)
 
 
+def krea2_pass(
+    transformer: Any,
+    noisy: Tensor,
+    timesteps: Tensor,
+    conditioning: Conditioning,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The velocity noise - x0 (B,C,h,w) of Krea 2's transformer; timesteps (B,) in 0..1.
+
+    Its words are all at (0, 0, 0), its places at (0, row, column); of each word it reads what
+    several layers made. Columns behind a row's own text are masked.
+    """
+    height, width = _places(noisy)
+    words = conditioning.context.to(dtype).unflatten(-1, (transformer.config.num_text_layers, -1))
+    at = torch.cat([torch.zeros(words.shape[1], 3), _grid(height, width)])
+    output = transformer(
+        hidden_states=_packed(noisy.to(dtype)),
+        encoder_hidden_states=words,
+        timestep=timesteps.to(noisy.device),
+        position_ids=at.to(noisy.device),
+        encoder_attention_mask=_mask(conditioning),
+    )
+    return _unpacked(output.sample, width)
+
+
 def _mask(conditioning: Conditioning) -> Tensor | None:
     """True where a column is of a row's own text (B,L); None where all are."""
     context, own = conditioning.context, conditioning.extra["length"]
@@ -135,6 +159,12 @@ def _mask(conditioning: Conditioning) -> Tensor | None:
 def _places(noisy: Tensor) -> tuple[int, int]:
     """Height and width in places of a transformer."""
     return noisy.shape[-2] // PATCH, noisy.shape[-1] // PATCH
+
+
+def _grid(height: int, width: int) -> Tensor:
+    """Each place's (0, row, column)."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3)
 
 
 def _packed(latents: Tensor) -> Tensor:
@@ -150,5 +180,6 @@ def _unpacked(places: Tensor, width: int) -> Tensor:
 PASSES: Mapping[FamilyName, Callable[..., Tensor]] = {
     "zimage": zimage_pass,
     "qwen_image": qwen_image_pass,
+    "krea2": krea2_pass,
 }
 """The passes of transformers that are told no more than latents, level and words."""

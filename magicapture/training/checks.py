@@ -32,7 +32,7 @@ def check_backbone(job: TrainingJob, backbone: Backbone) -> None:
     if not cross_attentions(backbone.unet):
         raise UnsupportedModelError(
             "The base model has no attention that reads the prompt; MagiCapture runs on Stable "
-            "Diffusion 1.x, 2.x and XL, Flux.1, Z-Image and Qwen-Image."
+            "Diffusion 1.x, 2.x and XL, Flux.1, Z-Image, Qwen-Image and Krea 2."
         )
     family = FAMILIES[backbone.family]
     if job.recipe.side % family.cell:

@@ -1,12 +1,18 @@
-"""Qwen-Image against diffusers' pipeline: what it is told, its maps, its files, its gradients."""
+"""Qwen-Image and Krea 2 against diffusers' pipelines: what they are told, maps, files, gradients.
+
+Both draw a film of one frame, and ask a Qwen that also sees in the same words.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, Krea2Pipeline, QwenImagePipeline
 from safetensors.torch import load_file, save_file
 
 from magicapture.attention import captured, cross_attentions, select
@@ -24,49 +30,109 @@ NOTHING = TokenVectors({})
 ADA = TokenVectors({}, {"ada": Phrase("ada lovel", "woman")})
 TEXTS = ["a photo of <ada> woman in the style of a person", "a <ada> woman"]
 SIZE = (8, 12)  # of the latents; 24 places
-KEY = "qwen25_7b"
-HEAD, TAIL = FAMILIES["qwen_image"].encoder(KEY).template.split("{}")
+HEAD, TAIL = FAMILIES["qwen_image"].encoders[0].template.split("{}")
 
 
 def prompts(*texts: str) -> list[Prompt]:
     return [Prompt(text) for text in texts]
 
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+ASKED = {  # what of a block's attention the picture asks the words by
+    "qwen_image": ("to_q", "add_k_proj", "add_v_proj"),
+    "krea2": ("to_q", "to_k", "to_v"),
+}
+FURTHER = {
+    "qwen_image": ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    "krea2": ("to_gate",),
+}
+FEEDING = {
+    "qwen_image": [f"{side}_mlp.net.{n}" for side in ("img", "txt") for n in ("0.proj", "2")],
+    "krea2": ["ff.gate", "ff.up", "ff.down"],
+}
+ONLY_QWEN = pytest.mark.parametrize("backbone", ["qwen_image"], indirect=True)
+
+
+@pytest.fixture(params=["qwen_image", "krea2"])
+def backbone(request) -> Any:
+    return request.getfixturevalue(f"{request.param}_backbone")
+
+
 @pytest.fixture
-def pipeline(qwen_image_backbone, tiny) -> QwenImagePipeline:
-    """With the whole Qwen2.5-VL, of which the backbone has the half that reads."""
-    made = QwenImagePipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, max_shift=0.9),
-        vae=qwen_image_backbone.vae,
-        text_encoder=tiny.qwen_vl(),
-        tokenizer=qwen_image_backbone.tokenizers[KEY],
-        transformer=qwen_image_backbone.unet,
-    )
+def key(backbone) -> str:
+    (key,) = backbone.text_encoders
+    return key
+
+
+def shared(backbone) -> dict[str, Any]:
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        "vae": backbone.vae,
+        "tokenizer": next(iter(backbone.tokenizers.values())),
+        "transformer": backbone.unet,
+    }
+
+
+@pytest.fixture
+def pipeline(backbone, tiny) -> Any:
+    """With the whole Qwen, of which the backbone has the half that reads."""
+    if backbone.family == "krea2":
+        made: Any = Krea2Pipeline(text_encoder=tiny.qwen3_vl(), **shared(backbone))
+        (encoder,) = FAMILIES["krea2"].encoders
+        assert made.text_encoder_select_layers == encoder.layers
+        parts = made.prompt_template_encode_prefix, made.prompt_template_encode_suffix
+        assert parts == (HEAD, TAIL) == tuple(encoder.template.split("{}"))
+        made.prompt_template_encode_num_suffix_tokens = len(made.tokenizer(TAIL).input_ids)
+    else:
+        made = QwenImagePipeline(text_encoder=tiny.qwen_vl(), **shared(backbone))
+        assert made.prompt_template_encode == HEAD + "{}" + TAIL
     # Of the real vocabulary's tokens they are 34; the tests of ComfyUI's nodes count those.
     made.prompt_template_encode_start_idx = len(made.tokenizer(HEAD).input_ids)
-    assert made.prompt_template_encode == HEAD + "{}" + TAIL
     return made
 
 
+def drawn(pipeline, texts, noisy, **given) -> SimpleNamespace:
+    """The last call of the transformer in two steps of a pipeline, without guidance."""
+    seen: list[Any] = []
+    hook = pipeline.transformer.register_forward_hook(
+        lambda _module, _args, kwargs, output: seen.append((kwargs, output)), with_kwargs=True
+    )
+    (batch, channels, height, width) = noisy.shape
+    packed = pipeline._pack_latents(noisy, batch, channels, height, width)
+    krea = isinstance(pipeline, Krea2Pipeline)
+    guidance = {"guidance_scale": 0.0, "max_sequence_length": 64} if krea else {}
+    pipeline(list(texts), height=8 * height, width=8 * width, num_inference_steps=2, latents=packed,
+             output_type="latent", **guidance, **given)  # fmt: skip
+    hook.remove()
+    kwargs, output = seen[-1]
+    assert len(seen) == 2
+    places = kwargs["hidden_states"], output[0]
+    scale = () if krea else (8,)
+    latents, velocity = (
+        pipeline._unpack_latents(of, 8 * height, 8 * width, *scale)[:, :, 0] for of in places
+    )
+    return SimpleNamespace(latents=latents, velocity=velocity, kwargs=kwargs)
+
+
 @torch.no_grad()
-def test_prompts_are_encoded_as_by_the_pipeline(qwen_image_backbone, pipeline) -> None:
+def test_prompts_are_encoded_as_by_the_pipeline(backbone, pipeline) -> None:
     texts = ["a photo of a woman (old), in the rain.", "a", ""]
-    found = qwen_image_backbone.encode_prompts(prompts(*texts), NOTHING)
+    found = backbone.encode_prompts(prompts(*texts), NOTHING)
     expected, mask = pipeline.encode_prompt(list(texts))
     assert found.extra["length"].tolist() == mask.sum(1).tolist()
-    assert found.context.shape == expected.shape
     for row, one, own in zip(found.context, expected, mask.bool(), strict=True):
-        torch.testing.assert_close(row[own], one[own])
+        length = int(own.sum())  # Krea 2's are filled up between text and end
+        torch.testing.assert_close(row[:length], one[own].flatten(1))
 
 
 @torch.no_grad()
-def test_a_phrase_is_told_as_its_words(qwen_image_backbone) -> None:
-    told = qwen_image_backbone.encode_prompts(prompts(*TEXTS), ADA)
+def test_a_phrase_is_told_as_its_words(backbone, key) -> None:
+    told = backbone.encode_prompts(prompts(*TEXTS), ADA)
     spelled = [text.replace("<ada>", "ada lovel") for text in TEXTS]
-    plain = qwen_image_backbone.encode_prompts(prompts(*spelled), NOTHING)
+    plain = backbone.encode_prompts(prompts(*spelled), NOTHING)
     assert torch.equal(told.context, plain.context)
-    tokenizer = qwen_image_backbone.tokenizers[KEY]
-    line = qwen_image_backbone.layout(KEY, Prompt(TEXTS[1]), ADA)
+    tokenizer = backbone.tokenizers[key]
+    line = backbone.layout(key, Prompt(TEXTS[1]), ADA)
     said = tokenizer.decode([line.read[column] for column in told.positions[1]["ada"]])
     assert said == " ada lovel woman"
     assert tokenizer.decode(line.ids) == f"{HEAD}a ada lovel woman{TAIL}"
@@ -74,59 +140,54 @@ def test_a_phrase_is_told_as_its_words(qwen_image_backbone) -> None:
 
 
 @torch.no_grad()
-def test_words_of_the_template_are_none_of_the_prompts(qwen_image_backbone) -> None:
+def test_words_of_the_template_are_none_of_the_prompts(backbone) -> None:
     """The class word may be one of them."""
     text = "a photo of <ada> objects"
     vectors = TokenVectors({}, {"ada": Phrase("ada lovel", "objects")})
-    told = qwen_image_backbone.encode_prompts(prompts(text), vectors)
+    told = backbone.encode_prompts(prompts(text), vectors)
     concept = Concept("ada", "subject", "objects", vectors=0, phrase="ada lovel")
-    ((focus,),) = foci(qwen_image_backbone, prompts(text), told, vectors, [concept])
+    ((focus,),) = foci(backbone, prompts(text), told, vectors, [concept])
     assert focus.columns == tuple(told.positions[0]["ada"])
     assert focus.word and set(focus.word) <= set(focus.columns)
 
 
 @torch.no_grad()
-def test_the_transformer_is_told_what_the_pipeline_tells_it(qwen_image_backbone, pipeline) -> None:
-    """Rows of two lengths, of which the shorter one is masked; and one length, without a mask."""
-    noisy = torch.randn(2, 4, 12, 16)
-    seen = []
-    hook = qwen_image_backbone.unet.register_forward_hook(
-        lambda _module, _args, kwargs, output: seen.append((kwargs, output)), with_kwargs=True
-    )
+def test_the_transformer_is_told_what_the_pipeline_tells_it(backbone, pipeline) -> None:
+    """Rows of two lengths, of which the shorter one is masked; and one length."""
     for texts in (["a photo", "a photo of a woman in the style"], ["a photo", "a style"]):
-        packed = pipeline._pack_latents(noisy, 2, 4, 12, 16)
-        pipeline(list(texts), height=96, width=128, num_inference_steps=2, true_cfg_scale=1.0,
-                 latents=packed, output_type="latent")  # fmt: skip
-        theirs, output = seen[0]
-        told = qwen_image_backbone.encode_prompts(prompts(*texts), NOTHING)
-        assert (theirs["encoder_hidden_states_mask"] is None) == (texts[1] == "a style")
-        found = qwen_image_backbone.predict(noisy, theirs["timestep"], told)
-        ours, _ = seen[-1]
-        assert ours["img_shapes"] == theirs["img_shapes"]
-        for name in ("hidden_states", "timestep"):
-            torch.testing.assert_close(ours[name], theirs[name])
-        unpacked = pipeline._unpack_latents(output[0], 96, 128, 8)
-        torch.testing.assert_close(found, unpacked[:, :, 0])
-        seen.clear()
-    hook.remove()
+        theirs = drawn(pipeline, texts, torch.randn(2, 4, 12, 16))
+        told = backbone.encode_prompts(prompts(*texts), NOTHING)
+        seen: list[Any] = []
+        hook = backbone.unet.register_forward_pre_hook(
+            lambda _module, _args, kwargs, seen=seen: seen.append(kwargs), with_kwargs=True
+        )
+        level = theirs.kwargs["timestep"]
+        assert 0.4 < float(level[0]) < 1
+        found = backbone.predict(theirs.latents, level, told)
+        hook.remove()
+        same = "hidden_states", "timestep"
+        assert all(torch.equal(seen[0][name], theirs.kwargs[name]) for name in same)
+        masks = [v for k, v in seen[0].items() if k.endswith("_mask")]
+        assert [mask is None for mask in masks] == [texts[1] == "a style"]
+        torch.testing.assert_close(found, theirs.velocity)
 
 
 @torch.no_grad()
-def test_rows_of_one_batch_do_not_see_each_other(qwen_image_backbone) -> None:
-    told = qwen_image_backbone.encode_prompts(prompts(*TEXTS), ADA)
+def test_rows_of_one_batch_do_not_see_each_other(backbone) -> None:
+    told = backbone.encode_prompts(prompts(*TEXTS), ADA)
     noisy, levels = torch.randn(2, 4, *SIZE), torch.tensor([0.3, 0.7])
-    together = qwen_image_backbone.predict(noisy, levels, told)
+    together = backbone.predict(noisy, levels, told)
     for row in (0, 1):
         ((_, of),) = told[row : row + 1].by_length()
-        alone = qwen_image_backbone.predict(noisy[row : row + 1], levels[row : row + 1], of)
+        alone = backbone.predict(noisy[row : row + 1], levels[row : row + 1], of)
         torch.testing.assert_close(alone, together[row : row + 1])
 
 
 @torch.no_grad()
-def test_latents_are_those_of_the_pipeline(qwen_image_backbone, pipeline) -> None:
+def test_latents_are_those_of_the_pipeline(backbone, pipeline) -> None:
     """A channel's mean and deviation, and a film of one frame."""
-    vae, images = qwen_image_backbone.vae, torch.rand(2, 3, 32, 48)
-    own = qwen_image_backbone.encode(images)
+    vae, images = backbone.vae, torch.rand(2, 3, 32, 48)
+    own = backbone.encode(images)
     assert own.shape == (2, 4, 4, 6)
     raw = vae.encode(images[:, :, None] * 2 - 1).latent_dist.mode()[:, :, 0]
     mean, deviation = (
@@ -134,34 +195,27 @@ def test_latents_are_those_of_the_pipeline(qwen_image_backbone, pipeline) -> Non
     )
     torch.testing.assert_close(own, (raw - mean) / deviation)
     latents = torch.randn(1, 4, 4, 6)
-    drawn = []
-    vae_decode = vae.decode
-    vae.decode = lambda z, **_: drawn.append(z) or (z.new_zeros(1, 3, 1, 32, 48),)
-    pipeline("a", height=32, width=48, num_inference_steps=1, true_cfg_scale=1.0, output_type="pt",
-             latents=torch.zeros(1, 6, 16))  # fmt: skip
-    vae.decode = vae_decode
-    scale = (latents * deviation + mean)[:, :, None]
-    assert drawn[0].shape == scale.shape
-    found = qwen_image_backbone.decode(latents)
-    torch.testing.assert_close(found, (vae.decode(scale).sample[:, :, 0] + 1) / 2)
+    found = backbone.decode(latents)
+    scaled = (latents * deviation + mean)[:, :, None]
+    torch.testing.assert_close(found, (vae.decode(scaled).sample[:, :, 0] + 1) / 2)
 
 
-def test_the_gradient_of_the_decoder_is_that_of_central_differences(qwen_image_backbone) -> None:
+def test_the_gradient_of_the_decoder_is_that_of_central_differences(backbone) -> None:
     """Also where the picture is over-exposed; `AutoencoderKLQwenImage.decode` clamps there."""
-    qwen_image_backbone.vae.double()
-    qwen_image_backbone.vae.decoder.conv_out.weight.mul_(30)
+    backbone.vae.double()
+    backbone.vae.decoder.conv_out.weight.mul_(30)
     random = torch.Generator().manual_seed(1)
     latents, direction = (
         torch.randn(2, 4, 4, 6, generator=random, dtype=torch.float64) for _ in range(2)
     )
     weight = torch.rand(2, 3, 32, 48, generator=random)
     latents.requires_grad_()
-    image = qwen_image_backbone.decode(latents)
+    image = backbone.decode(latents)
     assert (image.detach() > 1).float().mean() > 0.05 and (image.detach() < 0).any()
     (image.square() * weight).mean().backward()
     with torch.no_grad():
         ends = [
-            (qwen_image_backbone.decode(latents + step * direction).square() * weight).mean()
+            (backbone.decode(latents + step * direction).square() * weight).mean()
             for step in (1e-3, -1e-3)
         ]
     found = (latents.grad * direction).sum()
@@ -169,17 +223,17 @@ def test_the_gradient_of_the_decoder_is_that_of_central_differences(qwen_image_b
 
 
 @torch.no_grad()
-def test_maps_are_an_explicit_softmax_and_change_nothing(qwen_image_backbone) -> None:
+def test_maps_are_an_explicit_softmax_and_change_nothing(backbone) -> None:
     """Of rows of two lengths: the shorter one's padding has no attention at all."""
-    network = qwen_image_backbone.unet
-    told = qwen_image_backbone.encode_prompts(prompts(*TEXTS), ADA)
+    network = backbone.unet
+    told = backbone.encode_prompts(prompts(*TEXTS), ADA)
     noisy, levels = torch.randn(2, 4, *SIZE), torch.tensor([0.3, 0.7])
-    plain = qwen_image_backbone.predict(noisy, levels, told)
+    plain = backbone.predict(noisy, levels, told)
     assert list(cross_attentions(network)) == [f"transformer_blocks.{i}.attn" for i in range(4)]
     assert select(network) == ["transformer_blocks.2.attn"]
-    with captured(qwen_image_backbone.attention) as capture:
+    with captured(backbone.attention) as capture:
         with capture.recording():
-            found = qwen_image_backbone.predict(noisy, levels, told)
+            found = backbone.predict(noisy, levels, told)
         assert torch.equal(found, plain)
         (site,) = capture.recorded()
         of = capture.seen(site)
@@ -199,8 +253,8 @@ def test_maps_are_an_explicit_softmax_and_change_nothing(qwen_image_backbone) ->
 
 
 @torch.no_grad()
-def test_a_bias_is_an_explicit_mask(qwen_image_backbone) -> None:
-    told = qwen_image_backbone.encode_prompts(prompts(*TEXTS), ADA)
+def test_a_bias_is_an_explicit_mask(backbone) -> None:
+    told = backbone.encode_prompts(prompts(*TEXTS), ADA)
     noisy, levels = torch.randn(2, 4, *SIZE), torch.tensor([0.3, 0.7])
     rows = [(Focus("ada", "subject", tuple(of["ada"])),) for of in told.positions]
     regions = torch.zeros(2, 1, *SIZE)
@@ -212,10 +266,10 @@ def test_a_bias_is_an_explicit_mask(qwen_image_backbone) -> None:
         return seen["out"]
 
     site = "transformer_blocks.1.attn"
-    network = qwen_image_backbone.attention
+    network = backbone.attention
     with network.tapped(holding(rows, regions, 3.0), [site]), network.tapped(spy, [site]):
-        held = qwen_image_backbone.predict(noisy, levels, told)
-    assert not torch.allclose(held, qwen_image_backbone.predict(noisy, levels, told))
+        held = backbone.predict(noisy, levels, told)
+    assert not torch.allclose(held, backbone.predict(noisy, levels, told))
     of = seen["in"]
     cells, words = bias_parts(rows, torch.nn.functional.avg_pool2d(regions, 2), 3.0, of.columns())
     logits = of.query @ of.key.mT / 4
@@ -256,18 +310,18 @@ def lora_of(backbone, scale: float = 0.2) -> dict[str, LoraWeights]:
     return state
 
 
-def test_the_gradient_is_that_of_central_differences(qwen_image_backbone) -> None:
+def test_the_gradient_is_that_of_central_differences(backbone) -> None:
     """Also with checkpoints; the step is large since rotary embeddings round to float32."""
-    for module in qwen_image_backbone.modules.values():
+    for module in backbone.modules.values():
         module.double()
-    state = lora_of(qwen_image_backbone)
-    assert len(state) == 4 * 12
-    _, gradient = losses(qwen_image_backbone, state)
-    # Nothing reads what the last block makes of the words.
+    state = lora_of(backbone)
+    _, gradient = losses(backbone, state)
+    # Nothing reads what Qwen-Image's last block makes of the words.
     unread = ("attn.to_add_out", "attn.add_q_proj", "txt_mlp.net.0.proj", "txt_mlp.net.2")
-    last = {f"transformer_blocks.3.{name}" for name in unread}
+    last = {f"transformer_blocks.3.{name}" for name in unread} & state.keys()
     assert {n for n, up in zip(state, gradient[1::2], strict=True) if not up.any()} == last
-    _, again = losses(qwen_image_backbone, state, checkpointing=True)
+    assert len(last) == (4 if backbone.family == "qwen_image" else 0)
+    _, again = losses(backbone, state, checkpointing=True)
     for one, two in zip(gradient, again, strict=True):
         torch.testing.assert_close(one, two)
     random = torch.Generator().manual_seed(4)
@@ -280,66 +334,64 @@ def test_the_gradient_is_that_of_central_differences(qwen_image_backbone) -> Non
                 name: replace(w, down=w.down + step * down, up=w.up + step * up)
                 for (name, w), (down, up) in zip(state.items(), pairs, strict=True)
             }
-            ends.append(losses(qwen_image_backbone, moved)[0])
+            ends.append(losses(backbone, moved)[0])
     expected = (ends[0] - ends[1]) / 1e-2
     found = sum((g * d).sum() for g, d in zip(gradient, direction, strict=True))
     torch.testing.assert_close(found.double(), expected.double(), rtol=5e-3, atol=1e-5)
 
 
 @torch.no_grad()
-def test_in_bfloat16_it_is_nearly_the_same(qwen_image_backbone) -> None:
+def test_in_bfloat16_it_is_nearly_the_same(backbone) -> None:
     noisy, levels = torch.randn(2, 4, *SIZE), torch.tensor([0.25, 0.75])  # told in bfloat16
     found = []
     for dtype in (None, torch.bfloat16):
-        with qwen_image_backbone.training(dtype):
-            told = qwen_image_backbone.encode_prompts(prompts(*TEXTS), ADA)
-            found.append(qwen_image_backbone.predict(noisy, levels, told))
+        with backbone.training(dtype):
+            told = backbone.encode_prompts(prompts(*TEXTS), ADA)
+            found.append(backbone.predict(noisy, levels, told))
     exact, near = found
     assert near.dtype == torch.float32
     assert 0 < (near - exact).abs().mean() < 0.05 * exact.abs().mean()
 
 
-def test_lora_goes_into_the_layers_where_both_meet(qwen_image_backbone) -> None:
-    unet, of = qwen_image_backbone.unet, [f"transformer_blocks.{i}." for i in range(4)]
-    parts = [f"to_{p}" for p in ("q", "k", "v", "out.0", "add_out")]
-    parts += [f"add_{p}_proj" for p in "qkv"]
-    attention = {f"{block}attn.{p}" for block in of for p in parts}
+def test_lora_goes_into_the_layers_where_both_meet(backbone) -> None:
+    unet, family = backbone.unet, backbone.family
+
+    def every(*layers: str) -> set[str]:
+        return {f"transformer_blocks.{i}.{layer}" for i in range(4) for layer in layers}
+
+    attention = every(*(f"attn.{name}" for name in (*ATTENTION, *FURTHER[family])))
     assert set(target_names(unet, "cross_and_self", "transformer")) == attention
-    cross = {f"{block}attn.{p}" for block in of for p in ("to_q", "add_k_proj", "add_v_proj")}
-    assert set(target_names(unet, "cross", "transformer")) == cross
-    feed = {
-        f"{block}{side}_mlp.net.{n}"
-        for block in of
-        for side in ("img", "txt")
-        for n in ("0.proj", "2")
-    }
-    assert set(target_names(unet, "all_linear", "transformer")) == attention | feed
+    asked = every(*(f"attn.{name}" for name in ASKED[family]))
+    assert set(target_names(unet, "cross", "transformer")) == asked
+    keys = {name for name in asked if not name.endswith("to_q")}
+    assert set(target_names(unet, "cross_kv", "transformer")) == keys
+    everything = attention | every(*FEEDING[family])
+    assert set(target_names(unet, "all_linear", "transformer")) == everything
 
 
-def test_a_folder_in_pieces(pipeline, qwen_image_backbone, tmp_path) -> None:
+def test_a_folder_in_pieces(pipeline, backbone, key, tmp_path) -> None:
     """The text encoder comes without its eyes and its head."""
     pipeline.save_pretrained(tmp_path, max_shard_size="60KB")
     assert len(list((tmp_path / "transformer").glob("*.safetensors"))) > 1
     loaded = load_backbone(tmp_path)
-    assert loaded.family == "qwen_image" and set(loaded.text_encoders) == {KEY}
+    assert loaded.family == backbone.family and set(loaded.text_encoders) == {key}
     assert loaded.schedule.prediction == "flow" and loaded.downscale == 8
     noisy, levels = torch.randn(2, 4, *SIZE), torch.tensor([0.3, 0.7])
     with torch.no_grad():
-        own, other = (b.encode_prompts(prompts(*TEXTS), ADA) for b in (loaded, qwen_image_backbone))
+        own, other = (b.encode_prompts(prompts(*TEXTS), ADA) for b in (loaded, backbone))
         torch.testing.assert_close(own.context, other.context, rtol=0, atol=0)
         assert torch.equal(
-            loaded.predict(noisy, levels, own), qwen_image_backbone.predict(noisy, levels, other)
+            loaded.predict(noisy, levels, own), backbone.predict(noisy, levels, other)
         )
-        assert torch.equal(loaded.decode(noisy), qwen_image_backbone.decode(noisy))
+        assert torch.equal(loaded.decode(noisy), backbone.decode(noisy))
     half = load_backbone(tmp_path, dtype=torch.bfloat16)
-    assert half.text_encoders[KEY].rotary_emb.inv_freq.dtype == torch.float32
+    assert half.text_encoders[key].rotary_emb.inv_freq.dtype == torch.float32
     assert half.dtype == torch.bfloat16
 
 
-def test_names_and_settings_of_other_versions(pipeline, qwen_image_backbone, tmp_path) -> None:
+@ONLY_QWEN
+def test_names_and_settings_of_other_versions(pipeline, backbone, tmp_path) -> None:
     """transformers' newer names of the weights, and its older settings, without parts."""
-    import json
-
     pipeline.save_pretrained(tmp_path)
     folder = tmp_path / "text_encoder"
     tensors = load_file(folder / "model.safetensors")
@@ -361,12 +413,12 @@ def test_names_and_settings_of_other_versions(pipeline, qwen_image_backbone, tmp
     with torch.no_grad():
         own, other = (
             b.encode_prompts(prompts(*TEXTS), ADA).context
-            for b in (load_backbone(tmp_path), qwen_image_backbone)
+            for b in (load_backbone(tmp_path), backbone)
         )
     assert torch.equal(own, other)
 
 
-def test_other_kinds_are_refused_in_words(pipeline, tiny, tmp_path) -> None:
+def test_other_kinds_are_refused_in_words(pipeline, backbone, tiny, tmp_path) -> None:
     folders = iter(map(str, range(9)))
 
     def refused(match: str, **changes) -> None:
@@ -376,20 +428,28 @@ def test_other_kinds_are_refused_in_words(pipeline, tiny, tmp_path) -> None:
         with pytest.raises(UnsupportedModelError, match=match):
             load_backbone(folder)
 
-    own = pipeline.transformer
-    refused("edits pictures", transformer=tiny.qwen_image(zero_cond_t=True))
-    refused("32 channels", transformer=tiny.qwen_image(in_channels=32))
-    refused("a text encoder 48", transformer=tiny.qwen_image(joint_attention_dim=64))
-    refused("kind qwen3", transformer=own, text_encoder=tiny.qwen())
+    own, make = pipeline.transformer, getattr(tiny, backbone.family)
+    refused("32 channels", transformer=make(in_channels=32))
+    if backbone.family == "qwen_image":
+        refused("edits pictures", transformer=make(zero_cond_t=True))
+        refused("a text encoder 48", transformer=make(joint_attention_dim=64))
+    else:
+        refused("reads 11 layers", transformer=make(num_text_layers=11))
+        refused("a text encoder 32", transformer=make(text_hidden_dim=64))
+        pipeline.register_to_config(text_encoder_select_layers=tuple(range(12)))
+        refused("reads other layers", transformer=own)
+        pipeline.register_to_config(text_encoder_select_layers=None)
+    width = backbone.text_encoders[next(iter(backbone.text_encoders))].config.hidden_size
+    refused("kind qwen3", transformer=own, text_encoder=tiny.qwen(hidden_size=width))
 
 
-def test_pictures_are_drawn_by_guidance_with_a_negative_prompt(qwen_image_backbone) -> None:
+def test_pictures_are_drawn_by_guidance_with_a_negative_prompt(backbone) -> None:
     few = SamplingSettings("ddim", steps=2, width=64, height=80)
-    image = sample(qwen_image_backbone, "a photo of a woman", settings=few)
+    image = sample(backbone, "a photo of a woman", settings=few)
     assert image.shape == (1, 3, 80, 64)
     negative = replace(few, negative="a style")
-    other = sample(qwen_image_backbone, "a photo of a woman", settings=negative)
+    other = sample(backbone, "a photo of a woman", settings=negative)
     assert not torch.equal(image, other)
-    assert few.scale("qwen_image") == 4
+    assert few.scale(backbone.family) == {"qwen_image": 4, "krea2": 5.5}[backbone.family]
     with pytest.raises(InputError, match="multiples of 16"):
-        sample(qwen_image_backbone, "a photo", settings=replace(few, height=72))
+        sample(backbone, "a photo", settings=replace(few, height=72))
