@@ -35,7 +35,7 @@ _READS = {
     ),
 }
 _READS_TEXT = ("_proj", "mlp.fc1")
-_OF_TEXT = ".text_fusion."  # layers of Krea 2's transformer that are as wide as its text
+_OF_TEXT = "text_fusion."  # layers of Krea 2's transformer that are as wide as its text
 
 # What programs write into a file's metadata, by how it starts.
 _STATED = (
@@ -138,7 +138,7 @@ def has_known_transformer(entries: Mapping[str, Any]) -> bool:
     """Whether a file's tensors are a LoRA for a transformer of a family's width."""
     widths = _FAMILIES["transformer"]
     for name, tensor in entries.items():
-        key = parse(name)
+        key = None if _OF_TEXT in name else parse(name)
         if key and key[::2] == ("transformer", "down") and key.layer.endswith(_READS[key.part]):
             return isinstance(tensor, Tensor) and tensor.shape[-1] in widths
     return False

@@ -48,7 +48,7 @@ _PREFIXES = {
     "": "unet",
 }
 # Where a key does not say which network: a UNet has its transformer blocks inside of its levels.
-_AT_THE_ROOT = ("transformer_blocks.", "single_transformer_blocks.", "layers.")
+_AT_THE_ROOT = ("transformer_blocks.", "single_transformer_blocks.", "layers.", "text_fusion.")
 _SUFFIX = re.compile(
     r"[._](?:lora(?:_linear_layer)?[._](?P<side>down|up|A|B)(?:\.default)?\.weight|(?P<alpha>alpha))"
 )

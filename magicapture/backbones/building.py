@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..errors import MagiCaptureError, StorageError, UnsupportedModelError
 from ..memory import refuse_large
 from ..weight_files import difference
 from .autoencoders import latent_channels, latent_scale
+from .parts import in_float32
 from .reading import errors_only
 from .support import QWEN_IMAGE, SUPPORTED, TRANSFORMERS
 
@@ -82,7 +84,8 @@ def build_transformer(
     if name == QWEN_IMAGE:  # what turns its places is in no file
         rope = network.pos_embed
         network.pos_embed = type(rope)(rope.theta, rope.axes_dim, rope.scale_rope)
-    return fill(network, weights, dtype, f"The transformer of {source}")
+    whole = {name: torch.float32 for name in in_float32(network)}
+    return fill(network, weights, dtype, f"The transformer of {source}", whole)
 
 
 def build_vae(
@@ -197,17 +200,23 @@ def of_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def fill(
-    network: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype, what: str
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    what: str,
+    others: Mapping[str, torch.dtype] = MappingProxyType({}),
 ) -> nn.Module:
     """Give a network its weights, without a copy where they have the dtype already.
 
+    others: the dtypes of those that have one of their own, by name.
     Raises UnsupportedModelError for weights that are missing, unknown or of other shapes.
     """
     if wrong := difference(network, weights):
         raise UnsupportedModelError(
             f"{what} {wrong}. It is incomplete, or not one of {SUPPORTED}; fetch it again."
         )
-    network.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, assign=True)
+    cast = {name: value.to(others.get(name, dtype)) for name, value in weights.items()}
+    network.load_state_dict(cast, assign=True)
     return network
 
 

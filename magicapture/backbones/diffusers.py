@@ -17,6 +17,7 @@ from ..parts import Part, Parts
 from ..schedule import Schedule
 from ..tokens import Layout, Prompt, TokenVectors, filled_up, layout, splice
 from . import autoencoders
+from .parts import in_float32
 from .passes import PASSES, flux_pass, unet_pass
 from .support import family_of
 
@@ -259,6 +260,8 @@ class DiffusersBackbone:
             for part in self.modules.values():
                 part.eval().requires_grad_(False)
             left = {id(buffer) for part in self.modules.values() for buffer in part.buffers()}
+            own = dict(self._unet.named_parameters())
+            left |= {id(own[name]) for name in in_float32(self._unet)}
             if not self._facts.half_vae:
                 left |= {id(parameter) for parameter in self.vae.parameters()}
             for tensor in tensors:

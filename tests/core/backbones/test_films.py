@@ -387,6 +387,9 @@ def test_a_folder_in_pieces(pipeline, backbone, key, tmp_path) -> None:
     half = load_backbone(tmp_path, dtype=torch.bfloat16)
     assert half.text_encoders[key].rotary_emb.inv_freq.dtype == torch.float32
     assert half.dtype == torch.bfloat16
+    # As diffusers has it: Krea 2 adds 1 to its norms' weights.
+    norms = {p.dtype for name, p in half.unet.named_parameters() if "norm1" in name}
+    assert norms <= {torch.float32}
 
 
 @ONLY_QWEN
