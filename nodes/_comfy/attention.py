@@ -25,7 +25,7 @@ class TappedComfy(TappedUNet):
         Z-Image fills words and cells up to a multiple of places each.
         """
         seen = super()._picture(args, kwargs)
-        patch = getattr(self.module, "patch_size", None)
+        patch = getattr(self.module, "patch_size", getattr(self.module, "patch", None))
         if seen is None or patch is None:
             return seen
         context = args[2] if len(args) > 2 else kwargs["context"]

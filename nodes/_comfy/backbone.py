@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -41,7 +43,7 @@ from .scope import Part, gradients
 
 logger = logging.getLogger(__name__)
 
-_BLOCKS = (
+_BLOCKS: tuple[type, ...] = (
     BasicTransformerBlock,
     ResBlock,
     DoubleStreamBlock,
@@ -49,6 +51,8 @@ _BLOCKS = (
     JointTransformerBlock,
     QwenImageTransformerBlock,
 )
+if find_spec("comfy.ldm.krea2") is not None:  # of newer ComfyUIs
+    _BLOCKS += (import_module("comfy.ldm.krea2.model").SingleStreamBlock,)
 
 
 class ComfyBackbone:
@@ -138,7 +142,8 @@ class ComfyBackbone:
                 if family.encoder(key).template:
                     rows, _ = filled_up(rows, part.tokenizer.pad_token)  # which it masks by itself
                 encoded[key] = part.encoder.encode(rows)
-        context = torch.cat([encoded[key][0] for key in family.reads], dim=-1).to(self.device)
+        outputs = [_side_by_side(encoded[key][0]) for key in family.reads]
+        context = torch.cat(outputs, dim=-1).to(self.device)
         pooled = family.pooled
         extra = {} if pooled is None else {"pooled": encoded[pooled][1].to(self.device)}
         lines = layouts[family.reads[0]]
@@ -350,6 +355,11 @@ def _ordinary(latent_format: Any) -> Any:
         tensors = {n: v.clone() for n, v in vars(own).items() if isinstance(v, Tensor)}
     vars(own).update(tensors)
     return own
+
+
+def _side_by_side(output: Tensor) -> Tensor:
+    """What a text encoder made (B,L,D); of several layers, which ComfyUI stacks, side by side."""
+    return output if output.ndim == 3 else output.movedim(1, 2).flatten(2)
 
 
 def _spliced(line: Layout, vectors: TokenVectors, key: str) -> list[int | Tensor]:

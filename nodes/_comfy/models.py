@@ -21,7 +21,7 @@ from ...magicapture.schedule import DiscreteLevels, FlowLevels, Prediction, Sche
 
 SUPPORTED = (
     "Stable Diffusion 1.x, 2.x and XL (text to image, epsilon or v prediction), Flux.1, Qwen-Image "
-    f"and, from ComfyUI {FAMILIES['zimage'].comfyui} on, Z-Image"
+    f"and, from ComfyUI {FAMILIES['zimage'].comfyui} on, Z-Image and Krea 2"
 )
 
 # ComfyUI's name of a text encoder: its key in adapters and embedding files. Stable Diffusion 2's
@@ -33,9 +33,10 @@ ENCODERS = {
     "t5xxl": "t5xxl",
     "qwen3_4b": "qwen3_4b",
     "qwen25_7b": "qwen25_7b",
+    "qwen3vl_4b": "qwen3vl_4b",
 }
 
-_CONTEXT = ("context_dim", "context_in_dim", "cap_feat_dim")
+_CONTEXT = ("context_dim", "context_in_dim", "cap_feat_dim", "txtdim")
 """What networks call the width of the text that they read."""
 
 DISCRETE = {sampling.ModelSamplingDiscrete, sampling.EPS, sampling.V_PREDICTION, object}
@@ -79,6 +80,10 @@ def family_of(model: ModelPatcher) -> FamilyName:
         if _is_qwen_image(config) and network.in_channels == 4 * latent_channels(model):
             return "qwen_image"
         found = f"{type(config).__name__} that edits pictures or draws layers"
+    elif _is_krea2(config):
+        if network.channels == latent_channels(model):
+            return "krea2"
+        found = f"{type(config).__name__} with {network.channels} channels"
     raise _unsupported("model", found)
 
 
@@ -118,6 +123,13 @@ def _is_qwen_image(config: Any) -> bool:
     facts = config.unet_config
     plain = facts.get("default_ref_method", "index") == "index"
     return plain and not facts.get("use_additional_t_cond")
+
+
+def _is_krea2(config: Any) -> bool:
+    """Whether a MODEL is a Krea 2 that draws from a text alone."""
+    kind = getattr(supported, "Krea2", None)  # of newer ComfyUIs
+    plain = config.unet_config.get("default_ref_method") is None
+    return kind is not None and isinstance(config, kind) and plain
 
 
 def _is_doll(config: Any) -> bool:

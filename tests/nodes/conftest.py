@@ -387,6 +387,79 @@ def make_qwen_image_twin(model: Any) -> nn.Module:
     return theirs.eval()
 
 
+KREA2_TEXT = {**QWEN, "intermediate_size": 48, "num_hidden_layers": 36}
+KREA2 = {
+    "image_model": "krea2",
+    "features": 64,
+    "heads": 4,
+    "kvheads": 2,
+    "layers": 3,
+    "txtdim": QWEN_WIDTH,
+    "txtheads": 2,
+    "txtkvheads": 2,
+}
+
+
+def make_krea2(**changes: Any) -> Any:
+    """A MODEL of Krea 2's class over its own latents, which are a film's."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    class TinyKrea2(comfy.supported_models.Krea2):
+        pass
+
+    config = TinyKrea2({**KREA2, **changes})
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device=torch.device("cpu"))
+    fill(model.diffusion_model, std=0.15)
+    cpu = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def make_krea2_twin(model: Any) -> nn.Module:
+    """diffusers' Krea 2 with a MODEL's weights, by ComfyUI's own map of its linear layers."""
+    import comfy.utils
+    from diffusers import Krea2Transformer2DModel
+
+    config = model.model.model_config.unet_config
+    theirs = Krea2Transformer2DModel(
+        num_layers=config["layers"],
+        attention_head_dim=config["features"] // config["heads"],
+        num_attention_heads=config["heads"],
+        num_key_value_heads=config["kvheads"],
+        intermediate_size=256,
+        text_hidden_dim=config["txtdim"],
+        text_num_attention_heads=config["txtheads"],
+        text_num_key_value_heads=config["txtkvheads"],
+        text_intermediate_size=128,
+        axes_dims_rope=(4, 6, 6),
+    )
+    own = model.model.diffusion_model.state_dict()
+    linear = comfy.utils.krea2_to_diffusers(config)
+    norms = {"attn.norm_q.weight": "attn.qknorm.qnorm.scale"}
+    norms |= {"attn.norm_k.weight": "attn.qknorm.knorm.scale"}
+    norms |= {"norm1.weight": "prenorm.scale", "norm2.weight": "postnorm.scale"}
+    norms |= {"scale_shift_table": "mod.lin"}
+    others = {"final_layer.norm.weight": "last.norm.scale", "txt_in.norm.weight": "txtmlp.0.scale"}
+    others |= {"final_layer.scale_shift_table": "last.modulation.lin"}
+
+    def named(name: str) -> str:
+        layer, _, kind = name.rpartition(".")
+        if f"{layer}.weight" in linear:
+            return linear[f"{layer}.weight"].removesuffix("weight") + kind
+        if name in others:
+            return others[name]
+        block, ending = next((name.removesuffix(e), e) for e in norms if name.endswith(f".{e}"))
+        block = block.replace("transformer_blocks.", "blocks.").replace("text_fusion", "txtfusion")
+        return block + norms[ending]
+
+    theirs.load_state_dict(
+        {n: own[named(n)].clone().view(v.shape) for n, v in theirs.state_dict().items()}
+    )
+    return theirs.eval()
+
+
 def make_film_vae() -> Any:
     """A VAE in Wan's form, of a twelfth of its width."""
     import comfy.ldm.wan.vae as wan
@@ -427,7 +500,7 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
     from comfy.text_encoders import qwen_vl
 
     names = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL", "flux1": "Flux", "zimage": "ZImage"}
-    names["qwen_image"] = "QwenImage"
+    names |= {"qwen_image": "QwenImage", "krea2": "Krea2"}
     kind = getattr(comfy.supported_models, names[family])
     target = kind({"image_model": "flux"} if family == "flux1" else {}).clip_target({})
     widths = {
@@ -437,6 +510,7 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
         "flux1": {"clip_l": WIDTH, "t5xxl": T5_WIDTH},
         "zimage": {"qwen3_4b": QWEN_WIDTH},
         "qwen_image": {"qwen25_7b": QWEN_VL_WIDTH},
+        "krea2": {"qwen3vl_4b": QWEN_WIDTH},
     }[family]
     tokenizer, narrow = _tokenizer(target.tokenizer, folder), {}
     for name, width in widths.items():
@@ -455,6 +529,7 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
             "num_layers": 2,
         }
     narrow |= {"qwen3_4b_model_config": QWEN, "qwen25_7b_model_config": QWEN_VL}
+    narrow |= {"qwen3vl_4b_model_config": KREA2_TEXT}
     target.tokenizer = lambda **_: tokenizer
     with pytest.MonkeyPatch.context() as patch:
         # A Qwen2.5-VL's eyes, which read no words: not a billion weights of them.
@@ -463,6 +538,10 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
             "Qwen2VLVisionTransformer",
             partial(_small_eyes, qwen_vl.Qwen2VLVisionTransformer),
         )
+        if family == "krea2":
+            eyes = {"hidden_size": 64, "intermediate_size": 16, "depth": 1}
+            known = importlib.import_module("comfy.text_encoders.qwen3vl").QWEN3VL_VISION
+            patch.setitem(known, "qwen3vl_4b", {**eyes, "deepstack_visual_indexes": []})
         clip = comfy.sd.CLIP(
             target,
             embedding_directory=[str(folder)],
@@ -526,6 +605,9 @@ def make(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNames
         zimage_twin=make_zimage_twin,
         qwen_image=inferring(make_qwen_image),
         qwen_image_twin=make_qwen_image_twin,
+        krea2=inferring(make_krea2),
+        krea2_twin=make_krea2_twin,
+        krea2_text=KREA2_TEXT,
         film_vae=inferring(make_film_vae),
         film_vae_twin=make_film_vae_twin,
         qwen=QWEN,
@@ -590,6 +672,16 @@ def tiny_zimage(make: SimpleNamespace) -> Tiny:
 def tiny_qwen_image(make: SimpleNamespace) -> Tiny:
     """A tiny Qwen-Image: Qwen2.5-VL for the words, which stand before the picture; one a module."""
     return Tiny(make.qwen_image(), make.clip("qwen_image"), make.film_vae())
+
+
+@pytest.fixture(scope="module")
+def tiny_krea2(make: SimpleNamespace) -> Tiny:
+    """A tiny Krea 2, which reads twelve layers of Qwen3-VL; skipped where none is."""
+    import comfy.supported_models
+
+    if not hasattr(comfy.supported_models, "Krea2"):
+        pytest.skip("this ComfyUI has no Krea 2")
+    return Tiny(make.krea2(), make.clip("krea2"), make.film_vae())
 
 
 @pytest.fixture

@@ -272,7 +272,7 @@ def test_lumina_is_refused_and_what_z_image_needs_is_said(pack, make, tiny) -> N
     lumina = make.zimage("Lumina2")
     with pytest.raises(
         pack("magicapture.errors").UnsupportedModelError,
-        match=r"from ComfyUI 0\.33\.0 on, Z-Image",
+        match=r"from ComfyUI 0\.33\.0 on, Z-Image and Krea 2",
     ):
         pack.comfy.ComfyBackbone(lumina, tiny.clip, tiny.vae)
 
