@@ -32,7 +32,8 @@ def downscale(vae: Any) -> int:
 def require_same_latents(vae: Any, decoder: Any) -> None:
     """Raise InputError for a small decoder over other latents than the VAE's."""
     expected, found = (
-        f"{latent_channels(model.config)} channels, {downscale(model)} pixels a cell"
+        f"{latent_channels(model.config)} channels, {downscale(model)} pixels a cell, of "
+        f"{'films' if _of_frames(model) else 'pictures'}"
         for model in (vae, decoder)
     )
     if expected != found:

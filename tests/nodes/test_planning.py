@@ -8,15 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-TINY = [
-    "tiny",
-    "tiny_xl",
-    "tiny_flux",
-    "tiny_flux1",
-    "tiny_zimage",
-    "tiny_qwen_image",
-    "tiny_krea2",
-]
+TINY = ["tiny", "tiny_xl", "tiny_flux", "tiny_flux1", "tiny_zimage"]
 SIDE = 128
 
 

@@ -436,6 +436,11 @@ def test_other_kinds_are_refused_in_words(pipeline, backbone, tiny, tmp_path) ->
     if backbone.family == "qwen_image":
         refused("edits pictures", transformer=make(zero_cond_t=True))
         refused("a text encoder 48", transformer=make(joint_attention_dim=64))
+        index = tmp_path / "0" / "model_index.json"
+        told = json.loads(index.read_text())
+        index.write_text(json.dumps({**told, "processor": ["transformers", "Qwen2VLProcessor"]}))
+        with pytest.raises(UnsupportedModelError, match="a model that edits pictures"):
+            load_backbone(tmp_path / "0")
     else:
         refused("reads 11 layers", transformer=make(num_text_layers=11))
         refused("a text encoder 32", transformer=make(text_hidden_dim=64))
