@@ -122,7 +122,8 @@ class DiffusersBackbone:
         lines = layouts[self._facts.reads[0]]
         if self._facts.encoder(self._facts.reads[0]).template:
             extra["length"] = torch.tensor([len(line.read) for line in lines], device=self.device)
-        context = context[:, max(line.head for line in lines) :]  # the same in every row
+        if head := lines[0].head:  # the same in every row
+            context = context[:, head:]
         return Conditioning(context, extra, [line.columns for line in lines])
 
     def _read(self, key: str, encoded: Any) -> Tensor:
