@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-FamilyName = Literal["sd1", "sd2", "sdxl", "flux1", "zimage", "doll_flux"]
+FamilyName = Literal["sd1", "sd2", "sdxl", "flux1", "zimage", "qwen_image", "krea2", "doll_flux"]
 NetworkName = Literal["unet", "transformer"]
 """What diffusers calls the network that predicts; a transformer's attention is joint."""
 
@@ -24,7 +24,9 @@ class Encoder:
     whether its vectors are of another size than CLIP's, so that they learn at a rate in proportion.
     lora: whether a LoRA may be trained in it. learns: whether a token's vectors may; else a concept
     is spelled there by its phrase. template: of a language model, the words around a text, which
-    it reads as long as it is.
+    it reads as long as it is. headless: whether the context begins with the text, without the
+    template's words before it. layers: whose outputs the context has side by side, 0 being the
+    vectors themselves; none: the last one's alone.
     """
 
     key: str
@@ -36,6 +38,8 @@ class Encoder:
     lora: bool = True
     learns: bool = True
     template: str | None = None
+    headless: bool = False
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,10 @@ class Family:
     title: for users. encoders: in the order of their LoRAs' numbers in kohya's files. resolution:
     of training pictures, in pixels a side, where a recipe names none. base_version, architecture:
     what kohya's tools and the model metadata standard call it. decoder: the tiny one's name.
-    comfyui: the first version that has it. penultimate: the context is the encoders' last layer
-    but one. pooled: the encoder whose pooled output is told beside it, with the picture's size.
+    taesd: whether that is laid out as TAESD; else ComfyUI alone reads it. comfyui: the first
+    version that has the family. clip_type: what Load CLIP there calls it. penultimate: the context
+    is the encoders' last layer but one. pooled: the encoder whose pooled output is told beside it,
+    with the picture's size.
     half_vae: whether the VAE may compute in float16. magicface: whether MagicFace works on it.
     network: what the network that predicts is called, in LoRA files as well. hidden: width of a
     transformer's tokens, by which LoRAs of other programs are told. guidance: while drawing, where
@@ -61,7 +67,9 @@ class Family:
     base_version: str
     architecture: str
     decoder: str
+    taesd: bool = True
     comfyui: str = "0.3.64"
+    clip_type: str = ""
     penultimate: bool = False
     pooled: str | None = None
     half_vae: bool = True
@@ -97,7 +105,7 @@ class Family:
     @property
     def context(self) -> int:
         """Width of what the network reads of the prompt: the encoders' outputs side by side."""
-        return sum(encoder.width for encoder in self.encoders if encoder.columns)
+        return sum(e.width * max(1, len(e.layers)) for e in self.encoders if e.columns)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -111,6 +119,13 @@ class Family:
         """One of the text encoders."""
         return next(encoder for encoder in self.encoders if encoder.key == key)
 
+
+_DESCRIBE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
+    "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+"""How Qwen-Image's and Krea 2's text encoders are asked; 34 tokens stand before the text."""
 
 FAMILIES: Mapping[str, Family] = {
     "sd1": Family(
@@ -176,6 +191,7 @@ FAMILIES: Mapping[str, Family] = {
         architecture="z-image",
         decoder="taef1",
         comfyui="0.33.0",
+        clip_type="lumina2",
         penultimate=True,
         magicface=False,
         network="transformer",
@@ -183,6 +199,60 @@ FAMILIES: Mapping[str, Family] = {
         guidance=4.0,
         cell=16,
         advice="Train on the base, draw with Turbo.",
+    ),
+    "qwen_image": Family(
+        "Qwen-Image",
+        (
+            Encoder(
+                "qwen25_7b",
+                3584,
+                length=1058,
+                lora=False,
+                learns=False,
+                template=_DESCRIBE,
+                headless=True,
+            ),
+        ),
+        resolution=512,
+        base_version="qwen_image",
+        architecture="qwen-image",
+        decoder="lighttaew2_1",
+        taesd=False,
+        clip_type="qwen_image",
+        magicface=False,
+        network="transformer",
+        hidden=3072,
+        guidance=4.0,
+        cell=16,
+        advice="Train on Qwen-Image itself, draw with a Lightning LoRA if you like.",
+    ),
+    "krea2": Family(
+        "Krea 2",
+        (
+            Encoder(
+                "qwen3vl_4b",
+                2560,
+                length=546,
+                lora=False,
+                learns=False,
+                template=_DESCRIBE,
+                headless=True,
+                layers=(2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35),
+            ),
+        ),
+        resolution=512,
+        base_version="krea2",
+        architecture="krea-2",
+        decoder="lighttaew2_1",
+        taesd=False,
+        comfyui="0.33.0",
+        clip_type="krea2",
+        magicface=False,
+        network="transformer",
+        hidden=6144,
+        guidance=5.5,
+        cell=16,
+        advice="Train on the base (Raw), draw with Turbo.",
     ),
     "doll_flux": Family(
         "the paperdoll transformer",
@@ -223,7 +293,7 @@ def table() -> str:
                 f"{family.resolution} px",
                 "yes",
                 "yes" if family.magicface else "no",
-                family.decoder,
+                family.decoder if family.taesd else f"{family.decoder} (ComfyUI)",
                 f"{family.comfyui} and newer",
             )
         )

@@ -48,7 +48,7 @@ class SamplingSettings(Checked):
         "How much further to go from the negative prompt towards the prompt; 1 leaves the negative "
         "prompt out. Models that guidance is distilled in (Flux.1 dev) are told it, and have no "
         "negative prompt. Empty is what the base model was made for: 7 for Stable Diffusion, 3.5 "
-        "for Flux.1, 4 for Z-Image.",
+        "for Flux.1, 4 for Z-Image and Qwen-Image, 5.5 for Krea 2.",
         low=1,
         high=30,
         paper=7.5,
@@ -70,8 +70,8 @@ class SamplingSettings(Checked):
     width: int | None = setting(
         None,
         "Width in pixels, a multiple of 8; empty is what the base model was made for: 512 for "
-        "Stable Diffusion 1.x and 2.x, 1024 for XL, 512 for Flux.1 and Z-Image, which take "
-        "multiples of 16.",
+        "Stable Diffusion 1.x and 2.x, 1024 for XL, 512 for Flux.1, Z-Image, Qwen-Image and "
+        "Krea 2, which take multiples of 16.",
         low=64,
         high=4096,
         multiple=8,

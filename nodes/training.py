@@ -47,9 +47,10 @@ class MagiCaptureTrain(Node):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="Stable Diffusion 1.x, 2.x or XL, Flux.1 or Z-Image. Left as it is. "
-                    "Train on a base model or a full fine-tune of it; Turbo, Lightning and LCM "
-                    "models are for drawing, and take the adapter of their base.",
+                    tooltip="Stable Diffusion 1.x, 2.x or XL, Flux.1, Z-Image, Qwen-Image or "
+                    "Krea 2. Left as it is. Train on a base model or a full fine-tune of it; "
+                    "Turbo, Lightning and LCM models are for drawing, and take the adapter of "
+                    "their base.",
                 ),
                 io.Clip.Input("clip"),
                 io.Vae.Input("vae"),
@@ -69,8 +70,9 @@ class MagiCaptureTrain(Node):
                 io.Vae.Input(
                     "fast_decoder",
                     optional=True,
-                    tooltip="A TAESD for the base model (Load VAE: taesd; taesdxl, taef1, which "
-                    "saves gigabytes). The identity loss and the previews then cost much less.",
+                    tooltip="A TAESD for the base model (Load VAE: taesd; taesdxl, taef1 or "
+                    "lighttaew2_1, which save gigabytes). The identity loss and the previews then "
+                    "cost much less.",
                 ),
                 io.Int.Input(
                     "training_seed",  # not "seed": the frontend would draw a new one each time

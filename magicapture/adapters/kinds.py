@@ -55,5 +55,6 @@ def refuse_others(entries: Mapping[str, Any], path: Path, *, ours: bool = False)
         if found is not None:
             raise InputError(
                 f"{path} is {what}: it holds {found:.120}. Expected a LoRA of linear layers or an "
-                "embedding, for Stable Diffusion 1.x, 2.x or XL, for Flux.1 or for Z-Image."
+                "embedding, for Stable Diffusion 1.x, 2.x or XL, for Flux.1, Z-Image, Qwen-Image "
+                "or Krea 2."
             )

@@ -12,25 +12,26 @@ from torch import Tensor, nn
 from ..attention import TappedTorch, TappedUNet
 from ..backbone import Conditioning, distilled_guidance
 from ..digests import digest, tokenizer_digest
-from ..errors import InputError
 from ..families import FAMILIES, Family, FamilyName
 from ..parts import Part, Parts
 from ..schedule import Schedule
 from ..tokens import Layout, Prompt, TokenVectors, filled_up, layout, splice
-from .passes import flux_pass, unet_pass, zimage_pass
+from . import autoencoders
+from .parts import in_float32
+from .passes import PASSES, flux_pass, unet_pass
 from .support import family_of
 
 
 class DiffusersBackbone:
     """A latent diffusion model from its parts; fits `magicapture`'s Backbone.
 
-    unet: UNet2DConditionModel, FluxTransformer2DModel or ZImageTransformer2DModel. vae:
-    AutoencoderKL or AutoencoderTiny. text_encoders, tokenizers: CLIPTextModel and CLIPTokenizer by
-    the key "clip_l"; XL has a CLIPTextModelWithProjection beside it, "clip_g", and Flux.1 a
-    T5EncoderModel, "t5xxl"; Z-Image has a Qwen3Model alone, "qwen3_4b". decoder:
-    a second, smaller VAE over the same latents (TAESD), for losses and previews; see
-    `decode_fast`. The parts are used as they are, on their device and in their dtype. Raises
-    UnsupportedModelError for other models.
+    unet: UNet2DConditionModel or one of `TRANSFORMERS`. vae: one of `AUTOENCODERS`. text_encoders,
+    tokenizers: CLIPTextModel and CLIPTokenizer by the key "clip_l"; XL has a
+    CLIPTextModelWithProjection beside it, "clip_g", and Flux.1 a T5EncoderModel, "t5xxl"; Z-Image
+    has a Qwen3Model alone, "qwen3_4b"; Qwen-Image and Krea 2 have that half of a Qwen2.5-VL or
+    Qwen3-VL that reads words, "qwen25_7b" or "qwen3vl_4b". decoder: a second, smaller VAE over the
+    same latents (TAESD), for losses and previews; see `decode_fast`. The parts are used as they
+    are, on their device and in their dtype. Raises UnsupportedModelError for other models.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class DiffusersBackbone:
         decoder: Any = None,
     ) -> None:
         widths = [encoder.config.hidden_size for encoder in text_encoders.values()]
-        self.family: FamilyName = family_of(unet.config, vae.config, widths)
+        self.family: FamilyName = family_of(
+            {**unet.config, "_class_name": type(unet).__name__}, vae.config, widths
+        )
         self.schedule = schedule
-        self.latent_channels: int = vae.config.latent_channels
-        self.downscale = _downscale(vae)
+        self.latent_channels = autoencoders.latent_channels(vae.config)
+        self.downscale = autoencoders.downscale(vae)
         if decoder is not None:
-            _require_same_latents(vae, decoder)
+            autoencoders.require_same_latents(vae, decoder)
         self.vae = vae
         self.decoder = decoder
         self.tokenizers = tokenizers
@@ -70,7 +73,7 @@ class DiffusersBackbone:
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
-        """The text encoders by key, "clip_l", "clip_g", "t5xxl", "qwen3_4b"."""
+        """The text encoders by key, "clip_l", "clip_g", "t5xxl", "qwen25_7b" and so on."""
         return self._text_encoders
 
     @property
@@ -103,24 +106,32 @@ class DiffusersBackbone:
         The context (B,L,D) has the text encoder's dtype. Stable Diffusion XL's is both encoders'
         last layer but one, side by side; "pooled" (B,P) is the second's projected output. Flux.1's
         context is T5's output alone, and "pooled" is CLIP's. Z-Image's is Qwen's last layer but
-        one, of which each row has its own "length"; columns behind it mean nothing.
+        one, of which each row has its own "length"; columns behind it mean nothing. So has
+        Qwen-Image, whose context is the last layer's, of the text and what is behind it; Krea 2's
+        has twelve layers' side by side.
         """
         layouts = {
             key: [self.layout(key, prompt, vectors) for prompt in prompts]
             for key in self._text_encoders
         }
         encoded = {key: self._encoded(key, lines, vectors) for key, lines in layouts.items()}
-        read = [encoded[key] for key in self._facts.reads]
-        outputs = [
-            of.hidden_states[-2] if self._facts.penultimate else of.last_hidden_state for of in read
-        ]
+        outputs = [self._read(key, encoded[key]) for key in self._facts.reads]
         pooled = self._facts.pooled
         extra = {} if pooled is None else {"pooled": _pooled(encoded[pooled])}
         context = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
         lines = layouts[self._facts.reads[0]]
         if self._facts.encoder(self._facts.reads[0]).template:
-            extra["length"] = torch.tensor([len(line.ids) for line in lines], device=self.device)
+            extra["length"] = torch.tensor([len(line.read) for line in lines], device=self.device)
+        if head := lines[0].head:  # the same in every row
+            context = context[:, head:]
         return Conditioning(context, extra, [line.columns for line in lines])
+
+    def _read(self, key: str, encoded: Any) -> Tensor:
+        """What the context has of a text encoder's outputs (B,L,D)."""
+        if layers := self._facts.encoder(key).layers:
+            return torch.cat([encoded.hidden_states[layer] for layer in layers], dim=-1)
+        last: Tensor = encoded.last_hidden_state
+        return encoded.hidden_states[-2] if self._facts.penultimate else last
 
     def _encoded(self, key: str, layouts: Sequence[Layout], vectors: TokenVectors) -> Any:
         """What a text encoder of transformers returns."""
@@ -132,7 +143,8 @@ class DiffusersBackbone:
             told = {"attention_mask": torch.tensor(mask, device=self.device), "use_cache": False}
         ids = torch.tensor(rows, device=self.device)
         with _spliced(encoder, layouts, vectors, key):
-            return encoder(input_ids=ids, output_hidden_states=self._facts.penultimate, **told)
+            every = self._facts.penultimate or bool(self._facts.encoder(key).layers)
+            return encoder(input_ids=ids, output_hidden_states=every, **told)
 
     def layout(self, encoder: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
         """A prompt as one encoder sees it, with the places of the tokens."""
@@ -150,13 +162,22 @@ class DiffusersBackbone:
             pad = None
         length = facts.length or self._text_encoders[encoder].config.max_position_embeddings
         written = vectors.written(encoder)
-        return layout(prompt, written, word_ids, before=before, after=after, pad=pad, length=length)
+        return layout(
+            prompt,
+            written,
+            word_ids,
+            before=before,
+            after=after,
+            pad=pad,
+            length=length,
+            headless=facts.headless,
+        )
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own output for latents noised to t (B,), in the dtype of `noisy`."""
         given = self._unet, noisy, timesteps, conditioning, self.dtype
-        if self.family == "zimage":
-            return zimage_pass(*given).to(noisy.dtype)
+        if (own := PASSES.get(self.family)) is not None:
+            return own(*given).to(noisy.dtype)
         if self._facts.network == "transformer":
             told = distilled_guidance(conditioning, self._facts)
             return flux_pass(*given, told).to(noisy.dtype)
@@ -171,15 +192,11 @@ class DiffusersBackbone:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images to the mode of their latents (float32), without gradient."""
-        scale, shift = _latent_scale(self.vae)
-        weight = next(self.vae.parameters())
-        output = self.vae.encode((images * 2 - 1).to(weight))
-        latents = output.latents if hasattr(output, "latents") else output.latent_dist.mode()
-        return (latents.float() - shift) * scale
+        return autoencoders.encode(self.vae, images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images by the full VAE, differentiable and not clamped."""
-        return _decode(self.vae, latents)
+        return autoencoders.decode(self.vae, latents)
 
     @property
     def has_fast_decoder(self) -> bool:
@@ -188,7 +205,7 @@ class DiffusersBackbone:
 
     def decode_fast(self, latents: Tensor) -> Tensor:
         """`decode` by the small decoder where there is one; for losses and previews."""
-        return _decode(self.vae if self.decoder is None else self.decoder, latents)
+        return autoencoders.decode(self.vae if self.decoder is None else self.decoder, latents)
 
     def parts_of(self, module: nn.Module) -> Parts:
         """Each submodule as one whole part, by the name that diffusers' LoRA files give it.
@@ -208,11 +225,13 @@ class DiffusersBackbone:
             FluxSingleTransformerBlock,
             FluxTransformerBlock,
         )
+        from diffusers.models.transformers.transformer_krea2 import Krea2TransformerBlock
+        from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
         from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
         unets = BasicTransformerBlock, ResnetBlock2D
         joint = FluxTransformerBlock, FluxSingleTransformerBlock, ZImageTransformerBlock
-        kinds = (*unets, *joint)
+        kinds = (*unets, *joint, QwenImageTransformerBlock, Krea2TransformerBlock)
         for module in self._unet.modules():
             if isinstance(module, kinds):
                 yield module
@@ -242,6 +261,8 @@ class DiffusersBackbone:
             for part in self.modules.values():
                 part.eval().requires_grad_(False)
             left = {id(buffer) for part in self.modules.values() for buffer in part.buffers()}
+            own = dict(self._unet.named_parameters())
+            left |= {id(own[name]) for name in in_float32(self._unet)}
             if not self._facts.half_vae:
                 left |= {id(parameter) for parameter in self.vae.parameters()}
             for tensor in tensors:
@@ -279,31 +300,3 @@ def _word_table(encoder: Any) -> nn.Module:
     inner: Any = getattr(encoder, "encoder", None)
     table: nn.Module = getattr(inner, "embed_tokens", None) or encoder.get_input_embeddings()
     return table
-
-
-def _downscale(vae: Any) -> int:
-    return 2 ** (len(vae.config.block_out_channels) - 1)
-
-
-def _require_same_latents(vae: Any, decoder: Any) -> None:
-    expected, found = (
-        f"{model.config.latent_channels} channels, {_downscale(model)} pixels a cell"
-        for model in (vae, decoder)
-    )
-    if expected != found:
-        raise InputError(
-            f"The small decoder does not fit the model: its latents have {found}; the VAE's have "
-            f"{expected}. Use the TAESD of this model's family, or none."
-        )
-
-
-def _latent_scale(vae: Any) -> tuple[float, float]:
-    """Scale and shift between a VAE's own latents and those of the UNet: (z - shift) * scale."""
-    return vae.config.scaling_factor, getattr(vae.config, "shift_factor", None) or 0.0
-
-
-def _decode(vae: Any, latents: Tensor) -> Tensor:
-    scale, shift = _latent_scale(vae)
-    weight = next(vae.decoder.parameters())
-    image = vae.decode((latents / scale + shift).to(weight)).sample
-    return (image.float() + 1) / 2

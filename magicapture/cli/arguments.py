@@ -582,8 +582,8 @@ def _add_base(parser: argparse.ArgumentParser) -> None:
         "--base",
         required=True,
         metavar="PATH",
-        help="A Stable Diffusion 1.x, 2.x or XL file, or a diffusers folder (also of Flux.1 or "
-        "Z-Image).",
+        help="A Stable Diffusion 1.x, 2.x or XL file, or a diffusers folder (also of Flux.1, "
+        "Z-Image, Qwen-Image or Krea 2).",
     )
     option(
         base,

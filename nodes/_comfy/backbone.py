@@ -5,6 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -12,6 +15,7 @@ from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
 from comfy.ldm.lumina.model import JointTransformerBlock
 from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.ldm.qwen_image.model import QwenImageTransformerBlock
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
@@ -29,6 +33,7 @@ from .models import (
     downscale_of,
     family_of,
     latent_channels,
+    of_films,
     sampling_patches,
     schedule_of,
     text_parts_of,
@@ -38,13 +43,16 @@ from .scope import Part, gradients
 
 logger = logging.getLogger(__name__)
 
-_BLOCKS = (
+_BLOCKS: tuple[type, ...] = (
     BasicTransformerBlock,
     ResBlock,
     DoubleStreamBlock,
     SingleStreamBlock,
     JointTransformerBlock,
+    QwenImageTransformerBlock,
 )
+if find_spec("comfy.ldm.krea2") is not None:  # of newer ComfyUIs
+    _BLOCKS += (import_module("comfy.ldm.krea2.model").SingleStreamBlock,)
 
 
 class ComfyBackbone:
@@ -63,12 +71,13 @@ class ComfyBackbone:
         self.schedule = schedule_of(model)
         self._text = text_parts_of(clip, model)
         self.latent_channels = latent_channels(model)
-        autoencoder_of(vae, self.latent_channels)
+        autoencoder_of(vae, model)
         if decoder is not None:
-            autoencoder_of(decoder, self.latent_channels, "fast_decoder")
+            autoencoder_of(decoder, model, "fast_decoder")
         self.downscale = downscale_of(vae)
         self._model, self._clip, self._vae = model, clip, vae
         self._decoder = vae if decoder is None else decoder
+        self._format = _ordinary(model.model.latent_format)
         self._dtype = compute_dtype(model)
         if ignored := sampling_patches(model):
             logger.warning("Training leaves out what changes sampling: %s.", ", ".join(ignored))
@@ -120,7 +129,8 @@ class ComfyBackbone:
         """Encode prompts with the token vectors spliced in; gradients reach the vectors.
 
         The context (B,L,D) is float32 and equals what CLIPTextEncode makes of the same text with
-        `embedding:<name>`, clip skip included.
+        `embedding:<name>`, clip skip included, and without the template's words before the text
+        where it leaves them out.
         """
         layouts = {
             key: [self.layout(key, prompt, vectors) for prompt in prompts] for key in self._text
@@ -132,12 +142,14 @@ class ComfyBackbone:
                 if family.encoder(key).template:
                     rows, _ = filled_up(rows, part.tokenizer.pad_token)  # which it masks by itself
                 encoded[key] = part.encoder.encode(rows)
-        context = torch.cat([encoded[key][0] for key in family.reads], dim=-1).to(self.device)
+        outputs = [_side_by_side(encoded[key][0]) for key in family.reads]
+        context = torch.cat(outputs, dim=-1).to(self.device)
         pooled = family.pooled
         extra = {} if pooled is None else {"pooled": encoded[pooled][1].to(self.device)}
         lines = layouts[family.reads[0]]
         if family.encoder(family.reads[0]).template:
-            extra["length"] = torch.tensor([len(line.ids) for line in lines], device=self.device)
+            extra["length"] = torch.tensor([len(line.read) for line in lines], device=self.device)
+        context = context[:, max(line.head for line in lines) :]  # the same in every row
         return Conditioning(context, extra, [line.columns for line in lines])
 
     def layout(self, encoder: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
@@ -153,7 +165,16 @@ class ComfyBackbone:
             before, after = map(word_ids, facts.template.split("{}"))
             pad = None
         length, written = facts.length or tokenizer.max_length, vectors.written(encoder)
-        return layout(prompt, written, word_ids, before=before, after=after, pad=pad, length=length)
+        return layout(
+            prompt,
+            written,
+            word_ids,
+            before=before,
+            after=after,
+            pad=pad,
+            length=length,
+            headless=facts.headless,
+        )
 
     @contextmanager
     def _clip_skip(self, encoder: Any) -> Iterator[None]:
@@ -173,7 +194,8 @@ class ComfyBackbone:
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own output for latents noised to t (B,), in the dtype of `noisy`.
 
-        ComfyUI's Z-Image has no mask for words, so that rows of other lengths run apart.
+        ComfyUI's transformers have no mask for words that they all keep to, so that rows of other
+        lengths run apart.
         """
         if "length" not in conditioning.extra:
             return self._pass(noisy, timesteps, conditioning)
@@ -196,14 +218,14 @@ class ComfyBackbone:
         if rows is not None:
             told["num_tokens"] = conditioning.context.shape[1]
         output = self.unet(
-            noisy.to(self.device, self.dtype),
+            self._framed(noisy.to(self.device, self.dtype)),
             self._told(timesteps.to(self.device)).float(),
             context=conditioning.context.to(self.device, self.dtype),
             y=self._pooled(noisy, conditioning),
             transformer_options={OVERRIDE: _differentiable, ROWS: rows},
             **told,
         )
-        return output.to(noisy.dtype)
+        return self._unframed(output).to(noisy.dtype)
 
     def _pooled(self, noisy: Tensor, conditioning: Conditioning) -> Tensor | None:
         """What the network is told beside the context, as ComfyUI makes it of the pooled text.
@@ -237,11 +259,10 @@ class ComfyBackbone:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images to the mode of their latents (float32), one at a time, without gradient."""
-        latents = [
-            self._vae.first_stage_model.encode(self._for_vae(self._vae, image * 2 - 1)).float()
-            for image in images.split(1)
-        ]
-        return self._format.process_in(torch.cat(latents)).to(images.device)
+        pictures = self._framed(self._for_vae(self._vae, images * 2 - 1))
+        latents = [self._vae.first_stage_model.encode(one).float() for one in pictures.split(1)]
+        found = self._format.process_in(torch.cat(latents)).to(images.device)
+        return self._unframed(found)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images by the VAE, differentiable and not clamped."""
@@ -257,13 +278,16 @@ class ComfyBackbone:
         return self._decode(self._decoder, latents)
 
     def _decode(self, vae: Any, latents: Tensor) -> Tensor:
-        raw = self._for_vae(vae, self._format.process_out(latents.float()))
-        images = vae.first_stage_model.decode(raw).float()
+        raw = self._for_vae(vae, self._format.process_out(self._framed(latents.float())))
+        images = self._unframed(vae.first_stage_model.decode(raw)).float()
         return (images.to(latents.device) + 1) / 2
 
-    @property
-    def _format(self) -> Any:
-        return self._model.model.latent_format
+    def _framed(self, pictures: Tensor) -> Tensor:
+        """Pictures or latents (B,C,h,w) as the model has them: a film (B,C,1,h,w) where it can."""
+        return pictures[:, :, None] if of_films(self._model) else pictures
+
+    def _unframed(self, pictures: Tensor) -> Tensor:
+        return pictures[:, :, 0] if of_films(self._model) else pictures
 
     @staticmethod
     def _for_vae(vae: Any, tensor: Tensor) -> Tensor:
@@ -322,6 +346,20 @@ def unet_blocks(unet: nn.Module) -> Iterator[nn.Module]:
     for module in unet.modules():
         if isinstance(module, _BLOCKS):
             yield module
+
+
+def _ordinary(latent_format: Any) -> Any:
+    """A latent format whose tensors autograd can keep, also where a workflow has loaded it."""
+    own = copy(latent_format)
+    with torch.inference_mode(False):
+        tensors = {n: v.clone() for n, v in vars(own).items() if isinstance(v, Tensor)}
+    vars(own).update(tensors)
+    return own
+
+
+def _side_by_side(output: Tensor) -> Tensor:
+    """What a text encoder made (B,L,D); of several layers, which ComfyUI stacks, side by side."""
+    return output if output.ndim == 3 else output.movedim(1, 2).flatten(2)
 
 
 def _spliced(line: Layout, vectors: TokenVectors, key: str) -> list[int | Tensor]:

@@ -48,7 +48,7 @@ def last(backbone: Any, **changes: Any) -> StepCost:
         return rehearse(of, backbone).phases[0]
 
 
-@pytest.fixture(params=["backbone", "flux_backbone", "zimage_backbone"])
+@pytest.fixture(params=["backbone", "flux_backbone", "zimage_backbone", "qwen_image_backbone"])
 def any_backbone(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
