@@ -448,8 +448,7 @@ class Recipe(Checked):
     resolution: int | None = setting(
         None,
         "Side of the square training pictures, in pixels; empty is what the base model was made "
-        "for: 512 for Stable Diffusion 1.x and 2.x and for transformers such as Flux.1, 1024 for "
-        "XL.",
+        "for: 1024 for XL, 512 for all others.",
         low=64,
         high=2048,
     )

@@ -16,6 +16,8 @@ FamilyName = Literal[
     "flux1",
     "chroma",
     "zimage",
+    "qwen_image",
+    "krea2",
     "flux2_klein_4b",
     "flux2_klein_9b",
     "doll_flux",
@@ -39,8 +41,9 @@ class Encoder:
     lora: whether a LoRA may be trained in it. learns: whether a token's vectors may; else a concept
     is spelled there by its phrase. template: of a language model, the words around a text.
     own_length: a text is read as long as it is, not filled up to `length`; fillings: how many the
-    network sees behind it all the same, in diffusers. layers: of hidden states that the network
-    reads side by side; none: of one alone.
+    network sees behind it all the same, in diffusers. headless: whether the context begins with the
+    text, without the template's words before it. layers: whose outputs the context has side by
+    side, 0 being the vectors themselves; none: the last one's alone.
     """
 
     key: str
@@ -54,6 +57,7 @@ class Encoder:
     template: str | None = None
     own_length: bool = False
     fillings: int = 0
+    headless: bool = False
     layers: tuple[int, ...] = ()
 
 
@@ -64,9 +68,10 @@ class Family:
     title: for users. encoders: in the order of their LoRAs' numbers in kohya's files. resolution:
     of training pictures, in pixels a side, where a recipe names none. base_version, architecture:
     what kohya's tools and the model metadata standard call it. decoder: the tiny one's name.
-    comfyui: the first version that has it. clip_type: what its Load CLIP calls the text encoder's
-    type, where it must be told. penultimate: the context is the encoders' last layer
-    but one. pooled: the encoder whose pooled output is told beside it, with the picture's size.
+    taesd: whether that is laid out as TAESD; else ComfyUI alone reads it. comfyui: the first
+    version that has the family. clip_type: what Load CLIP there calls it. penultimate: the context
+    is the encoders' last layer but one. pooled: the encoder whose pooled output is told beside it,
+    with the picture's size.
     half_vae: whether the VAE may compute in float16. magicface: whether MagicFace works on it.
     network: what the network that predicts is called, in LoRA files as well. hidden: width of a
     transformer's tokens, by which LoRAs of other programs are told. guidance: while drawing, where
@@ -84,6 +89,7 @@ class Family:
     base_version: str
     architecture: str
     decoder: str
+    taesd: bool = True
     comfyui: str = OLDEST
     clip_type: str = ""
     penultimate: bool = False
@@ -139,6 +145,14 @@ class Family:
         return next(encoder for encoder in self.encoders if encoder.key == key)
 
 
+_DESCRIBE = (
+    "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, "
+    "quantity, text, spatial relationships of the objects and background:<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+"""How Qwen-Image's and Krea 2's text encoders are asked; 34 tokens stand before the text."""
+
+
 def _qwen3(key: str, width: int) -> Encoder:
     """Qwen3 in front of a klein, which is told not to think, and of which three layers are read."""
     template = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -157,6 +171,7 @@ def _klein(size: str, encoder: Encoder, hidden: int) -> Family:
         base_version=name.replace("-", "_"),
         architecture=name,
         decoder="taef2",
+        taesd=False,
         comfyui="0.33.0",
         clip_type="flux2",
         magicface=False,
@@ -270,6 +285,62 @@ FAMILIES: Mapping[str, Family] = {
         cell=16,
         advice="Train on the base, draw with Turbo.",
     ),
+    "qwen_image": Family(
+        "Qwen-Image",
+        (
+            Encoder(
+                "qwen25_7b",
+                3584,
+                length=1058,
+                lora=False,
+                learns=False,
+                template=_DESCRIBE,
+                own_length=True,
+                headless=True,
+            ),
+        ),
+        resolution=512,
+        base_version="qwen_image",
+        architecture="qwen-image",
+        decoder="lighttaew2_1",
+        taesd=False,
+        clip_type="qwen_image",
+        magicface=False,
+        network="transformer",
+        hidden=3072,
+        guidance=4.0,
+        cell=16,
+        advice="Train on Qwen-Image itself, draw with a Lightning LoRA if you like.",
+    ),
+    "krea2": Family(
+        "Krea 2",
+        (
+            Encoder(
+                "qwen3vl_4b",
+                2560,
+                length=546,
+                lora=False,
+                learns=False,
+                template=_DESCRIBE,
+                own_length=True,
+                headless=True,
+                layers=(2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35),
+            ),
+        ),
+        resolution=512,
+        base_version="krea2",
+        architecture="krea-2",
+        decoder="lighttaew2_1",
+        taesd=False,
+        comfyui="0.33.0",
+        clip_type="krea2",
+        magicface=False,
+        network="transformer",
+        hidden=6144,
+        guidance=5.5,
+        cell=16,
+        advice="Train on the base (Raw), draw with Turbo.",
+    ),
     "flux2_klein_4b": _klein("4B", _qwen3("qwen3_4b", 2560), hidden=3072),
     "flux2_klein_9b": _klein("9B", _qwen3("qwen3_8b", 4096), hidden=4096),
     "doll_flux": Family(
@@ -327,7 +398,7 @@ def table() -> str:
                 f"{family.resolution} px",
                 "yes",
                 "yes" if family.magicface else "no",
-                family.decoder,
+                family.decoder if family.taesd else f"{family.decoder} (ComfyUI)",
                 f"{family.comfyui} and newer",
             )
         )

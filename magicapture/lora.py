@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 
 _ADAPTER = "magicapture"
 
-_PROJECTIONS = r"to_(q|k|v|out\.0)"
+_PROJECTIONS = r"to_(q|k|v|out\.0|gate)"
 _MLP = r"net\.(0\.proj|2)"
 # Joint attention: a double block has projections of its own for the words (add_...), in which
 # the picture's queries meet the words' keys and values; a single block has one set for both, as
-# has each layer of Z-Image. Flux.2's single blocks have one layer for projections and MLP.
+# has each layer of Z-Image, and each block of Krea 2, which diffusers names as a double one. One of
+# Flux.2's single blocks has one layer for projections and MLP.
 _DOUBLE, _SINGLE = r"transformer_blocks\.\d+", r"single_transformer_blocks\.\d+"
 _LAYER = r"layers\.\d+"
 _ONE_SET = rf"({_SINGLE}\.attn|{_LAYER}\.attention)"
@@ -51,11 +53,17 @@ _TARGETS: Mapping[NetworkName, Mapping[LoraTargets, str]] = {
         "cross": rf"{_DOUBLE}\.attn\.(to_q|add_(k|v)_proj)|{_ONE_SET}\.to_(q|k|v)|{_FUSED}",
         "cross_kv": rf"{_DOUBLE}\.attn\.add_(k|v)_proj|{_ONE_SET}\.to_(k|v)|{_FUSED}",
         "cross_and_self": _JOINT,
-        "all_linear": rf"{_JOINT}|{_DOUBLE}\.ff(_context)?\.({_MLP}|linear_(in|out))"
+        "all_linear": rf"{_JOINT}|{_DOUBLE}\.(ff(_context)?|(img|txt)_mlp)\.{_MLP}"
+        rf"|{_DOUBLE}\.ff(_context)?\.linear_(in|out)|{_DOUBLE}\.ff\.(gate|up|down)"
         rf"|{_SINGLE}\.(proj_(mlp|out)|attn\.to_out)"
         rf"|{_LAYER}\.feed_forward\.w(1|2|3)",
     },
 }
+_OF_WORDS = "add_k_proj"
+_OF_BOTH: Mapping[LoraTargets, str] = dict.fromkeys(
+    ("cross", "cross_kv"), rf"|{_DOUBLE}\.attn\.to_(k|v)"
+)
+"""Further layers where the words have no projections of their own."""
 _TEXT_TARGETS = r"self_attn\.(q|k|v|out)_proj"
 
 
@@ -95,7 +103,11 @@ def target_names(
     """
     families = [family for family in FAMILIES.values() if family.network == kind]
     what = families[0].network_title
-    return _linears(network, _TARGETS[kind][targets], what, families, called)
+    pattern, files = _TARGETS[kind][targets], (called or {}).values()
+    names = chain((name for name, _ in network.named_modules()), *files)
+    if kind == "transformer" and not any(name.endswith(_OF_WORDS) for name in names):
+        pattern += _OF_BOTH.get(targets, "")
+    return _linears(network, pattern, what, families, called)
 
 
 def text_target_names(encoder: nn.Module, unused: int = 0) -> list[str]:

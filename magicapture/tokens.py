@@ -255,13 +255,19 @@ class Layout:
     """A prompt as one text encoder sees it: `ids` (L), with the tokens' slots and columns.
 
     `slots` maps a position to (token name, vector's index); the id there is a filler to be
-    overwritten by the vector. `columns` are each token's positions, in order: its slots, or those
-    of the words that say it (`Phrase.forms`).
+    overwritten by the vector. `columns` are each token's columns of the context, in order: those of
+    its slots, or of the words that say it (`Phrase.forms`). The context lacks the first `head` ids.
     """
 
     ids: tuple[int, ...]
     slots: Mapping[int, tuple[str, int]]
     columns: Mapping[str, Sequence[int]]
+    head: int = 0
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """The ids of the context's columns."""
+        return self.ids[self.head :]
 
 
 def layout(
@@ -273,13 +279,15 @@ def layout(
     after: Sequence[int],
     pad: int | None,
     length: int,
+    headless: bool = False,
 ) -> Layout:
     """Lay a prompt out for one text encoder.
 
     written: each token by name, as so many vectors or as its phrase; word_ids: text -> ids of its
     words alone; before, after: the ids around them, such as CLIP's start and end; pad: the id that
-    fills what is left of `length`, 77 for CLIP; None leaves a text as long as it is. A prompt too
-    long loses its last words; raises InputError when a token would be among them.
+    fills what is left of `length`, 77 for CLIP; None leaves a text as long as it is. headless:
+    whether the context lacks `before`. A prompt too long loses its last words; raises InputError
+    when a token would be among them.
     """
     ids = [*before]
     last = length - len(after)  # from here on stands `after`
@@ -307,7 +315,9 @@ def layout(
         )
     ids = [*ids[:last], *after]
     padding = [] if pad is None else [pad] * (length - len(ids))
-    return Layout((*ids, *padding), slots, columns)
+    head = len(before) if headless else 0
+    columns = {name: [column - head for column in of] for name, of in columns.items()}
+    return Layout((*ids, *padding), slots, columns, head)
 
 
 def filled_up(

@@ -70,8 +70,9 @@ class MagiCaptureTrain(Node):
                 io.Vae.Input(
                     "fast_decoder",
                     optional=True,
-                    tooltip="A TAESD for the base model (Load VAE: taesd; taesdxl, taef1, which "
-                    "saves gigabytes). The identity loss and the previews then cost much less.",
+                    tooltip="A TAESD for the base model (Load VAE: taesd; taesdxl, taef1 or "
+                    "lighttaew2_1, which save gigabytes). The identity loss and the previews then "
+                    "cost much less.",
                 ),
                 io.Int.Input(
                     "training_seed",  # not "seed": the frontend would draw a new one each time

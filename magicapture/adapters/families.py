@@ -31,10 +31,11 @@ _READS = {
     "unet": ("attn2.to_k", "attn2.to_v"),
     "transformer": (
         *(".to_q", ".to_k", ".to_v", "_proj", "proj_mlp", "net.0.proj", "linear_in"),
-        *("feed_forward.w1", "feed_forward.w3"),
+        *("feed_forward.w1", "feed_forward.w3", ".to_gate", "ff.gate", "ff.up"),
     ),
 }
 _READS_TEXT = ("_proj", "mlp.fc1")
+_OF_TEXT = "text_fusion."  # layers of Krea 2's transformer that are as wide as its text
 
 # What programs write into a file's metadata, by how it starts.
 _STATED = (
@@ -54,15 +55,19 @@ _STATED = (
         for text in (family.base_version, family.architecture)
     ),
 )
-# Layers that families do not share; the first and last level of XL's UNet have no attention, and
-# Flux.2 alone has one layer for several of others'.
+_OF_FLUX2 = re.compile(r"transformer\..*\.(to_qkv_mlp_proj|linear_(in|out))")
+_KLEINS = {"flux2_klein_4b", "flux2_klein_9b"}
+# Layers that families do not share; the first and last level of XL's UNet have no attention, Flux
+# has 19 double blocks of Qwen-Image's 60, and Flux.2 alone has one layer for several of others'.
 _LAYERS = (
     (re.compile(r"unet\..*transformer_blocks\.[1-9]|unet\.up_blocks\.0\.attentions"), {"sdxl"}),
     (re.compile(r"unet\.(down_blocks\.0|up_blocks\.[23])\.attentions"), {"sd1", "sd2"}),
+    (_OF_FLUX2, _KLEINS),
     (
-        re.compile(r"transformer\..*\.(to_qkv_mlp_proj|linear_(in|out))"),
-        {"flux2_klein_4b", "flux2_klein_9b"},
+        re.compile(r"transformer\.transformer_blocks\.(19|[2-5]\d|\d+\.(img|txt)_(mlp|mod))\."),
+        {"qwen_image"},
     ),
+    (re.compile(r"transformer\.(single_)?transformer_blocks\."), {"flux1"}),
 )
 
 
@@ -126,7 +131,8 @@ def _widths(lora: Mapping[str, LoraWeights], tokens: Tokens) -> Iterator[tuple[s
     """Each width of text, and the part that reads or has it."""
     for key, weights in lora.items():
         part = key.partition(".")[0]
-        if part in _FAMILIES and key.endswith(_READS.get(part, _READS_TEXT)):
+        known = part in _FAMILIES and _OF_TEXT not in key
+        if known and key.endswith(_READS.get(part, _READS_TEXT)):
             yield part, weights.down.shape[1]
     for of in tokens.values():
         for encoder, vectors in of.items():
@@ -134,13 +140,18 @@ def _widths(lora: Mapping[str, LoraWeights], tokens: Tokens) -> Iterator[tuple[s
 
 
 def has_known_transformer(entries: Mapping[str, Any]) -> bool:
-    """Whether a file's tensors are a LoRA for a transformer of a family's width."""
-    widths = _FAMILIES["transformer"]
+    """Whether a file's tensors are a LoRA for a transformer of a family's width.
+
+    Flux.2's layers must be of a klein's: dev's are as wide as Krea 2's.
+    """
+    widths, found = _FAMILIES["transformer"], []
     for name, tensor in entries.items():
-        key = parse(name)
+        key = None if _OF_TEXT in name else parse(name)
         if key and key[::2] == ("transformer", "down") and key.layer.endswith(_READS[key.part]):
-            return isinstance(tensor, Tensor) and tensor.shape[-1] in widths
-    return False
+            families = widths.get(tensor.shape[-1], set()) if isinstance(tensor, Tensor) else set()
+            of_flux2 = _OF_FLUX2.match(f"transformer.{key.layer}")
+            found.append(families & _KLEINS if of_flux2 else families)
+    return bool(found) and all(found)
 
 
 def _expected(part: str) -> str:

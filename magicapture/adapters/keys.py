@@ -24,6 +24,10 @@ _WORDS = (
     *("to_add_out", "ff_context", "proj_mlp"),
     # Flux.2's.
     *("to_qkv_mlp_proj", "linear_in", "linear_out"),
+    # Qwen-Image's.
+    *("img_mlp", "txt_mlp", "img_mod", "txt_mod"),
+    # Krea 2's.
+    *("to_gate", "gate", "up", "down", "text_fusion", "layerwise_blocks", "refiner_blocks"),
     # Z-Image's.
     *("attention", "feed_forward", "w1", "w2", "w3", "noise_refiner", "context_refiner"),
 )
@@ -46,7 +50,7 @@ _PREFIXES = {
     "": "unet",
 }
 # Where a key does not say which network: a UNet has its transformer blocks inside of its levels.
-_AT_THE_ROOT = ("transformer_blocks.", "single_transformer_blocks.", "layers.")
+_AT_THE_ROOT = ("transformer_blocks.", "single_transformer_blocks.", "layers.", "text_fusion.")
 _SUFFIX = re.compile(
     r"[._](?:lora(?:_linear_layer)?[._](?P<side>down|up|A|B)(?:\.default)?\.weight|(?P<alpha>alpha))"
 )

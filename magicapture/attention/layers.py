@@ -1,6 +1,7 @@
 """The attention layers of a network by name, diffusers' or ComfyUI's, with or without a LoRA.
 
-In a transformer of joint attention (Flux, Z-Image) each layer is both cross- and self-attention.
+In a transformer of joint attention (Flux, Z-Image and others) each layer is both cross- and
+self-attention.
 ComfyUI's Flux has no layer of its own around it: there the block is the layer.
 """
 
@@ -16,11 +17,15 @@ _OF_WORDS = ("add_k_proj", "txt_attn")
 _BLOCKS = {"double_blocks": ("img_attn", "txt_attn"), "single_blocks": ("linear1", "linear2")}
 """ComfyUI's blocks around one joint attention, by their stack's name, and what they have."""
 _STACKS = {"transformer_blocks": "double_blocks", "single_transformer_blocks": "single_blocks"}
-"""Diffusers' names of the stacks, and the model's own, which ComfyUI keeps."""
+_STACKS |= {"blocks": "double_blocks"}
+"""Diffusers' names of the stacks, and the model's own, which ComfyUI keeps; Krea 2's blocks are
+named as others' first ones, since diffusers calls them so."""
 _PROJECTIONS = (("to_q", "to_k", "heads"), ("to_qkv_mlp_proj", "heads"))
 """What diffusers' layers have; one of Flux.2's single blocks has all its projections in one."""
-_IN_ONE, _FUSED = re.compile(r"layers\.\d+\.attention"), ("to_q", "qkv")
-"""Z-Image's layers, in which words and picture are one row; its refiners' see only one of both."""
+_IN_ONE = re.compile(r"layers\.\d+\.attention|(transformer_)?blocks\.\d+\.attn")
+_QUERIES = ("to_q", "qkv", "wq")
+"""Layers in which words and picture are one row, Z-Image's and Krea 2's; those of their refiners,
+which see only one of both, have longer names."""
 
 
 def cross_attentions(network: nn.Module) -> dict[str, nn.Module]:
@@ -38,7 +43,7 @@ def joint_attentions(network: nn.Module) -> dict[str, nn.Module]:
     return _attentions(network, "attn") or {
         name: module
         for name, module in network.named_modules()
-        if (_IN_ONE.fullmatch(name) and any(hasattr(module, part) for part in _FUSED))
+        if (_IN_ONE.fullmatch(name) and any(hasattr(module, part) for part in _QUERIES))
         or (
             (parts := _BLOCKS.get(name.rpartition(".")[0]))
             and all(hasattr(module, part) for part in parts)
@@ -77,15 +82,16 @@ def select(network: nn.Module, *, middle: bool = False) -> list[str]:
     """Names of the layers to look at for the prompt: those of `last_blocks`.
 
     In joint attention those of the blocks that keep words and picture apart (Flux's first, double
-    ones), where a prompt's columns still hold its words; where none do (Z-Image), those between
-    half and two thirds of the depth.
+    ones), where a prompt's columns still hold its words; where none do (Z-Image) or all
+    (Qwen-Image), those between half and two thirds of the depth.
     """
     if blocks := last_blocks(network, middle=middle):
         return [f"{block}.attn2" for block in blocks]
     layers = joint_attentions(network)
     apart = [n for n, of in layers.items() if any(getattr(of, part, None) for part in _OF_WORDS)]
     half = len(layers) // 2
-    return apart or list(layers)[half : max(half + 1, 2 * len(layers) // 3)]
+    middle_ones = list(layers)[half : max(half + 1, 2 * len(layers) // 3)]
+    return apart if 0 < len(apart) < len(layers) else middle_ones
 
 
 def select_own(network: nn.Module) -> list[str]:

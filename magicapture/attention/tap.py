@@ -267,8 +267,10 @@ class TappedUNet(ABC):
         """
 
     def _picture(self, args: Args, kwargs: Kwargs) -> Picture | None:
-        """What a stack of blocks is called with: of a UNet's features (B,C,h,w)."""
+        """What a stack of blocks is called with: of features (B,C,h,w), also as a film of one."""
         x = args[0] if args else kwargs.get("hidden_states", kwargs.get("x"))
+        if isinstance(x, Tensor) and x.ndim == 5 and x.shape[2] == 1:
+            x = x[:, :, 0]
         if not isinstance(x, Tensor) or x.ndim != 4:
             return None
         return Picture(len(x), (x.shape[2], x.shape[3]))
@@ -330,10 +332,11 @@ class TappedTorch(TappedUNet):
     """A network that calls PyTorch's fused attention itself, as diffusers' do."""
 
     def _picture(self, args: Args, kwargs: Kwargs) -> Picture | None:
-        """Of a UNet's features, of Flux's or of Z-Image's.
+        """Of a UNet's features, or of what a transformer is called with.
 
-        Flux's last place (0, row, column) tells the size. Z-Image gets a list of latents (C,1,h,w)
-        and one of texts (L,D); its words come behind the cells, both filled up to whole 32.
+        Flux's and Krea 2's last place (0, row, column) tells the size; Qwen-Image is told it.
+        Z-Image gets a list of latents (C,1,h,w) and one of texts (L,D); its words come behind the
+        cells, both filled up to whole 32.
         """
         if (texts := kwargs.get("cap_feats")) is not None:
             height, width = (cells // _PATCH for cells in kwargs["x"][0].shape[-2:])
@@ -341,11 +344,16 @@ class TappedTorch(TappedUNet):
             return Picture.joint(
                 len(texts), (height, width), longest, multiple=_MULTIPLE, words_first=False
             )
-        places, words = kwargs.get("img_ids"), kwargs.get("encoder_hidden_states")
-        if places is None or words is None:
+        words = kwargs.get("encoder_hidden_states")
+        places, sizes = kwargs.get("img_ids", kwargs.get("position_ids")), kwargs.get("img_shapes")
+        if words is None or (places is None and sizes is None):
             return super()._picture(args, kwargs)
-        _, row, column, *_ = places[-1].tolist()
-        picture = Picture.joint(len(words), (int(row) + 1, int(column) + 1), words.shape[1])
+        if sizes is not None:
+            ((_, height, width),) = sizes[0]
+        else:
+            assert places is not None
+            height, width = (int(last) + 1 for last in places[-1].tolist()[1:3])
+        picture = Picture.joint(len(words), (height, width), words.shape[1])
         return replace(picture, index=self._rows)
 
     def _begin(self, call: Call, args: Args, kwargs: Kwargs) -> tuple[Kwargs, Callable[[], None]]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 from ..errors import MagiCaptureError, StorageError, UnsupportedModelError
 from ..memory import refuse_large
 from ..weight_files import difference
+from .autoencoders import latent_channels, latent_scale
+from .parts import in_float32
 from .reading import errors_only
-from .support import SUPPORTED, TRANSFORMERS, refuse
+from .support import QWEN_IMAGE, SUPPORTED, TRANSFORMERS
 
 _COUNTS = (
     "layers_per_block",
@@ -31,6 +35,8 @@ _COUNTS = (
     "transformer_layers_per_block",
 )
 """Settings that say how much is built."""
+_QWENS = {"qwen3": "Qwen3", "qwen2_5_vl": "Qwen2_5_VLText", "qwen3_vl": "Qwen3VLText"}
+"""What reads words in transformers' kinds of Qwen."""
 _PROJECTION = "text_projection.weight"
 _TABLE = "shared.weight"
 
@@ -67,33 +73,41 @@ def build_unet(
 def build_transformer(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
 ) -> nn.Module:
-    """diffusers' transformer of the class that the config names; as `build_unet`."""
+    """One of diffusers' `TRANSFORMERS`, Flux where the config names none; as `build_unet`."""
     import diffusers
 
     name = config.get("_class_name")
-    if name not in TRANSFORMERS:
-        refuse(f"a diffusion transformer ({name!s:.60})")
-    network: Any = _empty(_diffusers(getattr(diffusers, name)), config, len(weights), source)
-    fill(network, weights, dtype, f"The transformer of {source}")
+    if "cap_feat_dim" in config:
+        name = "ZImageTransformer2DModel"
+    kind = getattr(diffusers, name if name in TRANSFORMERS else "FluxTransformer2DModel")
+    network: Any = _empty(_diffusers(kind), config, len(weights), source)
+    if name == QWEN_IMAGE:  # what turns its places is in no file
+        rope = network.pos_embed
+        network.pos_embed = type(rope)(rope.theta, rope.axes_dim, rope.scale_rope)
     told: Any = getattr(network, "time_text_embed", None)
-    if hasattr(told, "mod_proj"):  # Chroma's numbers of its modulations are in no file
+    if hasattr(told, "mod_proj"):  # nor are Chroma's numbers of its modulations
         channels = network.config.approximator_num_channels // 4
         network.time_text_embed = type(told)(channels, len(told.mod_proj))
-    return network
+    whole = {name: torch.float32 for name in in_float32(network)}
+    return fill(network, weights, dtype, f"The transformer of {source}", whole)
 
 
 def build_vae(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
 ) -> nn.Module:
-    """diffusers' VAE of the class that `_class_name` is; as `build_unet`."""
+    """One of diffusers' `AUTOENCODERS`, whichever `_class_name` is; as `build_unet`."""
     import diffusers
 
     kind = getattr(diffusers, config["_class_name"])
     network: Any = _empty(_diffusers(kind), config, len(weights), source)
+    filled = fill(network, weights, dtype, f"The VAE of {source}")
     with understood(source):
-        if not 0 < network.config.get("scaling_factor", 1) < float("inf"):
+        scale, _ = (torch.as_tensor(of).flatten() for of in latent_scale(network))
+        if not (scale.isfinite() & (scale > 0)).all():
             raise ValueError("scaling_factor")
-    return fill(network, weights, dtype, f"The VAE of {source}")
+        if len(scale) not in (1, latent_channels(network.config)):
+            raise ValueError("latents_std")
+    return filled
 
 
 def build_text_encoder(
@@ -156,41 +170,57 @@ def build_t5(
     return network  # type: ignore[no-any-return]
 
 
-def build_qwen3(
+def build_qwen(
     config: Mapping[str, Any], weights: Mapping[str, Tensor], dtype: torch.dtype, source: Path
 ) -> nn.Module:
-    """Qwen3 without its head; as `build_unet`, but names may start with "model." or not."""
+    """A Qwen without its head, and of one that sees the half that reads words.
+
+    As `build_unet`, but names may start with "model.", "language_model." and so on, or not.
+    """
     import transformers
 
-    settings: list[Any] = []
+    kind, settings = _QWENS[config["model_type"]], []
 
     def make(config: Mapping[str, Any]) -> nn.Module:
-        settings.append(transformers.Qwen3Config.from_dict(dict(config)))
-        return transformers.Qwen3Model(settings[0])
+        settings.append(getattr(transformers, f"{kind}Config").from_dict(dict(config)))
+        made: nn.Module = getattr(transformers, f"{kind}Model")(settings[0])
+        return made
 
-    network: Any = _empty(make, config, len(weights), source)
+    network: Any = _empty(make, of_words(config), len(weights), source)
     own = {
-        name.removeprefix("model."): value
+        re.sub(r"^(model\.)?(language_model\.)?(model\.)?", "", name): value
         for name, value in weights.items()
-        if name != "lm_head.weight"
+        if name != "lm_head.weight" and not name.startswith(("visual.", "model.visual."))
     }
     fill(network, own, dtype, f"The text encoder of {source}")
     network.rotary_emb = type(network.rotary_emb)(settings[0])  # its frequencies are in no file
     return network  # type: ignore[no-any-return]
 
 
+def of_words(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A text encoder's config; of one that also sees pictures the part about words."""
+    words: Mapping[str, Any] = config.get("text_config") or config  # older files have no parts
+    return words
+
+
 def fill(
-    network: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype, what: str
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    what: str,
+    others: Mapping[str, torch.dtype] = MappingProxyType({}),
 ) -> nn.Module:
     """Give a network its weights, without a copy where they have the dtype already.
 
+    others: the dtypes of those that have one of their own, by name.
     Raises UnsupportedModelError for weights that are missing, unknown or of other shapes.
     """
     if wrong := difference(network, weights):
         raise UnsupportedModelError(
             f"{what} {wrong}. It is incomplete, or not one of {SUPPORTED}; fetch it again."
         )
-    network.load_state_dict({name: value.to(dtype) for name, value in weights.items()}, assign=True)
+    cast = {name: value.to(others.get(name, dtype)) for name, value in weights.items()}
+    network.load_state_dict(cast, assign=True)
     return network
 
 

@@ -16,7 +16,8 @@ from ..families import FAMILIES, Family, FamilyName
 from ..parts import Part, Parts
 from ..schedule import Schedule
 from ..tokens import Layout, Prompt, TokenVectors, filled_up, layout, splice
-from . import latents as between
+from . import autoencoders
+from .parts import in_float32
 from .passes import PASSES, flux_pass, unet_pass
 from .support import family_of
 
@@ -27,13 +28,14 @@ _STACKS = ("transformer_blocks", "single_transformer_blocks")
 class DiffusersBackbone:
     """A latent diffusion model from its parts; fits `magicapture`'s Backbone.
 
-    unet: UNet2DConditionModel, or the transformer of Flux.1, Chroma, Flux.2 or Z-Image. vae:
-    AutoencoderKL, Flux.2's, or AutoencoderTiny. text_encoders, tokenizers: CLIPTextModel and
-    CLIPTokenizer by the key "clip_l"; XL has a CLIPTextModelWithProjection beside it, "clip_g", and
-    Flux.1 a T5EncoderModel, "t5xxl", which Chroma has alone; Z-Image and klein have a Qwen3Model,
-    "qwen3_4b" or "qwen3_8b". decoder: a second, smaller VAE over the same latents (TAESD), for
-    losses and previews; see `decode_fast`. The parts are used as they are, on their device and in
-    their dtype. Raises UnsupportedModelError for other models.
+    unet: UNet2DConditionModel or one of `TRANSFORMERS`. vae: one of `AUTOENCODERS`. text_encoders,
+    tokenizers: CLIPTextModel and CLIPTokenizer by the key "clip_l"; XL has a
+    CLIPTextModelWithProjection beside it, "clip_g", and Flux.1 a T5EncoderModel, "t5xxl", which
+    Chroma has alone; Z-Image and klein have a Qwen3Model, "qwen3_4b" or "qwen3_8b"; Qwen-Image and
+    Krea 2 have that half of a Qwen2.5-VL or Qwen3-VL that reads words, "qwen25_7b" or "qwen3vl_4b".
+    decoder: a second, smaller VAE over the same latents (TAESD), for losses and previews; see
+    `decode_fast`. The parts are used as they are, on their device and in their dtype. Raises
+    UnsupportedModelError for other models.
     """
 
     def __init__(
@@ -46,12 +48,14 @@ class DiffusersBackbone:
         decoder: Any = None,
     ) -> None:
         widths = [encoder.config.hidden_size for encoder in text_encoders.values()]
-        self.family: FamilyName = family_of(unet.config, vae.config, widths)
+        self.family: FamilyName = family_of(
+            {**unet.config, "_class_name": type(unet).__name__}, vae.config, widths
+        )
         self.schedule = schedule
-        self.latent_channels = between.latent_channels(vae)
-        self.downscale = between.downscale(vae)
+        self.latent_channels = autoencoders.latent_channels(vae.config)
+        self.downscale = autoencoders.downscale(vae)
         if decoder is not None:
-            between.require_same_latents(vae, decoder)
+            autoencoders.require_same_latents(vae, decoder)
         self.vae = vae
         self.decoder = decoder
         self.tokenizers = tokenizers
@@ -73,7 +77,7 @@ class DiffusersBackbone:
 
     @property
     def text_encoders(self) -> Mapping[str, nn.Module]:
-        """The text encoders by key, "clip_l", "clip_g", "t5xxl", "qwen3_4b"."""
+        """The text encoders by key, "clip_l", "clip_g", "t5xxl", "qwen25_7b" and so on."""
         return self._text_encoders
 
     @property
@@ -106,8 +110,9 @@ class DiffusersBackbone:
         The context (B,L,D) has the text encoder's dtype. Stable Diffusion XL's is both encoders'
         last layer but one, side by side; "pooled" (B,P) is the second's projected output. Flux.1's
         context is T5's output alone, and "pooled" is CLIP's. Z-Image's is Qwen's last layer but
-        one, klein's three of its layers side by side. Where texts are as long as they are (Z-Image,
-        Chroma), each row has its own "length"; columns behind it mean nothing.
+        one, klein's and Krea 2's several of its layers side by side. Where texts are as long as
+        they are (Z-Image, Chroma, Qwen-Image, Krea 2), each row has its own "length"; columns
+        behind it mean nothing. Qwen-Image's and Krea 2's begin with the text.
         """
         layouts = {
             key: [self.layout(key, prompt, vectors) for prompt in prompts]
@@ -120,9 +125,18 @@ class DiffusersBackbone:
         context = torch.cat(outputs, dim=-1) if len(outputs) > 1 else outputs[0]
         lines = layouts[self._facts.reads[0]]
         if (first := self._facts.encoder(self._facts.reads[0])).own_length:
-            lengths = [len(line.ids) + first.fillings for line in lines]
+            lengths = [len(line.read) + first.fillings for line in lines]
             extra["length"] = torch.tensor(lengths, device=self.device)
+        if head := lines[0].head:  # the same in every row
+            context = context[:, head:]
         return Conditioning(context, extra, [line.columns for line in lines])
+
+    def _read(self, key: str, encoded: Any) -> Tensor:
+        """What the context has of a text encoder's outputs (B,L,D)."""
+        if layers := self._facts.encoder(key).layers:
+            return torch.cat([encoded.hidden_states[layer] for layer in layers], dim=-1)
+        last: Tensor = encoded.last_hidden_state
+        return encoded.hidden_states[-2] if self._facts.penultimate else last
 
     def _encoded(self, key: str, layouts: Sequence[Layout], vectors: TokenVectors) -> Any:
         """What a text encoder of transformers returns."""
@@ -141,13 +155,6 @@ class DiffusersBackbone:
         with _spliced(encoder, layouts, vectors, key):
             return encoder(input_ids=ids, **told)
 
-    def _read(self, key: str, encoded: Any) -> Tensor:
-        """What the network reads of a text encoder's output (B,L,D)."""
-        if layers := self._facts.encoder(key).layers:
-            return torch.cat([encoded.hidden_states[layer] for layer in layers], dim=-1)
-        states = encoded.hidden_states[-2] if self._facts.penultimate else encoded.last_hidden_state
-        return states  # type: ignore[no-any-return]
-
     def layout(self, encoder: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
         """A prompt as one encoder sees it, with the places of the tokens."""
         tokenizer, facts = self.tokenizers[encoder], self._facts.encoder(encoder)
@@ -165,7 +172,16 @@ class DiffusersBackbone:
             pad = None
         length = facts.length or self._text_encoders[encoder].config.max_position_embeddings
         written = vectors.written(encoder)
-        return layout(prompt, written, word_ids, before=before, after=after, pad=pad, length=length)
+        return layout(
+            prompt,
+            written,
+            word_ids,
+            before=before,
+            after=after,
+            pad=pad,
+            length=length,
+            headless=facts.headless,
+        )
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own output for latents noised to t (B,), in the dtype of `noisy`."""
@@ -186,11 +202,11 @@ class DiffusersBackbone:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images to the mode of their latents (float32), without gradient."""
-        return between.encode(self.vae, images)
+        return autoencoders.encode(self.vae, images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images by the full VAE, differentiable and not clamped."""
-        return between.decode(self.vae, latents)
+        return autoencoders.decode(self.vae, latents)
 
     @property
     def has_fast_decoder(self) -> bool:
@@ -199,7 +215,7 @@ class DiffusersBackbone:
 
     def decode_fast(self, latents: Tensor) -> Tensor:
         """`decode` by the small decoder where there is one; for losses and previews."""
-        return between.decode(self.vae if self.decoder is None else self.decoder, latents)
+        return autoencoders.decode(self.vae if self.decoder is None else self.decoder, latents)
 
     def parts_of(self, module: nn.Module) -> Parts:
         """Each submodule as one whole part, by the name that diffusers' LoRA files give it.
@@ -215,9 +231,13 @@ class DiffusersBackbone:
         """The network's transformer and residual blocks."""
         from diffusers.models.attention import BasicTransformerBlock
         from diffusers.models.resnet import ResnetBlock2D
+        from diffusers.models.transformers.transformer_krea2 import Krea2TransformerBlock
+        from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
         from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
-        kinds = BasicTransformerBlock, ResnetBlock2D, ZImageTransformerBlock
+        unets = BasicTransformerBlock, ResnetBlock2D
+        joint = ZImageTransformerBlock, QwenImageTransformerBlock, Krea2TransformerBlock
+        kinds = (*unets, *joint)
         stacks = (getattr(self._unet, name, ()) for name in _STACKS)
         flux = [block for stack in stacks for block in stack]  # Flux's, Chroma's and Flux.2's
         for module in self._unet.modules():
@@ -249,6 +269,8 @@ class DiffusersBackbone:
             for part in self.modules.values():
                 part.eval().requires_grad_(False)
             left = {id(buffer) for part in self.modules.values() for buffer in part.buffers()}
+            own = dict(self._unet.named_parameters())
+            left |= {id(own[name]) for name in in_float32(self._unet)}
             if not self._facts.half_vae:
                 left |= {id(parameter) for parameter in self.vae.parameters()}
             for tensor in tensors:

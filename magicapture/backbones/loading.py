@@ -13,13 +13,15 @@ from ..errors import StorageError
 from ..families import FAMILIES, FamilyName, NetworkName
 from ..schedule import DiscreteLevels, Prediction, Schedule, flow_levels
 from ..weight_files import PICKLES, SAFETENSORS
+from .autoencoders import AUTOENCODERS
 from .building import (
-    build_qwen3,
+    build_qwen,
     build_t5,
     build_text_encoder,
     build_transformer,
     build_unet,
     build_vae,
+    of_words,
     understood,
 )
 from .diffusers import DiffusersBackbone
@@ -27,16 +29,20 @@ from .parts import Parts, vae_dtype
 from .reading import TokenizerName, read_json, read_part, read_tokenizer
 from .renaming import vae_weights
 from .single_file import parts_of_file
-from .support import BETAS, ENCODERS, QWEN3, T5, TRANSFORMERS, VAES, family_of, refuse
+from .support import BETAS, ENCODERS, QWENS, T5, TRANSFORMERS, family_of, refuse
 from .taesd import load_taesd
 
 _FOREIGN_PARTS = {
     "text_encoder_3": "a diffusion transformer (Stable Diffusion 3 and the like)",
     "prior": "a model of several stages",
+    "processor": "a model that edits pictures",
 }
-_KEYS = {"t5": (T5,), "qwen3": QWEN3}
-_BUILD = {"t5": build_t5, "qwen3": build_qwen3}
-_TOKENIZERS: Mapping[str, TokenizerName] = {T5: "t5", **dict.fromkeys(QWEN3, "qwen3")}
+_KEYS = {"t5": (T5,), **QWENS}
+_BUILD = {"t5": build_t5, **dict.fromkeys(QWENS, build_qwen)}
+_TOKENIZERS: Mapping[str, TokenizerName] = {
+    T5: "t5",
+    **{key: "qwen" for keys in QWENS.values() for key in keys},
+}
 """Text encoders other than CLIP by their kind in transformers: keys, builder, and tokenizer."""
 _FILES = (SAFETENSORS, *PICKLES)
 _SCHEDULER = Path("scheduler", "scheduler_config.json")
@@ -105,11 +111,12 @@ def _from_folder(folder: Path, dtype: torch.dtype, words: Any) -> Parts:
     for text in texts.values():
         if _kind(text) not in known:
             refuse(f"one with a text encoder of the kind {_kind(text)}")
-    if vae.get("_class_name") not in VAES:
+    if vae.get("_class_name") not in AUTOENCODERS:
         refuse(f"one with a VAE of the kind {_short(vae.get('_class_name'))}")
     with understood(folder):  # refused before gigabytes are read
         widths = [
-            text["d_model" if _kind(text) == "t5" else "hidden_size"] for text in texts.values()
+            of_words(text)["d_model" if _kind(text) == "t5" else "hidden_size"]
+            for text in texts.values()
         ]
         family = family_of(unet, vae, widths)
     own = FAMILIES[family].keys
@@ -118,6 +125,9 @@ def _from_folder(folder: Path, dtype: torch.dtype, words: Any) -> Parts:
     if set(keys.values()) != set(FAMILIES[family].keys):
         kinds = " and ".join(_kind(text) for text in texts.values())
         refuse(f"a {FAMILIES[family].title} with a text encoder of the kind {kinds}")
+    layers = index.get("text_encoder_select_layers")
+    if layers and tuple(layers) not in [e.layers for e in FAMILIES[family].encoders]:
+        refuse(f"a {FAMILIES[family].title} that reads other layers of its text encoder")
     scheduler = read_json(folder / _SCHEDULER)
     if _short(scheduler.get("_class_name")).startswith("EDM"):
         refuse("one of the EDM kind (its noise levels have no timesteps)")

@@ -27,6 +27,15 @@ class Parts:
     scheduler: Mapping[str, Any]
 
 
+def in_float32(network: nn.Module) -> set[str]:
+    """The names of the parameters that diffusers keeps in float32 whatever a network computes in.
+
+    Krea 2's norms, which it adds 1 to.
+    """
+    kept = set(getattr(network, "_keep_in_fp32_modules", None) or ())
+    return {name for name, _ in network.named_parameters() if kept & set(name.split("."))}
+
+
 def vae_dtype(family: FamilyName, dtype: torch.dtype) -> torch.dtype:
     """What a VAE computes in beside a model in `dtype`; XL's overflows in float16."""
     half = FAMILIES[family].half_vae

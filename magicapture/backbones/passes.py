@@ -17,7 +17,7 @@ from ..backbone import Conditioning, each_length
 from ..families import FamilyName
 
 PATCH = 2
-"""Latent cells a side of one place of a transformer, of Flux and Z-Image of every size."""
+"""Latent cells a side of one place of a transformer, of all families of them."""
 
 
 def unet_pass(
@@ -123,22 +123,19 @@ def _joint_pass(
 ) -> Tensor:
     """One pass of a transformer of Flux's kind; axes: numbers that tell a place."""
     height, width = (cells // patch for cells in noisy.shape[-2:])
-    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     places = torch.zeros(height * width, axes)
-    places[:, 1], places[:, 2] = rows.flatten(), columns.flatten()
+    places[:, :3] = _grid(height, width)
     words = torch.zeros(conditioning.context.shape[1], axes)
     words[:, 3:] = torch.arange(len(words))[:, None]
     output = transformer(
-        hidden_states=rearrange(
-            noisy.to(dtype), "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch
-        ),
+        hidden_states=_packed(noisy.to(dtype), patch),
         timestep=timesteps.to(noisy.device, dtype),
         encoder_hidden_states=conditioning.context.to(dtype),
         img_ids=places.to(noisy.device),
         txt_ids=words.to(noisy.device),
         **told,
     )
-    return rearrange(output.sample, "b (h w) (c p q) -> b c (h p) (w q)", w=width, p=patch, q=patch)
+    return _unpacked(output.sample, width, patch)
 
 
 def zimage_pass(
@@ -163,12 +160,89 @@ def zimage_pass(
     return -torch.stack(output.sample)[:, :, 0]
 
 
-Pass = Callable[[Any, Tensor, Tensor, Conditioning, torch.dtype], Tensor]
+def qwen_image_pass(
+    transformer: Any,
+    noisy: Tensor,
+    timesteps: Tensor,
+    conditioning: Conditioning,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The velocity noise - x0 (B,C,h,w) of Qwen-Image's transformer; timesteps (B,) in 0..1.
 
-PASSES: Mapping[FamilyName, Pass] = {
+    It sees 2x2 latent cells of a film's one frame as one place. Columns behind a row's own text
+    are masked.
+    """
+    height, width = _places(noisy)
+    output = transformer(
+        hidden_states=_packed(noisy.to(dtype)),
+        timestep=timesteps.to(noisy.device, dtype),
+        encoder_hidden_states=conditioning.context.to(dtype),
+        encoder_hidden_states_mask=_mask(conditioning),
+        img_shapes=[[(1, height, width)]] * len(noisy),
+    )
+    return _unpacked(output.sample, width)
+
+
+def krea2_pass(
+    transformer: Any,
+    noisy: Tensor,
+    timesteps: Tensor,
+    conditioning: Conditioning,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The velocity noise - x0 (B,C,h,w) of Krea 2's transformer; timesteps (B,) in 0..1.
+
+    Its words are all at (0, 0, 0), its places at (0, row, column); of each word it reads what
+    several layers made. Columns behind a row's own text are masked.
+    """
+    height, width = _places(noisy)
+    words = conditioning.context.to(dtype).unflatten(-1, (transformer.config.num_text_layers, -1))
+    at = torch.cat([torch.zeros(words.shape[1], 3), _grid(height, width)])
+    output = transformer(
+        hidden_states=_packed(noisy.to(dtype)),
+        encoder_hidden_states=words,
+        timestep=timesteps.to(noisy.device),
+        position_ids=at.to(noisy.device),
+        encoder_attention_mask=_mask(conditioning),
+    )
+    return _unpacked(output.sample, width)
+
+
+def _mask(conditioning: Conditioning) -> Tensor | None:
+    """True where a column is of a row's own text (B,L); None where all are."""
+    context, own = conditioning.context, conditioning.extra["length"]
+    if min(own.tolist()) == context.shape[1]:
+        return None
+    return torch.arange(context.shape[1], device=context.device) < own[:, None].to(context.device)
+
+
+def _places(noisy: Tensor) -> tuple[int, int]:
+    """Height and width in places of a transformer."""
+    return noisy.shape[-2] // PATCH, noisy.shape[-1] // PATCH
+
+
+def _grid(height: int, width: int) -> Tensor:
+    """Each place's (0, row, column)."""
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    return torch.stack([torch.zeros_like(rows), rows, columns], -1).reshape(-1, 3)
+
+
+def _packed(latents: Tensor, patch: int = PATCH) -> Tensor:
+    """Latents (B,C,h,w) as a row of places."""
+    return rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch)
+
+
+def _unpacked(places: Tensor, width: int, patch: int = PATCH) -> Tensor:
+    """A row of places, so many to a line, as (B,C,h,w)."""
+    return rearrange(places, "b (h w) (c p q) -> b c (h p) (w q)", w=width, p=patch, q=patch)
+
+
+PASSES: Mapping[FamilyName, Callable[..., Tensor]] = {
     "chroma": chroma_pass,
     "zimage": zimage_pass,
     "flux2_klein_4b": klein_pass,
     "flux2_klein_9b": klein_pass,
+    "qwen_image": qwen_image_pass,
+    "krea2": krea2_pass,
 }
-"""Those of families whose network is told the latents, the level and the words alone."""
+"""The passes of transformers that are told no more than latents, level and words."""

@@ -73,7 +73,7 @@ def _pieces(index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-TokenizerName = Literal["clip", "t5", "qwen3"]
+TokenizerName = Literal["clip", "t5", "qwen"]
 
 
 def read_tokenizer(folder: Path, kind: TokenizerName = "clip") -> Any:
@@ -85,7 +85,7 @@ def read_tokenizer(folder: Path, kind: TokenizerName = "clip") -> Any:
     import transformers
 
     # Of classes' names, as each kind is made when it is first asked for.
-    names = {"clip": "CLIPTokenizer", "t5": "T5TokenizerFast", "qwen3": "Qwen2Tokenizer"}
+    names = {"clip": "CLIPTokenizer", "t5": "T5TokenizerFast", "qwen": "Qwen2Tokenizer"}
     files = ["tokenizer.json"] if kind == "t5" else ["vocab.json", "tokenizer.json"]
     if not any((folder / name).is_file() for name in files):
         expected = "tokenizer.json" if kind == "t5" else "vocab.json, merges.txt"
@@ -97,7 +97,7 @@ def read_tokenizer(folder: Path, kind: TokenizerName = "clip") -> Any:
         ids = tokenizer("a photo", add_special_tokens=False).input_ids
         ids = [*ids, tokenizer.eos_token_id, tokenizer.pad_token_id]
         ids += [tokenizer.bos_token_id] if kind == "clip" else []
-        if kind == "qwen3":  # one id each, where the vocabulary is whole
+        if kind == "qwen":  # one id each, where the vocabulary is whole
             (start,) = tokenizer("<|im_start|>", add_special_tokens=False).input_ids
             ids.append(start)
         if len(ids) < 4 or not all(type(number) is int and number >= 0 for number in ids):

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from ..errors import UnsupportedModelError
 from ..families import FAMILIES, FamilyName, transformers
+from .autoencoders import latent_channels
 from .passes import PATCH
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -18,19 +19,24 @@ ENCODERS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 T5 = "t5xxl"
 """The key of a text encoder that is a T5, in whichever folder it is."""
 
-QWEN3 = ("qwen3_4b", "qwen3_8b")
-"""The keys of a text encoder that is a Qwen3, of which a family has one."""
+QWENS = {
+    "qwen3": ("qwen3_4b", "qwen3_8b"),
+    "qwen2_5_vl": ("qwen25_7b",),
+    "qwen3_vl": ("qwen3vl_4b",),
+}
+"""The keys of text encoders of a kind of Qwen, of which a family has one, by transformers' name."""
+
+QWEN_IMAGE, KREA2 = "QwenImageTransformer2DModel", "Krea2Transformer2DModel"
 
 TRANSFORMERS = {
     "FluxTransformer2DModel",
     "ChromaTransformer2DModel",
     "Flux2Transformer2DModel",
     "ZImageTransformer2DModel",
+    QWEN_IMAGE,
+    KREA2,
 }
 """diffusers' classes of the transformers that are supported."""
-
-VAES = ("AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderTiny")
-"""diffusers' classes of the VAEs that are supported."""
 
 SUPPORTED = f"Stable Diffusion 1.x, 2.x and XL (epsilon or v prediction), {transformers()}"
 
@@ -51,6 +57,10 @@ def family_of(
     """
     if "cap_feat_dim" in unet:
         return _zimage_family(unet, vae, text_widths)
+    if unet.get("_class_name") == QWEN_IMAGE:
+        return _qwen_image_family(unet, vae, text_widths)
+    if unet.get("_class_name") == KREA2:
+        return _krea2_family(unet, vae, text_widths)
     if "joint_attention_dim" in unet:
         return _transformer_family(unet, vae, text_widths)
     large = unet.get("addition_embed_type") == "text_time"
@@ -147,3 +157,43 @@ def _zimage_family(
             f"channels and a text encoder {' and '.join(map(str, text_widths)) or 'missing'}"
         )
     return "zimage"
+
+
+def _qwen_image_family(
+    transformer: Mapping[str, Any], vae: Mapping[str, Any], text_widths: Sequence[int]
+) -> FamilyName:
+    """Of Qwen-Image's transformers those that draw one picture from a text alone."""
+    others = ("zero_cond_t", "use_additional_t_cond", "use_layer3d_rope", "guidance_embeds")
+    if any(transformer.get(name) for name in others):
+        refuse("a Qwen-Image that edits pictures or draws layers")
+    _check_fits(
+        "a Qwen-Image", transformer, vae, transformer.get("joint_attention_dim"), text_widths
+    )
+    return "qwen_image"
+
+
+def _krea2_family(
+    transformer: Mapping[str, Any], vae: Mapping[str, Any], text_widths: Sequence[int]
+) -> FamilyName:
+    """Krea 2, whose transformer reads several layers of its text encoder."""
+    (encoder,), layers = FAMILIES["krea2"].encoders, transformer.get("num_text_layers")
+    if layers != len(encoder.layers):
+        refuse(f"a Krea 2 that reads {layers} layers of its text encoder")
+    _check_fits("a Krea 2", transformer, vae, transformer.get("text_hidden_dim"), text_widths)
+    return "krea2"
+
+
+def _check_fits(
+    what: str,
+    transformer: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    words: int | None,
+    text_widths: Sequence[int],
+) -> None:
+    """Refuse a transformer over places of other latents, or of texts of another width."""
+    channels, cells = transformer.get("in_channels"), latent_channels(vae) * PATCH**2
+    if channels != cells or list(text_widths) != [words]:
+        refuse(
+            f"{what} of {channels} channels and texts {words} wide, with {cells} numbers in four "
+            f"latent cells and a text encoder {' and '.join(map(str, text_widths)) or 'missing'}"
+        )

@@ -74,7 +74,8 @@ def plan(arguments: argparse.Namespace) -> None:
 def _choices(recipe: Recipe, cell: int, backbone: DiffusersBackbone) -> Iterator[Choice]:
     """The recipe and those in less memory, then decoder and precision."""
     yield from choices(recipe, cell)
-    if recipe.uses("identity") and not backbone.has_fast_decoder:
+    small = FAMILIES[backbone.family].taesd and not backbone.has_fast_decoder
+    if recipe.uses("identity") and small:
         yield Choice(_DECODER, "--taesd FILE", recipe)
     for precision in ("bf16", "fp32"):
         if DTYPES[precision] != backbone.dtype:

@@ -66,7 +66,7 @@ def word_columns(
     vectors: of the tokens that the prompt may hold.
     """
     encoder, *_ = FAMILIES[backbone.family].reads
-    ids = backbone.layout(encoder, prompt, vectors).ids
+    ids = backbone.layout(encoder, prompt, vectors).read
     ways = (word, f" {word}")  # to a language model a blank belongs to the word behind it
     found = (places(ids, backbone.word_ids(encoder, text)) for text in ways)
     return tuple(sorted({column for columns in found for column in columns}))

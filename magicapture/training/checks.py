@@ -88,18 +88,18 @@ def decoder_advice(job: TrainingJob, backbone: Backbone) -> Iterator[str]:
     Backward through the face's part of it keeps several GB above 512 px, the tiny one's some
     hundred MB; DINO is shown the whole picture, which costs as much at 512 px.
     """
-    side, decoder = job.recipe.side, FAMILIES[backbone.family].decoder
+    side, family = job.recipe.side, FAMILIES[backbone.family]
+    decoder = f"Give {family.decoder} as the fast decoder: Load VAE in ComfyUI"
+    decoder += ", --taesd on the command line." if family.taesd else ", which alone reads it."
     if "dino" in needs(job.recipe) and side >= _LARGE and not backbone.has_fast_decoder:
         yield (
             f"DINO's losses decode whole pictures at {side} px by the whole VAE, which takes "
-            f"several GB. Give {decoder} as the fast decoder: Load VAE in ComfyUI, --taesd on the "
-            "command line."
+            f"several GB. {decoder}"
         )
     if "face model" in needs(job.recipe) and side > _LARGE and not backbone.has_fast_decoder:
         yield (
             f"The identity loss decodes faces at {side} px by the whole VAE, which takes several "
-            f"GB. Give {decoder} as the fast decoder: Load VAE in ComfyUI, --taesd on the command "
-            "line."
+            f"GB. {decoder}"
         )
 
 

@@ -20,12 +20,12 @@ class TappedComfy(TappedUNet):
     """ComfyUI's UNet, Flux or NextDiT; an override already there computes what our taps let by."""
 
     def _picture(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Picture | None:
-        """Of a UNet's features, or of a transformer's latents (B,C,h,w), padded to whole patches.
+        """Of a UNet's features, or of a transformer's latents, padded to whole patches.
 
         Z-Image fills words and cells up to a multiple of places each.
         """
         seen = super()._picture(args, kwargs)
-        patch = getattr(self.module, "patch_size", None)
+        patch = getattr(self.module, "patch_size", getattr(self.module, "patch", None))
         if seen is None or patch is None:
             return seen
         context = args[2] if len(args) > 2 else kwargs["context"]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from comfy.ldm.flux.layers import DoubleStreamBlock, SingleStreamBlock
 from comfy.ldm.lumina.model import JointTransformerBlock
 from comfy.ldm.modules.attention import BasicTransformerBlock, attention_pytorch
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
+from comfy.ldm.qwen_image.model import QwenImageTransformerBlock
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -33,6 +37,7 @@ from .models import (
     downscale_of,
     family_of,
     latent_channels,
+    of_films,
     sampling_patches,
     schedule_of,
     text_parts_of,
@@ -42,15 +47,19 @@ from .scope import Part, gradients
 
 logger = logging.getLogger(__name__)
 
-_BLOCKS = (
+_OWN = ("DoubleStreamBlock", "SingleStreamBlock")
+_BLOCKS: tuple[type, ...] = (
     BasicTransformerBlock,
     ResBlock,
     DoubleStreamBlock,
     SingleStreamBlock,
     JointTransformerBlock,
+    QwenImageTransformerBlock,
     # 0.3.64's Chroma has blocks of its own.
-    *(getattr(chroma, name, None) or () for name in ("DoubleStreamBlock", "SingleStreamBlock")),
+    *(kind for name in _OWN if isinstance(kind := getattr(chroma, name, None), type)),
 )
+if find_spec("comfy.ldm.krea2") is not None:  # of newer ComfyUIs
+    _BLOCKS += (import_module("comfy.ldm.krea2.model").SingleStreamBlock,)
 
 
 class ComfyBackbone:
@@ -69,12 +78,13 @@ class ComfyBackbone:
         self.schedule = schedule_of(model)
         self._text = text_parts_of(clip, model)
         self.latent_channels = latent_channels(model)
-        autoencoder_of(vae, self.latent_channels)
+        autoencoder_of(vae, model)
         if decoder is not None:
-            autoencoder_of(decoder, self.latent_channels, "fast_decoder")
+            autoencoder_of(decoder, model, "fast_decoder")
         self.downscale = downscale_of(vae)
         self._model, self._clip, self._vae = model, clip, vae
         self._decoder = vae if decoder is None else decoder
+        self._format = _ordinary(model.model.latent_format)
         self._dtype = compute_dtype(model)
         if ignored := sampling_patches(model):
             logger.warning("Training leaves out what changes sampling: %s.", ", ".join(ignored))
@@ -126,7 +136,8 @@ class ComfyBackbone:
         """Encode prompts with the token vectors spliced in; gradients reach the vectors.
 
         The context (B,L,D) is float32 and equals what CLIPTextEncode makes of the same text with
-        `embedding:<name>`, clip skip included.
+        `embedding:<name>`, clip skip included, and without the template's words before the text
+        where it leaves them out.
         """
         layouts = {
             key: [self.layout(key, prompt, vectors) for prompt in prompts] for key in self._text
@@ -141,7 +152,8 @@ class ComfyBackbone:
         extra = {} if pooled is None else {"pooled": encoded[pooled][1].to(self.device)}
         lines = layouts[family.reads[0]]
         if family.encoder(family.reads[0]).own_length:
-            extra["length"] = torch.tensor([len(line.ids) for line in lines], device=self.device)
+            extra["length"] = torch.tensor([len(line.read) for line in lines], device=self.device)
+        context = context[:, max(line.head for line in lines) :]  # the same in every row
         return Conditioning(context, extra, [line.columns for line in lines])
 
     def layout(self, encoder: str, prompt: Prompt, vectors: TokenVectors) -> Layout:
@@ -156,9 +168,15 @@ class ComfyBackbone:
         if facts.template:
             before, after = map(word_ids, facts.template.split("{}"))
         length, written = facts.length or tokenizer.max_length, vectors.written(encoder)
-        filled = None if facts.own_length else pad
         line = layout(
-            prompt, written, word_ids, before=before, after=after, pad=filled, length=length
+            prompt,
+            written,
+            word_ids,
+            before=before,
+            after=after,
+            pad=None if facts.own_length else pad,
+            length=length,
+            headless=facts.headless,
         )
         return self._with_fillings(line, tokenizer) if facts.own_length else line
 
@@ -189,7 +207,8 @@ class ComfyBackbone:
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """The network's own output for latents noised to t (B,), in the dtype of `noisy`.
 
-        Z-Image and Chroma have no mask for words here, so that rows of other lengths run apart.
+        ComfyUI's transformers have no mask for words that they all keep to, so that rows of other
+        lengths run apart.
         """
         if "length" not in conditioning.extra:
             return self._pass(noisy, timesteps, conditioning)
@@ -208,14 +227,14 @@ class ComfyBackbone:
         if rows is not None:
             told["num_tokens"] = conditioning.context.shape[1]
         output = self.unet(
-            noisy.to(self.device, self.dtype),
+            self._framed(noisy.to(self.device, self.dtype)),
             self._told(timesteps.to(self.device)).float(),
             context=conditioning.context.to(self.device, self.dtype),
             y=self._pooled(noisy, conditioning),
             transformer_options={OVERRIDE: _differentiable, ROWS: rows},
             **told,
         )
-        return output.to(noisy.dtype)
+        return self._unframed(output).to(noisy.dtype)
 
     def _pooled(self, noisy: Tensor, conditioning: Conditioning) -> Tensor | None:
         """What the network is told beside the context, as ComfyUI makes it of the pooled text.
@@ -249,11 +268,10 @@ class ComfyBackbone:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Images to the mode of their latents (float32), one at a time, without gradient."""
-        latents = [
-            self._vae.first_stage_model.encode(self._for_vae(self._vae, image * 2 - 1)).float()
-            for image in images.split(1)
-        ]
-        return self._format.process_in(torch.cat(latents)).to(images.device)
+        pictures = self._framed(self._for_vae(self._vae, images * 2 - 1))
+        latents = [self._vae.first_stage_model.encode(one).float() for one in pictures.split(1)]
+        found = self._format.process_in(torch.cat(latents)).to(images.device)
+        return self._unframed(found)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents to images by the VAE, differentiable and not clamped."""
@@ -269,13 +287,16 @@ class ComfyBackbone:
         return self._decode(self._decoder, latents)
 
     def _decode(self, vae: Any, latents: Tensor) -> Tensor:
-        raw = self._for_vae(vae, self._format.process_out(latents.float()))
-        images = vae.first_stage_model.decode(raw).float()
+        raw = self._for_vae(vae, self._format.process_out(self._framed(latents.float())))
+        images = self._unframed(vae.first_stage_model.decode(raw)).float()
         return (images.to(latents.device) + 1) / 2
 
-    @property
-    def _format(self) -> Any:
-        return self._model.model.latent_format
+    def _framed(self, pictures: Tensor) -> Tensor:
+        """Pictures or latents (B,C,h,w) as the model has them: a film (B,C,1,h,w) where it can."""
+        return pictures[:, :, None] if of_films(self._model) else pictures
+
+    def _unframed(self, pictures: Tensor) -> Tensor:
+        return pictures[:, :, 0] if of_films(self._model) else pictures
 
     @staticmethod
     def _for_vae(vae: Any, tensor: Tensor) -> Tensor:
@@ -336,6 +357,15 @@ def unet_blocks(unet: nn.Module) -> Iterator[nn.Module]:
             yield module
 
 
+def _ordinary(latent_format: Any) -> Any:
+    """A latent format whose tensors autograd can keep, also where a workflow has loaded it."""
+    own = copy(latent_format)
+    with torch.inference_mode(False):
+        tensors = {n: v.clone() for n, v in vars(own).items() if isinstance(v, Tensor)}
+    vars(own).update(tensors)
+    return own
+
+
 def _encoded(part: TextPart, rows: Sequence[list[int | Tensor]]) -> tuple[Tensor, Any]:
     """Context (B,L,D) and pooled output of rows of any lengths; several layers side by side.
 
@@ -348,7 +378,7 @@ def _encoded(part: TextPart, rows: Sequence[list[int | Tensor]]) -> tuple[Tensor
         alone = [part.encoder.encode([row]) for row in rows]
         context = pad_sequence([one[0][0] for one in alone], batch_first=True)
         pooled = None
-    if context.ndim == 4:
+    if context.ndim == 4:  # of several layers, which ComfyUI stacks
         context = context.movedim(1, 2).flatten(2)
     return context, pooled
 

@@ -79,7 +79,7 @@ def prepare(
     the prompt lacks.
     """
     _require_unet(model)
-    autoencoder_of(vae, latent_channels(model))
+    autoencoder_of(vae, model)
     if clip is None:
         raise InputError("There is no text encoder at the input 'clip'; connect one.")
     positive = encode_prompt(clip, prompt)

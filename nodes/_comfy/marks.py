@@ -84,7 +84,9 @@ def encode_marked(
     def encode(part: str) -> Any:
         tokens = clip.tokenize(part)
         conditioning = clip.encode_from_tokens_scheduled(tokens)
-        marked = {TOKENS: tuple(found(_line(tokens)))}
+        # Some encoders leave out their template's first words.
+        line = _line(tokens)[-conditioning[0][0].shape[1] :]
+        marked = {TOKENS: tuple(found(line))}
         return node_helpers.conditioning_set_values(conditioning, marked)
 
     _require(found(_line(clip.tokenize(with_edit(text, extra)))), concepts, words)

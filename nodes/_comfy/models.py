@@ -12,6 +12,7 @@ from comfy.ldm.chroma.model import Chroma
 from comfy.ldm.flux.model import Flux
 from comfy.ldm.lumina.model import NextDiT
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
@@ -35,11 +36,13 @@ ENCODERS = {
     "t5xxl": "t5xxl",
     "qwen3_4b": "qwen3_4b",
     "qwen3_8b": "qwen3_8b",
+    "qwen25_7b": "qwen25_7b",
+    "qwen3vl_4b": "qwen3vl_4b",
 }
 
-
-_CONTEXT = ("context_dim", "context_in_dim", "cap_feat_dim")
-"""What networks call the width of the text that they read."""
+_PER_LAYER = "txtdim"
+_CONTEXT = ("context_dim", "context_in_dim", "cap_feat_dim", _PER_LAYER)
+"""What networks call the width of the text that they read; the last is of one of several layers."""
 
 DISCRETE = {sampling.ModelSamplingDiscrete, sampling.EPS, sampling.V_PREDICTION, object}
 FLOW = {sampling.ModelSamplingDiscreteFlow, sampling.ModelSamplingFlux, sampling.CONST, object}
@@ -84,6 +87,14 @@ def family_of(model: ModelPatcher) -> FamilyName:
         if channels == latent_channels(model):
             return "zimage"
         found = f"{type(config).__name__} with {channels} input channels"
+    elif type(network) is QwenImageTransformer2DModel:
+        if _is_qwen_image(config) and network.in_channels == 4 * latent_channels(model):
+            return "qwen_image"
+        found = f"{type(config).__name__} that edits pictures or draws layers"
+    elif _is_krea2(config):
+        if network.channels == latent_channels(model):
+            return "krea2"
+        found = f"{type(config).__name__} with {network.channels} channels"
     raise _unsupported("model", found)
 
 
@@ -115,6 +126,23 @@ def _is_zimage(config: Any) -> bool:
     return kind is not None and isinstance(config, kind) and plain
 
 
+def _is_qwen_image(config: Any) -> bool:
+    """Whether a MODEL of Qwen-Image's class draws one picture from a text alone.
+
+    The first model for editing is the same in shape.
+    """
+    facts = config.unet_config
+    plain = facts.get("default_ref_method", "index") == "index"
+    return plain and not facts.get("use_additional_t_cond")
+
+
+def _is_krea2(config: Any) -> bool:
+    """Whether a MODEL is a Krea 2 that draws from a text alone."""
+    kind = getattr(supported, "Krea2", None)  # of newer ComfyUIs
+    plain = config.unet_config.get("default_ref_method") is None
+    return kind is not None and isinstance(config, kind) and plain
+
+
 def _is_doll(config: Any) -> bool:
     """Whether a transformer of Flux's class is a paperdolls': told by one encoder of everything."""
     one = config.unet_config["context_in_dim"] == config.unet_config["vec_in_dim"]
@@ -132,9 +160,16 @@ def latent_channels(model: ModelPatcher) -> int:
     return int(model.model.latent_format.latent_channels)
 
 
+def of_films(model: ModelPatcher) -> bool:
+    """Whether a MODEL has latents of films, of which a picture is one frame."""
+    return bool(model.model.latent_format.latent_dimensions == 3)
+
+
 def context_width(model: ModelPatcher) -> int:
     """How wide the text encoder's output must be."""
-    config = model.model.model_config.unet_config
+    config, network = model.model.model_config.unet_config, model.model.diffusion_model
+    if isinstance(network, QwenImageTransformer2DModel):  # of which the config says nothing
+        return len(network.txt_norm.weight)
     return int(next(config[name] for name in _CONTEXT if name in config))
 
 
@@ -226,10 +261,11 @@ def text_parts_of(clip: Any, model: ModelPatcher) -> dict[str, TextPart]:
     if getattr(tokenizer, "llama_template", None) != first.template or (fills and first.own_length):
         raise UnsupportedModelError(
             f"The input 'clip' writes prompts as another model than {family.title} reads them "
-            f"({type(tokenizer).__name__}). Load the text encoder with the type {family.clip_type}."
+            f"({type(tokenizer).__name__}). Load the text encoder with the type "
+            f"{family.clip_type}."
         )
-    read = {key: max(1, len(family.encoder(key).layers)) for key in family.reads}
-    own, width = [n * parts[key].width for key, n in read.items()], context_width(model)
+    layers = 1 if _PER_LAYER in model.model.model_config.unet_config else len(first.layers) or 1
+    own, width = [layers * parts[key].width for key in family.reads], context_width(model)
     if sum(own) != width:
         raise UnsupportedModelError(
             f"The text encoder at the input 'clip' is {' + '.join(map(str, own))} wide and the "
@@ -238,10 +274,10 @@ def text_parts_of(clip: Any, model: ModelPatcher) -> dict[str, TextPart]:
     return parts
 
 
-def autoencoder_of(vae: Any, channels: int = 4, name: str = "vae") -> nn.Module:
+def autoencoder_of(vae: Any, model: ModelPatcher, name: str = "vae") -> nn.Module:
     """The network of a VAE; raises InputError or UnsupportedModelError.
 
-    channels: of the model's latents. name: of the node's input.
+    model: whose latents it must have. name: of the node's input.
     """
     network = getattr(vae, "first_stage_model", None)
     if network is None:
@@ -249,7 +285,8 @@ def autoencoder_of(vae: Any, channels: int = 4, name: str = "vae") -> nn.Module:
             f"There is no VAE at the input '{name}': the checkpoint holds none. Connect one, for "
             "example from Load VAE."
         )
-    if vae.latent_dim != 2 or vae.latent_channels != channels:
+    dimensions, channels = 3 if of_films(model) else 2, latent_channels(model)
+    if (vae.latent_dim, vae.latent_channels) != (dimensions, channels):
         found = f"{type(network).__name__} with {vae.latent_channels} latent channels"
         raise _unsupported(name, found)
     return network

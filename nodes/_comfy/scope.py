@@ -136,6 +136,8 @@ def _opened(module: nn.Module, device: torch.device | None, dtype: torch.dtype) 
     attributes: dict[str, Any] = {"training": False}
     if "optimized_attention" in vars(module):  # the VAE's: xformers has no gradient at its width
         attributes["optimized_attention"] = pytorch_attention
+    if "frames_to_trim" in vars(module):  # a film's tiny VAE keeps no gradient frame by frame
+        attributes["parallel"] = True
     if (forward := _forward_of(module)) is not None:
         attributes["forward"] = forward
     weights: dict[str, Any] = {}

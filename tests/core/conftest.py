@@ -12,9 +12,12 @@ import pytest
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     AutoencoderTiny,
     DDIMScheduler,
     FluxTransformer2DModel,
+    Krea2Transformer2DModel,
+    QwenImageTransformer2DModel,
     UNet2DConditionModel,
     ZImageTransformer2DModel,
 )
@@ -28,9 +31,13 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen3Config,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -273,6 +280,131 @@ def tiny_zimage(**changes: Any) -> ZImageTransformer2DModel:
     return network.eval().requires_grad_(False)
 
 
+def tiny_qwen_vl(**changes: Any) -> Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2.5-VL of three layers, 48 wide, over the words of `qwen_tokenizer`; it can see."""
+    torch.manual_seed(8)
+    words: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1000000.0,
+            "mrope_section": [2, 2, 2],
+        },
+    }
+    eyes = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 48,
+    }
+    config = Qwen2_5_VLConfig(text_config={**words, **changes}, vision_config=eyes)
+    network = Qwen2_5_VLForConditionalGeneration(config)
+    for name, parameter in network.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return network.eval().requires_grad_(False)
+
+
+def tiny_qwen_image(**changes: Any) -> QwenImageTransformer2DModel:
+    """A transformer of Qwen-Image's kind: four blocks of two heads, 32 wide."""
+    torch.manual_seed(9)
+    config: dict[str, Any] = {
+        "in_channels": 16,
+        "out_channels": 4,
+        "num_layers": 4,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 48,
+        "axes_dims_rope": (4, 6, 6),
+    }
+    network = QwenImageTransformer2DModel(**{**config, **changes})
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return network.eval().requires_grad_(False)
+
+
+def tiny_qwen3_vl(**changes: Any) -> Qwen3VLModel:
+    """A Qwen3-VL of 36 layers, as many as Krea 2 reads, 32 wide; it can see."""
+    torch.manual_seed(11)
+    words: dict[str, Any] = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 5000000.0,
+            "mrope_section": [4, 2, 2],
+        },
+    }
+    eyes = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 32,
+        "deepstack_visual_indexes": [0],
+    }
+    network = Qwen3VLModel(Qwen3VLConfig(text_config={**words, **changes}, vision_config=eyes))
+    for name, parameter in network.named_parameters():
+        if "norm" not in name:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return network.eval().requires_grad_(False)
+
+
+def tiny_krea2(**changes: Any) -> Krea2Transformer2DModel:
+    """A transformer of Krea 2's kind: four blocks of four heads in two groups, 64 wide."""
+    torch.manual_seed(12)
+    config: dict[str, Any] = {
+        "in_channels": 16,
+        "num_layers": 4,
+        "attention_head_dim": 16,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 48,
+        "timestep_embed_dim": 32,
+        "text_hidden_dim": 32,
+        "text_num_attention_heads": 2,
+        "text_num_key_value_heads": 2,
+        "text_intermediate_size": 48,
+        "axes_dims_rope": (4, 6, 6),
+    }
+    network = Krea2Transformer2DModel(**{**config, **changes})
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.15)
+    return network.eval().requires_grad_(False)
+
+
+def tiny_film_vae() -> AutoencoderKLQwenImage:
+    """A VAE of Qwen-Image's kind, whose four channels have scales of their own."""
+    torch.manual_seed(10)
+    return (
+        AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=4,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            latents_mean=[0.1, -0.3, 0.2, 0.0],
+            latents_std=[1.5, 0.7, 2.0, 1.0],
+        )
+        .eval()
+        .requires_grad_(False)
+    )
+
+
 def dino_weights(
     width: int = 64, layers: int = 2, patch: int = 8, grid: int = 4, *, second: bool = False
 ) -> dict[str, torch.Tensor]:
@@ -330,6 +462,11 @@ def tiny() -> SimpleNamespace:
         qwen=tiny_qwen,
         qwen_tokenizer=qwen_tokenizer,
         zimage=tiny_zimage,
+        qwen_vl=tiny_qwen_vl,
+        qwen_image=tiny_qwen_image,
+        qwen3_vl=tiny_qwen3_vl,
+        krea2=tiny_krea2,
+        film_vae=tiny_film_vae,
     )
 
 
@@ -400,6 +537,30 @@ def zimage_backbone(tmp_path: Path) -> DiffusersBackbone:
         text_encoders={"qwen3_4b": tiny_qwen()},
         tokenizers={"qwen3_4b": qwen_tokenizer(tmp_path / "qwen")},
         schedule=Schedule(FlowLevels(shift=3.0), "flow"),
+    )
+
+
+@pytest.fixture
+def qwen_image_backbone(tmp_path: Path) -> DiffusersBackbone:
+    """A tiny Qwen-Image; images of 128 px -> 16x16 cells -> 8x8 places."""
+    return DiffusersBackbone(
+        unet=tiny_qwen_image(),
+        vae=tiny_film_vae(),
+        text_encoders={"qwen25_7b": tiny_qwen_vl().model.language_model},
+        tokenizers={"qwen25_7b": qwen_tokenizer(tmp_path / "qwen")},
+        schedule=Schedule(FlowLevels(shift=2.46), "flow"),
+    )
+
+
+@pytest.fixture
+def krea2_backbone(tmp_path: Path) -> DiffusersBackbone:
+    """A tiny Krea 2; images of 128 px -> 16x16 cells -> 8x8 places."""
+    return DiffusersBackbone(
+        unet=tiny_krea2(),
+        vae=tiny_film_vae(),
+        text_encoders={"qwen3vl_4b": tiny_qwen3_vl().language_model},
+        tokenizers={"qwen3vl_4b": qwen_tokenizer(tmp_path / "qwen")},
+        schedule=Schedule(FlowLevels(shift=3.16), "flow"),
     )
 
 

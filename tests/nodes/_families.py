@@ -18,7 +18,7 @@ def fill(module: nn.Module, std: float = 0.08) -> nn.Module:
     generator = torch.Generator().manual_seed(7)
     for name, parameter in module.named_parameters():
         values = torch.randn(parameter.shape, generator=generator) * std
-        if "norm" in name and name.endswith("weight"):
+        if ("norm" in name and name.endswith("weight")) or name.endswith("gamma"):
             values += 1
         parameter.data = values.to(parameter.dtype)
     return module

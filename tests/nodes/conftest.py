@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType, SimpleNamespace
 from typing import Any, ClassVar
@@ -85,6 +85,14 @@ QWEN = {
     "intermediate_size": 96,
     "num_hidden_layers": 3,
     "num_attention_heads": 2,  # of 128 each, which ComfyUI's config does not change
+    "num_key_value_heads": 1,
+}
+QWEN_VL_WIDTH = 128  # one head's, which ComfyUI's config does not change
+QWEN_VL = {
+    "hidden_size": QWEN_VL_WIDTH,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 1,
     "num_key_value_heads": 1,
 }
 XL_WIDTH = 48  # of XL's second text encoder
@@ -331,17 +339,159 @@ def make_zimage_twin(model: Any) -> nn.Module:
     return theirs.eval()
 
 
+QWEN_IMAGE = {
+    "image_model": "qwen_image",
+    "in_channels": 64,
+    "num_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": QWEN_VL_WIDTH,
+    "axes_dims_rope": (4, 6, 6),
+}
+
+
+def make_qwen_image(**changes: Any) -> Any:
+    """A MODEL of Qwen-Image's class over its own latents, which are a film's."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    class TinyQwenImage(comfy.supported_models.QwenImage):
+        pass
+
+    config = TinyQwenImage({**QWEN_IMAGE, **changes})
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device=torch.device("cpu"))
+    fill(model.diffusion_model, std=0.15)
+    cpu = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def make_qwen_image_twin(model: Any) -> nn.Module:
+    """diffusers' Qwen-Image with a MODEL's weights, whose names are the same."""
+    from diffusers import QwenImageTransformer2DModel
+
+    config = {n: v for n, v in QWEN_IMAGE.items() if n != "image_model"}
+    theirs = QwenImageTransformer2DModel(**config)
+    weights = model.model.diffusion_model.state_dict()
+    theirs.load_state_dict({name: weights[name].clone() for name in theirs.state_dict()})
+    return theirs.eval()
+
+
+KREA2_TEXT = {**QWEN, "intermediate_size": 48, "num_hidden_layers": 36}
+KREA2 = {
+    "image_model": "krea2",
+    "features": 64,
+    "heads": 4,
+    "kvheads": 2,
+    "layers": 3,
+    "txtdim": QWEN_WIDTH,
+    "txtheads": 2,
+    "txtkvheads": 2,
+}
+
+
+def make_krea2(**changes: Any) -> Any:
+    """A MODEL of Krea 2's class over its own latents, which are a film's."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    class TinyKrea2(comfy.supported_models.Krea2):
+        pass
+
+    config = TinyKrea2({**KREA2, **changes})
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device=torch.device("cpu"))
+    fill(model.diffusion_model, std=0.15)
+    cpu = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def make_krea2_twin(model: Any) -> nn.Module:
+    """diffusers' Krea 2 with a MODEL's weights, by ComfyUI's own map of its linear layers."""
+    import comfy.utils
+    from diffusers import Krea2Transformer2DModel
+
+    config = model.model.model_config.unet_config
+    theirs = Krea2Transformer2DModel(
+        num_layers=config["layers"],
+        attention_head_dim=config["features"] // config["heads"],
+        num_attention_heads=config["heads"],
+        num_key_value_heads=config["kvheads"],
+        intermediate_size=256,
+        text_hidden_dim=config["txtdim"],
+        text_num_attention_heads=config["txtheads"],
+        text_num_key_value_heads=config["txtkvheads"],
+        text_intermediate_size=128,
+        axes_dims_rope=(4, 6, 6),
+    )
+    own = model.model.diffusion_model.state_dict()
+    linear = comfy.utils.krea2_to_diffusers(config)
+    norms = {"attn.norm_q.weight": "attn.qknorm.qnorm.scale"}
+    norms |= {"attn.norm_k.weight": "attn.qknorm.knorm.scale"}
+    norms |= {"norm1.weight": "prenorm.scale", "norm2.weight": "postnorm.scale"}
+    norms |= {"scale_shift_table": "mod.lin"}
+    others = {"final_layer.norm.weight": "last.norm.scale", "txt_in.norm.weight": "txtmlp.0.scale"}
+    others |= {"final_layer.scale_shift_table": "last.modulation.lin"}
+
+    def named(name: str) -> str:
+        layer, _, kind = name.rpartition(".")
+        if f"{layer}.weight" in linear:
+            return linear[f"{layer}.weight"].removesuffix("weight") + kind
+        if name in others:
+            return others[name]
+        block, ending = next((name.removesuffix(e), e) for e in norms if name.endswith(f".{e}"))
+        block = block.replace("transformer_blocks.", "blocks.").replace("text_fusion", "txtfusion")
+        return block + norms[ending]
+
+    theirs.load_state_dict(
+        {n: own[named(n)].clone().view(v.shape) for n, v in theirs.state_dict().items()}
+    )
+    return theirs.eval()
+
+
+def make_film_vae() -> Any:
+    """A VAE in Wan's form, of a twelfth of its width."""
+    import comfy.ldm.wan.vae as wan
+    import comfy.sd
+
+    size = {"dim": 8, "z_dim": 16, "temperal_downsample": [False, True, True]}
+    state = fill(wan.WanVAE(**size)).state_dict()
+    with pytest.MonkeyPatch.context() as patch:  # 0.3.64 does not read the width from the file
+        patch.setattr(wan, "WanVAE", lambda kind=wan.WanVAE, **of: kind(**{**of, "dim": 8}))
+        return comfy.sd.VAE(sd={name: value.clone() for name, value in state.items()})
+
+
+def make_film_vae_twin(vae: Any) -> nn.Module:
+    """diffusers' VAE of Qwen-Image with a VAE's weights, by diffusers' own map of their names."""
+    from diffusers import AutoencoderKLQwenImage
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    theirs = AutoencoderKLQwenImage(base_dim=8)
+    state = {name: value.clone() for name, value in vae.first_stage_model.state_dict().items()}
+    theirs.load_state_dict(convert_wan_vae_to_diffusers(state))
+    return theirs.eval()
+
+
 @cache
 def _tokenizer(kind: type, folder: Path) -> Any:
     return kind(embedding_directory=[str(folder)])
+
+
+def _small_eyes(kind: Any, **of: Any) -> Any:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_heads": 1, "num_layers": 1}
+    return kind(**{**of, **sizes})
 
 
 def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.float32) -> Any:
     """A CLIP with the real tokenizer and two narrow layers."""
     import comfy.sd
     import comfy.supported_models
+    from comfy.text_encoders import qwen_vl
 
     names = {"sd1": "SD15", "sd2": "SD20", "sdxl": "SDXL", "flux1": "Flux", "zimage": "ZImage"}
+    names |= {"qwen_image": "QwenImage", "krea2": "Krea2"}
     if family in CLIPS:
         target = CLIPS[family].target()
     else:
@@ -353,6 +503,8 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
         "sdxl": {"clip_l": WIDTH, "clip_g": XL_WIDTH},
         "flux1": {"clip_l": WIDTH, "t5xxl": T5_WIDTH},
         "zimage": {"qwen3_4b": QWEN_WIDTH},
+        "qwen_image": {"qwen25_7b": QWEN_VL_WIDTH},
+        "krea2": {"qwen3vl_4b": QWEN_WIDTH},
         **{name: dict.fromkeys(of.keys, 48) for name, of in CLIPS.items()},
     }[family]
     tokenizer, narrow = _tokenizer(target.tokenizer, folder), {}
@@ -372,17 +524,27 @@ def make_clip(folder: Path, family: str = "sd1", dtype: torch.dtype = torch.floa
             "num_heads": 4,
             "num_layers": 2,
         }
-    if "qwen3_4b" in widths:
-        narrow["qwen3_4b_model_config"] = {
-            **QWEN,
-            **(CLIPS[family].qwen if family in CLIPS else {}),
-        }
+    narrow |= {"qwen3_4b_model_config": QWEN, "qwen25_7b_model_config": QWEN_VL}
+    narrow |= {"qwen3vl_4b_model_config": KREA2_TEXT}
+    if family in CLIPS:
+        narrow["qwen3_4b_model_config"] = {**QWEN, **CLIPS[family].qwen}
     target.tokenizer = lambda **_: tokenizer
-    clip = comfy.sd.CLIP(
-        target,
-        embedding_directory=[str(folder)],
-        model_options={**narrow, "dtype": dtype},
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        # A Qwen2.5-VL's eyes, which read no words: not a billion weights of them.
+        patch.setattr(
+            qwen_vl,
+            "Qwen2VLVisionTransformer",
+            partial(_small_eyes, qwen_vl.Qwen2VLVisionTransformer),
+        )
+        if family == "krea2":
+            eyes = {"hidden_size": 64, "intermediate_size": 16, "depth": 1}
+            known = importlib.import_module("comfy.text_encoders.qwen3vl").QWEN3VL_VISION
+            patch.setitem(known, "qwen3vl_4b", {**eyes, "deepstack_visual_indexes": []})
+        clip = comfy.sd.CLIP(
+            target,
+            embedding_directory=[str(folder)],
+            model_options={**narrow, "dtype": dtype},
+        )
     fill(clip.cond_stage_model)
     return clip
 
@@ -439,7 +601,15 @@ def make(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> SimpleNames
         flux_twin=make_flux_twin,
         zimage=inferring(make_zimage),
         zimage_twin=make_zimage_twin,
+        qwen_image=inferring(make_qwen_image),
+        qwen_image_twin=make_qwen_image_twin,
+        krea2=inferring(make_krea2),
+        krea2_twin=make_krea2_twin,
+        krea2_text=KREA2_TEXT,
+        film_vae=inferring(make_film_vae),
+        film_vae_twin=make_film_vae_twin,
         qwen=QWEN,
+        qwen_vl=QWEN_VL,
         embeddings=embeddings,
     )
 
@@ -494,6 +664,22 @@ def tiny_zimage(make: SimpleNamespace) -> Tiny:
     if not hasattr(comfy.supported_models, "ZImage"):
         pytest.skip("this ComfyUI has no Z-Image")
     return Tiny(make.zimage(), make.clip("zimage"), make.taesd())
+
+
+@pytest.fixture(scope="module")
+def tiny_qwen_image(make: SimpleNamespace) -> Tiny:
+    """A tiny Qwen-Image: Qwen2.5-VL for the words, which stand before the picture; one a module."""
+    return Tiny(make.qwen_image(), make.clip("qwen_image"), make.film_vae())
+
+
+@pytest.fixture(scope="module")
+def tiny_krea2(make: SimpleNamespace) -> Tiny:
+    """A tiny Krea 2, which reads twelve layers of Qwen3-VL; skipped where none is."""
+    import comfy.supported_models
+
+    if not hasattr(comfy.supported_models, "Krea2"):
+        pytest.skip("this ComfyUI has no Krea 2")
+    return Tiny(make.krea2(), make.clip("krea2"), make.film_vae())
 
 
 @pytest.fixture

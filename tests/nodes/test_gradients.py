@@ -189,6 +189,56 @@ def lumina(ops: Any, new: bool) -> Network:
     return joint(module, blocks, ["attention.qkv"], num_tokens=WORDS)
 
 
+def film(module: nn.Module, blocks: Any, lora: list[str], width: int = CONTEXT) -> Network:
+    """A transformer whose latents are a film of one frame."""
+    sigmas = torch.tensor([0.5, 0.3], dtype=D)
+    return Network(
+        module,
+        list(blocks),
+        lambda context: module(noisy()[:, :, None], sigmas, context),
+        (2, WORDS, width),
+        lora,
+    )
+
+
+def qwen_image(ops: Any, new: bool) -> Network:
+    from comfy.ldm.qwen_image.model import QwenImageTransformer2DModel
+
+    module = QwenImageTransformer2DModel(
+        in_channels=16,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=24,
+        num_attention_heads=2,
+        joint_attention_dim=CONTEXT,
+        axes_dims_rope=(8, 8, 8),
+        dtype=torch.float32,
+        operations=ops,
+    )
+    return film(module, module.transformer_blocks, ["attn.to_q", "attn.add_k_proj"])
+
+
+def krea2(ops: Any, new: bool) -> Network:
+    """Which reads several layers' words, three here."""
+    found = pytest.importorskip("comfy.ldm.krea2.model", reason="this ComfyUI has no Krea 2")
+    module = found.SingleStreamDiT(
+        features=64,
+        tdim=32,
+        txtdim=CONTEXT,
+        heads=4,
+        kvheads=2,
+        multiplier=1,
+        layers=2,
+        channels=4,
+        txtlayers=3,
+        txtheads=2,
+        txtkvheads=2,
+        dtype=torch.float32,
+        operations=ops,
+    )
+    return film(module, module.blocks, ["attn.wq", "attn.wk", "mlp.up"], 3 * CONTEXT)
+
+
 def encoder(module: nn.Module, blocks: Any, lora: list[str], **given: Any) -> Network:
     return Network(
         module,
@@ -261,7 +311,8 @@ def _llama(kind: Any, config: Any, ops: Any) -> Network:
     return encoder(module, module.layers, ["q_proj", "up_proj"])
 
 
-BARE = {f.__name__: f for f in (flux, chroma, klein, sd3, lumina, clip, t5, llama, gemma)}
+KINDS = (flux, chroma, klein, sd3, lumina, qwen_image, krea2, clip, t5, llama, gemma)
+BARE = {kind.__name__: kind for kind in KINDS}
 UNETS = ("tiny", "tiny_sd2", "tiny_xl")
 
 

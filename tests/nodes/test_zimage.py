@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import importlib
 import logging
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from tests.nodes._families import near, prompts, seeded
+from .joint import (
+    LEVELS,
+    SHORT,
+    SIZE,
+    TEXTS,
+    adapter_of,
+    apart,
+    lora_of,
+    losses_and_gradients,
+    near,
+    noise,
+    prompts,
+    recorded,
+    state_of,
+    train,
+)
 
 pytestmark = pytest.mark.usefixtures("executor")
-
-SHORT = "a photo of <ada> woman"
-LONG = f"{SHORT} in the rain, who reads a book under a red umbrella beside an old tree by the sea"
-TEXTS = (SHORT, LONG, SHORT)
-"""Of fewer words than 32, of more, and again of fewer, so that two rows run together."""
-LEVELS = (0.3, 0.8, 0.5)
-SIZE = (8, 12)  # of the latents; 24 places, which are filled up to 32
 
 
 @pytest.fixture
@@ -85,7 +91,7 @@ def test_prompts_are_those_of_stock_nodes(pack, ours, tiny_zimage, phrases) -> N
 def test_prompts_and_predictions_are_those_of_diffusers(pack, ours, theirs, phrases) -> None:
     assert ours.family == theirs.family == "zimage"
     assert ours.schedule.prediction == "flow" and ours.schedule.levels.shift == pytest.approx(3)
-    noisy, levels = seeded(3, 4, *SIZE, seed=2), torch.tensor(LEVELS)
+    noisy, levels = noise(ours), torch.tensor(LEVELS)
     texts = prompts(pack, *TEXTS)
     with ours.training(None), theirs.training(None), torch.no_grad():
         own, other = (b.encode_prompts(texts, phrases) for b in (ours, theirs))
@@ -98,7 +104,7 @@ def test_prompts_and_predictions_are_those_of_diffusers(pack, ours, theirs, phra
 
 
 def test_in_bfloat16_it_is_nearly_the_same(pack, ours, phrases) -> None:
-    noisy, levels = seeded(3, 4, *SIZE, seed=2), torch.tensor(LEVELS)
+    noisy, levels = noise(ours), torch.tensor(LEVELS)
     name, found = ours.fingerprint(), []
     for dtype in (None, torch.bfloat16):
         with ours.training(dtype), torch.no_grad():
@@ -108,36 +114,6 @@ def test_in_bfloat16_it_is_nearly_the_same(pack, ours, phrases) -> None:
     assert close.dtype == torch.float32
     assert 0 < (close - exact).abs().mean() < 0.05 * exact.abs().mean()
     assert ours.fingerprint() == name
-
-
-def recorded(pack, backbone, phrases, *taps: Any) -> SimpleNamespace:
-    """One pass of all rows with the attention of layer 1 recorded, and another without taps."""
-    attention = pack("magicapture.attention")
-    noisy, levels = seeded(3, 4, *SIZE, seed=2), torch.tensor(LEVELS)
-    parts: list[Any] = []
-
-    def keep(one: Any, run: Any) -> Tensor:
-        out = run(one)
-        parts.append((one, out))
-        return out
-
-    with backbone.training(None), torch.no_grad(), ExitStack() as scope:
-        told = backbone.encode_prompts(prompts(pack, *TEXTS), phrases)
-        plain = backbone.predict(noisy, levels, told)
-        network = backbone.attention
-        capture = scope.enter_context(attention.captured(network))
-        for tap in (*taps, keep):
-            scope.enter_context(network.tapped(tap, capture.sites))
-        with capture.recording():
-            found = backbone.predict(noisy, levels, told)
-        sites = capture.recorded()
-        (maps,) = capture.maps(told.positions, SIZE)
-        with capture.recording():
-            backbone.predict(noisy, levels, told)
-        spread = capture.spread(seeded(3, 2, 4, 6, seed=7))
-    return SimpleNamespace(
-        told=told, plain=plain, found=found, sites=sites, maps=maps, parts=parts, spread=spread
-    )
 
 
 def test_maps_are_an_explicit_softmax_and_change_nothing(pack, ours, theirs, phrases) -> None:
@@ -184,56 +160,15 @@ def test_a_bias_is_an_explicit_mask(pack, ours, theirs, phrases) -> None:
         torch.testing.assert_close(out, logits.softmax(-1) @ one.value, rtol=1e-4, atol=1e-5)
 
 
-def losses_and_gradients(pack, backbone, state, phrases, checkpointing: bool) -> SimpleNamespace:
-    """Of reconstruction and refocusing together, at a LoRA in the network."""
-    lora, attention = pack("magicapture.lora"), pack("magicapture.attention")
-    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as scope:
-        noisy, target = seeded(3, 4, *SIZE, seed=2), seeded(3, 4, *SIZE, seed=3)
-        scope.enter_context(backbone.training(None))
-        blocks = list(backbone.checkpointed_modules()) if checkpointing else []
-        assert len(blocks) == 4 * checkpointing
-        injected = scope.enter_context(lora.injected(backbone.unet, list(state), 2))
-        injected.load(state)
-        scope.enter_context(pack("magicapture.checkpointing").checkpointed(blocks))
-        told = backbone.encode_prompts(prompts(pack, *TEXTS), phrases)
-        capture = scope.enter_context(attention.captured(backbone.attention))
-        with capture.recording():
-            prediction = backbone.predict(noisy, torch.tensor(LEVELS), told)
-        maps = capture.maps(told.positions, SIZE)
-        weight = torch.linspace(0, 1, 24).view(4, 6)
-        held = torch.stack([(one.values * weight).square().sum() for one in maps]).sum()
-        mse = (prediction - target).square().mean()
-        (mse + 100 * held).backward()
-        pairs = zip(*[iter(injected.parameters())] * 2, strict=True)
-        grads = {
-            name: (down.grad, up.grad)
-            for name, (down, up) in zip(injected.state(), pairs, strict=True)
-        }
-        return SimpleNamespace(losses=[mse.item(), held.item()], lora=grads)
-
-
-def fused_lora(pack, backbone, size: float) -> dict[str, Any]:
-    """By the names of ComfyUI's layers."""
-    lora, layers = pack("magicapture.lora"), pack("magicapture.parts")
-    named = layers.names_of(backbone.parts_of(backbone.unet))
-    state = {}
-    for i, name in enumerate(lora.target_names(backbone.unet, "all_linear", "transformer", named)):
-        rows, columns = backbone.unet.get_submodule(name).weight.shape
-        pair = (size * seeded(*s, seed=i) for s in ((2, columns), (rows, 2)))
-        state[name] = lora.LoraWeights(*pair, 2.0)
-    assert len(state) == 2 * 5  # qkv, out, w1, w2, w3
-    return state
-
-
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
 def test_the_same_losses_and_gradients_as_in_diffusers(
     pack, ours, theirs, phrases, checkpointing
 ) -> None:
-    layers = pack("magicapture.parts")
-    parts, fused = ours.parts_of(ours.unet), fused_lora(pack, ours, 0.1)
-    apart = {n: w for name, of in fused.items() for n, w in layers.split(of, parts[name]).items()}
-    own = losses_and_gradients(pack, ours, fused, phrases, checkpointing)
-    other = losses_and_gradients(pack, theirs, apart, phrases, checkpointing)
+    parts, fused = ours.parts_of(ours.unet), lora_of(pack, ours, 0.1)
+    assert len(fused) == 2 * 5  # qkv, out, w1, w2, w3
+    blocks = 4 * checkpointing
+    own = losses_and_gradients(pack, ours, fused, phrases, blocks)
+    other = losses_and_gradients(pack, theirs, apart(pack, ours, fused), phrases, blocks)
     assert own.losses == pytest.approx(other.losses, rel=1e-3)
     for name, (down, up) in own.lora.items():
         near(down, sum(other.lora[part.name][0] for part in parts[name]), 2e-3)
@@ -246,14 +181,7 @@ def test_the_same_losses_and_gradients_as_in_diffusers(
 
 @pytest.fixture
 def adapter(pack, ours) -> Any:
-    """An adapter of two phrases, its LoRA far from nothing."""
-    layers, tokens = pack("magicapture.parts"), pack("magicapture.tokens")
-    parts, found = ours.parts_of(ours.unet), {}
-    for name, of in fused_lora(pack, ours, 0.2).items():
-        for part, weights in layers.split(of, parts[name]).items():
-            found[f"transformer.{part}"] = weights
-    concept = tokens.Concept("ada", "subject", "woman", vectors=0, phrase="ada lovel")
-    return pack("magicapture.adapters").Adapter(found, {}, "zimage", None, (concept,))
+    return adapter_of(pack, ours)
 
 
 @pytest.fixture
@@ -304,7 +232,7 @@ def test_encode_prompt_marks_the_phrases_columns(pack, ours, tiny_zimage, adapte
 def test_the_file_does_the_same_in_diffusers(pack, ours, theirs, phrases, adapter, file) -> None:
     """Read by diffusers' own loader; here it is merged into the fused layers."""
     lora = pack("magicapture.lora")
-    noisy, levels = seeded(3, 4, *SIZE, seed=2), torch.tensor(LEVELS)
+    noisy, levels = noise(ours), torch.tensor(LEVELS)
     texts, found = prompts(pack, *TEXTS), []
     with torch.inference_mode(False), torch.no_grad():
         state = adapter.state_for("transformer", ours.unet, ours.parts_of(ours.unet))
@@ -349,43 +277,14 @@ def test_lumina_is_refused_and_what_z_image_needs_is_said(pack, make, tiny) -> N
         pack.comfy.ComfyBackbone(lumina, tiny.clip, tiny.vae)
 
 
-def state_of(module: nn.Module) -> dict[str, Tensor]:
-    return module.state_dict(keep_vars=True)
-
-
 def test_a_training_moves_the_lora_and_leaves_the_model_as_it_was(pack, ours) -> None:
     """Two phases of phrases, every loss; the tokens' vectors that were asked for are none."""
-    config, training = pack("magicapture.config"), pack("magicapture.training")
-    recipe = pack("magicapture.recipes").recipe("magicapture")
-    recipe = pack("magicapture.recipes").with_steps(recipe, 4)
-    first, last = recipe.phases
-    last = replace(last, rates=config.Rates(tokens=1e-3, unet=1e-3, text_encoder=1e-3))
-    recipe = replace(recipe, phases=(first, last), resolution=64)
-    before = {part: state_of(m) for part, m in {"net": ours.unet, **ours.text_encoders}.items()}
-    losses: set[str] = set()
-    told: list[str] = []
-
-    def listener(event: Any) -> None:
-        if isinstance(event, training.Stepped):
-            losses.update(event.losses)
-        if isinstance(event, training.Warned):
-            told.append(event.text)
-
-    with torch.inference_mode(False):
-        pair = pack("magicapture.paperdoll.pairs").make_pair(1_000_000, 1_000_099, poses=1)
-        job = pack("magicapture.demo.example").doll_job(pair, recipe)
-        embedder = pack("magicapture.paperdoll.readers").ConvEmbedder().eval()
-        with training.Trainer.open(job, ours, embedder=embedder, listener=listener) as trainer:
-            adapter = trainer.run()
-    assert {"source", "style", "composed", "attention"} <= losses
-    assert sum("learns no vectors" in text for text in told) == 2
-    assert adapter.family == "zimage" and adapter.tokens == {}
-    assert {key.partition(".")[0] for key in adapter.lora} == {"transformer"}
-    assert all(of.up.any() for of in adapter.lora.values())
-    after = {part: state_of(m) for part, m in {"net": ours.unet, **ours.text_encoders}.items()}
-    for part, state in before.items():
-        assert state.keys() == after[part].keys()
-        assert all(value is after[part][name] for name, value in state.items())
+    done = train(pack, ours)
+    assert {"source", "style", "composed", "attention"} <= done.losses
+    assert sum("learns no vectors" in text for text in done.told) == 2
+    assert done.adapter.family == "zimage" and done.adapter.tokens == {}
+    assert {key.partition(".")[0] for key in done.adapter.lora} == {"transformer"}
+    assert all(of.up.any() for of in done.adapter.lora.values())
 
 
 # -- refocusing while a stock sampler draws --------------------------------------------------------

@@ -50,7 +50,10 @@ def last(backbone: Any, **changes: Any) -> StepCost:
         return rehearse(of, backbone).phases[0]
 
 
-@pytest.fixture(params=["backbone", "flux_backbone", "zimage_backbone", "chroma"])
+NAMES = ["backbone", "flux_backbone", "zimage_backbone", "qwen_image_backbone", "chroma"]
+
+
+@pytest.fixture(params=NAMES)
 def any_backbone(request: pytest.FixtureRequest, tiny: Any, tmp_path: Path) -> Any:
     if request.param in KINDS:
         return KINDS[request.param].make(tiny, tmp_path)

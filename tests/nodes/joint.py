@@ -1,0 +1,166 @@
+"""What the tests of families with phrases and joint attention share: rows, passes, trainings."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SHORT = "a photo of <ada> woman"
+LONG = f"{SHORT} in the rain, who reads a book under a red umbrella beside an old tree by the sea"
+TEXTS = (SHORT, LONG, SHORT)
+"""Of fewer words than 32, of more, and again of fewer, so that two rows run together."""
+LEVELS = (0.3, 0.8, 0.5)
+SIZE = (8, 12)  # of the latents; 24 places
+
+
+def seeded(*shape: int, seed: int = 0) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def near(found: Tensor, expected: Tensor, share: float = 2e-4) -> None:
+    """Within a share of the largest number: sums run in another order."""
+    assert found.shape == expected.shape and expected.abs().max() > 0
+    assert (found - expected).abs().max() <= share * expected.abs().max()
+
+
+def noise(backbone: Any, seed: int = 2) -> Tensor:
+    """Three rows of latents (3,C,h,w)."""
+    return seeded(3, backbone.latent_channels, *SIZE, seed=seed)
+
+
+def prompts(pack, *texts: str) -> list[Any]:
+    return [pack("magicapture.tokens").Prompt(text) for text in texts]
+
+
+def recorded(pack, backbone, phrases, *taps: Any) -> SimpleNamespace:
+    """One pass of all rows with the attention of layer 1 recorded, and another without taps."""
+    attention = pack("magicapture.attention")
+    noisy, levels = noise(backbone), torch.tensor(LEVELS)
+    parts: list[Any] = []
+
+    def keep(one: Any, run: Any) -> Tensor:
+        out = run(one)
+        parts.append((one, out))
+        return out
+
+    with backbone.training(None), torch.no_grad(), ExitStack() as scope:
+        told = backbone.encode_prompts(prompts(pack, *TEXTS), phrases)
+        plain = backbone.predict(noisy, levels, told)
+        network = backbone.attention
+        capture = scope.enter_context(attention.captured(network))
+        for tap in (*taps, keep):
+            scope.enter_context(network.tapped(tap, capture.sites))
+        with capture.recording():
+            found = backbone.predict(noisy, levels, told)
+        sites = capture.recorded()
+        (maps,) = capture.maps(told.positions, SIZE)
+        with capture.recording():
+            backbone.predict(noisy, levels, told)
+        spread = capture.spread(seeded(3, 2, 4, 6, seed=7))
+    return SimpleNamespace(
+        told=told, plain=plain, found=found, sites=sites, maps=maps, parts=parts, spread=spread
+    )
+
+
+def losses_and_gradients(pack, backbone, state, phrases, blocks: int = 0) -> SimpleNamespace:
+    """Of reconstruction and refocusing together, at a LoRA in the network; zeros where none comes.
+
+    blocks: how many there are that are checkpointed; 0 checkpoints none.
+    """
+    lora, attention = pack("magicapture.lora"), pack("magicapture.attention")
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as scope:
+        noisy, target = noise(backbone), noise(backbone, seed=3)
+        scope.enter_context(backbone.training(None))
+        modules = list(backbone.checkpointed_modules()) if blocks else []
+        assert len(modules) == blocks
+        injected = scope.enter_context(lora.injected(backbone.unet, list(state), 2))
+        injected.load(state)
+        scope.enter_context(pack("magicapture.checkpointing").checkpointed(modules))
+        told = backbone.encode_prompts(prompts(pack, *TEXTS), phrases)
+        capture = scope.enter_context(attention.captured(backbone.attention))
+        with capture.recording():
+            prediction = backbone.predict(noisy, torch.tensor(LEVELS), told)
+        maps = capture.maps(told.positions, SIZE)
+        weight = torch.linspace(0, 1, 24).view(4, 6)
+        held = torch.stack([(one.values * weight).square().sum() for one in maps]).sum()
+        mse = (prediction - target).square().mean()
+        (mse + 100 * held).backward()
+        pairs = zip(*[iter(injected.parameters())] * 2, strict=True)
+        grads = {
+            name: tuple(torch.zeros_like(p) if p.grad is None else p.grad for p in (down, up))
+            for name, (down, up) in zip(injected.state(), pairs, strict=True)
+        }
+        return SimpleNamespace(losses=[mse.item(), held.item()], lora=grads)
+
+
+def lora_of(pack, backbone, size: float) -> dict[str, Any]:
+    """A LoRA in all layers that may have one, by the names of ComfyUI's."""
+    lora, layers = pack("magicapture.lora"), pack("magicapture.parts")
+    named = layers.names_of(backbone.parts_of(backbone.unet))
+    state = {}
+    for i, name in enumerate(lora.target_names(backbone.unet, "all_linear", "transformer", named)):
+        rows, columns = backbone.unet.get_submodule(name).weight.shape
+        pair = (size * seeded(*s, seed=i) for s in ((2, columns), (rows, 2)))
+        state[name] = lora.LoraWeights(*pair, 2.0)
+    return state
+
+
+def state_of(module: nn.Module) -> dict[str, Tensor]:
+    return module.state_dict(keep_vars=True)
+
+
+def apart(pack, backbone, state: dict[str, Any]) -> dict[str, Any]:
+    """A LoRA's weights by diffusers' names."""
+    split, parts = pack("magicapture.parts").split, backbone.parts_of(backbone.unet)
+    return {name: own for n, of in state.items() for name, own in split(of, parts[n]).items()}
+
+
+def adapter_of(pack, backbone) -> Any:
+    """An adapter of a phrase, its LoRA far from nothing."""
+    state = apart(pack, backbone, lora_of(pack, backbone, 0.2))
+    concept = pack("magicapture.tokens").Concept(
+        "ada", "subject", "woman", vectors=0, phrase="ada lovel"
+    )
+    lora = {f"transformer.{name}": weights for name, weights in state.items()}
+    return pack("magicapture.adapters").Adapter(lora, {}, backbone.family, None, (concept,))
+
+
+def train(pack, backbone) -> SimpleNamespace:
+    """A short training with every loss; the tokens' vectors that are asked for are none.
+
+    The model comes out with the very same tensors.
+    """
+    config, training = pack("magicapture.config"), pack("magicapture.training")
+    recipe = pack("magicapture.recipes").recipe("magicapture")
+    recipe = pack("magicapture.recipes").with_steps(recipe, 4)
+    first, last = recipe.phases
+    last = replace(last, rates=config.Rates(tokens=1e-3, unet=1e-3, text_encoder=1e-3))
+    recipe = replace(recipe, phases=(first, last), resolution=64)
+    networks = {"net": backbone.unet, **backbone.text_encoders}
+    before = {part: state_of(m) for part, m in networks.items()}
+    losses: set[str] = set()
+    told: list[str] = []
+
+    def listener(event: Any) -> None:
+        if isinstance(event, training.Stepped):
+            losses.update(event.losses)
+        if isinstance(event, training.Warned):
+            told.append(event.text)
+
+    with torch.inference_mode(False):
+        pair = pack("magicapture.paperdoll.pairs").make_pair(1_000_000, 1_000_099, poses=1)
+        job = pack("magicapture.demo.example").doll_job(pair, recipe)
+        embedder = pack("magicapture.paperdoll.readers").ConvEmbedder().eval()
+        with training.Trainer.open(job, backbone, embedder=embedder, listener=listener) as trainer:
+            adapter = trainer.run()
+    after = {part: state_of(m) for part, m in networks.items()}
+    for part, state in before.items():
+        assert state.keys() == after[part].keys()
+        assert all(value is after[part][name] for name, value in state.items())
+    return SimpleNamespace(adapter=adapter, losses=losses, told=told)
