@@ -89,7 +89,8 @@ def encode_marked(
         marked = {TOKENS: tuple(found(line))}
         return node_helpers.conditioning_set_values(conditioning, marked)
 
-    _require(found(_line(clip.tokenize(with_edit(text, extra)))), concepts, words)
+    whole = clip.tokenize(with_edit(text, extra), **_bare(clip))  # its template says other words
+    _require(found(_line(whole)), concepts, words)
     return encode_extra(encode, text, extra, strength)
 
 
@@ -156,9 +157,13 @@ def _line(tokens: Mapping[str, Sequence[Sequence[Sequence[Any]]]]) -> list[Any]:
 
 def _words(clip: Any, text: str) -> list[Any]:
     """The tokens of a text alone, without start, end, padding and a language model's template."""
-    bare = {"llama_template": "{}"} if hasattr(clip.tokenizer, "llama_template") else {}
-    chunks = _columns(clip.tokenize(text, return_word_ids=True, **bare))
+    chunks = _columns(clip.tokenize(text, return_word_ids=True, **_bare(clip)))
     return [token[0] for chunk in chunks for token in chunk if token[2] > 0]
+
+
+def _bare(clip: Any) -> dict[str, str]:
+    """What has a CLIP tokenize a text without a language model's template."""
+    return {"llama_template": "{}"} if hasattr(clip.tokenizer, "llama_template") else {}
 
 
 def _columns(tokens: Mapping[str, Any]) -> Any:

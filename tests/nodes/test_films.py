@@ -326,6 +326,9 @@ def test_encode_prompt_marks_the_phrases_columns(pack, ours, film, key, adapter)
         (focus,) = conditioning[0][1][marks.TOKENS]
         assert focus.columns == tuple(line.columns["ada"])
         assert focus.word == focus.columns[-1:]
+    assert "color" in pack("magicapture.families").FAMILIES[ours.family].encoder(key).template
+    with pytest.raises(pack("magicapture.errors").InputError, match="has no 'color'"):
+        marks.encode_marked(film.clip, "a photo of a woman", (), inside="color")
 
 
 def test_the_file_does_the_same_in_diffusers(pack, ours, theirs, phrases, adapter, file) -> None:
