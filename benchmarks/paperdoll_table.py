@@ -96,7 +96,7 @@ class Table:
                 return ""
             if METRICS[column].unit == "s":
                 return f"{found.mean:.0f}"
-            return str(found) if column in SCORES else f"{found.mean:.3f}"
+            return _said(found) if column in SCORES else f"{found.mean:.3f}"
 
         known = [c for c in COLUMNS if any(self.values(name, c) for name in self.order)]
         body = [
@@ -108,7 +108,7 @@ class Table:
     def differences(self, base: str) -> str:
         """How each row differs from one of them, over the same pairs."""
         body = [
-            [name, *(_signed(self.change(name, base, column)) for column in COMPARED)]
+            [name, *(_said(self.change(name, base, column), "+") for column in COMPARED)]
             for name in self.order
             if name not in (base, "truth")
         ]
@@ -117,7 +117,7 @@ class Table:
     def tones(self) -> str:
         """Identity by band of skin tone."""
         body = [
-            [name, *(str(self.interval(name, "identity", tone) or "") for tone in TONES)]
+            [name, *(_said(self.interval(name, "identity", tone)) for tone in TONES)]
             for name in self.order
         ]
         return markdown(["identity", *TONES], body)
@@ -193,5 +193,9 @@ def markdown(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(head) + "|", *lines[1:]])
 
 
-def _signed(found: Interval | None) -> str:
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if found else ""
+def _said(found: Interval | None, sign: str = "") -> str:
+    """A mean with its interval; of a single pair the mean alone."""
+    if found is None:
+        return ""
+    mean, low, high = (f"{value:{sign}.3f}" for value in found)
+    return mean if found.low == found.high else f"{mean} [{low}, {high}]"

@@ -30,8 +30,8 @@ class DemoSettings(Checked):
     seed: int = setting(0, "Seed of the training and of the pictures.", low=0)
     model: ModelName = setting(
         "unet",
-        "The base model: a UNet of Stable Diffusion's class, or a transformer of Flux's, which is "
-        "experimental.",
+        "The base model: a UNet of Stable Diffusion's class, or a transformer of Flux's, which "
+        "takes about twice as long.",
     )
 
 

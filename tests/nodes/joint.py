@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._families import prompts, seeded
+
 SHORT = "a photo of <ada> woman"
 LONG = f"{SHORT} in the rain, who reads a book under a red umbrella beside an old tree by the sea"
 TEXTS = (SHORT, LONG, SHORT)
@@ -18,24 +20,9 @@ LEVELS = (0.3, 0.8, 0.5)
 SIZE = (8, 12)  # of the latents; 24 places
 
 
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def near(found: Tensor, expected: Tensor, share: float = 2e-4) -> None:
-    """Within a share of the largest number: sums run in another order."""
-    assert found.shape == expected.shape and expected.abs().max() > 0
-    assert (found - expected).abs().max() <= share * expected.abs().max()
-
-
 def noise(backbone: Any, seed: int = 2) -> Tensor:
     """Three rows of latents (3,C,h,w)."""
     return seeded(3, backbone.latent_channels, *SIZE, seed=seed)
-
-
-def prompts(pack, *texts: str) -> list[Any]:
-    return [pack("magicapture.tokens").Prompt(text) for text in texts]
 
 
 def recorded(pack, backbone, phrases, *taps: Any) -> SimpleNamespace:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._families import near, prompts, seeded
 from .joint import (
     LEVELS,
     SHORT,
@@ -24,11 +25,8 @@ from .joint import (
     apart,
     lora_of,
     losses_and_gradients,
-    near,
     noise,
-    prompts,
     recorded,
-    seeded,
     state_of,
     train,
 )

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._families import near, prompts
 from .joint import (
     LEVELS,
     SHORT,
@@ -22,9 +23,7 @@ from .joint import (
     apart,
     lora_of,
     losses_and_gradients,
-    near,
     noise,
-    prompts,
     recorded,
     state_of,
     train,
