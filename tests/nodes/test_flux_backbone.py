@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -187,6 +188,8 @@ def test_a_training_writes_a_lora_that_stock_nodes_load(pack, backbone, tmp_path
     dolls, training = pack("magicapture.paperdoll.pairs"), pack("magicapture.training")
     recipe = pack("magicapture.paperdoll.recipe").doll_recipe(model="transformer")
     recipe = pack("magicapture.recipes").with_steps(recipe, 3)
+    always, kept = replace(recipe.identity, min_snr=0), replace(recipe.unconditional, every=1)
+    recipe = replace(recipe, identity=always, unconditional=kept)  # act in every step
     before = state_of(backbone.unet)
     losses: set[str] = set()
 
@@ -200,7 +203,7 @@ def test_a_training_writes_a_lora_that_stock_nodes_load(pack, backbone, tmp_path
         embedder = pack("magicapture.paperdoll.readers").ConvEmbedder().eval()
         with training.Trainer.open(job, backbone, embedder=embedder, listener=listener) as trainer:
             adapter = trainer.run()
-    assert losses == {"source", "style", "composed", "attention", "identity"}
+    assert losses == {*("source", "style", "composed", "unconditional", "attention", "identity")}
     assert adapter.family == "doll_flux" and any(of.up.any() for of in adapter.lora.values())
     assert all(name.startswith("transformer.") for name in adapter.lora)
     after = state_of(backbone.unet)
