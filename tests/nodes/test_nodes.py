@@ -64,7 +64,7 @@ def train(nodes, pack, tiny, seed=0, **kwargs):
 
 def test_previews_tell_the_leakage_of_each_token(nodes, pack, tiny):
     subject, style = concepts(nodes, pack)
-    *_, previews, report = nodes.Train.execute(
+    _, _, previews, report, _ = nodes.Train.execute(
         tiny.model, tiny.clip, tiny.vae, subject, style, 1, 2, False, recipe=recipe(nodes, pack)
     ).args
     assert len(previews) == 2
@@ -136,17 +136,18 @@ def test_a_run_found_finished_still_shows_a_preview(nodes, pack, tiny, monkeypat
     subject, style = concepts(nodes, pack)
     inputs = (tiny.model, tiny.clip, tiny.vae, subject, style, 12)
     chosen = recipe(nodes, pack)
-    _, curves, without, _ = nodes.Train.execute(*inputs, 0, True, recipe=chosen).args
+    _, curves, without, *_ = nodes.Train.execute(*inputs, 0, True, recipe=chosen).args
     assert torch.equal(without, curves)
     del shown[:]
-    _, _, previews, _ = nodes.Train.execute(*inputs, 100, True, recipe=chosen).args
+    _, _, previews, *_ = nodes.Train.execute(*inputs, 100, True, recipe=chosen).args
     assert previews.shape == (1, SIDE, SIDE, 3)
     assert shown[-1][:2] == (4, 4) and shown[-1][2] is not None
 
 
 def test_from_pictures_to_a_prompt_and_back_from_disk(nodes, pack, tiny, ksample):
     before = ksample(tiny)
-    adapter, curves, previews, report = train(nodes, pack, tiny, seed=11).args
+    adapter, curves, previews, report, kept = train(nodes, pack, tiny, seed=11).args
+    assert kept is None, "no checkpoints are asked for"
     assert curves.shape[-1] == 3 and previews.shape[-1] == 3
     assert "4 steps" in report and "embedding:ada-1" in report
     assert torch.equal(ksample(tiny), before)
@@ -180,7 +181,7 @@ def test_phrases_are_trained_saved_and_said_in_stock_prompts(nodes, pack, make, 
     import nodes as stock_nodes
 
     before, embeddings = ksample(tiny), sorted(make.embeddings.iterdir())
-    adapter, *_, report = train(nodes, pack, tiny, concepts=spelled(nodes, pack)).args
+    adapter, _, _, report, _ = train(nodes, pack, tiny, concepts=spelled(nodes, pack)).args
     assert adapter.tokens == {} and "ada lovel, sfumat." in report
     assert torch.equal(ksample(tiny), before)
 

@@ -200,7 +200,7 @@ def trained(pack, nodes, demo):
 
 
 def test_it_trains_with_all_losses(trained):
-    adapter, _, previews, report = trained
+    adapter, _, previews, report, _ = trained
     for name in ("source", "style", "composed", "attention"):
         assert name in report
     assert "Note" not in report, "no warning: masks, landmarks and face recognition model are there"

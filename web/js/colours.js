@@ -14,6 +14,9 @@ const COLOURS = {
   MAGICAPTURE_PARSER: "#7f8fe0",
   MAGICAPTURE_REGIONS: "#b98ee0",
   MAGICAPTURE_MAGICFACE: "#e05c6e",
+  MAGICAPTURE_DINO: "#3fa36b",
+  MAGICAPTURE_KEEP: "#c9c35a",
+  MAGICAPTURE_CHECKPOINTS: "#a8896c",
 };
 
 /** Give a map of colours one of ours, which stays where a palette says "" for what it lacks. */
