@@ -39,18 +39,13 @@ import torch
 from random_models import SIZES, FaceEmbedder, Size, build, pictures
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import (
-    FlopCounterMode,
-    register_flop_formula,
-    sdpa_backward_flop,
-    sdpa_flop,
-)
 
 from magicapture.backbones import DiffusersBackbone
 from magicapture.config import IdentitySettings, LoraSettings, Phase, Rates, Recipe, Weights
 from magicapture.data import Learnable, ReferenceSet
 from magicapture.losses import LOSSES
 from magicapture.metrics import Interval, bootstrap
+from magicapture.planning.ledger import Ledger
 from magicapture.tokens import Concept
 from magicapture.training import Event, Stepped, Trainer, TrainingJob
 
@@ -231,13 +226,6 @@ def peak(name: str, size: Size, device: torch.device, dtype: torch.dtype) -> flo
     return seen[-1]
 
 
-_ATEN = torch.ops.aten
-register_flop_formula(_ATEN._scaled_dot_product_flash_attention_for_cpu, get_raw=True)(sdpa_flop)
-register_flop_formula(_ATEN._scaled_dot_product_flash_attention_for_cpu_backward, get_raw=True)(
-    sdpa_backward_flop
-)
-
-
 def operations(name: str, size: Size, backbone: DiffusersBackbone) -> float:
     """Floating-point operations of a step, in units of 10^9, a multiplication and an addition two.
 
@@ -245,9 +233,9 @@ def operations(name: str, size: Size, backbone: DiffusersBackbone) -> float:
     """
     counts = []
     for steps in (1, 2):
-        with FlopCounterMode(display=False) as counter:
+        with Ledger(()) as ledger:
             run(name, size, backbone, steps, lambda: None)
-        counts.append(counter.get_total_flops())
+        counts.append(ledger.flops)
     return (counts[1] - counts[0]) / 1e9
 
 

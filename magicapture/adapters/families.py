@@ -67,7 +67,6 @@ _LAYERS = (
         re.compile(r"transformer\.transformer_blocks\.(19|[2-5]\d|\d+\.(img|txt)_(mlp|mod))\."),
         {"qwen_image"},
     ),
-    (re.compile(r"transformer\.(single_)?transformer_blocks\."), {"flux1"}),
 )
 
 

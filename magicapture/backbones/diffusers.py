@@ -22,7 +22,7 @@ from .passes import PASSES, flux_pass, unet_pass
 from .support import family_of
 
 _STACKS = ("transformer_blocks", "single_transformer_blocks")
-"""What holds the blocks of a transformer of Flux's kind."""
+"""What holds the blocks of all transformers but Z-Image's."""
 
 
 class DiffusersBackbone:
@@ -231,17 +231,12 @@ class DiffusersBackbone:
         """The network's transformer and residual blocks."""
         from diffusers.models.attention import BasicTransformerBlock
         from diffusers.models.resnet import ResnetBlock2D
-        from diffusers.models.transformers.transformer_krea2 import Krea2TransformerBlock
-        from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
         from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 
-        unets = BasicTransformerBlock, ResnetBlock2D
-        joint = ZImageTransformerBlock, QwenImageTransformerBlock, Krea2TransformerBlock
-        kinds = (*unets, *joint)
-        stacks = (getattr(self._unet, name, ()) for name in _STACKS)
-        flux = [block for stack in stacks for block in stack]  # Flux's, Chroma's and Flux.2's
+        kinds = BasicTransformerBlock, ResnetBlock2D, ZImageTransformerBlock
+        stacked = {id(block) for name in _STACKS for block in getattr(self._unet, name, ())}
         for module in self._unet.modules():
-            if isinstance(module, kinds) or any(module is block for block in flux):
+            if isinstance(module, kinds) or id(module) in stacked:
                 yield module
 
     def fingerprint(self) -> str:

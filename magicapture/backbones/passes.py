@@ -122,7 +122,7 @@ def _joint_pass(
     **told: Any,
 ) -> Tensor:
     """One pass of a transformer of Flux's kind; axes: numbers that tell a place."""
-    height, width = (cells // patch for cells in noisy.shape[-2:])
+    height, width = _places(noisy, patch)
     places = torch.zeros(height * width, axes)
     places[:, :3] = _grid(height, width)
     words = torch.zeros(conditioning.context.shape[1], axes)
@@ -216,9 +216,9 @@ def _mask(conditioning: Conditioning) -> Tensor | None:
     return torch.arange(context.shape[1], device=context.device) < own[:, None].to(context.device)
 
 
-def _places(noisy: Tensor) -> tuple[int, int]:
+def _places(noisy: Tensor, patch: int = PATCH) -> tuple[int, int]:
     """Height and width in places of a transformer."""
-    return noisy.shape[-2] // PATCH, noisy.shape[-1] // PATCH
+    return noisy.shape[-2] // patch, noisy.shape[-1] // patch
 
 
 def _grid(height: int, width: int) -> Tensor:
