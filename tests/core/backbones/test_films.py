@@ -17,24 +17,25 @@ from safetensors.torch import load_file, save_file
 
 from magicapture.attention import captured, cross_attentions, select
 from magicapture.backbones import load_backbone
-from magicapture.checkpointing import checkpointed
 from magicapture.errors import InputError, UnsupportedModelError
 from magicapture.families import FAMILIES
-from magicapture.lora import LoraWeights, injected, target_names
-from magicapture.refocusing.bias import bias_parts, holding
-from magicapture.refocusing.focus import Focus, foci
+from magicapture.lora import target_names
+from magicapture.refocusing.focus import foci
 from magicapture.sampling import SamplingSettings, sample
 from magicapture.tokens import Concept, Phrase, Prompt, TokenVectors
+from tests.core.joint import (
+    ADA,
+    NOTHING,
+    SIZE,
+    check_bfloat16,
+    check_bias,
+    check_gradient,
+    lora_of,
+    prompts,
+)
 
-NOTHING = TokenVectors({})
-ADA = TokenVectors({}, {"ada": Phrase("ada lovel", "woman")})
 TEXTS = ["a photo of <ada> woman in the style of a person", "a <ada> woman"]
-SIZE = (8, 12)  # of the latents; 24 places
 HEAD, TAIL = FAMILIES["qwen_image"].encoders[0].template.split("{}")
-
-
-def prompts(*texts: str) -> list[Prompt]:
-    return [Prompt(text) for text in texts]
 
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -252,105 +253,20 @@ def test_maps_are_an_explicit_softmax_and_change_nothing(backbone) -> None:
         torch.testing.assert_close(values.flatten(), expected)
 
 
-@torch.no_grad()
 def test_a_bias_is_an_explicit_mask(backbone) -> None:
-    told = backbone.encode_prompts(prompts(*TEXTS), ADA)
-    noisy, levels = torch.randn(2, 4, *SIZE), torch.tensor([0.3, 0.7])
-    rows = [(Focus("ada", "subject", tuple(of["ada"])),) for of in told.positions]
-    regions = torch.zeros(2, 1, *SIZE)
-    regions[..., :4, :6] = 1
-    seen = {}
-
-    def spy(attention, run):
-        seen["in"], seen["out"] = attention, run(attention)
-        return seen["out"]
-
-    site = "transformer_blocks.1.attn"
-    network = backbone.attention
-    with network.tapped(holding(rows, regions, 3.0), [site]), network.tapped(spy, [site]):
-        held = backbone.predict(noisy, levels, told)
-    assert not torch.allclose(held, backbone.predict(noisy, levels, told))
-    of = seen["in"]
-    cells, words = bias_parts(rows, torch.nn.functional.avg_pool2d(regions, 2), 3.0, of.columns())
-    logits = of.query @ of.key.mT / 4
-    logits = logits.masked_fill(~of.mask, float("-inf"))
-    logits[:, :, of.cells, of.words] += (cells @ words.mT)[:, None]
-    torch.testing.assert_close(seen["out"], logits.softmax(-1) @ of.value, rtol=1e-4, atol=1e-5)
-
-
-def losses(backbone, state: dict[str, LoraWeights], checkpointing: bool = False):
-    """Of reconstruction and refocusing together, and the gradient at every LoRA matrix."""
-    noisy, target = (
-        torch.randn(2, 4, *SIZE, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
-        for i in (1, 2)
-    )
-    with backbone.training(None), injected(backbone.unet, list(state), 2) as lora:
-        lora.load(state)
-        blocks = list(backbone.checkpointed_modules()) if checkpointing else []
-        assert len(blocks) == 4 * checkpointing
-        with checkpointed(blocks), captured(backbone.attention) as capture:
-            told = backbone.encode_prompts(prompts(*TEXTS), ADA)
-            with capture.recording():
-                found = backbone.predict(noisy, torch.tensor([0.3, 0.7]), told)
-            (maps,) = capture.maps(told.positions, SIZE)
-            weight = torch.linspace(0, 1, 24).view(4, 6)
-            loss = (found - target).square().mean() + 100 * (maps.values * weight).square().sum()
-            if torch.is_grad_enabled():
-                loss.backward()
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in lora.parameters()]
-        return loss.detach(), grads
-
-
-def lora_of(backbone, scale: float = 0.2) -> dict[str, LoraWeights]:
-    state, random = {}, torch.Generator().manual_seed(3)
-    for name in target_names(backbone.unet, "all_linear", "transformer"):
-        rows, columns = backbone.unet.get_submodule(name).weight.shape
-        pair = (scale * torch.randn(*s, generator=random) for s in ((2, columns), (rows, 2)))
-        state[name] = LoraWeights(*pair, 2.0)
-    return state
+    check_bias(backbone, TEXTS, "transformer_blocks.1.attn")
 
 
 def test_the_gradient_is_that_of_central_differences(backbone) -> None:
-    """Also with checkpoints; the step is large since rotary embeddings round to float32."""
-    for module in backbone.modules.values():
-        module.double()
-    state = lora_of(backbone)
-    _, gradient = losses(backbone, state)
-    # Nothing reads what Qwen-Image's last block makes of the words.
+    """Nothing reads what Qwen-Image's last block makes of the words."""
     unread = ("attn.to_add_out", "attn.add_q_proj", "txt_mlp.net.0.proj", "txt_mlp.net.2")
-    last = {f"transformer_blocks.3.{name}" for name in unread} & state.keys()
-    assert {n for n, up in zip(state, gradient[1::2], strict=True) if not up.any()} == last
+    last = {f"transformer_blocks.3.{name}" for name in unread} & lora_of(backbone).keys()
     assert len(last) == (4 if backbone.family == "qwen_image" else 0)
-    _, again = losses(backbone, state, checkpointing=True)
-    for one, two in zip(gradient, again, strict=True):
-        torch.testing.assert_close(one, two)
-    random = torch.Generator().manual_seed(4)
-    direction = [torch.randn(g.shape, generator=random) for g in gradient]
-    ends = []
-    with torch.no_grad():
-        for step in (5e-3, -5e-3):
-            pairs = zip(*[iter(direction)] * 2, strict=True)
-            moved = {
-                name: replace(w, down=w.down + step * down, up=w.up + step * up)
-                for (name, w), (down, up) in zip(state.items(), pairs, strict=True)
-            }
-            ends.append(losses(backbone, moved)[0])
-    expected = (ends[0] - ends[1]) / 1e-2
-    found = sum((g * d).sum() for g, d in zip(gradient, direction, strict=True))
-    torch.testing.assert_close(found.double(), expected.double(), rtol=5e-3, atol=1e-5)
+    assert check_gradient(backbone, TEXTS, blocks=4) == last
 
 
-@torch.no_grad()
 def test_in_bfloat16_it_is_nearly_the_same(backbone) -> None:
-    noisy, levels = torch.randn(2, 4, *SIZE), torch.tensor([0.25, 0.75])  # told in bfloat16
-    found = []
-    for dtype in (None, torch.bfloat16):
-        with backbone.training(dtype):
-            told = backbone.encode_prompts(prompts(*TEXTS), ADA)
-            found.append(backbone.predict(noisy, levels, told))
-    exact, near = found
-    assert near.dtype == torch.float32
-    assert 0 < (near - exact).abs().mean() < 0.05 * exact.abs().mean()
+    check_bfloat16(backbone, TEXTS, (0.25, 0.75))  # told in bfloat16
 
 
 def test_lora_goes_into_the_layers_where_both_meet(backbone) -> None:

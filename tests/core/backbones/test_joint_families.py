@@ -20,8 +20,9 @@ from magicapture.lora import LoraWeights, injected, target_names
 from magicapture.refocusing.bias import bias_parts, holding
 from magicapture.refocusing.focus import Focus
 from magicapture.sampling import SamplingSettings, sample
-from magicapture.tokens import Prompt, TokenVectors
+from magicapture.tokens import TokenVectors
 from tests.core._families import KINDS, Kind, chroma_transformer, flux2_vae, klein_transformer
+from tests.core.joint import lora_of, prompts
 
 NOTHING = TokenVectors({})
 TEXTS = ["a photo of <ada> woman in the style of a person", "a <ada> woman"]
@@ -49,10 +50,6 @@ def pipeline(kind: Kind, backbone: DiffusersBackbone) -> Any:
         tokenizer=backbone.tokenizers[key],
         transformer=backbone.unet,
     )
-
-
-def prompts(*texts: str) -> list[Prompt]:
-    return [Prompt(text) for text in texts]
 
 
 def noise(kind: Kind, seed: int = 1, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -242,15 +239,6 @@ def losses(
             if torch.is_grad_enabled():
                 loss.backward()
         return loss.detach(), [p.grad for p in (*vectors.parameters(), *lora.parameters())]
-
-
-def lora_of(backbone: DiffusersBackbone) -> dict[str, LoraWeights]:
-    state, random = {}, torch.Generator().manual_seed(3)
-    for name in target_names(backbone.unet, "all_linear", "transformer"):
-        rows, columns = backbone.unet.get_submodule(name).weight.shape
-        pair = (0.2 * torch.randn(*s, generator=random) for s in ((2, columns), (rows, 2)))
-        state[name] = LoraWeights(*pair, 2.0)
-    return state
 
 
 def test_the_gradient_is_that_of_central_differences(kind, backbone) -> None:

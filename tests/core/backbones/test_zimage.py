@@ -11,24 +11,25 @@ from safetensors.torch import load_file, save_file
 
 from magicapture.attention import captured, cross_attentions, select
 from magicapture.backbones import load_backbone
-from magicapture.checkpointing import checkpointed
 from magicapture.errors import InputError, StorageError, UnsupportedModelError
-from magicapture.lora import LoraWeights, injected, target_names
-from magicapture.refocusing.bias import bias_parts, holding
-from magicapture.refocusing.focus import Focus, foci
+from magicapture.lora import target_names
+from magicapture.refocusing.focus import foci
 from magicapture.sampling import SamplingSettings, sample
-from magicapture.tokens import Concept, Phrase, Prompt, TokenVectors
+from magicapture.tokens import Concept, Prompt
+from tests.core.joint import (
+    ADA,
+    NOTHING,
+    SIZE,
+    check_bfloat16,
+    check_bias,
+    check_gradient,
+    lora_of,
+    prompts,
+)
 
-NOTHING = TokenVectors({})
-ADA = TokenVectors({}, {"ada": Phrase("ada lovel", "woman")})
 LONG = "a photo of <ada> woman in the style of a person of the photo of the woman"
 TEXTS = [LONG, "a <ada> woman"]
 """Of more words than 32, and of fewer."""
-SIZE = (8, 12)  # of the latents; 24 places, which are filled up to 32
-
-
-def prompts(*texts: str) -> list[Prompt]:
-    return [Prompt(text) for text in texts]
 
 
 @pytest.fixture
@@ -142,100 +143,17 @@ def test_maps_are_an_explicit_softmax_and_change_nothing(zimage_backbone) -> Non
         torch.testing.assert_close(values.flatten(), expected)
 
 
-@torch.no_grad()
 def test_a_bias_is_an_explicit_mask(zimage_backbone) -> None:
-    told = zimage_backbone.encode_prompts(prompts(*TEXTS), ADA)
-    noisy, levels = torch.randn(2, 4, *SIZE), torch.tensor([0.3, 0.7])
-    rows = [(Focus("ada", "subject", tuple(of["ada"])),) for of in told.positions]
-    regions = torch.zeros(2, 1, *SIZE)
-    regions[..., :4, :6] = 1
-    seen = {}
-
-    def spy(attention, run):
-        seen["in"], seen["out"] = attention, run(attention)
-        return seen["out"]
-
-    site = "layers.1.attention"
-    network = zimage_backbone.attention
-    with network.tapped(holding(rows, regions, 3.0), [site]), network.tapped(spy, [site]):
-        held = zimage_backbone.predict(noisy, levels, told)
-    assert not torch.allclose(held, zimage_backbone.predict(noisy, levels, told))
-    of = seen["in"]
-    cells, words = bias_parts(rows, torch.nn.functional.avg_pool2d(regions, 2), 3.0, of.columns())
-    logits = of.query @ of.key.mT / 4
-    logits = logits.masked_fill(~of.mask, float("-inf"))
-    logits[:, :, of.cells, of.words] += (cells @ words.mT)[:, None]
-    torch.testing.assert_close(seen["out"], logits.softmax(-1) @ of.value, rtol=1e-4, atol=1e-5)
-
-
-def losses(backbone, state: dict[str, LoraWeights], checkpointing: bool = False):
-    """Of reconstruction and refocusing together, and the gradient at every LoRA matrix."""
-    noisy, target = (
-        torch.randn(2, 4, *SIZE, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
-        for i in (1, 2)
-    )
-    with backbone.training(None), injected(backbone.unet, list(state), 2) as lora:
-        lora.load(state)
-        blocks = list(backbone.checkpointed_modules()) if checkpointing else []
-        assert len(blocks) == 6 * checkpointing
-        with checkpointed(blocks), captured(backbone.attention) as capture:
-            told = backbone.encode_prompts(prompts(*TEXTS), ADA)
-            with capture.recording():
-                found = backbone.predict(noisy, torch.tensor([0.3, 0.7]), told)
-            (maps,) = capture.maps(told.positions, SIZE)
-            weight = torch.linspace(0, 1, 24).view(4, 6)
-            loss = (found - target).square().mean() + 100 * (maps.values * weight).square().sum()
-            if torch.is_grad_enabled():
-                loss.backward()
-        return loss.detach(), [p.grad for p in lora.parameters()]
-
-
-def lora_of(backbone, scale: float = 0.2) -> dict[str, LoraWeights]:
-    state, random = {}, torch.Generator().manual_seed(3)
-    for name in target_names(backbone.unet, "all_linear", "transformer"):
-        rows, columns = backbone.unet.get_submodule(name).weight.shape
-        pair = (scale * torch.randn(*s, generator=random) for s in ((2, columns), (rows, 2)))
-        state[name] = LoraWeights(*pair, 2.0)
-    return state
+    check_bias(zimage_backbone, TEXTS, "layers.1.attention")
 
 
 def test_the_gradient_is_that_of_central_differences(zimage_backbone) -> None:
-    """Also with checkpoints; the step is large since rotary embeddings round to float32."""
-    for module in zimage_backbone.modules.values():
-        module.double()
-    state = lora_of(zimage_backbone)
-    assert len(state) == 4 * 7
-    _, gradient = losses(zimage_backbone, state)
-    _, again = losses(zimage_backbone, state, checkpointing=True)
-    for one, two in zip(gradient, again, strict=True):
-        torch.testing.assert_close(one, two)
-    random = torch.Generator().manual_seed(4)
-    direction = [torch.randn(g.shape, generator=random) for g in gradient]
-    ends = []
-    with torch.no_grad():
-        for step in (5e-3, -5e-3):
-            pairs = zip(*[iter(direction)] * 2, strict=True)
-            moved = {
-                name: replace(w, down=w.down + step * down, up=w.up + step * up)
-                for (name, w), (down, up) in zip(state.items(), pairs, strict=True)
-            }
-            ends.append(losses(zimage_backbone, moved)[0])
-    expected = (ends[0] - ends[1]) / 1e-2
-    found = sum((g * d).sum() for g, d in zip(gradient, direction, strict=True))
-    torch.testing.assert_close(found.double(), expected.double(), rtol=5e-3, atol=1e-5)
+    assert len(lora_of(zimage_backbone)) == 4 * 7
+    assert check_gradient(zimage_backbone, TEXTS, blocks=6) == set()
 
 
-@torch.no_grad()
 def test_in_bfloat16_it_is_nearly_the_same(zimage_backbone) -> None:
-    noisy, levels = torch.randn(2, 4, *SIZE), torch.tensor([0.3, 0.7])
-    found = []
-    for dtype in (None, torch.bfloat16):
-        with zimage_backbone.training(dtype):
-            told = zimage_backbone.encode_prompts(prompts(*TEXTS), ADA)
-            found.append(zimage_backbone.predict(noisy, levels, told))
-    exact, near = found
-    assert near.dtype == torch.float32
-    assert 0 < (near - exact).abs().mean() < 0.05 * exact.abs().mean()
+    check_bfloat16(zimage_backbone, TEXTS, (0.3, 0.7))
 
 
 def test_a_run_is_named_by_the_vocabulary_as_well(zimage_backbone) -> None:

@@ -18,7 +18,7 @@ from magicapture.families import FAMILIES
 from magicapture.lora import LoraWeights
 from magicapture.sampling import SamplingSettings, adapted, sample
 from magicapture.tokens import Prompt
-from magicapture.training import Stepped, Trainer
+from tests.core.joint import spelled, trained_by_every_loss
 
 SAMPLING = SamplingSettings(steps=2, width=128, height=128)
 PROMPT = "a photo of <ada-1> woman in the <oil-1> style"
@@ -35,35 +35,13 @@ def job(make_job, recipe):
     """Phrases for both; the last phase at rates that move much in a few steps."""
     first, last = recipe.phases
     last = replace(last, steps=10, rates=Rates(tokens=1e-3, unet=1e-2, text_encoder=1e-2))
-    made = make_job(phases=(first, last))
-    words = {"ada-1": "ada lovel", "oil-1": "sfumat"}
-    subject, style = (
-        replace(of, concept=replace(of.concept, vectors=0, phrase=words[of.concept.name]))
-        for of in made.learnables
-    )
-    return replace(made, subject=subject, style=style)
+    return spelled(make_job(phases=(first, last)))
 
 
 @pytest.fixture
 def trained(job, backbone, embedder, tmp_path):
     """An adapter, and the folder of its file; the base model is as it was."""
-    seen = set()
-
-    def listener(event) -> None:
-        if isinstance(event, Stepped):
-            seen.update(event.losses)
-
-    before = {
-        part: {name: value.clone() for name, value in module.state_dict().items()}
-        for part, module in backbone.modules.items()
-    }
-    with Trainer.open(job, backbone, embedder=embedder, listener=listener) as trainer:
-        adapter = trainer.run()
-    for part, module in backbone.modules.items():
-        after = module.state_dict()
-        assert before[part].keys() == after.keys()
-        assert all(torch.equal(value, after[name]) for name, value in before[part].items())
-    assert seen == {"source", "style", "composed", "attention", "identity"}
+    adapter, _ = trained_by_every_loss(job, backbone, embedder)
     save_adapter(adapter, tmp_path, tmp_path, "film")
     return adapter, tmp_path
 

@@ -20,13 +20,12 @@ from magicapture.errors import InputError
 from magicapture.families import FAMILIES
 from magicapture.sampling import SamplingSettings, adapted, sample
 from magicapture.tokens import Prompt
-from magicapture.training import Stepped, Trainer, Warned
 from magicapture.training.optim import CLIP_SIZE, token_factors
 from tests.core._families import KINDS, Kind
+from tests.core.joint import PHRASES, spelled, trained_by_every_loss
 
 SAMPLING = SamplingSettings(steps=2, width=128, height=128)
 PROMPT = "a photo of <ada-1> woman in the <oil-1> style"
-PHRASES = {"ada-1": "ada lovel", "oil-1": "sfumat"}
 
 
 @pytest.fixture(params=KINDS)
@@ -44,31 +43,10 @@ def trained(kind, backbone, make_job, recipe, embedder, tmp_path) -> Any:
     """An adapter of every loss, and the folder of its files; the base model is as it was."""
     first, last = recipe.phases
     last = replace(last, steps=12, rates=Rates(tokens=1e-3, unet=1e-2, text_encoder=1e-2))
-    job, seen, heard = make_job(phases=(first, last)), set(), []
-    if not kind.vectors:
-        subject, style = (
-            replace(of, concept=replace(of.concept, vectors=0, phrase=PHRASES[of.concept.name]))
-            for of in job.learnables
-        )
-        job = replace(job, subject=subject, style=style)
-
-    def listener(event: Any) -> None:
-        if isinstance(event, Stepped):
-            seen.update(event.losses)
-        if isinstance(event, Warned):
-            heard.append(event.text)
-
-    before = {
-        part: {name: value.clone() for name, value in module.state_dict().items()}
-        for part, module in backbone.modules.items()
-    }
-    with Trainer.open(job, backbone, embedder=embedder, listener=listener) as trainer:
-        adapter = trainer.run()
-    for part, module in backbone.modules.items():
-        after = module.state_dict()
-        assert before[part].keys() == after.keys()
-        assert all(torch.equal(value, after[name]) for name, value in before[part].items())
-    assert seen == {"source", "style", "composed", "attention", "identity"}
+    job = make_job(phases=(first, last))
+    adapter, heard = trained_by_every_loss(
+        job if kind.vectors else spelled(job), backbone, embedder
+    )
     assert not [text for text in heard if "learns no vectors" in text]
     save_adapter(adapter, tmp_path, tmp_path, "joint")
     return adapter, tmp_path
