@@ -107,14 +107,19 @@ KLEIN = {
 }
 
 
-def _patched(config: Any) -> Any:
+def patched(
+    config: Any,
+    std: float = 0.15,
+    dtype: torch.dtype | None = torch.float32,
+    manual_cast: torch.dtype | None = None,
+) -> Any:
     """A MODEL of a configuration, with random weights."""
     import comfy.model_management
     from comfy.model_patcher import ModelPatcher
 
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(dtype, manual_cast)
     model = config.get_model({}, "", device=torch.device("cpu"))
-    fill(model.diffusion_model, std=0.15)
+    fill(model.diffusion_model, std)
     cpu = comfy.model_management.get_torch_device()
     return ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
@@ -129,7 +134,7 @@ def make_chroma(**changes: Any) -> Any:
         latent_format = comfy.latent_formats.SD15
 
     known = {*ChromaParams.__dataclass_fields__, "image_model"}  # 0.3.64 has fewer
-    return _patched(TinyChroma({n: v for n, v in {**CHROMA, **changes}.items() if n in known}))
+    return patched(TinyChroma({n: v for n, v in {**CHROMA, **changes}.items() if n in known}))
 
 
 def make_klein(channels: int = 16, **changes: Any) -> Any:
@@ -144,7 +149,7 @@ def make_klein(channels: int = 16, **changes: Any) -> Any:
         latent_format = Latents
 
     own = {"in_channels": channels, "out_channels": channels}
-    return _patched(TinyFlux2({**KLEIN, **own, **changes}))
+    return patched(TinyFlux2({**KLEIN, **own, **changes}))
 
 
 def make_flux2_vae(channels: int = 16) -> Any:

@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.nodes._families import CLIPS, KINDS, fill, make_flux2_vae
+from tests.nodes._families import CLIPS, KINDS, fill, make_flux2_vae, patched
 
 ROOT = Path(__file__).resolve().parents[2]
 PACK = "ComfyUI-MagiCapture_x_test"  # ComfyUI writes the "." of a folder's name as "_x_"
@@ -225,8 +225,6 @@ def make_flux(
     """A MODEL of Flux's class over Stable Diffusion's latents, told of one text encoder."""
     import comfy.latent_formats
     import comfy.model_base
-    import comfy.model_management
-    import comfy.model_patcher
     import comfy.supported_models
 
     class TinyFlux(comfy.supported_models.FluxSchnell):
@@ -234,12 +232,7 @@ def make_flux(
         latent_format = comfy.latent_formats.SD15
 
     newer = {"txt_ids_dims": []} if hasattr(comfy.model_base, "Flux2") else {}
-    config = TinyFlux({**FLUX, **newer, **changes})
-    config.set_inference_dtype(dtype, manual_cast)
-    model = config.get_model({}, "", device=torch.device("cpu"))
-    fill(model.diffusion_model, std=0.15)
-    cpu = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return patched(TinyFlux({**FLUX, **newer, **changes}), dtype=dtype, manual_cast=manual_cast)
 
 
 def make_flux_twin(model: Any) -> nn.Module:
@@ -298,8 +291,6 @@ ZIMAGE = {
 def make_zimage(name: str = "ZImage", **changes: Any) -> Any:
     """A MODEL of Z-Image's class (or of another of Lumina's) over Stable Diffusion's latents."""
     import comfy.latent_formats
-    import comfy.model_management
-    import comfy.model_patcher
     import comfy.supported_models
     from comfy.ldm.lumina.model import NextDiT
 
@@ -309,12 +300,7 @@ def make_zimage(name: str = "ZImage", **changes: Any) -> Any:
 
     known = inspect.signature(NextDiT.__init__).parameters.keys() | {"image_model"}
     settings = {name: value for name, value in ZIMAGE.items() if name in known}  # 0.3.64 has fewer
-    config = TinyZImage({**settings, **changes})
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({}, "", device=torch.device("cpu"))
-    fill(model.diffusion_model)
-    cpu = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return patched(TinyZImage({**settings, **changes}), std=0.08)
 
 
 def make_zimage_twin(model: Any) -> nn.Module:
@@ -352,19 +338,12 @@ QWEN_IMAGE = {
 
 def make_qwen_image(**changes: Any) -> Any:
     """A MODEL of Qwen-Image's class over its own latents, which are a film's."""
-    import comfy.model_management
-    import comfy.model_patcher
     import comfy.supported_models
 
     class TinyQwenImage(comfy.supported_models.QwenImage):
         pass
 
-    config = TinyQwenImage({**QWEN_IMAGE, **changes})
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({}, "", device=torch.device("cpu"))
-    fill(model.diffusion_model, std=0.15)
-    cpu = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return patched(TinyQwenImage({**QWEN_IMAGE, **changes}))
 
 
 def make_qwen_image_twin(model: Any) -> nn.Module:
@@ -393,19 +372,12 @@ KREA2 = {
 
 def make_krea2(**changes: Any) -> Any:
     """A MODEL of Krea 2's class over its own latents, which are a film's."""
-    import comfy.model_management
-    import comfy.model_patcher
     import comfy.supported_models
 
     class TinyKrea2(comfy.supported_models.Krea2):
         pass
 
-    config = TinyKrea2({**KREA2, **changes})
-    config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({}, "", device=torch.device("cpu"))
-    fill(model.diffusion_model, std=0.15)
-    cpu = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+    return patched(TinyKrea2({**KREA2, **changes}))
 
 
 def make_krea2_twin(model: Any) -> nn.Module:

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._families import prompts, seeded
+from ._families import near, prompts, seeded
 
 SHORT = "a photo of <ada> woman"
 LONG = f"{SHORT} in the rain, who reads a book under a red umbrella beside an old tree by the sea"
@@ -86,6 +87,45 @@ def losses_and_gradients(pack, backbone, state, phrases, blocks: int = 0) -> Sim
         return SimpleNamespace(losses=[mse.item(), held.item()], lora=grads)
 
 
+def check_bfloat16(pack, backbone, phrases) -> None:
+    """In bfloat16 a prediction is nearly the same, in float32; the model is as it was."""
+    noisy, levels = noise(backbone), torch.tensor(LEVELS)
+    name, found = backbone.fingerprint(), []
+    for dtype in (None, torch.bfloat16):
+        with backbone.training(dtype), torch.no_grad():
+            told = backbone.encode_prompts(prompts(pack, *TEXTS), phrases)
+            found.append(backbone.predict(noisy, levels, told))
+    exact, close = found
+    assert close.dtype == torch.float32
+    assert 0 < (close - exact).abs().mean() < 0.05 * exact.abs().mean()
+    assert backbone.fingerprint() == name
+
+
+def check_bias(pack, ours, theirs, phrases, width: int) -> None:
+    """A held phrase is an explicit mask in each row's own columns, whichever rows run together.
+
+    width: of an attention's heads.
+    """
+    bias, focus = pack("magicapture.refocusing.bias"), pack("magicapture.refocusing.focus")
+    with ours.training(None), torch.no_grad():
+        told = ours.encode_prompts(prompts(pack, *TEXTS), phrases)
+    rows = [(focus.Focus("ada", "subject", tuple(of["ada"])),) for of in told.positions]
+    regions = torch.zeros(3, 1, *SIZE)
+    for row in range(3):
+        regions[row, :, : 2 + 2 * row, :6] = 1
+    holding = bias.holding(rows, regions, 3.0)
+    own, other = (recorded(pack, backbone, phrases, holding) for backbone in (ours, theirs))
+    assert not torch.allclose(own.plain, own.found)
+    near(own.found, other.found)
+    cells, _ = bias.bias_parts(rows, F.avg_pool2d(regions, 2), 3.0, 64)
+    for one, out in own.parts[:2]:
+        logits = one.query @ one.key.mT / width**0.5
+        for place, row in enumerate(one.index):
+            columns = told.positions[row]["ada"]
+            logits[place, :, one.cells, columns] += cells[row, :, :1]
+        torch.testing.assert_close(out, logits.softmax(-1) @ one.value, rtol=1e-4, atol=1e-5)
+
+
 def lora_of(pack, backbone, size: float) -> dict[str, Any]:
     """A LoRA in all layers that may have one, by the names of ComfyUI's."""
     lora, layers = pack("magicapture.lora"), pack("magicapture.parts")
@@ -118,14 +158,14 @@ def adapter_of(pack, backbone) -> Any:
     return pack("magicapture.adapters").Adapter(lora, {}, backbone.family, None, (concept,))
 
 
-def train(pack, backbone) -> SimpleNamespace:
-    """A short training with every loss; the tokens' vectors that are asked for are none.
+def train(pack, backbone, steps: int = 4) -> SimpleNamespace:
+    """A short training with every loss, and its warnings.
 
     The model comes out with the very same tensors.
     """
     config, training = pack("magicapture.config"), pack("magicapture.training")
     recipe = pack("magicapture.recipes").recipe("magicapture")
-    recipe = pack("magicapture.recipes").with_steps(recipe, 4)
+    recipe = pack("magicapture.recipes").with_steps(recipe, steps)
     first, last = recipe.phases
     last = replace(last, rates=config.Rates(tokens=1e-3, unet=1e-3, text_encoder=1e-3))
     recipe = replace(recipe, phases=(first, last), resolution=64)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests.nodes._families import (
     CLIPS,
@@ -29,6 +29,7 @@ from tests.nodes._families import (
     t5_twin,
     tiny_vae_twin,
 )
+from tests.nodes.joint import state_of, train
 
 pytestmark = pytest.mark.usefixtures("executor")
 
@@ -447,45 +448,17 @@ def test_magicface_refuses_it_in_words(pack, kind, models) -> None:
         magicface.prepare(models.model, models.clip, models.vae, [], "a photo", 64)
 
 
-def state_of(module: nn.Module) -> dict[str, Tensor]:
-    return module.state_dict(keep_vars=True)
-
-
 def test_a_training_moves_what_it_should_and_leaves_the_model_as_it_was(pack, kind, ours) -> None:
     """Two phases, every loss."""
-    config, training = pack("magicapture.config"), pack("magicapture.training")
-    recipe = pack("magicapture.recipes").recipe("magicapture")
-    recipe = pack("magicapture.recipes").with_steps(recipe, 2)
-    first, last = recipe.phases
-    last = replace(last, rates=config.Rates(tokens=1e-3, unet=1e-3, text_encoder=1e-3))
-    recipe = replace(recipe, phases=(first, last), resolution=64)
-    before = {part: state_of(m) for part, m in {"net": ours.unet, **ours.text_encoders}.items()}
-    losses: set[str] = set()
-    heard: list[str] = []
-
-    def listener(event: Any) -> None:
-        if isinstance(event, training.Stepped):
-            losses.update(event.losses)
-        if isinstance(event, training.Warned):
-            heard.append(event.text)
-
-    with torch.inference_mode(False):
-        pair = pack("magicapture.paperdoll.pairs").make_pair(1_000_000, 1_000_099, poses=1)
-        job = pack("magicapture.demo.example").doll_job(pair, recipe)
-        embedder = pack("magicapture.paperdoll.readers").ConvEmbedder().eval()
-        with training.Trainer.open(job, ours, embedder=embedder, listener=listener) as trainer:
-            adapter = trainer.run()
-    assert {"source", "style", "composed", "attention"} <= losses
-    assert sum("learns no vectors" in text for text in heard) == 2 * (not kind.vectors)
+    done = train(pack, ours, steps=2)
+    adapter = done.adapter
+    assert {"source", "style", "composed", "attention"} <= done.losses
+    assert sum("learns no vectors" in text for text in done.told) == 2 * (not kind.vectors)
     assert adapter.family == kind.family
     keys = {key for of in adapter.tokens.values() for key in of}
     assert keys == ({kind.key} if kind.vectors else set())
     assert {key.partition(".")[0] for key in adapter.lora} == {"transformer"}
     assert all(of.up.any() for of in adapter.lora.values())
-    after = {part: state_of(m) for part, m in {"net": ours.unet, **ours.text_encoders}.items()}
-    for part, state in before.items():
-        assert state.keys() == after[part].keys()
-        assert all(value is after[part][name] for name, value in state.items())
 
 
 # -- refocusing while a stock sampler draws --------------------------------------------------------

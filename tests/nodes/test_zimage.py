@@ -17,10 +17,11 @@ from ._families import near, prompts
 from .joint import (
     LEVELS,
     SHORT,
-    SIZE,
     TEXTS,
     adapter_of,
     apart,
+    check_bfloat16,
+    check_bias,
     lora_of,
     losses_and_gradients,
     noise,
@@ -103,16 +104,7 @@ def test_prompts_and_predictions_are_those_of_diffusers(pack, ours, theirs, phra
 
 
 def test_in_bfloat16_it_is_nearly_the_same(pack, ours, phrases) -> None:
-    noisy, levels = noise(ours), torch.tensor(LEVELS)
-    name, found = ours.fingerprint(), []
-    for dtype in (None, torch.bfloat16):
-        with ours.training(dtype), torch.no_grad():
-            told = ours.encode_prompts(prompts(pack, *TEXTS), phrases)
-            found.append(ours.predict(noisy, levels, told))
-    exact, close = found
-    assert close.dtype == torch.float32
-    assert 0 < (close - exact).abs().mean() < 0.05 * exact.abs().mean()
-    assert ours.fingerprint() == name
+    check_bfloat16(pack, ours, phrases)
 
 
 def test_maps_are_an_explicit_softmax_and_change_nothing(pack, ours, theirs, phrases) -> None:
@@ -138,25 +130,7 @@ def test_maps_are_an_explicit_softmax_and_change_nothing(pack, ours, theirs, phr
 
 
 def test_a_bias_is_an_explicit_mask(pack, ours, theirs, phrases) -> None:
-    """In each row's own columns, whichever rows run together."""
-    bias, focus = pack("magicapture.refocusing.bias"), pack("magicapture.refocusing.focus")
-    with ours.training(None), torch.no_grad():
-        told = ours.encode_prompts(prompts(pack, *TEXTS), phrases)
-    rows = [(focus.Focus("ada", "subject", tuple(of["ada"])),) for of in told.positions]
-    regions = torch.zeros(3, 1, *SIZE)
-    for row in range(3):
-        regions[row, :, : 2 + 2 * row, :6] = 1
-    holding = bias.holding(rows, regions, 3.0)
-    own, other = (recorded(pack, backbone, phrases, holding) for backbone in (ours, theirs))
-    assert not torch.allclose(own.plain, own.found)
-    near(own.found, other.found)
-    cells, _ = bias.bias_parts(rows, F.avg_pool2d(regions, 2), 3.0, 64)
-    for one, out in own.parts[:2]:
-        logits = one.query @ one.key.mT / 8
-        for place, row in enumerate(one.index):
-            columns = told.positions[row]["ada"]
-            logits[place, :, one.cells, columns] += cells[row, :, :1]
-        torch.testing.assert_close(out, logits.softmax(-1) @ one.value, rtol=1e-4, atol=1e-5)
+    check_bias(pack, ours, theirs, phrases, width=64)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
