@@ -60,6 +60,14 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
+def random_weights(network: Any, *, norms: bool = True) -> Any:
+    """The network, frozen, its weights far from a fresh one's; those of norms too, if they may."""
+    for name, parameter in network.named_parameters():
+        if norms or "norm" not in name:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return network.eval().requires_grad_(False)
+
+
 def tiny_unet(**changes: Any) -> UNet2DConditionModel:
     """A UNet of three levels, each with cross-attention; 0.5 M parameters."""
     torch.manual_seed(0)
@@ -199,9 +207,7 @@ def tiny_flux(**changes: Any) -> FluxTransformer2DModel:
         "guidance_embeds": True,
     }
     network = FluxTransformer2DModel(**{**config, **changes})
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.15)
-    return network.eval().requires_grad_(False)
+    return random_weights(network)
 
 
 QWEN_TEMPLATE = (
@@ -254,10 +260,7 @@ def tiny_qwen(**changes: Any) -> Qwen3Model:
         "head_dim": 16,
     }
     network = Qwen3Model(Qwen3Config(**{**config, **changes}))
-    for name, parameter in network.named_parameters():
-        if "norm" not in name:
-            torch.nn.init.normal_(parameter, std=0.15)
-    return network.eval().requires_grad_(False)
+    return random_weights(network, norms=False)
 
 
 def tiny_zimage(**changes: Any) -> ZImageTransformer2DModel:
@@ -275,9 +278,7 @@ def tiny_zimage(**changes: Any) -> ZImageTransformer2DModel:
         "axes_lens": [256, 32, 32],
     }
     network = ZImageTransformer2DModel(**{**config, **changes})
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.15)
-    return network.eval().requires_grad_(False)
+    return random_weights(network)
 
 
 def tiny_qwen_vl(**changes: Any) -> Qwen2_5_VLForConditionalGeneration:
@@ -307,10 +308,7 @@ def tiny_qwen_vl(**changes: Any) -> Qwen2_5_VLForConditionalGeneration:
     }
     config = Qwen2_5_VLConfig(text_config={**words, **changes}, vision_config=eyes)
     network = Qwen2_5_VLForConditionalGeneration(config)
-    for name, parameter in network.named_parameters():
-        if "norm" not in name:
-            torch.nn.init.normal_(parameter, std=0.15)
-    return network.eval().requires_grad_(False)
+    return random_weights(network, norms=False)
 
 
 def tiny_qwen_image(**changes: Any) -> QwenImageTransformer2DModel:
@@ -326,9 +324,7 @@ def tiny_qwen_image(**changes: Any) -> QwenImageTransformer2DModel:
         "axes_dims_rope": (4, 6, 6),
     }
     network = QwenImageTransformer2DModel(**{**config, **changes})
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.15)
-    return network.eval().requires_grad_(False)
+    return random_weights(network)
 
 
 def tiny_qwen3_vl(**changes: Any) -> Qwen3VLModel:
@@ -359,10 +355,7 @@ def tiny_qwen3_vl(**changes: Any) -> Qwen3VLModel:
         "deepstack_visual_indexes": [0],
     }
     network = Qwen3VLModel(Qwen3VLConfig(text_config={**words, **changes}, vision_config=eyes))
-    for name, parameter in network.named_parameters():
-        if "norm" not in name:
-            torch.nn.init.normal_(parameter, std=0.15)
-    return network.eval().requires_grad_(False)
+    return random_weights(network, norms=False)
 
 
 def tiny_krea2(**changes: Any) -> Krea2Transformer2DModel:
@@ -383,9 +376,7 @@ def tiny_krea2(**changes: Any) -> Krea2Transformer2DModel:
         "axes_dims_rope": (4, 6, 6),
     }
     network = Krea2Transformer2DModel(**{**config, **changes})
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.15)
-    return network.eval().requires_grad_(False)
+    return random_weights(network)
 
 
 def tiny_film_vae() -> AutoencoderKLQwenImage:

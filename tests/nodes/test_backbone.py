@@ -7,16 +7,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+
+from tests.nodes._families import seeded
 
 pytestmark = pytest.mark.usefixtures("executor")
 
 TIMESTEPS = torch.tensor([3, 500, 999])
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def token_vectors(pack, **counts: int):

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.nodes._families import near, seeded
+
 pytestmark = pytest.mark.usefixtures("executor")
 
 TEXT = "a photo of <ada> person"
@@ -42,11 +44,6 @@ def backbone(pack, folder, twin) -> Any:
         return pack.comfy.ComfyBackbone(*parts)
 
 
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
 @pytest.fixture
 def vectors(pack) -> Any:
     with torch.inference_mode(False):
@@ -55,12 +52,6 @@ def vectors(pack) -> Any:
 
 def prompts(pack) -> list[Any]:
     return [pack("magicapture.tokens").Prompt(text) for text in (TEXT, "a person")]
-
-
-def near(found: Tensor, expected: Tensor, share: float = 2e-4) -> None:
-    """Within a share of the largest number: sums run in another order."""
-    assert found.shape == expected.shape and expected.abs().max() > 0
-    assert (found - expected).abs().max() <= share * expected.abs().max()
 
 
 def test_it_is_of_the_dolls_family_with_their_schedule(backbone, twin):

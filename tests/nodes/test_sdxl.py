@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+
+from tests.nodes._families import seeded
 
 TEXT = "a photo of <ada> woman"
 
@@ -99,11 +100,6 @@ def theirs(pack, tiny_xl, comfyui) -> Any:
             tokenizers=dict.fromkeys(encoders, words),
             schedule=pack("nodes._comfy.models").schedule_of(tiny_xl.model),
         )
-
-
-def seeded(*shape: int, seed: int = 0) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def targets(pack, part: str, module: torch.nn.Module) -> list[str]:
