@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -191,3 +194,126 @@ def train(pack, backbone, steps: int = 4) -> SimpleNamespace:
         assert state.keys() == after[part].keys()
         assert all(value is after[part][name] for name, value in state.items())
     return SimpleNamespace(adapter=adapter, losses=losses, told=told)
+
+
+@contextmanager
+def saved(pack, make, adapter, name: str) -> Iterator[Path]:
+    """The adapter's file where stock loaders look; those of its embeddings beside it go as well."""
+    import folder_paths
+
+    for token in adapter.tokens:  # of other tests
+        (make.embeddings / f"{token}.safetensors").unlink(missing_ok=True)
+    loras = Path(folder_paths.get_folder_paths("loras")[0])
+    files = pack("magicapture.adapters").save_adapter(adapter, loras, make.embeddings, name)
+    assert len(files.embeddings) == len(adapter.tokens)
+    try:
+        yield files.lora
+    finally:
+        for path in (files.lora, *files.embeddings):
+            path.unlink()
+
+
+def check_stock_loaders(pack, models, adapter, file: Path, text: str, ksample, caplog) -> None:
+    """Stock LoraLoader leaves out nothing of the file, and draws what Apply Adapter draws."""
+    import nodes
+
+    plain = ksample(models, text)
+    model, clip = pack.comfy.apply_adapter(models.model, models.clip, adapter)
+    own = ksample(replace(models, model=model, clip=clip), text)
+    with caplog.at_level(logging.WARNING):
+        model, clip = nodes.LoraLoader().load_lora(models.model, models.clip, file.name, 1.0, 1.0)
+        stock = ksample(replace(models, model=model, clip=clip), text)
+    assert not [r for r in caplog.records if "lora" in r.getMessage().lower()]
+    assert torch.equal(stock, own)
+    assert (own - plain).abs().max() > 1e-2
+
+
+def check_file_in_diffusers(pack, ours, theirs, phrases, adapter, file: Path) -> None:
+    """Read by diffusers' own loader, the file does what it does here."""
+    lora = pack("magicapture.lora")
+    noisy, levels = noise(ours), torch.tensor(LEVELS)
+    texts, found = prompts(pack, *TEXTS), []
+    with torch.inference_mode(False), torch.no_grad():
+        state = adapter.state_for("transformer", ours.unet, ours.parts_of(ours.unet))
+        with ours.training(None), lora.applied(ours.unet, state):
+            found.append(ours.predict(noisy, levels, ours.encode_prompts(texts, phrases)))
+        told = theirs.encode_prompts(texts, phrases)
+        plain = theirs.predict(noisy, levels, told)
+        theirs.unet.load_lora_adapter(str(file))
+        found.append(theirs.predict(noisy, levels, told))
+        theirs.unet.unload_lora()
+    near(*found, share=1e-3)
+    assert (found[1] - plain).abs().max() > 1e-2
+
+
+def check_columns(pack, ours, key: str, clip, adapter) -> None:
+    """Encode Prompt marks a phrase's columns of the context, also where it begins the prompt."""
+    marks = pack("nodes._comfy.marks")
+    for text in (SHORT, "<ada> woman in the rain"):
+        (prompt,) = prompts(pack, text)
+        line = ours.layout(key, prompt, adapter.vectors())
+        conditioning = marks.encode_marked(
+            clip, text.replace("<ada>", "ada lovel"), adapter.concepts
+        )
+        (focus,) = conditioning[0][1][marks.TOKENS]
+        assert focus.columns == tuple(line.columns["ada"])
+        assert focus.word == focus.columns[-1:]
+
+
+def check_held(pack, models, adapter, site: str, how: dict[str, float], monkeypatch) -> Tensor:
+    """A stock sampler holds the phrase to its region, and leaves the model as it was.
+
+    Positive and negative are of two lengths and come in passes of their own. site: a layer that is
+    held. Returns the latents.
+    """
+    import nodes
+
+    shown: list[str] = []
+    monkeypatch.setattr(pack("nodes._comfy.host"), "show_text", lambda text, _: shown.append(text))
+    marks, clip = pack("nodes._comfy.marks"), models.clip
+    positive = marks.encode_marked(clip, "a photo of ada lovel woman", adapter.concepts)
+    negative = nodes.CLIPTextEncode().encode(clip, "blurred")[0]
+    (focus,) = positive[0][1][marks.TOKENS]
+    mask = torch.zeros(1, 1, 64, 96)
+    mask[..., :32, :32] = 1
+    settings = pack("magicapture.refocusing").RefocusGuidance(**{"threshold": 0.0, **how})
+    patched = pack.comfy.refocus(models.model, settings, mask, None, "7")
+    network = models.model.model.diffusion_model
+    before, seen = state_of(network), []
+
+    def tap(one: Any, run: Any) -> Tensor:
+        seen.append(one)
+        return run(one)
+
+    def draw(one: Any) -> Tensor:
+        latent = nodes.EmptyLatentImage().generate(96, 64)[0]
+        given = (one, 3, 3, 4.0, "euler", "simple", positive, negative, latent)
+        return nodes.KSampler().sample(*given)[0]["samples"]
+
+    plain = draw(models.model)
+    tapped = pack("nodes._comfy.attention").TappedComfy.of(network)
+    with tapped.tapped(tap, [site]):  # set first: gets what is held
+        held = draw(patched)
+    assert held.isfinite().all() and (held - plain).abs().max() > 1e-4
+    assert torch.equal(draw(patched), held) and torch.equal(draw(models.model), plain)
+    after = state_of(network)
+    assert before.keys() == after.keys()
+    assert all(value is after[name] for name, value in before.items())
+    assert shown == []
+    assert len({one.columns() for one in seen}) == 2  # of the one's words and the other's
+    if how["bias"]:
+        _check_shares(seen, focus.columns, F.avg_pool2d(mask, 16).flatten() == 1)
+    return held
+
+
+def _check_shares(seen: list[Any], columns: tuple[int, ...], inside: Tensor) -> None:
+    """Outside of the region nothing looks at the columns, in the longer of two texts alone."""
+    longest = max(one.columns() for one in seen)
+    for one in seen:
+        width = one.query.shape[-1] ** -0.5 if one.scale is None else one.scale
+        shares = (one.query @ one.key.mT * width).softmax(-1).mean(1)[0, one.cells]
+        own = shares[:, list(columns)].sum(-1)
+        if one.columns() == longest:
+            assert own[~inside].max() < 1e-9 and own[inside].min() > 1e-4
+        else:
+            assert own[~inside].min() > 1e-4

@@ -5,31 +5,31 @@ Both draw a film of one frame, and ask a Qwen that also sees in the same words.
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ._families import near, prompts, seeded
 from .joint import (
     LEVELS,
-    SHORT,
     SIZE,
     TEXTS,
     adapter_of,
     apart,
     check_bfloat16,
     check_bias,
+    check_columns,
+    check_file_in_diffusers,
+    check_held,
+    check_stock_loaders,
     lora_of,
     losses_and_gradients,
     noise,
     recorded,
-    state_of,
+    saved,
     train,
 )
 
@@ -261,65 +261,28 @@ def adapter(pack, ours) -> Any:
 
 @pytest.fixture
 def file(pack, make, adapter):
-    """The adapter's file where stock loaders look."""
-    import folder_paths
-
-    loras = Path(folder_paths.get_folder_paths("loras")[0])
-    saved = pack("magicapture.adapters").save_adapter(adapter, loras, make.embeddings, "film-test")
-    assert saved.embeddings == ()
-    yield saved.lora
-    saved.lora.unlink()
+    with saved(pack, make, adapter, "film-test") as path:
+        yield path
 
 
 def test_stock_loaders_draw_what_apply_adapter_draws(
     pack, film, adapter, file, ksample, caplog
 ) -> None:
-    import nodes
-
     text = "a photo of ada lovel woman"
-    plain = ksample(film, text)
-    model, clip = pack.comfy.apply_adapter(film.model, film.clip, adapter)
-    own = ksample(replace(film, model=model, clip=clip), text)
-    with caplog.at_level(logging.WARNING):
-        model, clip = nodes.LoraLoader().load_lora(film.model, film.clip, file.name, 1.0, 1.0)
-        stock = ksample(replace(film, model=model, clip=clip), text)
-    assert not [r for r in caplog.records if "lora" in r.getMessage().lower()]
-    assert torch.equal(stock, own)
-    assert (own - plain).abs().max() > 1e-2
+    check_stock_loaders(pack, film, adapter, file, text, ksample, caplog)
 
 
 def test_encode_prompt_marks_the_phrases_columns(pack, ours, film, key, adapter) -> None:
-    """Of the context, which lacks the template's first words; also where the phrase begins it."""
+    """Of the context, which lacks the template's first words."""
+    check_columns(pack, ours, key, film.clip, adapter)
     marks = pack("nodes._comfy.marks")
-    for text in (SHORT, "<ada> woman in the rain"):
-        (prompt,) = prompts(pack, text)
-        line = ours.layout(key, prompt, adapter.vectors())
-        plain = text.replace("<ada>", "ada lovel")
-        conditioning = marks.encode_marked(film.clip, plain, adapter.concepts)
-        (focus,) = conditioning[0][1][marks.TOKENS]
-        assert focus.columns == tuple(line.columns["ada"])
-        assert focus.word == focus.columns[-1:]
     assert "color" in pack("magicapture.families").FAMILIES[ours.family].encoder(key).template
     with pytest.raises(pack("magicapture.errors").InputError, match="has no 'color'"):
         marks.encode_marked(film.clip, "a photo of a woman", (), inside="color")
 
 
 def test_the_file_does_the_same_in_diffusers(pack, ours, theirs, phrases, adapter, file) -> None:
-    """Read by diffusers' own loader."""
-    lora = pack("magicapture.lora")
-    noisy, levels = noise(ours), torch.tensor(LEVELS)
-    texts, found = prompts(pack, *TEXTS), []
-    with torch.inference_mode(False), torch.no_grad():
-        state = adapter.state_for("transformer", ours.unet, ours.parts_of(ours.unet))
-        with ours.training(None), lora.applied(ours.unet, state):
-            found.append(ours.predict(noisy, levels, ours.encode_prompts(texts, phrases)))
-        told = theirs.encode_prompts(texts, phrases)
-        plain = theirs.predict(noisy, levels, told)
-        theirs.unet.load_lora_adapter(str(file))
-        found.append(theirs.predict(noisy, levels, told))
-        theirs.unet.unload_lora()
-    near(*found, share=1e-3)
-    assert (found[1] - plain).abs().max() > 1e-2
+    check_file_in_diffusers(pack, ours, theirs, phrases, adapter, file)
 
 
 def test_other_models_are_refused_in_words(pack, make, tiny, film, ours, key, adapter) -> None:
@@ -379,55 +342,8 @@ def test_a_training_moves_the_lora_and_leaves_the_model_as_it_was(pack, ours) ->
 def test_a_stock_sampler_holds_the_phrase_to_its_region(
     pack, film, adapter, monkeypatch, how
 ) -> None:
-    """Positive and negative are of two lengths and come in passes of their own."""
-    import nodes
-
-    shown: list[str] = []
-    monkeypatch.setattr(pack("nodes._comfy.host"), "show_text", lambda text, _: shown.append(text))
-    marks, clip = pack("nodes._comfy.marks"), film.clip
-    positive = marks.encode_marked(clip, "a photo of ada lovel woman", adapter.concepts)
-    negative = nodes.CLIPTextEncode().encode(clip, "blurred")[0]
-    (focus,) = positive[0][1][marks.TOKENS]
-    mask = torch.zeros(1, 1, 64, 96)
-    mask[..., :32, :32] = 1
-    settings = pack("magicapture.refocusing").RefocusGuidance(**{"threshold": 0.0, **how})
-    model = film.model
-    patched = pack.comfy.refocus(model, settings, mask, None, "7")
-    network = model.model.diffusion_model
-    before, seen = state_of(network), []
-
-    def tap(one: Any, run: Any) -> Tensor:
-        seen.append(one)
-        return run(one)
-
-    def draw(one: Any) -> Tensor:
-        latent = nodes.EmptyLatentImage().generate(96, 64)[0]
-        given = (one, 3, 3, 4.0, "euler", "simple", positive, negative, latent)
-        return nodes.KSampler().sample(*given)[0]["samples"]
-
-    plain = draw(model)
-    tapped = pack("nodes._comfy.attention").TappedComfy.of(network)
-    with tapped.tapped(tap, [MIDDLE[adapter.family]]):  # set first: gets what is held
-        held = draw(patched)
+    held = check_held(pack, film, adapter, MIDDLE[adapter.family], how, monkeypatch)
     assert held.shape == (1, 16, 1, 8, 12)
-    assert held.isfinite().all() and (held - plain).abs().max() > 1e-4
-    assert torch.equal(draw(patched), held) and torch.equal(draw(model), plain)
-    after = state_of(network)
-    assert before.keys() == after.keys()
-    assert all(value is after[name] for name, value in before.items())
-    assert shown == []
-    inside = F.avg_pool2d(mask, 16).flatten() == 1
-    lengths = {one.columns() for one in seen}
-    assert len(lengths) == 2  # of the one's words and the other's
-    if how["bias"]:
-        for one in seen:
-            width = one.query.shape[-1] ** -0.5 if one.scale is None else one.scale
-            shares = (one.query @ one.key.mT * width).softmax(-1).mean(1)[0, one.cells]
-            own = shares[:, list(focus.columns)].sum(-1)
-            if one.columns() == max(lengths):
-                assert own[~inside].max() < 1e-9 and own[inside].min() > 1e-4
-            else:
-                assert own[~inside].min() > 1e-4
 
 
 def test_a_preview_shows_where_the_phrase_is_looked_for(pack, film, adapter) -> None:

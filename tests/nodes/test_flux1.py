@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.nodes._families import near, prompts, seeded
+from tests.nodes.joint import check_stock_loaders, saved
 
 pytestmark = pytest.mark.usefixtures("executor")
 
@@ -209,39 +209,20 @@ def adapter(pack, ours) -> Any:
 
 
 @pytest.fixture
-def files(pack, make, adapter):
-    """The adapter's files where stock loaders look."""
-    import folder_paths
-
-    loras = Path(folder_paths.get_folder_paths("loras")[0])
-    (make.embeddings / "ada.safetensors").unlink(missing_ok=True)  # of other tests
-    saved = pack("magicapture.adapters").save_adapter(adapter, loras, make.embeddings, "flux-test")
-    yield saved
-    (loras / "flux-test.safetensors").unlink()
-    (make.embeddings / "ada.safetensors").unlink()
+def file(pack, make, adapter):
+    with saved(pack, make, adapter, "flux-test") as path:
+        yield path
 
 
 def test_stock_loaders_draw_what_apply_adapter_draws(
-    pack, make, tiny_flux1, adapter, files, ksample, caplog
+    pack, make, tiny_flux1, adapter, file, ksample, caplog
 ) -> None:
-    import nodes
-
-    text = "a photo of embedding:ada woman"
-    plain = ksample(tiny_flux1, text)
-    model, clip = pack.comfy.apply_adapter(tiny_flux1.model, tiny_flux1.clip, adapter)
-    own = ksample(replace(tiny_flux1, model=model, clip=clip), text)
     assert load_file(make.embeddings / "ada.safetensors").keys() == {"clip_l", "t5xxl"}
-    with caplog.at_level(logging.WARNING):
-        model, clip = nodes.LoraLoader().load_lora(
-            tiny_flux1.model, tiny_flux1.clip, "flux-test.safetensors", 1.0, 1.0
-        )
-        stock = ksample(replace(tiny_flux1, model=model, clip=clip), text)
-    assert not [r for r in caplog.records if "lora" in r.getMessage().lower()]
-    assert torch.equal(stock, own)
-    assert (own - plain).abs().max() > 1e-2
+    text = "a photo of embedding:ada woman"
+    check_stock_loaders(pack, tiny_flux1, adapter, file, text, ksample, caplog)
 
 
-def test_prompts_are_what_stock_nodes_encode(pack, ours, tiny_flux1, adapter, files) -> None:
+def test_prompts_are_what_stock_nodes_encode(pack, ours, tiny_flux1, adapter, file) -> None:
     """The same words and vectors in the same columns, from the file and from Apply Adapter."""
     import nodes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from tests.nodes._families import (
     t5_twin,
     tiny_vae_twin,
 )
-from tests.nodes.joint import state_of, train
+from tests.nodes.joint import check_stock_loaders, saved, state_of, train
 
 pytestmark = pytest.mark.usefixtures("executor")
 
@@ -336,16 +335,8 @@ def adapter(pack, kind, ours) -> Any:
 
 @pytest.fixture
 def file(pack, make, kind, adapter):
-    """The adapter's file where stock loaders look."""
-    import folder_paths
-
-    loras = Path(folder_paths.get_folder_paths("loras")[0])
-    (make.embeddings / "ada.safetensors").unlink(missing_ok=True)  # of other tests
-    saved = pack("magicapture.adapters").save_adapter(adapter, loras, make.embeddings, "joint-test")
-    assert len(saved.embeddings) == kind.vectors
-    yield saved.lora
-    for path in (saved.lora, *saved.embeddings):
-        path.unlink()
+    with saved(pack, make, adapter, "joint-test") as path:
+        yield path
 
 
 def said(kind: Kind, text: str) -> str:
@@ -355,18 +346,7 @@ def said(kind: Kind, text: str) -> str:
 def test_stock_loaders_draw_what_apply_adapter_draws(
     pack, make, kind, models, adapter, file, ksample, caplog
 ) -> None:
-    import nodes
-
-    text = said(kind, SHORT)
-    plain = ksample(models, text)
-    model, clip = pack.comfy.apply_adapter(models.model, models.clip, adapter)
-    own = ksample(replace(models, model=model, clip=clip), text)
-    with caplog.at_level(logging.WARNING):
-        model, clip = nodes.LoraLoader().load_lora(models.model, models.clip, file.name, 1.0, 1.0)
-        stock = ksample(replace(models, model=model, clip=clip), text)
-    assert not [r for r in caplog.records if "lora" in r.getMessage().lower()]
-    assert torch.equal(stock, own)
-    assert (own - plain).abs().max() > 1e-2
+    check_stock_loaders(pack, models, adapter, file, said(kind, SHORT), ksample, caplog)
     again = pack("magicapture.adapters").load_adapter(file, [make.embeddings])
     assert again.family == kind.family and again.tokens.keys() == adapter.tokens.keys()
 

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import importlib
-import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from ._families import near, prompts
 from .joint import (
     LEVELS,
-    SHORT,
     TEXTS,
     adapter_of,
     apart,
     check_bfloat16,
     check_bias,
+    check_columns,
+    check_file_in_diffusers,
+    check_held,
+    check_stock_loaders,
     lora_of,
     losses_and_gradients,
     noise,
     recorded,
-    state_of,
+    saved,
     train,
 )
 
@@ -159,64 +158,25 @@ def adapter(pack, ours) -> Any:
 
 @pytest.fixture
 def file(pack, make, adapter):
-    """The adapter's file where stock loaders look."""
-    import folder_paths
-
-    loras = Path(folder_paths.get_folder_paths("loras")[0])
-    save = pack("magicapture.adapters").save_adapter
-    saved = save(adapter, loras, make.embeddings, "zimage-test")
-    assert saved.embeddings == ()
-    yield saved.lora
-    saved.lora.unlink()
+    with saved(pack, make, adapter, "zimage-test") as path:
+        yield path
 
 
 def test_stock_loaders_draw_what_apply_adapter_draws(
     pack, tiny_zimage, adapter, file, ksample, caplog
 ) -> None:
-    import nodes
-
     text = "a photo of ada lovel woman"
-    plain = ksample(tiny_zimage, text)
-    model, clip = pack.comfy.apply_adapter(tiny_zimage.model, tiny_zimage.clip, adapter)
-    own = ksample(replace(tiny_zimage, model=model, clip=clip), text)
-    with caplog.at_level(logging.WARNING):
-        model, clip = nodes.LoraLoader().load_lora(
-            tiny_zimage.model, tiny_zimage.clip, file.name, 1.0, 1.0
-        )
-        stock = ksample(replace(tiny_zimage, model=model, clip=clip), text)
-    assert not [r for r in caplog.records if "lora" in r.getMessage().lower()]
-    assert torch.equal(stock, own)
-    assert (own - plain).abs().max() > 1e-2
+    check_stock_loaders(pack, tiny_zimage, adapter, file, text, ksample, caplog)
 
 
 def test_encode_prompt_marks_the_phrases_columns(pack, ours, tiny_zimage, adapter) -> None:
-    """Between the template's words, also where the phrase begins the prompt."""
-    marks = pack("nodes._comfy.marks")
-    for text in (SHORT, "<ada> woman in the rain"):
-        (prompt,) = prompts(pack, text)
-        line = ours.layout("qwen3_4b", prompt, adapter.vectors())
-        plain = text.replace("<ada>", "ada lovel")
-        conditioning = marks.encode_marked(tiny_zimage.clip, plain, adapter.concepts)
-        (focus,) = conditioning[0][1][marks.TOKENS]
-        assert focus.columns == tuple(line.columns["ada"])
-        assert focus.word == focus.columns[-1:]
+    """Between the template's words."""
+    check_columns(pack, ours, "qwen3_4b", tiny_zimage.clip, adapter)
 
 
 def test_the_file_does_the_same_in_diffusers(pack, ours, theirs, phrases, adapter, file) -> None:
-    """Read by diffusers' own loader; here it is merged into the fused layers."""
-    lora = pack("magicapture.lora")
-    noisy, levels = noise(ours), torch.tensor(LEVELS)
-    texts, found = prompts(pack, *TEXTS), []
-    with torch.inference_mode(False), torch.no_grad():
-        state = adapter.state_for("transformer", ours.unet, ours.parts_of(ours.unet))
-        with ours.training(None), lora.applied(ours.unet, state):
-            found.append(ours.predict(noisy, levels, ours.encode_prompts(texts, phrases)))
-        told = theirs.encode_prompts(texts, phrases)
-        plain = theirs.predict(noisy, levels, told)
-        theirs.unet.load_lora_adapter(str(file))
-        found.append(theirs.predict(noisy, levels, told))
-    near(*found, share=1e-3)
-    assert (found[1] - plain).abs().max() > 1e-2
+    """Here it is merged into the fused layers."""
+    check_file_in_diffusers(pack, ours, theirs, phrases, adapter, file)
 
 
 def test_other_models_are_refused_in_words(pack, make, tiny, tiny_zimage, adapter) -> None:
@@ -265,53 +225,6 @@ def test_a_training_moves_the_lora_and_leaves_the_model_as_it_was(pack, ours) ->
 
 @pytest.mark.parametrize("how", [{"bias": 30.0}, {"bias": 0.0, "gradient": 0.05, "end": 1.0}])
 def test_a_stock_sampler_holds_the_phrase_to_its_region(
-    pack, tiny_zimage, adapter, ksample, monkeypatch, how
+    pack, tiny_zimage, adapter, monkeypatch, how
 ) -> None:
-    """Positive and negative are of two lengths and come in passes of their own."""
-    import nodes
-
-    shown: list[str] = []
-    monkeypatch.setattr(pack("nodes._comfy.host"), "show_text", lambda text, _: shown.append(text))
-    marks = pack("nodes._comfy.marks")
-    positive = marks.encode_marked(tiny_zimage.clip, "a photo of ada lovel woman", adapter.concepts)
-    negative = nodes.CLIPTextEncode().encode(tiny_zimage.clip, "blurred")[0]
-    (focus,) = positive[0][1][marks.TOKENS]
-    mask = torch.zeros(1, 1, 64, 96)
-    mask[..., :32, :32] = 1
-    settings = pack("magicapture.refocusing").RefocusGuidance(**{"threshold": 0.0, **how})
-    model = tiny_zimage.model
-    patched = pack.comfy.refocus(model, settings, mask, None, "7")
-    network = model.model.diffusion_model
-    before, seen = state_of(network), []
-
-    def tap(one: Any, run: Any) -> Tensor:
-        seen.append(one)
-        return run(one)
-
-    def draw(one: Any) -> Tensor:
-        latent = nodes.EmptyLatentImage().generate(96, 64)[0]
-        given = (one, 3, 3, 4.0, "euler", "simple", positive, negative, latent)
-        return nodes.KSampler().sample(*given)[0]["samples"]
-
-    plain = draw(model)
-    tapped = pack("nodes._comfy.attention").TappedComfy.of(network)
-    with tapped.tapped(tap, ["layers.1.attention"]):  # set first: gets what is held
-        held = draw(patched)
-    assert held.isfinite().all() and (held - plain).abs().max() > 1e-4
-    assert torch.equal(draw(patched), held) and torch.equal(draw(model), plain)
-    after = state_of(network)
-    assert before.keys() == after.keys()
-    assert all(value is after[name] for name, value in before.items())
-    assert shown == []
-    inside = F.avg_pool2d(mask, 16).flatten() == 1
-    lengths = {one.columns() for one in seen}
-    assert len(lengths) == 2  # of the template with the one's words and the other's
-    if how["bias"]:
-        for one in seen:
-            width = one.query.shape[-1] ** -0.5 if one.scale is None else one.scale
-            shares = (one.query @ one.key.mT * width).softmax(-1).mean(1)[0, one.cells]
-            own = shares[:, list(focus.columns)].sum(-1)
-            if one.columns() == max(lengths):
-                assert own[~inside].max() < 1e-9 and own[inside].min() > 1e-4
-            else:
-                assert own[~inside].min() > 1e-4
+    check_held(pack, tiny_zimage, adapter, "layers.1.attention", how, monkeypatch)
