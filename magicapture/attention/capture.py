@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import InputError, UnsupportedModelError
 from .layers import cross_attentions, select
 from .maps import LayerMaps, Positions, TokenColumns, factor_of
-from .tap import Attention, Network, Run, Size
+from .tap import Attention, Network, Run, Size, thinned
 
 
 class AttentionCapture:
@@ -102,12 +102,15 @@ class AttentionCapture:
         positions: Positions,
         latent_size: Size,
         factors: Collection[int] | None = None,
+        *,
+        most: int | None = None,
     ) -> list[LayerMaps]:
         """The maps of the recorded pass, one entry a layer; forgets the recorded tensors.
 
         positions: for each row of the batch, the columns of each token (`Conditioning.positions`);
         rows without tokens cost nothing. latent_size: height and width of the latents, in cells.
-        factors: in place of the capture's own.
+        factors: in place of the capture's own. most: cells a side of a map of joint attention; a
+        larger one is looked at from every second cell, or third.
         Raises InputError when no pass was recorded, its batch is another, or no layer has one of
         the wanted factors.
         """
@@ -140,9 +143,11 @@ class AttentionCapture:
         order = sorted(range(len(keys)), key=lambda place: keys[place][0])
         maps = []
         for site, parts in wanted.items():
-            values = [t.attention(a) for t, a in zip(tokens, parts, strict=True) if t.keys]
+            stride = parts[0].stride(most)
+            looks = zip(tokens, parts, strict=True)
+            values = [token.attention(part, stride) for token, part in looks if token.keys]
             whole = values[0] if len(parts) == 1 else torch.cat(values)[order]
-            sized = whole.unflatten(1, parts[0].size or ())
+            sized = whole.unflatten(1, [thinned(side, stride) for side in parts[0].size or ()])
             maps.append(LayerMaps(site, factor[site], tuple(keys[i] for i in order), sized))
         return maps
 

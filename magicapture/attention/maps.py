@@ -21,7 +21,8 @@ class LayerMaps:
     """One layer's attention to some tokens.
 
     layer: its name in the UNet.
-    factor: latent cells a side that one query covers; 4 is 16x16 for SD 1.5 at 512 px.
+    factor: latent cells a side that one query covers; 4 is 16x16 for SD 1.5 at 512 px. Of a layer
+        looked at from fewer cells it is still the layer's own.
     keys: (row of the batch, token name) of each map.
     values: (R,h,w) float32 in 0..1, one map a key: the share of attention the token receives.
     """
@@ -67,10 +68,12 @@ class TokenColumns:
         index = torch.tensor(places, device=device).T
         return cls(tuple(keys), torch.tensor(rows, device=device), columns.to(device), index)
 
-    def attention(self, attention: Attention) -> Tensor:
-        """The share of an attention that each key has: (R,N) float32."""
+    def attention(self, attention: Attention, stride: int = 1) -> Tensor:
+        """The share of an attention that each key has: (R,N) float32; see `Attention.shares`."""
         # Recomputed in the backward pass: keeping the attention to every column would cost 7 MiB
         # a 16x16 layer and 15 MiB a 32x32 one at batch 3, to save less than 1 % of a step.
         shares = attention.rows(self.rows).shares
-        values = checkpoint(shares, self.columns, use_reentrant=False, preserve_rng_state=False)
+        values = checkpoint(
+            shares, self.columns, stride, use_reentrant=False, preserve_rng_state=False
+        )
         return values[self.places[0], :, self.places[1]]

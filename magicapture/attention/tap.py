@@ -113,16 +113,26 @@ class Attention:
                 logits = logits + bias.float()
             return logits.softmax(dim=-1).mean(dim=1)
 
-    def shares(self, columns: Tensor) -> Tensor:
+    def stride(self, most: int | None) -> int:
+        """Of how many cells of a row and of a column to look from one, so that `most` are left.
+
+        1 but in joint attention, where looking costs a softmax over all words and cells.
+        """
+        if most is None or self.size is None or not self.is_joint:
+            return 1
+        return max(1, -(-max(self.size) // most))
+
+    def shares(self, columns: Tensor, stride: int = 1) -> Tensor:
         """Scores summed over each token's columns (B,L,T), 1 where it has one: (B,N,T) float32.
 
-        L: of the words. In joint attention the kernel averages the columns themselves, as values,
-        so that the softmax over words and picture is exact and never kept.
+        L: of the words. stride: see there; N are the cells that are left. In joint attention the
+        kernel averages the columns themselves, as values, so that the softmax over words and
+        picture is exact and never kept.
         """
         with torch.autocast(self.query.device.type, enabled=False):
             if not self.is_joint:
                 return self.scores() @ columns
-            return self._seen(self.words, columns).mean(1)
+            return self._seen(self.words, columns, stride).mean(1)
 
     def averaged(self, values: Tensor) -> Tensor:
         """The picture's values (B,N,T) averaged over what each of its cells attends to there."""
@@ -132,9 +142,14 @@ class Attention:
             seen = self._seen(self.cells, F.pad(values, (0, 1), value=1.0)).mean(1)
             return seen[..., :-1] / seen[..., -1:]
 
-    def _seen(self, place: slice, values: Tensor) -> Tensor:
+    def _seen(self, place: slice, values: Tensor, stride: int = 1) -> Tensor:
         """The kernel's averages of some keys' values (B,L,T), 0 elsewhere: (B,H,N,T) float32."""
-        query, key = self.query[:, :, self.cells].float(), self.key.float()
+        query, key = self.query[:, :, self.cells], self.key.float()
+        if stride > 1:
+            assert self.size is not None
+            each = _one_of(stride)
+            query = query.unflatten(2, self.size)[:, :, each, each].flatten(2, 3)
+        query = query.float()
         padded = key.new_zeros(len(key), 1, key.shape[2], max(key.shape[3], values.shape[-1]))
         padded[:, 0, place, : values.shape[-1]] = values
         padded = padded.expand(-1, key.shape[1], -1, -1)
@@ -142,6 +157,16 @@ class Attention:
             query, key, padded, attn_mask=self.mask, scale=self.scale
         )
         return seen[..., : values.shape[-1]]
+
+
+def thinned(side: int, stride: int) -> int:
+    """How many cells of a side are left where one of `stride` is looked at."""
+    return len(range(side)[_one_of(stride)])
+
+
+def _one_of(stride: int) -> slice:
+    """The middle one of each so many cells."""
+    return slice(stride // 2, None, stride)
 
 
 class NotWholeError(UnsupportedModelError):

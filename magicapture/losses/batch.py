@@ -16,6 +16,10 @@ from ..schedule import Schedule
 from ..tokens import Concept, Prompt, TokenVectors
 from .equations import masked_reconstruction
 
+MOST_CELLS = 32
+"""Cells a side of a map of joint attention, as of Stable Diffusion's finest that is looked at. Flux
+has 64 at 1024 px: to look from all of them is a tenth of a step (benchmarks/step_operations.py)."""
+
 IdentityTerm = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Estimates x0 (B,C,h,w), landmarks (B,5,2) and `Schedule.signal` (B,) to the loss (B,)."""
 
@@ -131,7 +135,7 @@ class Batch(Step):
     def attention(self) -> list[LayerMaps]:
         """The attention of the tokens in the rows, one entry a layer."""
         assert self.capture is not None, "a loss that reads attention says so in `needs`"
-        return self.capture.maps(self.conditioning.positions, self.size)
+        return self.capture.maps(self.conditioning.positions, self.size, most=MOST_CELLS)
 
     @cached_property
     def x0(self) -> Tensor:

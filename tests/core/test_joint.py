@@ -146,6 +146,22 @@ def test_recording_changes_nothing_and_shares_are_those_of_the_softmax(
     assert not torch.allclose(first.values, second.values)
 
 
+@pytest.mark.parametrize(("most", "rows", "columns"), [(3, (1, 3, 5), (1, 3)), (2, (1, 4), (1,))])
+def test_a_large_map_is_looked_at_from_the_middle_of_its_cells(
+    backbone, conditioning, noisy, most, rows, columns
+):
+    capture, found = AttentionCapture(TappedTorch.of(backbone.unet), select(backbone.unet)), []
+    for cells in (None, most, 6):
+        with torch.no_grad(), capture.recording():
+            backbone.predict(noisy, TIMES, conditioning)
+        found.append(capture.maps(conditioning.positions, (HEIGHT, WIDTH), most=cells))
+    for whole, few, enough in zip(*found, strict=True):
+        middle = whole.values[:, list(rows)][:, :, list(columns)]
+        torch.testing.assert_close(few.values, middle)
+        assert (few.factor, few.keys) == (whole.factor, whole.keys)
+        assert torch.equal(enough.values, whole.values)
+
+
 def test_averages_are_those_of_the_softmax_over_the_picture_alone(backbone, conditioning, noisy):
     capture = AttentionCapture(TappedTorch.of(backbone.unet), select(backbone.unet))
     with torch.no_grad(), capture.recording():
