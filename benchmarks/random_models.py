@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,42 +130,46 @@ class FaceEmbedder(nn.Module):
         return self.network(2 * faces - 1)
 
 
-def build(size: Size, device: torch.device, dtype: torch.dtype) -> DiffusersBackbone:
-    """A backbone with random weights and CLIP's own words."""
-    from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
-    from transformers import (
-        CLIPTextConfig,
-        CLIPTextModel,
-        CLIPTextModelWithProjection,
-        CLIPTokenizer,
-    )
+def clip_tokenizer() -> Any:
+    """CLIP's own words."""
+    from transformers import CLIPTokenizer
 
     from magicapture.backbones.clip_tokenizer import write_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
-        tokenizer = CLIPTokenizer.from_pretrained(folder)
+        return CLIPTokenizer.from_pretrained(folder)
+
+
+def build(size: Size, device: torch.device, dtype: torch.dtype) -> DiffusersBackbone:
+    """A backbone with random weights and CLIP's own words; on "meta" it has shapes alone."""
+    from diffusers import AutoencoderKL, AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
     torch.manual_seed(0)
     ids = {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
     words = {"vocab_size": 49408, "max_position_embeddings": 77, "hidden_act": "quick_gelu", **ids}
     schedule = DDPMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
     ).alphas_cumprod
-    encoders = {"clip_l": CLIPTextModel(CLIPTextConfig(**words, **size.text))}
-    if size.second is not None:
-        config = CLIPTextConfig(**{**words, **size.second})
-        encoders["clip_g"] = CLIPTextModelWithProjection(config)
-    backbone = DiffusersBackbone(
-        unet=UNet2DConditionModel(sample_size=size.resolution // 8, **size.unet),
-        vae=AutoencoderKL(latent_channels=4, **size.vae),
-        text_encoders=encoders,
-        tokenizers=dict.fromkeys(encoders, tokenizer),
-        schedule=Schedule(DiscreteLevels(schedule)),
-        decoder=AutoencoderTiny(**size.decoder),
-    )
-    for module in backbone.modules.values():
+    with device if device.type == "meta" else nullcontext():
+        encoders = {"clip_l": CLIPTextModel(CLIPTextConfig(**words, **size.text))}
+        if size.second is not None:
+            config = CLIPTextConfig(**{**words, **size.second})
+            encoders["clip_g"] = CLIPTextModelWithProjection(config)
+        unet = UNet2DConditionModel(sample_size=size.resolution // 8, **size.unet)
+        vae = AutoencoderKL(latent_channels=4, **size.vae)
+        decoder = AutoencoderTiny(**size.decoder)
+    for module in (unet, vae, *encoders.values(), decoder):
         module.to(device, dtype).eval().requires_grad_(False)
-    return backbone
+    return DiffusersBackbone(
+        unet=unet,
+        vae=vae,
+        text_encoders=encoders,
+        tokenizers=dict.fromkeys(encoders, clip_tokenizer()),
+        schedule=Schedule(DiscreteLevels(schedule)),
+        decoder=decoder,
+    )
 
 
 def pictures(count: int, side: int, seed: int) -> tuple[torch.Tensor, ...]:

@@ -61,9 +61,8 @@ EXTRA = tuple(
 BATCH = len(RECONSTRUCTION)
 
 
-def job(size: Size, recipe: Recipe) -> TrainingJob:
-    """Two photos of each, with a face of a sixth of the picture."""
-    side = size.resolution
+def job_of(recipe: Recipe, side: int) -> TrainingJob:
+    """Two photos of each, so many pixels a side, with a face of a sixth of the picture."""
     axis = torch.linspace(-1, 1, side)
     face = ((axis[None] / 0.4) ** 2 + (axis[:, None] / 0.52) ** 2 <= 1).float()[None]
 
@@ -136,7 +135,9 @@ def run_ours(
     try:
         torch.manual_seed(0)
         embedder = FaceEmbedder(size.embedder_width)
-        with Trainer.open(job(size, chosen), backbone, embedder=embedder, listener=listen) as run:
+        with Trainer.open(
+            job_of(chosen, size.resolution), backbone, embedder=embedder, listener=listen
+        ) as run:
             run.run()
     finally:
         backbone.decoder = small
