@@ -7,7 +7,7 @@ No step is computed: the planner rehearses each on weights that have a shape and
 (`magicapture.planning`), so that models fit that would not, and no machine touches the figures.
 Operations are those of matrix products, convolutions and attention, forward and backward; how fast
 each is done, and what it takes beside them, they do not say. The identity loss acts in every step
-here, as in `step_cost`, whose rows these are. The last row is what `save_memory` makes of the whole.
+here, as in `step_cost`, whose rows these are; the last is what `save_memory` makes of the whole.
 """
 
 from __future__ import annotations
