@@ -262,17 +262,29 @@ def results(graph: dict[str, Any], key: str, kinds: dict[str, Any], done: dict[s
     return done[key]
 
 
-def test_the_template_for_xl_on_a_tiny_one(known, tiny_xl, make, executor, monkeypatch) -> None:
-    """All but the two loaders: from photos, masks and training to a picture."""
+@pytest.mark.parametrize(
+    ("number", "of", "said"),
+    [
+        ("10 ", "tiny_xl", "embedding:my-person person"),
+        ("15 ", "tiny_zimage", "my-person person in the my-person-style style"),
+    ],
+)
+def test_a_template_for_larger_models_on_a_tiny_one(
+    known, make, executor, monkeypatch, request, number, of, said
+) -> None:
+    """All but the loaders: from photos, masks and training to a picture."""
     import folder_paths
+    from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow
+    from comfy_extras.nodes_sd3 import EmptySD3LatentImage
     from comfy_extras.nodes_string import StringConcatenate
 
-    (file,) = (page for page in PAGES if page.stem.startswith("10 "))
+    models = request.getfixturevalue(of)
+    (file,) = (page for page in PAGES if page.stem.startswith(number))
     graph = json.loads((file.parent / "api" / file.name).read_text())
     assert graph["18:14"]["inputs"]["fast_decoder"] == ["27", 0]
     for key, seed in (("18:3", 1), ("18:4", 2)):
-        put_photos(Path(folder_paths.get_input_directory()) / f"xl {seed}", seed)
-        graph[key]["inputs"]["folder"] = f"xl {seed}"
+        put_photos(Path(folder_paths.get_input_directory()) / f"{of} {seed}", seed)
+        graph[key]["inputs"]["folder"] = f"{of} {seed}"
     graph["18:13"]["inputs"] |= {"steps": 2, "resolution": 64, "save_memory": True}
     graph["18:14"]["inputs"]["preview_every"] = 1
     graph["23"]["inputs"] |= {"width": 64, "height": 64}
@@ -283,9 +295,11 @@ def test_the_template_for_xl_on_a_tiny_one(known, tiny_xl, make, executor, monke
     monkeypatch.setattr(
         decoder.first_stage_model, "decode", lambda latent: decoded.append(latent) or decode(latent)
     )
-    done = {"1": (tiny_xl.model, tiny_xl.clip, tiny_xl.vae), "27": (decoder,)}
-    kinds = {**known, "StringConcatenate": StringConcatenate}
+    model, clip, vae = models.model, models.clip, models.vae
+    done = {"1": (model, clip, vae), "29": (clip,), "30": (vae,), "27": (decoder,)}
+    stock = (StringConcatenate, EmptySD3LatentImage, ModelSamplingAuraFlow)
+    kinds = {**known, **{kind.__name__: kind for kind in stock}}
     (picture,) = results(graph, "25", kinds, done)
     assert picture.shape == (1, 64, 64, 3) and picture.isfinite().all()
     assert decoded, "the previews are the fast decoder's"
-    assert "embedding:my-person person" in done["18:17"][0], "stock nodes find the saved tokens"
+    assert said in done["18:17"][0], "what stock nodes are to encode"
