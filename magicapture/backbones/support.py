@@ -149,13 +149,8 @@ def _zimage_family(
         refuse("a Z-Image that also looks at pictures (Omni)")
     if PATCH not in transformer.get("all_patch_size", ()):
         refuse("a Z-Image with places of another size than 2x2 latent cells")
-    channels, latent = transformer.get("in_channels"), vae.get("latent_channels", 4)
     words = transformer["cap_feat_dim"]
-    if channels != latent or list(text_widths) != [words]:
-        refuse(
-            f"a Z-Image of {channels} channels and a context {words} wide, with {latent} latent "
-            f"channels and a text encoder {' and '.join(map(str, text_widths)) or 'missing'}"
-        )
+    _check_fits("a Z-Image", transformer, vae, words, text_widths, cells=1)
     return "zimage"
 
 
@@ -189,11 +184,13 @@ def _check_fits(
     vae: Mapping[str, Any],
     words: int | None,
     text_widths: Sequence[int],
+    cells: int = PATCH**2,
 ) -> None:
-    """Refuse a transformer over places of other latents, or of texts of another width."""
-    channels, cells = transformer.get("in_channels"), latent_channels(vae) * PATCH**2
-    if channels != cells or list(text_widths) != [words]:
+    """Refuse a transformer of other latents, `cells` of them a channel, or of other texts."""
+    channels, numbers = transformer.get("in_channels"), latent_channels(vae) * cells
+    if channels != numbers or list(text_widths) != [words]:
         refuse(
-            f"{what} of {channels} channels and texts {words} wide, with {cells} numbers in four "
-            f"latent cells and a text encoder {' and '.join(map(str, text_widths)) or 'missing'}"
+            f"{what} of {channels} channels and texts {words} wide, with {numbers} numbers in "
+            f"{cells} latent cell{'s' * (cells > 1)} and a text encoder "
+            f"{' and '.join(map(str, text_widths)) or 'missing'}"
         )
