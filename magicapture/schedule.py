@@ -129,11 +129,14 @@ class FlowLevels:
         return self.shift
 
     def powers(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Raises TypeError for whole numbers, which are timesteps of a process with many."""
+        if not t.is_floating_point():
+            raise TypeError(f"expected levels of a flow, 0.0 to 1.0; got {t.dtype}")
         t = t.to(torch.promote_types(t.dtype, torch.float32))
         return (1 - t).square(), t.square()
 
     def at(self, share: float) -> float:
-        return share
+        return float(share)
 
     def limit(self, min_snr: float) -> float:
         return 1 / (1 + math.sqrt(min_snr))

@@ -12,15 +12,17 @@ from ..adapters import Adapter
 from ..attention import LayerMaps
 from ..backbone import Backbone
 from ..metrics import leakages
+from ..older import snr_between
 from ..refocusing import noised_look
 from ..tokens import Prompt
 
-TIMESTEPS = (200, 500, 800)
+SNRS = tuple(map(snr_between, (200, 500, 800)))
+"""Of the noised pictures, by the timesteps of Stable Diffusion that have them; falling."""
 
 
 @dataclass(frozen=True)
 class Leakages:
-    """Mean over pictures, timesteps and layers, 0..1; see `metrics.Leakage` for mass and peak.
+    """Mean over pictures, noise levels and layers, 0..1; see `metrics.Leakage` for mass and peak.
 
     subject: of the person's token outside the face. style: of the style's token on the face.
     """
@@ -37,7 +39,7 @@ def token_leakage(
     adapter: Adapter,
     images: Tensor,
     faces: Tensor,
-    timesteps: tuple[int, ...] = TIMESTEPS,
+    snrs: tuple[float, ...] = SNRS,
 ) -> Leakages:
     """Leakage of an adapter's tokens; its LoRA is in the backbone (`sampling.adapted`).
 
@@ -46,7 +48,7 @@ def token_leakage(
     """
     roles = {concept.name: concept.role for concept in adapter.concepts}
     found: dict[str, list[Tensor]] = {"subject": [], "style": []}
-    for layer in adapter_maps(backbone, adapter, images, timesteps):
+    for layer in adapter_maps(backbone, adapter, images, snrs):
         for role, values in found.items():
             own = [i for i, (_, name) in enumerate(layer.keys) if roles[name] == role]
             face = faces[[layer.keys[i][0] for i in own]].to(layer.values)
@@ -60,9 +62,9 @@ def token_leakage(
 
 @torch.no_grad()
 def adapter_maps(
-    backbone: Backbone, adapter: Adapter, images: Tensor, timesteps: tuple[int, ...] = TIMESTEPS
+    backbone: Backbone, adapter: Adapter, images: Tensor, snrs: tuple[float, ...] = SNRS
 ) -> Iterator[LayerMaps]:
-    """Where an adapter's tokens look in images (B,3,H,W), of each timestep in turn the layers.
+    """Where an adapter's tokens look in images (B,3,H,W), of each SNR in turn the layers.
 
     The prompt is the first composed sentence of its training; the noise is always the same.
     """
@@ -70,6 +72,7 @@ def adapter_maps(
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)).to(latents)
     prompt = Prompt(adapter.prompt())
     conditioning = backbone.encode_prompts([prompt] * len(latents), adapter.vectors())
-    for t in timesteps:
-        at = torch.full((len(latents),), t, device=latents.device)
+    for snr in snrs:
+        level = torch.tensor(backbone.schedule.levels.limit(snr), device=latents.device)
+        at = level.expand(len(latents))
         yield from noised_look(backbone, latents, at, conditioning, noise)

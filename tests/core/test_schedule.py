@@ -298,3 +298,10 @@ def test_training_may_draw_at_a_shift_of_its_own() -> None:
     limits = {"min_snr": 0.383}
     drawn = [levels.draw(torch.Generator().manual_seed(1), **limits) for levels in (own, plain)]
     assert drawn[0] == drawn[1] < own.limit(0.383)
+
+
+def test_a_flow_refuses_timesteps():
+    schedule = Schedule(FlowLevels(), "flow")
+    with pytest.raises(TypeError, match="levels of a flow"):
+        schedule.add_noise(torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 8, 8), torch.tensor([200]))
+    assert isinstance(schedule.levels.at(1), float)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from magicapture.adapters.adapter import Adapter
-from magicapture.paperdoll.attention import token_leakage
+from magicapture.paperdoll.attention import SNRS, token_leakage
+from magicapture.paperdoll.model import doll_backbone
 from magicapture.paperdoll.recipe import doll_recipe
 from magicapture.tokens import Concept
 
@@ -45,6 +46,27 @@ def test_pictures_do_not_see_one_another(backbone, adapter):
         backbone, adapter, images[:1].repeat(2, 1, 1, 1), faces[1:].repeat(2, 1, 1, 1)
     )
     assert found.subject == pytest.approx((first.subject + second.subject) / 2, abs=2e-3)
+
+
+@pytest.mark.parametrize(("model", "levels"), [("unet", [200, 500, 800]), ("transformer", None)])
+def test_both_models_are_looked_at_in_the_same_noise(monkeypatch, model, levels):
+    """Given to a flow, Stable Diffusion's timesteps made noise 200 times too strong."""
+    backbone, seen, sizes = doll_backbone(model), [], []
+    predict = backbone.predict
+
+    def watched(noisy, timesteps, conditioning):
+        seen.append(timesteps[0])
+        sizes.append(float(noisy.std()))
+        return predict(noisy, timesteps, conditioning)
+
+    monkeypatch.setattr(backbone, "predict", watched)
+    concepts = (Concept("doll-a", "subject"), Concept("look-b", "style"))
+    vectors = {c.name: {"clip_l": backbone.word_vectors("clip_l", "person")} for c in concepts}
+    adapter = Adapter({}, vectors, backbone.family, doll_recipe(), concepts)
+    token_leakage(backbone, adapter, torch.rand(1, 3, 128, 128), torch.ones(1, 1, 128, 128))
+    assert max(sizes) < 2
+    assert backbone.schedule.snr(torch.stack(seen)).tolist() == pytest.approx(SNRS, rel=0.02)
+    assert levels in (None, torch.stack(seen).tolist())
 
 
 def test_doll_recipes_use_words_that_captions_have():
