@@ -52,7 +52,7 @@ DIRECTIONS: dict[str, str] = {
     "data": "faces tokens backups losses",
     "style": "backbone",
     "checkpoints": "training evaluation style",
-    "batch": "training html",
+    "batch": "training checkpoints html",
     "bench": "training person environment clip html style",
     "clip": "backbones images",
     "dino": "backbones faces",

@@ -6,7 +6,7 @@ from .pool import Need
 from .record import MADE_BY, Record
 from .run import BatchSettings, Show, carry_out
 from .store import Store
-from .worker import At, Loader, Opened, Tell, Worker
+from .worker import At, Loader, Tell, Training, Worker
 
 __all__ = [
     "MADE_BY",
@@ -16,12 +16,12 @@ __all__ = [
     "Job",
     "Loader",
     "Need",
-    "Opened",
     "Record",
     "Settings",
     "Show",
     "Store",
     "Tell",
+    "Training",
     "Worker",
     "carry_out",
     "counts",

@@ -30,6 +30,11 @@ class Job:
     fingerprint: str
     line: int = 0
 
+    @property
+    def leaf(self) -> str:
+        """The name without sub-folders, which its files have."""
+        return self.name.rpartition("/")[2]
+
     def __str__(self) -> str:
         return self.name
 

@@ -47,7 +47,7 @@ def rows(records: Sequence[Record]) -> list[list[str]]:
         [
             record.name,
             _TOLD[record.outcome],
-            str(record.steps or ""),
+            _steps(record),
             str(record.tries),
             ", ".join(map(str, record.resumed)),
             *(
@@ -58,6 +58,11 @@ def rows(records: Sequence[Record]) -> list[list[str]]:
         ]
         for record in records
     ]
+
+
+def _steps(record: Record) -> str:
+    """How many, and which of them is the result where checkpoints are kept."""
+    return f"{record.chosen} of {record.steps}" if record.chosen else str(record.steps or "")
 
 
 def head(records: Sequence[Record]) -> list[str]:
@@ -85,8 +90,9 @@ def _parts(store: Store, records: Sequence[Record], jobs: int) -> Iterable[str]:
     yield (
         "<p><small>Losses are means over the last tenth of the steps. Leakage is the share of a "
         "token's attention outside its region, in one of the portraits. Neither compares faces: "
-        "magicapture evaluate does. This page shows drawn pictures of people: share it only if you "
-        "may share those.</small></p>"
+        "the scores of checkpoints and magicapture evaluate do. '300 of 400' steps: the "
+        "checkpoint of step 300 is the result. This page shows drawn pictures of people: share it "
+        "only if you may share those.</small></p>"
     )
 
 
@@ -94,7 +100,7 @@ def _figure(store: Store, record: Record) -> str:
     data = store.read(f"{record.name}/{PICTURE}") if PICTURE in record.files else None
     told = [f"{name} {value:.2f}" for name, value in record.scores.items()]
     below = [
-        f"<b>{escape(record.name)}</b>",
+        f"<b>{escape(record.name)}</b>{f', step {_steps(record)}' if record.chosen else ''}",
         f"<small>{escape(', '.join(told))}</small>",
         *(f'<span class="note">{escape(warning)}</span>' for warning in record.warnings),
     ]

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from .jobs import Job
 from .store import Store
 
-FILE, PICTURE, STATES = "job.json", "picture.jpg", "states"
+FILE, PICTURE, STATES, KEPT = "job.json", "picture.jpg", "states", "checkpoints"
 """Names inside a job's folder."""
 
 Outcome = Literal["finished", "refused", "failed"]
@@ -21,9 +21,10 @@ MADE_BY = "magicapture batch"
 class Record:
     """What became of a job.
 
-    refused: its photos or settings cannot work, and nothing was trained. tries: how often it was
-    begun; resumed: the steps after which it went on. seconds: by part of the work of the last
-    try. scores: by name. files: of the results, as their names in the job's folder.
+    refused: its photos or settings cannot work, and nothing was trained. chosen: the step whose
+    checkpoint is the result; 0 where none are kept. tries: how often it was begun; resumed: the
+    steps after which it went on. seconds: by part of the work of the last try. scores: by name.
+    files: of the results, as their names in the job's folder.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Record:
     outcome: Outcome
     reason: str = ""
     steps: int = 0
+    chosen: int = 0
     tries: int = 1
     resumed: tuple[int, ...] = ()
     worker: str = ""

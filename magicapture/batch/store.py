@@ -93,14 +93,17 @@ class Store:
             shutil.rmtree(near, ignore_errors=True)
 
     def get(self, name: str, folder: Path) -> list[Path]:
-        """Copy the files of a folder, less those that are being written; raises StorageError."""
+        """Copy the files of a folder and its folders, less those that are being written.
+
+        Raises StorageError.
+        """
         try:
             if not self._fs.exists(self._at(name)):
                 return []
             files = [file for file in self._fs.find(self._at(name)) if TEMPORARY not in file]
-            copies = [folder / file.rpartition("/")[2] for file in files]
-            folder.mkdir(parents=True, exist_ok=True)
+            copies = [folder / file.rpartition(f"/{name}/")[2] for file in files]
             for file, copy in zip(files, copies, strict=True):
+                copy.parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(file, str(copy))
             return copies
         except Exception as error:

@@ -6,22 +6,23 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from ..adapters import Adapter, check_names, lora_file, save_adapter
-from ..backbone import Backbone
+from ..adapters import Adapter, SavedFiles
+from ..checkpoints import Checkpoints
 from ..errors import StorageError
-from ..faces.embed import FaceEmbedder
 from ..html import jpeg
-from ..training import Event, Previewed, Resumed, Stepped, Trainer, TrainingJob, Warned
+from ..training import Event, Listener, Resumed, Stepped, Trainer, Warned
 from ..version import __version__
 from .jobs import Job
 from .pool import NEED, Need
-from .record import FILE, PICTURE, STATES, Record, read_record
+from .record import FILE, KEPT, PICTURE, STATES, Record, read_record
 from .store import Place, Store
 
 
@@ -41,35 +42,50 @@ Tell = Callable[[At], object]
 _LAST = 0.1  # the share of the steps, at the end, over which losses are averaged
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A job with its models.
+class Training(Protocol):
+    """A job made ready, as the command line trains one."""
 
-    bundle: the tokens go into the LoRA's file. credited: the adapter with what its files say of
-    their making. warnings: what was noticed on the way.
-    """
+    @property
+    def checkpoints(self) -> Checkpoints | None:
+        """Of several steps, where the job keeps any."""
 
-    job: TrainingJob
-    backbone: Backbone
-    embedder: FaceEmbedder | None
-    save_every: int
-    bundle: bool = False
-    credited: Callable[[Adapter], Adapter] = lambda adapter: adapter
-    warnings: Sequence[str] = ()
+    def check_files(self, folder: Path, name: str) -> list[str]:
+        """Raise InputError where a file is in the way that is not ours."""
+        ...
+
+    def opened(self, listener: Listener, states: Path) -> AbstractContextManager[Trainer]:
+        """The trainer, for a job that has its models."""
+        ...
+
+    def run(self, trainer: Trainer) -> Adapter:
+        """Train to the end; the adapter that is the result."""
+        ...
+
+    def save(self, adapter: Adapter, folder: Path, name: str) -> SavedFiles:
+        """Write the result; raises InputError, StorageError."""
+        ...
+
+    def save_scores(self, folder: Path, name: str) -> list[Path]:
+        """Write what checkpoints scored, and their pictures; returns the files."""
+        ...
+
+    def save_kept(self, folder: Path, name: str) -> list[Path]:
+        """Write the adapter of each kept step; returns the files."""
+        ...
 
 
 class Loader(Protocol):
     """Turns a job's words into photos and models, and keeps the models for the next job."""
 
-    def check(self, job: Job) -> TrainingJob:
+    def check(self, job: Job) -> Training:
         """Read a job's photos, find their faces, and check all that needs no base model.
 
         Raises MagiCaptureError for what cannot work.
         """
         ...
 
-    def open(self, job: Job) -> Opened:
-        """The job with its models; raises MagiCaptureError."""
+    def open(self, job: Job) -> tuple[Training, Sequence[str]]:
+        """The job with its models, and what was warned of; raises MagiCaptureError."""
         ...
 
 
@@ -99,10 +115,9 @@ class Worker:
 
     def check(self, job: Job) -> None:
         """Raise MagiCaptureError for a job that cannot work, before its base model is read."""
-        ready = self.loader.check(job)
+        training = self.loader.check(job)
         if self.store.folder is not None:
-            folder, leaf = self.store.folder / job.name, Path(job.name).name
-            check_names(ready.concepts, [folder / "embeddings"], lora_file(folder, leaf))
+            training.check_files(self.store.folder / job.name, job.leaf)
 
     def train(self, job: Job, tries: int) -> Record:
         """Train a job, or go on with it, write its results, and its record last.
@@ -115,26 +130,18 @@ class Worker:
             return replace(known, tries=tries)
         with self.store.opened(job.name, STATES) as place:
             run = _Run(job, place, self.tell)
-            opened = self.loader.open(job)
-            run.warnings += opened.warnings
+            training, told = self.loader.open(job)
+            run.warnings += told
             run.mark("load")
-            with Trainer.open(
-                opened.job,
-                opened.backbone,
-                embedder=opened.embedder,
-                listener=run,
-                state_folder=place.near / STATES,
-                save_every=opened.save_every,
-            ) as trainer:
-                adapter = run.trained(trainer)
-                shown = trainer.preview() if self.pictures else None
+            with training.opened(run, place.near / STATES) as trainer:
+                adapter = run.trained(training, trainer)
+                shown = self._shown(training, trainer, adapter)
                 run.mark("draw")
-            leaf = Path(job.name).name
-            adapter, embeddings = opened.credited(adapter), place.near / "embeddings"
-            files = save_adapter(adapter, place.near, embeddings, leaf, bundle=opened.bundle)
-            names = [run.inside(file) for file in (files.lora, *files.embeddings)]
-            if shown is not None:
-                place.write(PICTURE, jpeg(shown.images[0]))
+            files, notes = _saved(training, adapter, place, job.leaf)
+            run.warnings += notes
+            names = [run.inside(file) for file in files]
+            if shown.picture is not None:
+                place.write(PICTURE, jpeg(shown.picture))
                 names.append(PICTURE)
             place.send()
             run.mark("save")
@@ -142,17 +149,50 @@ class Worker:
                 job,
                 "finished",
                 steps=trainer.step,
+                chosen=shown.step,
                 tries=tries,
                 resumed=tuple(run.resumed),
                 worker="{1} {2}".format(*self.facts()),
                 seconds=run.seconds,
-                scores=_scores(trainer.history, shown),
-                warnings=(*dict.fromkeys((*run.warnings, *files.notes)),),
+                scores={**_losses(trainer.history), **shown.scores},
+                warnings=tuple(dict.fromkeys(run.warnings)),
                 files=tuple(names),
             )
             place.write(FILE, record.to_json().encode())
         self.store.remove(f"{job.name}/{STATES}")
         return record
+
+    def _shown(self, training: Training, trainer: Trainer, adapter: Adapter) -> _Shown:
+        """What the page shows of the result: of a checkpoint what was drawn and scored of it."""
+        kept = training.checkpoints
+        if kept is not None:
+            step = int(adapter.info["steps"])
+            (scores,) = (one.scores for one in kept.records if one.step == step)
+            return _Shown(kept.pictures(step)[0] if self.pictures else None, scores, step)
+        if not self.pictures:
+            return _Shown()
+        seen = trainer.preview()
+        leakages = {f"leakage of {token}": round(v, 4) for token, v in seen.leakages.items()}
+        return _Shown(seen.images[0], leakages)
+
+
+def _saved(
+    training: Training, adapter: Adapter, place: Place, leaf: str
+) -> tuple[list[Path], Sequence[str]]:
+    """Write the result, and what checkpoints are kept; the files, and what is to be known."""
+    saved = training.save(adapter, place.near, leaf)
+    scores = training.save_scores(place.near, leaf)
+    kept = training.save_kept(place.near / KEPT, leaf)
+    return [saved.lora, *saved.embeddings, *scores, *kept], saved.notes
+
+
+@dataclass(frozen=True, eq=False)
+class _Shown:
+    """A result's picture (3,H,W), its scores, and the checkpoint's step if it is one."""
+
+    picture: Tensor | None = None
+    scores: Mapping[str, float] = field(default_factory=dict)
+    step: int = 0
 
 
 @dataclass
@@ -179,12 +219,12 @@ class _Run:
         elif isinstance(event, Warned):
             self.warnings.append(event.text)
 
-    def trained(self, trainer: Trainer) -> Adapter:
+    def trained(self, training: Training, trainer: Trainer) -> Adapter:
         """Train to the end, and bring the last state to the store, whatever ends it."""
         self.trainer = trainer
         self.mark("prepare")
         try:
-            return trainer.run()
+            return training.run(trainer)
         finally:
             self._keep()
             self.mark("train")
@@ -210,14 +250,11 @@ class _Run:
         return file.relative_to(self.place.near.resolve()).as_posix()
 
 
-def _scores(history: Sequence[Mapping[str, float]], shown: Previewed | None) -> dict[str, float]:
-    """The losses' means over the last steps, and each token's leakage in a portrait."""
+def _losses(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The losses' means over the last steps."""
     last = history[-max(1, round(_LAST * len(history))) :]
-    names = sorted({name for losses in last for name in losses})
     found = {}
-    for name in names:
+    for name in sorted({name for losses in last for name in losses}):
         values = [losses[name] for losses in last if name in losses]
         found[f"{name} loss"] = round(sum(values) / len(values), 4)
-    for token, share in (shown.leakages if shown else {}).items():
-        found[f"leakage of {token}"] = round(share, 4)
     return found

@@ -124,9 +124,13 @@ class Checkpoints:
             raise InputError(f"Step {step} is not kept; expected one of {known}.")
         return self._shelf.adapter(step)
 
+    def pictures(self, step: int) -> Tensor:
+        """The pictures (N,3,s,s) of a kept step; raises StorageError where they are gone."""
+        return self._shelf.pictures(step)
+
     def grid(self) -> Tensor:
         """All kept steps as one picture (3,H,W), a row for each, the marked one in green."""
-        shown = {record.step: self._shelf.pictures(record.step) for record in self.records}
+        shown = {record.step: self.pictures(record.step) for record in self.records}
         return grid(self.records, shown, self.best.step)
 
     def as_dict(self) -> dict[str, Any]:

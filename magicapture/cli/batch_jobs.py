@@ -5,29 +5,25 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..backbones import DiffusersBackbone
-from ..batch import Job, Need, Opened, Settings
+from ..batch import Job, Need, Settings
 from ..data.companions import found_in
 from ..digests import digest, file_digest
 from ..errors import InputError
-from ..faces.embed import FaceEmbeddingNetwork
 from ..files import TEMPORARY, safe_path
 from ..settings import refuse, refuse_unknown
-from ..training import TrainingJob
 from ..weight_files import PICKLES
-from .faces import NONE, embedder_from
-from .model import DTYPES, backbone_from
+from .faces import NONE
+from .latest import Latest
 from .options import Parser
 from .recipe import recipe_from
-from .train import check_values, credited_by, job_from
+from .training import Training, check_values
 
 NEEDED = ("person", "style", "base", "out")
 """What every job says."""
@@ -36,14 +32,9 @@ _NAMES = {"person": "source"}
 """What a job calls otherwise than `train`."""
 
 BATCHS_OWN = frozenset(
-    [
-        *("device", "fresh", "help", "out_dir", "preview_every", "states", "fit", "anyway", "dino"),
-        *("keep", "keep_every", "keep_seeds", "keep_guidance", "choose", "stop_early", "take"),
-        *("judge_model", "judge_model_input", "clip"),
-    ]
+    ["device", "fresh", "help", "out_dir", "preview_every", "states"],
 )
-"""Options of `train` that no job has: where jobs run and write, the batch says. Jobs keep no
-checkpoints, learn no things, and fit as they are."""
+"""Options of `train` that no job has: where jobs run and write, the batch says."""
 
 CONTENT = ("source", "style", "base", "taesd", "face_model", "detector", "parser")
 SETTINGS = (
@@ -52,8 +43,16 @@ SETTINGS = (
     *("consent", "no_made_with"),
 )
 IN_THE_RECIPE = ("recipe", "steps", "rank", "resolution", "set", "without_masks")
-NO_MATTER = ("out", "save_every", "save_memory", "models")
+NO_MATTER = ("out", "save_every", "save_memory", "models", "anyway")
 """How each option counts in a job's fingerprint: by its files' bytes, as it is, or not."""
+
+LATER_CONTENT = ("dino", "clip", "judge_model")
+LATER_SETTINGS = (
+    *("fit", "keep", "keep_every", "keep_seeds", "keep_guidance", "choose", "stop_early", "take"),
+    "judge_model_input",
+)
+"""The same of options that jobs got later: they count where they are given, so that what was
+finished before is finished still."""
 
 _PATHS = ("DIR", "FILE", "PATH")  # what an option's value is called that is one
 
@@ -106,7 +105,6 @@ class JobReader:
         job = Job(name, tuple(words), "", line)
         arguments = self.parser.read(job)
         check_values(arguments)
-        recipe_from(arguments)
         for folder in (arguments.source, arguments.style):
             found_in(folder)
         return replace(job, fingerprint=self._fingerprint(arguments))
@@ -115,9 +113,9 @@ class JobReader:
         """An option's words on the command line."""
         flag = action.option_strings[0]
         name = flag.removeprefix("--").replace("-", "_")
-        if action.nargs == 0:
-            if not isinstance(value, bool):
-                refuse(name, "true or false", value)
+        if action.nargs == 0 and not isinstance(value, bool):
+            refuse(name, "true or false", value)
+        elif action.nargs in (0, "?") and isinstance(value, bool):
             yield from [flag] if value else []
         elif isinstance(value, list | dict):
             if not isinstance(action, argparse._AppendAction):
@@ -142,9 +140,15 @@ class JobReader:
         lean = argparse.Namespace(**{**vars(arguments), "save_memory": False})
         facts: dict[str, Any] = {name: getattr(arguments, name) for name in SETTINGS}
         facts["recipe"] = recipe_from(lean).settings()
-        for name in CONTENT:
+        given = [
+            name
+            for name in (*LATER_SETTINGS, *LATER_CONTENT)
+            if getattr(arguments, name) != self.parser.get_default(name)
+        ]
+        facts |= {name: getattr(arguments, name) for name in given if name in LATER_SETTINGS}
+        for name in (*CONTENT, *(name for name in given if name in LATER_CONTENT)):
             value = getattr(arguments, name)
-            facts[name] = value if value in (None, NONE) else self._content(value)
+            facts[name] = value if value in (None, NONE) else self._content(str(value))
         return digest(json.dumps(facts, sort_keys=True))
 
     def _content(self, path: str) -> str:
@@ -167,47 +171,23 @@ def _is_passed_over(file: Path, root: Path) -> bool:
 
 
 class TrainLoader:
-    """Makes jobs ready on a worker. Base model and face recognition model stay for the next job."""
+    """Makes jobs ready on a worker, as `train` does. The models stay for the next job."""
 
     def __init__(self, need: Need) -> None:
         self.parser, self.device = TrainParser(), "cuda" if need.gpus else "cpu"
-        self._backbone: tuple[tuple[Any, ...], DiffusersBackbone] | None = None
-        self._embedder: tuple[tuple[Any, ...], FaceEmbeddingNetwork | None] | None = None
+        self.latest = Latest()
 
-    def check(self, job: Job) -> TrainingJob:
+    def check(self, job: Job) -> Training:
         """Find the faces, and check all that needs no base model; raises MagiCaptureError."""
-        arguments = self.parser.read(job, self.device)
-        ready = job_from(arguments, recipe_from(arguments), self._face_model(arguments))
-        ready.check()
-        return ready
+        training = Training.of(self.parser.read(job, self.device), self.latest)
+        training.job.check()
+        return training
 
-    def open(self, job: Job) -> Opened:
-        """The job with its models; raises MagiCaptureError."""
-        arguments = self.parser.read(job, self.device)
-        recipe = recipe_from(arguments)
-        embedder = self._face_model(arguments)
+    def open(self, job: Job) -> tuple[Training, Sequence[str]]:
+        """The job with its models, and what was warned of; raises MagiCaptureError."""
         with _warnings() as told:
-            ready = job_from(arguments, recipe, embedder)
-        wanted = arguments.base, arguments.taesd, DTYPES[recipe.precision]
-        if self._backbone is None or self._backbone[0] != wanted:
-            self._backbone = None  # two at a time would not fit
-            self._backbone = wanted, backbone_from(arguments, recipe.precision)
-        backbone = self._backbone[1]
-        return Opened(
-            ready,
-            backbone,
-            embedder,
-            arguments.save_every,
-            arguments.bundle,
-            partial(credited_by, arguments),
-            told,
-        )
-
-    def _face_model(self, arguments: argparse.Namespace) -> FaceEmbeddingNetwork | None:
-        wanted = arguments.face_model, arguments.face_model_input, arguments.models
-        if self._embedder is None or self._embedder[0] != wanted:
-            self._embedder = wanted, embedder_from(arguments)
-        return self._embedder[1]
+            training = Training.of(self.parser.read(job, self.device), self.latest)
+            return training.on(self.latest), told
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def fitted(
     space = arguments.fit * GB or None
     choice, _ = fitting(job, backbone, embedder, space)
     if choice.options:
-        logger.info("To fit: %s (%s).", choice.title, choice.options)
+        logger.warning("To fit: %s (%s).", choice.title, choice.options)
     chosen = choice.recipe
     recipe = replace(
         job.recipe,

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from ..checkpoints import Checkpoints, Keep, KeepSettings
-from ..clip import load_clip
+from ..clip import PictureEncoder, load_clip
 from ..config import Recipe
 from ..errors import InputError, StorageError
 from ..faces.analyzer import FaceAnalyzer
@@ -15,6 +15,7 @@ from ..faces.embed import FaceEmbeddingNetwork, load_face_embedder
 from ..faces.find import best, places
 from .faces import detector_from, parser_from
 from .images import save_image
+from .latest import Latest
 from .model import device_from
 from .options import settings_from
 from .outputs import check_report, write_json
@@ -25,6 +26,8 @@ COMMAND = "magicapture train"
 NAMES = ("keep", "keep_every", "keep_seeds", "choose", "keep_guidance")
 """The settings that have an option with a value."""
 
+_OF_MODELS = ("judge_model", "judge_model_input", "clip")
+
 
 def asked_for(arguments: argparse.Namespace) -> bool:
     """Whether any option of checkpoints is given."""
@@ -32,31 +35,55 @@ def asked_for(arguments: argparse.Namespace) -> bool:
     return arguments.stop_early or any(value is not None for value in given)
 
 
-def checkpoints_from(
-    arguments: argparse.Namespace, recipe: Recipe, loss: FaceEmbeddingNetwork | None
-) -> Checkpoints | None:
-    """The checkpoints asked for; None without. loss: the identity loss's face embedder.
+def settings(arguments: argparse.Namespace, recipe: Recipe) -> KeepSettings | None:
+    """What is to be kept, as the options say; None where none is given.
 
     Raises InputError for options that contradict each other.
     """
     if not asked_for(arguments):
         return None
-    settings = settings_from(KeepSettings, arguments, (*NAMES, "stop_early"))
-    steps = settings.steps(recipe)
+    found = settings_from(KeepSettings, arguments, (*NAMES, "stop_early"))
+    steps = found.steps(recipe)
     if arguments.take is not None and arguments.take not in steps:
         known = ", ".join(map(str, steps))
         raise InputError(f"--take: step {arguments.take} is not kept; expected one of {known}.")
-    judge = _judge(arguments, loss)
-    if judge is None and settings.choose == "identity":
+    return found
+
+
+def checkpoints_from(
+    arguments: argparse.Namespace,
+    recipe: Recipe,
+    loss: FaceEmbeddingNetwork | None,
+    latest: Latest,
+) -> Checkpoints | None:
+    """The checkpoints asked for; None without. loss: the identity loss's face embedder.
+
+    Raises InputError for options that contradict each other, or a choice that nothing measures.
+    """
+    found = settings(arguments, recipe)
+    names = (*_OF_MODELS, "models", "face_model", "face_model_input", "detector", "parser")
+    wanted = found is None or [loss is None, *(getattr(arguments, name) for name in names)]
+    judges = latest("judges", wanted, lambda: None if found is None else _judges(arguments, loss))
+    if found is None or judges is None:
+        return None
+    analyzer, clip = judges
+    if analyzer.embedder is None and found.choose == "identity":
         raise InputError(
             "--choose identity needs a face recognition model; give one (--judge-model or "
             "--face-model), or choose style or last."
         )
+    return Checkpoints(Keep(found, analyzer, clip, loss))
+
+
+def _judges(
+    arguments: argparse.Namespace, loss: FaceEmbeddingNetwork | None
+) -> tuple[FaceAnalyzer, PictureEncoder | None]:
+    """What measures: faces, and styles where a CLIP model is given."""
+    judge = _judge(arguments, loss)
     clip = load_clip(arguments.clip) if arguments.clip else None
     if clip is not None:
         clip.model.to(device_from(arguments))
-    analyzer = FaceAnalyzer(detector_from(arguments), parser_from(arguments), judge)
-    return Checkpoints(Keep(settings, analyzer, clip, loss))
+    return FaceAnalyzer(detector_from(arguments), parser_from(arguments), judge), clip
 
 
 def _judge(
@@ -81,7 +108,7 @@ def check_files(lora: Path) -> None:
     check_report(lora.parent, json, others, COMMAND)
 
 
-def write(checkpoints: Checkpoints, lora: Path, made_with: bool) -> None:
+def write(checkpoints: Checkpoints, lora: Path, made_with: bool) -> list[Path]:
     """Write the scores and the pictures beside the LoRA, and say them; raises StorageError.
 
     made_with: as `save_image` has it.
@@ -92,9 +119,7 @@ def write(checkpoints: Checkpoints, lora: Path, made_with: bool) -> None:
     save_image(checkpoints.grid(), png, "checkpoints of a training", made_with=made_with)
     checkpoints.write_csv(csv)
     write_json(json, checkpoints.as_dict(), COMMAND)
-    for file in (png, csv, json):
-        logger.info("Wrote %s", file)
-    logger.info("To have another: the same command with --take STEP.")
+    return [png, csv, json]
 
 
 def _files(lora: Path) -> tuple[Path, Path, Path]:

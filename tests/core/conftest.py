@@ -558,8 +558,25 @@ def krea2_backbone(tmp_path: Path) -> DiffusersBackbone:
 @pytest.fixture
 def base(make_backbone: Callable[..., DiffusersBackbone], tmp_path: Path) -> Path:
     """A tiny diffusers folder."""
-    backbone = make_backbone(vae="kl")
-    folder = tmp_path / "base"
+    return save_base(make_backbone(vae="kl"), tmp_path / "base")
+
+
+SMALL = {
+    "block_out_channels": (32,),
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+}
+"""A UNet of one level, for what runs in other processes; its recipes need refocus.factors=[1]."""
+
+
+@pytest.fixture
+def small_base(make_backbone: Callable[..., DiffusersBackbone], tmp_path: Path) -> Path:
+    """A diffusers folder whose UNet has one level."""
+    return save_base(make_backbone(vae="kl", unet=SMALL), tmp_path / "base")
+
+
+def save_base(backbone: DiffusersBackbone, folder: Path) -> Path:
+    """A backbone as a diffusers folder."""
     backbone.unet.save_pretrained(folder / "unet")
     backbone.vae.save_pretrained(folder / "vae")
     backbone.text_encoders["clip_l"].save_pretrained(folder / "text_encoder")
@@ -580,6 +597,6 @@ _PLANNED = ("test_train_then_sample", "test_raw_photos_are_enough")
 
 @pytest.fixture(autouse=True)
 def _unplanned(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No rehearsal before `train`, which takes longer than a tiny training; but in two tests."""
-    if request.node.name not in _PLANNED:
-        monkeypatch.setattr("magicapture.cli.train.announced", lambda *_: None)
+    """No rehearsal before `train`, which takes longer than a tiny training; but in few tests."""
+    if request.node.name not in _PLANNED and request.path.stem != "test_cli_plan":
+        monkeypatch.setattr("magicapture.cli.training.announced", lambda *_: None)

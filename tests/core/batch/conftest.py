@@ -16,7 +16,7 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def write_jobs(base: Path, tmp_path: Path) -> Write:
+def write_jobs(small_base: Path, tmp_path: Path) -> Write:
     """Writes a file of jobs with defaults that each may change, and returns it."""
     pair = make_pair(1_000_000, 1_000_099, photos=2)
     for dolls, name in ((pair.source, "person"), (pair.reference, "style")):
@@ -28,12 +28,12 @@ def write_jobs(base: Path, tmp_path: Path) -> Write:
         defaults = {
             "person": "photos/person",
             "style": "photos/style",
-            "base": str(base),
+            "base": str(small_base),
             "steps": 4,
             "rank": 2,
             "resolution": 64,
             "face_model": "none",
-            "set": {"variants": 1},
+            "set": {"variants": 1, "refocus.factors": [1]},
             **changes,
         }
         lines = ["defaults:", *(f"  {name}: {json.dumps(v)}" for name, v in defaults.items())]

@@ -15,6 +15,8 @@ from magicapture.cli.batch_jobs import (
     BATCHS_OWN,
     CONTENT,
     IN_THE_RECIPE,
+    LATER_CONTENT,
+    LATER_SETTINGS,
     NO_MATTER,
     SETTINGS,
     JobReader,
@@ -50,6 +52,12 @@ def test_a_job_is_what_train_would_be_given(write_jobs: Write, tmp_path: Path) -
     assert arguments(two).leave_out and arguments(two).set == ["variants=2", "lora.rank=4"]
 
 
+def test_fit_may_have_a_number_or_none(write_jobs: Write) -> None:
+    jobs = read(write_jobs(*({"out": name, "fit": v} for name, v in (("a", True), ("b", 7.5)))))
+    assert [arguments(job).fit for job in jobs] == [0.0, 7.5]
+    assert arguments(read(write_jobs({"out": "c", "fit": False}, fit=True))[0]).fit is None
+
+
 def test_a_plain_list_will_do(write_jobs: Write) -> None:
     file = write_jobs()
     text = file.read_text().partition("jobs:")[0].removeprefix("defaults:\n")
@@ -75,13 +83,17 @@ def test_every_bad_line_is_named_before_anything_runs(write_jobs: Write) -> None
         {"seed": 1},
         {"out": "j", "seed": None},
         {"out": "k", "seed": [1, 2]},
+        {"out": "n", "keep": 2, "take": 1},
+        {"out": "o", "keep": 0},
+        {"out": "p", "fit": -1},
+        {"out": "q", "stop-early": "yes"},
     )
     with file.open("a") as opened:
         opened.write("  - 7\n  - {out: l, out: m}\n")
     with pytest.raises(InputError) as caught:
         read(file)
     head, *lines = str(caught.value).splitlines()
-    assert head == "Nothing was run. 15 lines cannot be used:"
+    assert head == "Nothing was run. 19 lines cannot be used:"
     expected = (
         "--seed: invalid int value: 'x'",
         "photos/nobody does not exist",
@@ -96,6 +108,10 @@ def test_every_bad_line_is_named_before_anything_runs(write_jobs: Write) -> None
         "out: missing",
         "seed: expected a value, got null",
         "seed: expected one value, got a list of 2",
+        "--take: step 1 is not kept; expected one of 3, 4.",
+        "--keep: expected 1 to 100, got 0",
+        "--fit: expected at least 0",
+        "stop_early: expected true or false",
         "expected a mapping",
         "out: given twice",
     )
@@ -127,7 +143,8 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
 
 def test_every_option_of_train_counts_or_is_said_not_to() -> None:
     named = {action.dest for action in TrainParser()._actions} - BATCHS_OWN
-    assert named == {*CONTENT, *SETTINGS, *IN_THE_RECIPE, *NO_MATTER}
+    counted = (*CONTENT, *SETTINGS, *IN_THE_RECIPE, *LATER_CONTENT, *LATER_SETTINGS, *NO_MATTER)
+    assert named == {*counted} and len(counted) == len(named)
 
 
 def test_the_fingerprint_is_of_settings_photos_and_base(write_jobs: Write, tmp_path: Path) -> None:
@@ -138,6 +155,8 @@ def test_the_fingerprint_is_of_settings_photos_and_base(write_jobs: Write, tmp_p
     known = printed()
     assert printed(out="eve") == printed(save_memory=True) == printed(save_every=3) == known
     assert printed(recipe="magicapture", rank=2) == known
+    given = [printed(keep=1), printed(keep=1, take=4), printed(fit=True), printed(fit=8)]
+    assert len({known, *given}) == 5 and printed(anyway=True) == printed(fit=False) == known
     changed = {printed(seed=1), printed(rank=4), printed(set={"variants": 3}), known}
     assert len(changed) == 4
 

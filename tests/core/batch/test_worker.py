@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from magicapture.batch import At, Job, Need, Store, Worker, read_jobs
+from magicapture.batch import PAGE, At, Job, Need, Store, Worker, read_jobs, rows
+from magicapture.batch.page import write_summary
 from magicapture.batch.record import read_record
 from magicapture.cli import main
 from magicapture.cli.batch_jobs import JobReader, TrainLoader
@@ -63,9 +64,8 @@ def test_a_job_that_was_killed_goes_on_and_ends_as_if_it_never_was(
     again = Worker(TrainLoader, address, kill_at(1)).train(job, 3)
     assert again.tries == 3 and again.files == record.files, "it was whole already"
     names = {"ada.safetensors", "embeddings/my-person.safetensors", "picture.jpg", "job.json"}
-    results = tmp_path / "copy"
-    store._fs.get(store._at(""), str(results), recursive=True)
-    found = {f.relative_to(results / "people/ada").as_posix() for f in files(results)}
+    results = copied(store, tmp_path) / "people/ada"
+    found = {f.relative_to(results).as_posix() for f in files(results)}
     assert found == names | {"embeddings/my-style.safetensors"}, (
         "the states are gone, no rest is left"
     )
@@ -73,7 +73,48 @@ def test_a_job_that_was_killed_goes_on_and_ends_as_if_it_never_was(
     assert main(["train", *job.words, "--device=cpu", f"--out-dir={tmp_path / 'alone'}"]) == 0
     alone = tmp_path / "alone" / "people"
     for name in ("ada.safetensors", "embeddings/my-person.safetensors"):
-        assert same(results / "people/ada" / name, alone / name)
+        assert same(results / name, alone / name)
+
+
+def test_checkpoints_outlive_a_killed_worker_and_are_those_of_train(
+    write_jobs: Write, tmp_path: Path
+) -> None:
+    """The step that is taken was kept before the kill, so that it comes from the store."""
+    keep = {"keep-every": 2, "keep-seeds": 1, "choose": "last", "take": 2}
+    (job,) = read(write_jobs({"out": "ada", "save_every": 1, **keep}, steps=3))
+    store = Store(f"memory:/{tmp_path}/results")
+    with pytest.raises(Killed):
+        Worker(TrainLoader, store.address, kill_at(3)).train(job, 1)
+    (left,) = {Path(file).parent.name for file in store._fs.find(store._at("")) if "kept" in file}
+    assert store.exists(f"ada/states/{left}/0000002.json")
+
+    record = Worker(TrainLoader, store.address).train(job, 2)
+    assert (record.steps, record.chosen, record.resumed) == (3, 2, (3,))
+    assert not any("missing" in warning for warning in record.warnings)
+    assert {"source loss", "obedience", "leakage"} <= record.scores.keys()
+    assert "2 of 3" in rows([record])[0]
+
+    assert main(["train", *job.words, "--device=cpu", f"--out-dir={tmp_path / 'alone'}"]) == 0
+    results, alone = copied(store, tmp_path) / "ada", tmp_path / "alone"
+    for name in ("ada.safetensors", "embeddings/my-style.safetensors"):
+        assert same(results / name, alone / name)
+    for ending in ("json", "csv", "png"):
+        name = f"ada-checkpoints.{ending}"
+        assert name in record.files
+        assert (results / name).read_bytes() == (alone / name).read_bytes()
+    kept = sorted(alone.glob("states/*.kept/*.safetensors"))
+    for step, file in zip((2, 3), kept, strict=True):
+        assert same(results / f"checkpoints/ada-{step:06}.safetensors", file)
+    assert not store.exists("ada/states")
+
+    write_summary(Store(str(results)), [record], 1)
+    assert "<b>ada</b>, step 2 of 3" in (results / PAGE).read_text()
+
+
+def copied(store: Store, tmp_path: Path) -> Path:
+    """The results as a folder."""
+    store._fs.get(store._at(""), str(tmp_path / "copy"), recursive=True)
+    return tmp_path / "copy"
 
 
 def files(folder: Path) -> list[Path]:
@@ -83,10 +124,10 @@ def files(folder: Path) -> list[Path]:
 def test_models_are_loaded_once_and_left_as_they_were(write_jobs: Write, tmp_path: Path) -> None:
     first, second = read(write_jobs({"out": "ada"}, {"out": "eve", "seed": 1}))
     worker = Worker(TrainLoader, str(tmp_path / "results"), pictures=False)
-    backbone = worker.loader.open(first).backbone
+    backbone = worker.loader.open(first)[0].backbone
     before = backbone.fingerprint()
     worker.train(first, 1)
-    assert worker.loader.open(second).backbone is backbone and backbone.fingerprint() == before
+    assert worker.loader.open(second)[0].backbone is backbone and backbone.fingerprint() == before
     record = worker.train(second, 1)
     assert record.files == (
         "eve.safetensors",
