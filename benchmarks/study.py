@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import multiprocessing
 import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,13 @@ import torch
 from paperdoll_table import Table, markdown
 
 from magicapture import MagiCaptureError
+from magicapture.batch.pool import NEED, Failed, Pool, cluster
 from magicapture.metrics import Interval
 
 Line = Mapping[str, Any]
 Key = tuple[str, int]  # row and pair
 
-_run: Callable[[Any], Sequence[Line]] | None = None  # of a worker process
+RETRIES = 2  # of an item whose process was lost
 
 
 def complete(
@@ -62,21 +61,36 @@ def carry_out(
 ) -> None:
     """Do the items' work and add their lines to the file as they come.
 
-    make: called once in each process with the plan; what it returns turns an item into lines.
+    make: called once in each process with the plan; what it returns turns an item into lines. The
+    processes are those of a batch: one that is lost gives its item to another. Whatever else than
+    a MagiCaptureError an item fails of, again and again, ends the study.
     """
     print(f"{len(items)} to do", flush=True)  # noqa: T201
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start, (make, plan)) as pool:
-        waiting = {pool.submit(_one, item): item for item in items}
-        for done, future in enumerate(as_completed(waiting), start=1):
-            try:
-                append(file, lines := future.result())
-            except MagiCaptureError as error:  # such as a rate that diverges; others go on
-                text = f"{_title(waiting[future])} failed: {error}"
-            else:
-                what = lines[0]["row"] if len(lines) == 1 else f"{len(lines)} rows"
-                text = f"{what}, pair {lines[0]['pair']}"
-            print(f"{done}/{len(items)}: {text}", flush=True)  # noqa: T201
+    if not items:
+        return
+    with cluster(None) as ray:
+        actor = ray.remote(Worker)
+        pool = Pool(
+            ray, lambda: actor.remote(make, plan), lambda facts: None, NEED, workers, RETRIES
+        )
+        try:
+            answers = pool.map(lambda worker, item, tries: worker.lines.remote(item), items)
+            for done, answer in enumerate(answers, start=1):
+                print(f"{done}/{len(items)}: {_kept(answer, file)}", flush=True)  # noqa: T201
+        finally:
+            pool.close()
+
+
+def _kept(answer: tuple[object, Sequence[Line]] | Failed[object], file: Path) -> str:
+    """Add an item's lines to the file; what it was, or failed of, in a line."""
+    if isinstance(answer, Failed):
+        if isinstance(answer.error, MagiCaptureError):  # such as a rate that diverges
+            return f"{_title(answer.item)} failed: {answer.error}"
+        raise answer.error
+    lines = answer[1]
+    append(file, lines)
+    what = lines[0]["row"] if len(lines) == 1 else f"{len(lines)} rows"
+    return f"{what}, pair {lines[0]['pair']}"
 
 
 def _title(item: object) -> str:
@@ -85,15 +99,25 @@ def _title(item: object) -> str:
     return f"{getattr(row, 'name', row)}, pair {rest[0]}" if rest else f"{row}"
 
 
-def _start(make: Callable[[Any], Callable[[Any], Sequence[Line]]], plan: object) -> None:
-    global _run
-    torch.set_num_threads(1)
-    _run = make(plan)
+class Worker:
+    """Turns items into lines, in a process of its own with one core."""
 
+    def __init__(
+        self, make: Callable[[Any], Callable[[Any], Sequence[Line]]], plan: object
+    ) -> None:
+        torch.set_num_threads(1)
+        self._make, self._plan = make, plan
+        self._run: Callable[[Any], Sequence[Line]] | None = None
 
-def _one(item: object) -> Sequence[Line]:
-    assert _run is not None
-    return _run(item)
+    def facts(self) -> int:
+        """The process; it says that the worker is ready."""
+        return os.getpid()
+
+    def lines(self, item: object) -> Sequence[Line]:
+        """An item's lines."""
+        if self._run is None:
+            self._run = self._make(self._plan)
+        return self._run(item)
 
 
 def read(file: Path) -> dict[Key, Line]:

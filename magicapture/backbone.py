@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .attention import Network
 from .families import Family, FamilyName
+from .latents import LatentMemory
 from .parts import Parts
 from .schedule import Schedule
 from .tokens import Layout, Prompt, TokenVectors
@@ -105,6 +106,8 @@ class Backbone(Protocol):
     latent_channels: int
     downscale: int
     """Image pixels to a latent cell, 8 for Stable Diffusion."""
+    latents: LatentMemory | None
+    """Of the photos of trainings, for the next ones; None keeps none."""
 
     @property
     def unet(self) -> nn.Module: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -140,6 +141,10 @@ def test_a_file_without_a_column_gets_it_and_keeps_its_lines(bench, tmp_path: Pa
 
 
 WORK = """
+import os
+import signal
+from pathlib import Path
+
 from magicapture.errors import NumericalError
 
 
@@ -150,19 +155,30 @@ class Work:
     def __call__(self, item):
         if item == 1:
             raise NumericalError("diverged")
+        if item == 2 and not MARK.exists():
+            MARK.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         return [{"row": "a", "pair": item, "both": 0.5}]
 """
 
 
-def test_what_fails_does_not_stop_the_rest(bench, tmp_path: Path, monkeypatch, capsys) -> None:
-    (tmp_path / "failing_work.py").write_text(WORK)  # a module that the other process finds too
+def test_what_fails_does_not_stop_the_rest(
+    bench, repo: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Nor does a process that is killed, whose item another one does."""
+    # Modules that the other processes find too.
+    (tmp_path / "failing_work.py").write_text(WORK.replace("MARK", f"Path({str(tmp_path)!r}, 'x')"))
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join(map(str, (tmp_path, repo / "benchmarks", repo)))
+    )
     from failing_work import Work
 
     file = tmp_path / "lines.csv"
     bench.study.carry_out(Work, None, [0, 1, 2], file, workers=1)
     assert sorted(bench.study.read(file)) == [("a", 0), ("a", 2)]
     assert "1 failed: diverged" in capsys.readouterr().out
+    assert (tmp_path / "x").exists()
 
 
 def test_differences_are_paired(bench) -> None:

@@ -13,6 +13,7 @@ from ..attention import TappedTorch, TappedUNet
 from ..backbone import Conditioning, distilled_guidance
 from ..digests import digest, tokenizer_digest
 from ..families import FAMILIES, Family, FamilyName
+from ..latents import LatentMemory
 from ..parts import Part, Parts
 from ..schedule import Schedule
 from ..tokens import Layout, Prompt, TokenVectors, filled_up, layout, splice
@@ -52,6 +53,7 @@ class DiffusersBackbone:
             {**unet.config, "_class_name": type(unet).__name__}, vae.config, widths
         )
         self.schedule = schedule
+        self.latents: LatentMemory | None = None
         self.latent_channels = autoencoders.latent_channels(vae.config)
         self.downscale = autoencoders.downscale(vae)
         if decoder is not None:

@@ -17,6 +17,7 @@ from ..data.companions import found_in
 from ..digests import digest, file_digest
 from ..errors import InputError
 from ..files import TEMPORARY, safe_path
+from ..latents import LatentMemory
 from ..settings import refuse, refuse_unknown
 from ..weight_files import PICKLES
 from .faces import NONE
@@ -171,7 +172,10 @@ def _is_passed_over(file: Path, root: Path) -> bool:
 
 
 class TrainLoader:
-    """Makes jobs ready on a worker, as `train` does. The models stay for the next job."""
+    """Makes jobs ready on a worker, as `train` does.
+
+    The models stay for the next job, and latents of photos for those with the same photos.
+    """
 
     def __init__(self, need: Need) -> None:
         self.parser, self.device = TrainParser(), "cuda" if need.gpus else "cpu"
@@ -186,8 +190,11 @@ class TrainLoader:
     def open(self, job: Job) -> tuple[Training, Sequence[str]]:
         """The job with its models, and what was warned of; raises MagiCaptureError."""
         with _warnings() as told:
-            training = Training.of(self.parser.read(job, self.device), self.latest)
-            return training.on(self.latest), told
+            training = Training.of(self.parser.read(job, self.device), self.latest).on(self.latest)
+        backbone = training.backbone
+        if backbone is not None and backbone.latents is None:
+            backbone.latents = LatentMemory()  # which goes when the base model does
+        return training, told
 
 
 @contextmanager

@@ -12,11 +12,11 @@ from torch import Generator, Tensor
 
 from ..config import Recipe
 from ..errors import InputError, NumericalError
+from ..latents import Encoder
 from .augment import generator_for, variant
 from .masks import to_latent
 from .photos import ReferenceSet
 
-Encoder = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]
 
 _BATCH_PIXELS = 4 * 512 * 512  # encoded at once: four at 512 px, one at 1024

@@ -17,6 +17,7 @@ from ..faces.analyzer import device_of, embed_faces
 from ..faces.embed import FaceEmbedder, name_of
 from ..identity import ColourBlind, IdentityLoss
 from ..labels import has_labels, of_recipe
+from ..latents import Encoder
 from ..losses import needs
 from ..things import DinoLook
 from ..tokens import Concept, TokenVectors, initial_vectors
@@ -90,12 +91,13 @@ def token_vectors(job: TrainingJob, backbone: Backbone) -> TokenVectors:
 
 def _batches(job: TrainingJob, backbone: Backbone, tell: Listener) -> Batches:
     """The encoded photos, pseudo-labels and class images."""
+    encode = _encoder(job, backbone)
 
     def encoded(photos: ReferenceSet, key: str, stage: str) -> LatentCache:
         return LatentCache(
             photos,
             job.recipe,
-            backbone.encode,
+            encode,
             downscale=backbone.downscale,
             seed=generator(job.seed, "variants", key).initial_seed(),
             on_progress=lambda done, total: tell(Prepared(stage, done, total)),
@@ -114,6 +116,18 @@ def _batches(job: TrainingJob, backbone: Backbone, tell: Listener) -> Batches:
     return Batches(
         job.recipe, backbone.schedule.levels, *job.concepts, source, reference, composed, prior
     )
+
+
+def _encoder(job: TrainingJob, backbone: Backbone) -> Encoder:
+    """What encodes photos: the VAE, or before it the backbone's memory of other trainings.
+
+    Variants that are made afresh in every step are none of its business.
+    """
+    memory = backbone.latents
+    if memory is None or not job.recipe.variants:
+        return backbone.encode
+    dtype = next(backbone.picture_encoder.parameters()).dtype
+    return lambda images: memory(backbone.encode, images, dtype)
 
 
 def _with_start(concept: Concept, recipe: Recipe) -> Concept:

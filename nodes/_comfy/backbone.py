@@ -86,6 +86,7 @@ class ComfyBackbone:
         self._decoder = vae if decoder is None else decoder
         self._format = _ordinary(model.model.latent_format)
         self._dtype = compute_dtype(model)
+        self.latents = None  # each training has a backbone of its own
         if ignored := sampling_patches(model):
             logger.warning("Training leaves out what changes sampling: %s.", ", ".join(ignored))
 
