@@ -6,8 +6,9 @@ Jobs of a few steps on drawn faces, one core each. `plain` trains them one after
 process, as a program would. `steady` has one worker of a batch do the same jobs: what a job costs
 beyond the plain loop, and whether memory grows. `killed` has two workers do them while workers are
 killed at random and the disk, a small one of its own (which takes root's rights), is full for a
-while. Every adapter of `steady` and `killed` is compared with that of `plain`, bit for bit. Writes
-scale.json; docs/benchmarks/batch.md tells of it.
+while. Every adapter of `steady` and `killed` is compared with that of `plain`, bit for bit.
+`shared` prepares jobs that share photos with another. Writes scale.json; docs/benchmarks/batch.md
+tells of it.
 """
 
 from __future__ import annotations
@@ -40,17 +41,19 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from magicapture.adapters import save_adapter
-from magicapture.batch import At, BatchSettings, Job, Record, carry_out, read_jobs
+from magicapture.batch import At, BatchSettings, Job, Need, Record, carry_out, read_jobs
 from magicapture.cli.batch_jobs import JobReader, TrainLoader, TrainParser
 from magicapture.cli.model import backbone_from
 from magicapture.cli.recipe import recipe_from
-from magicapture.cli.train import job_from
+from magicapture.cli.training import job_from
 from magicapture.files import TEMPORARY
+from magicapture.latents import LatentMemory
 from magicapture.paperdoll.weights import WEIGHTS
 from magicapture.training import Trainer
 
 DISK = 640  # MB of the disk that fills up
 FULL = 20.0  # seconds for which it stays full
+VARIANTS, ROUNDS = 4, 3  # of a photo, and of the stage "shared"
 
 
 def main() -> None:
@@ -61,7 +64,7 @@ def main() -> None:
     parser.add_argument("--good", type=int, default=40, help="of killed")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--stages", default="plain,steady,killed")
+    parser.add_argument("--stages", default="plain,steady,killed,shared")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     jobs = make_jobs(asked.out.absolute(), max(asked.jobs, asked.good), asked.steps)
@@ -71,6 +74,7 @@ def main() -> None:
         "plain": lambda: plain(good, asked.out / "plain"),
         "steady": lambda: steady(good[: asked.jobs], asked.out),
         "killed": lambda: killed([*good[: asked.good], *bad], asked.out, asked.kills),
+        "shared": lambda: shared(asked.out.absolute() / "shared"),
     }
     file = asked.out / "scale.json"
     for stage in asked.stages.split(","):
@@ -192,6 +196,45 @@ def killed(jobs: Sequence[Job], out: Path, kills: int) -> dict[str, Any]:
             "other_files": sorted(names - whole - {f"{r.name}.safetensors" for r in finished}),
             "minutes": round(took / 60, 1),
         }
+
+
+def shared(out: Path) -> dict[str, Any]:
+    """Prepare a job alone, after one of the same person, and after one of all the same photos."""
+    write(photos(2_000_000, 10, 128), out / "person")
+    for number in range(2):
+        write(portraits(2_000_500 + 1000 * number, 10, 128), out / f"style{number}")
+    defaults = {"base": str(WEIGHTS), "face_model": "none", "person": "person", "style": "style0"}
+    lines = [{"out": "first"}, {"out": "style", "style": "style1"}, {"out": "rank", "rank": 4}]
+    file = out / "jobs.yaml"
+    defaults |= {"resolution": 128, "set": {"variants": VARIANTS}}
+    file.write_text(yaml.safe_dump({"defaults": defaults, "jobs": lines}))
+    first, style, rank = read_jobs(file, JobReader(out))
+    loader, spent = TrainLoader(Need()), dict[str, list[tuple[float, int]]]()
+    for _ in range(ROUNDS):
+        for name, job, before in (
+            ("alone", style, None),
+            ("the same person in another style", style, first),
+            ("alone, another rank", rank, None),
+            ("the same photos, another rank", rank, first),
+        ):
+            memory = LatentMemory()
+            if before is not None:
+                prepare(loader, before, memory)
+            spent.setdefault(name, []).append(prepare(loader, job, memory))
+    return {
+        name: {**_told([cpu for cpu, _ in told]), "batches": told[0][1]}
+        for name, told in spent.items()
+    }
+
+
+def prepare(loader: TrainLoader, job: Job, memory: LatentMemory) -> tuple[float, int]:
+    """Seconds of a core from a job with its models to step 1, and batches that were encoded."""
+    training, _ = loader.open(job)
+    assert training.backbone is not None
+    training.backbone.latents, encoded = memory, memory.encoded
+    began = time.process_time()
+    with Trainer.open(training.job, training.backbone):
+        return time.process_time() - began, memory.encoded - encoded
 
 
 def same(out: Path, stage: str, name: str) -> bool:

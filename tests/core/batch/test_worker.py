@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 from magicapture.batch import PAGE, At, Job, Need, Store, Worker, read_jobs, rows
@@ -137,6 +139,29 @@ def test_models_are_loaded_once_and_left_as_they_were(write_jobs: Write, tmp_pat
     Worker(TrainLoader, str(tmp_path / "other"), pictures=False).train(second, 1)
     one, other = (tmp_path / place / "eve/eve.safetensors" for place in ("results", "other"))
     assert same(one, other), "a job leaves something to the next"
+
+
+def test_photos_are_encoded_once_for_jobs_that_share_them(
+    write_jobs: Write, tmp_path: Path
+) -> None:
+    """Another rank encodes nothing, another style its own pictures; the results are those alone."""
+    shutil.copytree(tmp_path / "photos" / "style", tmp_path / "photos" / "other")
+    for file in (tmp_path / "photos" / "other").glob("?.png"):
+        ImageOps.invert(Image.open(file).convert("RGB")).save(file)
+    changes = {"rank": 3}, {"style": "photos/other"}
+    jobs = read(write_jobs({"out": "a"}, *({"out": f"{i}", **c} for i, c in enumerate(changes))))
+    worker = Worker(TrainLoader, str(tmp_path / "results"), pictures=False)
+    encoded = []
+    for job in jobs:
+        worker.train(job, 1)
+        encoded.append(worker.loader.open(job)[0].backbone.latents.encoded)
+    assert encoded == [3, 3, 5], "photos, portraits and pseudo-labels, then the last two again"
+    for job in jobs[1:]:
+        Worker(TrainLoader, str(tmp_path / "alone"), pictures=False).train(job, 1)
+        for name in (f"{job.name}.safetensors", "embeddings/my-person.safetensors"):
+            assert same(
+                tmp_path / "results" / job.name / name, tmp_path / "alone" / job.name / name
+            )
 
 
 def test_a_finished_job_is_known_until_it_is_another(write_jobs: Write, tmp_path: Path) -> None:
