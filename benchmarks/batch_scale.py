@@ -7,8 +7,8 @@ process, as a program would. `steady` has one worker of a batch do the same jobs
 beyond the plain loop, and whether memory grows. `killed` has two workers do them while workers are
 killed at random and the disk, a small one of its own (which takes root's rights), is full for a
 while. Every adapter of `steady` and `killed` is compared with that of `plain`, bit for bit.
-`shared` prepares jobs that share photos with another. Writes scale.json; docs/benchmarks/batch.md
-tells of it.
+`shared` prepares jobs that share photos with another. `words` counts what the text encoder is of a
+step. Writes scale.json; docs/benchmarks/batch.md tells of it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ import torch
 import yaml
 from doll_photos import photos, portraits, write
 from PIL import Image
+from random_models import FULL, build
 from safetensors.torch import load_file
 
 from magicapture.adapters import save_adapter
@@ -48,11 +49,19 @@ from magicapture.cli.recipe import recipe_from
 from magicapture.cli.training import job_from
 from magicapture.files import TEMPORARY
 from magicapture.latents import LatentMemory
+from magicapture.losses import tasks_of
 from magicapture.paperdoll.weights import WEIGHTS
+from magicapture.planning import noise_job
+from magicapture.planning.ledger import Ledger, fake_mode, faked
+from magicapture.planning.rehearsal import rehearse
+from magicapture.prompts import prompt_for
+from magicapture.recipes import recipe
+from magicapture.tokens import Prompt
 from magicapture.training import Trainer
+from magicapture.training.prepare import token_vectors
 
 DISK = 640  # MB of the disk that fills up
-FULL = 20.0  # seconds for which it stays full
+FULL_FOR = 20.0  # seconds for which it stays full
 VARIANTS, ROUNDS = 4, 3  # of a photo, and of the stage "shared"
 
 
@@ -64,7 +73,7 @@ def main() -> None:
     parser.add_argument("--good", type=int, default=40, help="of killed")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--stages", default="plain,steady,killed,shared")
+    parser.add_argument("--stages", default="plain,steady,killed,shared,words")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     jobs = make_jobs(asked.out.absolute(), max(asked.jobs, asked.good), asked.steps)
@@ -75,6 +84,7 @@ def main() -> None:
         "steady": lambda: steady(good[: asked.jobs], asked.out),
         "killed": lambda: killed([*good[: asked.good], *bad], asked.out, asked.kills),
         "shared": lambda: shared(asked.out.absolute() / "shared"),
+        "words": words,
     }
     file = asked.out / "scale.json"
     for stage in asked.stages.split(","):
@@ -237,6 +247,32 @@ def prepare(loader: TrainLoader, job: Job, memory: LatentMemory) -> tuple[float,
         return time.process_time() - began, memory.encoded - encoded
 
 
+def words() -> dict[str, Any]:
+    """Operations of the default's steps at Stable Diffusion 1.5's shapes, and of the text encoder.
+
+    prefix: columns before the first token, where a frozen encoder says the same in every step.
+    """
+    backbone = build(FULL, torch.device("cpu"), torch.bfloat16)
+    job = noise_job(recipe("magicapture"), 512).fitted(backbone.family)
+    vectors = token_vectors(job, backbone)
+    prompt = Prompt(prompt_for(job.concepts, job.recipe.prompts))
+    line = backbone.layout("clip_l", prompt, vectors)
+    with backbone.training(None):
+        phases = rehearse(job, backbone).phases
+        encoders = [*backbone.text_encoders.values(), vectors]
+        with faked(encoders, fake_mode()) as fakes, torch.no_grad(), Ledger(fakes) as ledger:
+            backbone.encode_prompts([prompt], vectors)
+    return {
+        "prompt": ledger.flops,
+        "prefix": min(column for columns in line.columns.values() for column in columns),
+        "length": len(line.ids),
+        "phases": {
+            own.name: [of.flops, len(tasks_of(own, job.recipe))]
+            for own, of in zip(job.recipe.phases, phases, strict=True)
+        },
+    }
+
+
 def same(out: Path, stage: str, name: str) -> bool:
     """Whether a job's LoRA and embeddings are those of the plain loop, bit for bit."""
     alone, batch = out / "plain" / name, out / stage / name
@@ -345,7 +381,7 @@ def fill(disk: Path) -> None:
         while True:
             opened.write(bytes(2**16))
     print("the disk is full", flush=True)  # noqa: T201
-    time.sleep(FULL)
+    time.sleep(FULL_FOR)
     file.unlink()
     print("the disk is free", flush=True)  # noqa: T201
 
