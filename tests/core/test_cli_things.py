@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 
 import magicapture.cli.faces
 from magicapture.adapters import load_adapter
+from magicapture.batch import Job, Worker
 from magicapture.cli import main
+from magicapture.cli.batch_jobs import TrainLoader
 from magicapture.paperdoll.weights import model_folder
 
 
@@ -69,6 +72,21 @@ def test_a_thing_is_trained_without_a_face(kind, tmp_path, dino_folder, no_faces
     adapter = load_adapter(tmp_path / "out" / "rex.safetensors")
     assert adapter.recipe is not None and adapter.recipe.subject_is == "thing"
     assert "compared by dino_deitsmall8_pretrain.pth" in caplog.text
+
+
+def test_a_job_of_a_batch_learns_a_thing_as_train_does(tmp_path, dino_folder, no_faces) -> None:
+    source = write(tmp_path / "rex", alpha=True)
+    words = command(tmp_path, source, "--models", str(dino_folder))
+    assert main(words) == 0
+    job = Job("rex", tuple(words[1:]), "")
+    worker = Worker(TrainLoader, str(tmp_path / "results"), pictures=False)
+    worker.check(job)
+    assert worker.train(job, 1).files == ("rex.safetensors",)
+    one, other = (
+        load_file(tmp_path / place)
+        for place in ("results/rex/rex.safetensors", "out/rex.safetensors")
+    )
+    assert one.keys() == other.keys() and all(v.equal(other[k]) for k, v in one.items())
 
 
 def test_what_is_missing_is_said_before_the_base_model_is_read(

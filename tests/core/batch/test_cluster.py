@@ -18,7 +18,7 @@ from .conftest import Write
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-STEPS = 16
+STEPS, KEPT = 16, 6
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ class Unplugged:
 
     def at(self, at: At) -> None:
         self.seen.append(at)
-        if self.lost is None and 3 <= at.step < STEPS - 3:
+        if self.lost is None and KEPT + 2 <= at.step < STEPS - 3:
             raylet = psutil.Process(at.process).ppid()
             (self.lost,) = (
                 node
@@ -67,7 +67,9 @@ class Unplugged:
 def test_a_job_of_a_lost_machine_goes_on_on_another(
     cluster: Any, write_jobs: Write, tmp_path: Path
 ) -> None:
-    file = write_jobs({"out": "ada", "seed": 1}, steps=STEPS, save_every=1)
+    """The checkpoint that is its result was kept on the machine that is lost."""
+    keep = {"keep-every": KEPT, "keep-seeds": 1, "choose": "last", "take": KEPT}
+    file = write_jobs({"out": "ada", "seed": 1, **keep}, steps=STEPS, save_every=1)
     (job,) = read_jobs(file, JobReader(file.parent))
     show = Unplugged(cluster)
     settings = BatchSettings(str(tmp_path / "results"), address=cluster.address, gpus=0, workers=1)
@@ -75,10 +77,12 @@ def test_a_job_of_a_lost_machine_goes_on_on_another(
 
     assert show.lost is not None and len(cluster.worker_nodes) == 1
     assert (record.outcome, record.steps, record.tries) == ("finished", STEPS, 2)
-    assert record.resumed[0] >= show.step - 1
+    assert record.resumed[0] >= show.step - 1 and record.chosen == KEPT
     assert len({at.process for at in show.seen}) == 2
     alone = tmp_path / "alone"
     assert main(["train", *job.words, "--device=cpu", f"--out-dir={alone}"]) == 0
     for name in ("ada.safetensors", "embeddings/my-person.safetensors"):
         one, other = load_file(tmp_path / "results/ada" / name), load_file(alone / name)
         assert one.keys() == other.keys() and all(v.equal(other[k]) for k, v in one.items())
+    for name in ("ada-checkpoints.json", "ada-checkpoints.png"):
+        assert (tmp_path / "results/ada" / name).read_bytes() == (alone / name).read_bytes()
