@@ -28,7 +28,7 @@ from ..prompts import as_embeddings
 from ..tokens import Concept
 from ..training import Trainer, TrainingJob
 from . import keeping
-from .faces import dino_from, embedder_from, faces_found
+from .faces import faces_found, judges_from
 from .fit import announced, fitted, heard
 from .model import backbone_from
 from .options import MAX_SEED, require_range, require_text
@@ -47,8 +47,7 @@ def train(arguments: argparse.Namespace) -> None:
     for place in (lora.parent,) if arguments.bundle else (lora.parent, embeddings):
         check_writable(place)
     recipe = recipe_from(arguments)
-    embedder = embedder_from(arguments) if recipe.subject_is == "person" else None
-    dino = dino_from(arguments, recipe)
+    embedder, dino = judges_from(arguments, recipe)
     job = job_from(arguments, recipe, embedder)
     for line in check_names([] if arguments.bundle else job.concepts, [embeddings], lora):
         logger.info("%s", line)
@@ -58,8 +57,8 @@ def train(arguments: argparse.Namespace) -> None:
     job.check()  # before gigabytes are read
     backbone = backbone_from(arguments, job.recipe.precision)
     previews, made_with = lora.with_name(f"{lora.stem}-previews"), not arguments.no_made_with
-    job = fitted(arguments, job, backbone, embedder)
-    watch = announced(arguments, job, backbone, embedder)
+    job = fitted(arguments, job, backbone, embedder, dino)
+    watch = announced(arguments, job, backbone, embedder, dino)
     with (
         Progress(previews, made_with) as progress,
         Trainer.open(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 
 import pytest
@@ -60,10 +61,12 @@ def trained(nodes, pack, tiny, dino, masks=None, name="things"):
     )
 
 
-def test_a_thing_is_trained_with_a_mask_of_any_node(nodes, pack, tiny, dino_file):
+def test_a_thing_is_trained_with_a_mask_of_any_node(nodes, pack, tiny, dino_file, caplog):
+    caplog.set_level(logging.INFO)
     dino = nodes.LoadDINO.execute(pack("nodes._comfy.files").AUTO)[0]
     adapter, curves, _, report, *_ = trained(nodes, pack, tiny, dino, disc(2)).args
     assert adapter.recipe.subject_is == "thing" and set(adapter.tokens) == {"rex-1", "ink-1"}
+    assert "Train MagiCapture: Training needs about" in caplog.text
     assert curves.ndim == 4 and "WARNING" not in report.upper()
     assert "<rex-1> dog in the <ink-1> style" in adapter.prompt()
 
