@@ -6,13 +6,14 @@ import argparse
 import logging
 from pathlib import Path
 
-from ..checkpoints import Checkpoints, Keep, KeepSettings
+from ..checkpoints import NO_FACES, Checkpoints, Keep, KeepSettings
 from ..clip import load_clip
 from ..config import Recipe
 from ..errors import InputError, StorageError
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import FaceEmbeddingNetwork, load_face_embedder
 from ..faces.find import best, places
+from ..losses import needs
 from .faces import detector_from, parser_from
 from .images import save_image
 from .model import device_from
@@ -37,6 +38,8 @@ def checkpoints_from(
 ) -> Checkpoints | None:
     """The checkpoints asked for; None without. loss: the identity loss's face embedder.
 
+    A thing is scored by the DINO of its losses, and no model of faces is read.
+
     Raises InputError for options that contradict each other.
     """
     if not asked_for(arguments):
@@ -46,17 +49,34 @@ def checkpoints_from(
     if arguments.take is not None and arguments.take not in steps:
         known = ", ".join(map(str, steps))
         raise InputError(f"--take: step {arguments.take} is not kept; expected one of {known}.")
-    judge = _judge(arguments, loss)
-    if judge is None and settings.choose == "identity":
-        raise InputError(
-            "--choose identity needs a face recognition model; give one (--judge-model or "
-            "--face-model), or choose style or last."
-        )
+    analyzer = _analyzer(arguments, recipe, loss)
+    if settings.choose == "identity" and not (analyzer.embedder or "dino" in needs(recipe)):
+        raise InputError(f"--choose identity needs {_lacking(recipe)}, or choose style or last.")
     clip = load_clip(arguments.clip) if arguments.clip else None
     if clip is not None:
         clip.model.to(device_from(arguments))
-    analyzer = FaceAnalyzer(detector_from(arguments), parser_from(arguments), judge)
     return Checkpoints(Keep(settings, analyzer, clip, loss))
+
+
+def _analyzer(
+    arguments: argparse.Namespace, recipe: Recipe, loss: FaceEmbeddingNetwork | None
+) -> FaceAnalyzer:
+    """What looks at faces in the pictures; raises InputError for a judge of faces of a thing."""
+    if recipe.subject_is == "person":
+        judge = _judge(arguments, loss)
+        return FaceAnalyzer(detector_from(arguments), parser_from(arguments), judge)
+    if arguments.judge_model:
+        raise InputError(
+            f"--judge-model compares faces, and the recipe {recipe.name!r} learns a thing: DINO "
+            "compares it. Leave the option out."
+        )
+    return NO_FACES
+
+
+def _lacking(recipe: Recipe) -> str:
+    if recipe.subject_is == "person":
+        return "a face recognition model; give one (--judge-model or --face-model)"
+    return "the losses that look through DINO; give one of them a weight"
 
 
 def _judge(
