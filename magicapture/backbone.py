@@ -163,6 +163,13 @@ class Backbone(Protocol):
         """Latents to images, differentiable and not clamped."""
 
     @property
+    def colours(self) -> Tensor | None:
+        """How much red, green and blue a unit of each latent channel is, roughly (C,3).
+
+        None where nobody tells.
+        """
+
+    @property
     def has_fast_decoder(self) -> bool:
         """Whether `decode_fast` has a decoder of its own."""
 

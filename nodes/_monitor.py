@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..magicapture.adapters import Adapter
 from ..magicapture.backbone import Backbone
+from ..magicapture.dino import Dino
 from ..magicapture.faces.embed import FaceEmbedder
 from ..magicapture.liveview import LiveView, Standing, thumbnails
 from ..magicapture.planning import Watch, attempted
@@ -75,13 +76,15 @@ class Monitor:
         self._drawing = 0.0  # seconds that the newest preview took
         self._tell(0, 1, Standing("Checking photos and model", detail=self._ahead))
 
-    def plan(self, backbone: Backbone, embedder: FaceEmbedder | None) -> None:
+    def plan(
+        self, backbone: Backbone, embedder: FaceEmbedder | None, dino: Dino | None = None
+    ) -> None:
         """Find out what the run needs before it begins, and follow it with that in view.
 
         Too little memory is said and does not stop it: ComfyUI may make room that none can foresee.
         """
         self._tell(0, 1, Standing("Looking at what it needs", detail=self._ahead))
-        plan = attempted(self.job, backbone, embedder, self.preview_every)
+        plan = attempted(self.job, backbone, embedder, dino, self.preview_every)
         if plan is None:
             return
         self._needs(plan.line())

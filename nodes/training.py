@@ -144,7 +144,7 @@ class MagiCaptureTrain(Node):
         backbone = ComfyBackbone(model, clip, vae, decoder=fast_decoder)
         concepts = job.fitted(backbone.family).concepts
         replaced = check_names(concepts, model_folders("embeddings"))
-        monitor.plan(backbone, face_model)
+        monitor.plan(backbone, face_model, dino)
         with (
             saved_when_stopped(),
             Trainer.open(

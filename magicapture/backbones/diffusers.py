@@ -210,6 +210,9 @@ class DiffusersBackbone:
         """Latents to images by the full VAE, differentiable and not clamped."""
         return autoencoders.decode(self.vae, latents)
 
+    colours = None
+    """diffusers does not tell; and the VAE comes with the model."""
+
     @property
     def has_fast_decoder(self) -> bool:
         """Whether `decode_fast` has a decoder of its own."""

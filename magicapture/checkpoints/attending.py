@@ -29,16 +29,18 @@ def leaking(
 ) -> float | None:
     """The share of the tokens' attention outside their regions, 0..1; None without known faces.
 
-    The mean over tokens, over the portraits with a face mask, and as in `refocusing.mean_leakage`;
-    the noise is always the same.
+    The mean over tokens that have a region, over the portraits (of a thing, its photos) with a
+    mask, and as in `refocusing.mean_leakage`; the noise is always the same.
     """
+    everywhere = {one.name for one in job.concepts if job.recipe.is_whole(one.role)}
     prompt = prompt_for(job.concepts, job.recipe.prompts)
     found: list[float] = []
     for number, portrait in enumerate(portraits):
         chance = generator(job.seed, "leaking", number)
         with learned.loras.shown():
             seen = look(backbone, prompt, job.concepts, learned.vectors, portrait, chance)
-        found += mean_leakage(seen).values()
+        leaks = mean_leakage(seen)
+        found += [share for token, share in leaks.items() if token not in everywhere]
     return statistics.fmean(found) if found else None
 
 

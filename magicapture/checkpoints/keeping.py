@@ -16,7 +16,7 @@ from ..files import atomic_write
 from ..training import Learned, Scored, Trainer, Warned
 from ..training.loras import Loras
 from .grid import grid
-from .record import COLUMNS, Record, best_of, stops
+from .record import COLUMNS, Record, best_of, chosen_by, stops
 from .scoring import Keep, Scorer
 from .shelf import Shelf
 
@@ -139,6 +139,7 @@ class Checkpoints:
         return {
             "schema": SCHEMA,
             "choose": self.settings.choose,
+            "chosen_by": chosen_by(self.records, self.settings.choose),
             "best": self.best.step,
             "notes": self.notes,
             "columns": {name: COLUMNS[name].help for name in columns},
@@ -163,9 +164,9 @@ class Checkpoints:
         return [name for name in COLUMNS if any(name in one.scores for one in self.records)]
 
     def __str__(self) -> str:
-        lines = []
+        lines, by = [], chosen_by(self.records, self.settings.choose) if self._records else ""
         for one in self.records:
             told = ", ".join(f"{name} {value:.2f}" for name, value in one.scores.items())
-            best = f" (best by {self.settings.choose})" if one.step == self.best.step else ""
+            best = f" (best by {by})" if one.step == self.best.step else ""
             lines.append(f"Step {one.step}{best}: {told}.")
         return "\n".join([*lines, *self.notes])

@@ -26,7 +26,8 @@ COLUMNS = {
         ),
         Metric(
             "identity",
-            help="Likeness to the person's photos as a share of their own; no face counts 0.",
+            help="Likeness to the person's photos as a share of their own; no face counts 0. Of a "
+            "thing: by DINO, to its photos.",
             low=None,
             better="higher",
         ),
@@ -96,6 +97,12 @@ class Record:
     def as_dict(self) -> dict[str, Any]:
         """The record as JSON-ready data; `Record(**...)` makes it again."""
         return {"step": self.step, "pictures": dict(self.pictures), "run": dict(self.run)}
+
+
+def chosen_by(records: Sequence[Record], choose: Choice) -> str:
+    """The choice in words: of both, which one it is where the other is left out."""
+    measured = [name for name in ("identity", "style") if name in records[-1].pictures]
+    return f"{measured[0]} alone" if choose == "both" and len(measured) == 1 else choose
 
 
 def not_measured(choose: Choice) -> InputError:

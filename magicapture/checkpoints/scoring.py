@@ -14,7 +14,7 @@ from ..digests import digest
 from ..errors import InputError
 from ..evaluation import Models, References
 from ..evaluation.scoring import Values, see_picture, values
-from ..evaluation.seen import Seen, masked_out
+from ..evaluation.seen import masked_out
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import FaceEmbedder, name_of
 from ..images import resize
@@ -27,6 +27,7 @@ from .attending import PORTRAITS, Obedience, leaking
 from .eyes import autoencoder_eyes, clip_eyes
 from .record import Record, not_measured
 from .settings import KeepSettings
+from .things import NO_FACES, Thing
 
 SHOWN = 256
 """Pixels of a kept picture's longer side."""
@@ -71,19 +72,26 @@ class Scorer:
             steps=_DRAW_STEPS, guidance=keep.settings.keep_guidance, width=side, height=side
         )
         self.missing: list[str] = []
+        self._of_a_thing = trainer.recipe.subject_is == "thing"
+        if self._of_a_thing:
+            self.keep = replace(keep, analyzer=NO_FACES)
         subject, style = (self._painted(of.photos) for of in trainer.job.learnables)
         self._models = self._with_eyes([*subject, *style])
         self._against = self._references(subject, style)
         self._has_style = self._against.style is not None and self._against.style_own > _ALIKE
         if not self._has_style:
             self.missing.append("style: the portraits are too little alike.")
-        person, choose = self._against.person, keep.settings.choose
+        self._thing = self._thing_of(subject) if self._of_a_thing else None
+        person = self._against.person if self._thing is None else self._thing.photos
+        choose = keep.settings.choose
         measured = {"identity": person is not None, "style": self._has_style}
         if not {**measured, "both": any(measured.values()), "last": True}[choose]:
             raise not_measured(choose)
-        portraits = list(trainer.materials.batches.reference.each())
-        self._portraits = [one for one in portraits if one.face_mask is not None][:PORTRAITS]
-        if not self._portraits:
+        batches = trainer.materials.batches
+        portraits = list(batches.reference.each())
+        watched = batches.source.each() if self._of_a_thing else portraits
+        self._watched = [one for one in watched if one.face_mask is not None][:PORTRAITS]
+        if not self._watched:
             self.missing.append("leakage: the portraits' faces are not known.")
         self._obedience = Obedience(trainer.job, trainer.backbone, portraits[0].latents)
         known = None if person is None else person.embeddings
@@ -97,6 +105,8 @@ class Scorer:
         embedder = self._models.analyzer.embedder
         eyes = "the base model's autoencoder" if self.keep.pictures is None else "CLIP"
         lines = [f"Style by {eyes}."] if self._has_style else []
+        if self._thing is not None:
+            lines.insert(0, "Identity by DINO, as the losses see the thing.")
         if embedder is not None:
             name = name_of(embedder) or type(embedder).__name__
             told = OF_THE_LOSS[is_that_of(self.keep.loss, embedder)]
@@ -106,15 +116,21 @@ class Scorer:
     @torch.no_grad()
     def __call__(self, step: int, learned: Learned) -> tuple[Record, Tensor]:
         """The record of a step, and its pictures (N,3,s,s), at most SHOWN pixels a side."""
-        seen, shown = [], []
+        seen, shown, shares = [], [], list[float]()
         for number, image in enumerate(self._drawn(step, learned)):
             seen.append(see_picture(f"seed {number}", image, self._against, self._models))
             shown.append(_small(image))
+            if self._thing is not None:
+                shares.append(self._thing.share(image))
         run = {"obedience": self._obedience(learned)}
-        leakage = leaking(learned, self.trainer.job, self.trainer.backbone, self._portraits)
+        leakage = leaking(learned, self.trainer.job, self.trainer.backbone, self._watched)
         if leakage is not None:
             run["leakage"] = leakage
-        pictures = columns(seen, self._against, self._models, style=self._has_style)
+        found = values(seen, self._against, self._models)
+        if self._of_a_thing:  # no face was looked for
+            del found["faces"]
+            found |= {"identity": shares} if shares else {}
+        pictures = columns(found, self._against.style_own if self._has_style else None)
         return Record(step, pictures, {name: round(v, 4) for name, v in run.items()}), torch.stack(
             shown
         )
@@ -160,6 +176,8 @@ class Scorer:
 
     def _references(self, subject: ReferenceSet, style: ReferenceSet) -> References:
         """The references; without identity where no face, or no one person, is seen in them."""
+        if self._of_a_thing:
+            return References.of(subject, style, self._models)
         if self._models.analyzer.embedder is None:
             self.missing.append("identity: there is no face recognition model.")
         else:
@@ -171,20 +189,30 @@ class Scorer:
                 self._models = replace(self._models, analyzer=analyzer)
         return References.of(subject, style, self._models)
 
+    def _thing_of(self, subject: ReferenceSet) -> Thing | None:
+        """What its losses see the thing with; None, and a word, where they look through no DINO."""
+        look = self.trainer.materials.dino
+        if look is None:
+            self.missing.append("identity: no DINO looks at the thing, and a thing has no face.")
+            return None
+        try:
+            return Thing(look.dino, subject)
+        except InputError:
+            self.missing.append("identity: DINO sees the thing's photos as too little alike.")
+            return None
 
-def columns(
-    seen: list[Seen], against: References, models: Models, *, style: bool = True
-) -> dict[str, list[float]]:
+
+def columns(found: Values, style_own: float | None) -> dict[str, list[float]]:
     """The columns of pictures: those of `evaluation` but style, which is a share of its own here.
 
-    both is made of the shares that there are. style: whether it can be measured.
+    both is made of the shares that there are. style_own: the portraits' likeness to each other;
+    None where style cannot be measured.
     """
-    found = values(seen, against, models)
     shown = ("identity", "copies", "faces")
     wanted: Values = {name: found[name] for name in shown if name in found}
     shares = [torch.tensor([v or 0.0 for v in wanted["identity"]])] if "identity" in wanted else []
-    if style:
-        shares.append(torch.tensor([v or 0.0 for v in found["style"]]) / against.style_own)
+    if style_own is not None:
+        shares.append(torch.tensor([v or 0.0 for v in found["style"]]) / style_own)
         wanted["style"] = shares[-1].tolist()
     if shares:
         wanted["both"] = both(shares[0], shares[-1]).tolist()

@@ -130,14 +130,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
         face_model="A face recognition model, .onnx or TorchScript .pt, for the identity loss.",
         optional=True,
     )
-    option(
-        parser.add_argument_group("things", "For the recipe things."),
-        "--dino",
-        Path,
-        "A DINO or DINOv2: torch hub's file, or transformers' file or folder.",
-        shown="the best one found",
-        metavar="PATH",
-    )
+    _add_dino(parser)
     _add_base(parser)
     settings = parser.add_argument_group("recipe")
     _add_recipe(settings)
@@ -198,6 +191,17 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add("--fresh", action="store_true", help="Start over, though a stopped run could go on.")
 
 
+def _add_dino(parser: argparse.ArgumentParser) -> None:
+    option(
+        parser.add_argument_group("things", "For the recipe things."),
+        "--dino",
+        Path,
+        "A DINO or DINOv2: torch hub's file, or transformers' file or folder.",
+        shown="the best one found",
+        metavar="PATH",
+    )
+
+
 def _add_plan(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("plan")
     option(
@@ -223,6 +227,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
         face_model="A face recognition model, for the identity loss.",
         optional=True,
     )
+    _add_dino(parser)
     _add_base(parser)
     _add_recipe(parser.add_argument_group("recipe"))
 

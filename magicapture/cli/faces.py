@@ -54,6 +54,14 @@ def embedder_from(arguments: argparse.Namespace) -> FaceEmbeddingNetwork | None:
     return None if file is None else load_face_embedder(file, arguments.face_model_input)
 
 
+def judges_from(
+    arguments: argparse.Namespace, recipe: Recipe
+) -> tuple[FaceEmbeddingNetwork | None, Dino | None]:
+    """What the recipe's losses compare pictures by: a face embedder of people, a DINO of things."""
+    embedder = embedder_from(arguments) if recipe.subject_is == "person" else None
+    return embedder, dino_from(arguments, recipe)
+
+
 def dino_from(arguments: argparse.Namespace, recipe: Recipe) -> Dino | None:
     """The DINO named, else the best one found; None where the recipe looks through none.
 

@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 
 from ..backbones import DiffusersBackbone
+from ..dino import Dino
 from ..faces.embed import FaceEmbedder
 from ..planning import GB, Watch, attempted, fitting
 from ..training import Event, Listener, TrainingJob
@@ -24,12 +25,13 @@ def fitted(
     job: TrainingJob,
     backbone: DiffusersBackbone,
     embedder: FaceEmbedder | None,
+    dino: Dino | None = None,
 ) -> TrainingJob:
     """The job with the first settings that fit, where --fit asks for it; else as it is."""
     if arguments.fit is None:
         return job
     space = arguments.fit * GB or None
-    choice, _ = fitting(job, backbone, embedder, space)
+    choice, _ = fitting(job, backbone, embedder, dino, space)
     if choice.options:
         logger.warning("To fit: %s (%s).", choice.title, choice.options)
     chosen = choice.recipe
@@ -47,12 +49,13 @@ def announced(
     job: TrainingJob,
     backbone: DiffusersBackbone,
     embedder: FaceEmbedder | None,
+    dino: Dino | None = None,
 ) -> Watch | None:
     """Say what the job needs; raises OutOfMemoryError where it cannot run, but for --anyway.
 
     Returns what follows the run; None where nothing is known of it.
     """
-    plan = attempted(job, backbone, embedder, arguments.preview_every)
+    plan = attempted(job, backbone, embedder, dino, arguments.preview_every)
     if plan is None:
         return None
     logger.info("%s", plan.line())

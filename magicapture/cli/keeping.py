@@ -6,13 +6,14 @@ import argparse
 import logging
 from pathlib import Path
 
-from ..checkpoints import Checkpoints, Keep, KeepSettings
+from ..checkpoints import NO_FACES, Checkpoints, Keep, KeepSettings
 from ..clip import PictureEncoder, load_clip
 from ..config import Recipe
 from ..errors import InputError, StorageError
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import FaceEmbeddingNetwork, load_face_embedder
 from ..faces.find import best, places
+from ..losses import needs
 from .faces import detector_from, parser_from
 from .images import save_image
 from .latest import Latest
@@ -58,32 +59,54 @@ def checkpoints_from(
 ) -> Checkpoints | None:
     """The checkpoints asked for; None without. loss: the identity loss's face embedder.
 
-    Raises InputError for options that contradict each other, or a choice that nothing measures.
+    A thing is scored by the DINO of its losses, and no model of faces is read. Raises InputError
+    for options that contradict each other, or a choice that nothing measures.
     """
     found = settings(arguments, recipe)
     names = (*_OF_MODELS, "models", "face_model", "face_model_input", "detector", "parser")
-    wanted = found is None or [loss is None, *(getattr(arguments, name) for name in names)]
-    judges = latest("judges", wanted, lambda: None if found is None else _judges(arguments, loss))
+    known = recipe.subject_is, loss is None, *(getattr(arguments, name) for name in names)
+    wanted = found is None or known
+    judges = latest(
+        "judges", wanted, lambda: None if found is None else _judges(arguments, recipe, loss)
+    )
     if found is None or judges is None:
         return None
     analyzer, clip = judges
-    if analyzer.embedder is None and found.choose == "identity":
-        raise InputError(
-            "--choose identity needs a face recognition model; give one (--judge-model or "
-            "--face-model), or choose style or last."
-        )
+    if found.choose == "identity" and not (analyzer.embedder or "dino" in needs(recipe)):
+        raise InputError(f"--choose identity needs {_lacking(recipe)}, or choose style or last.")
     return Checkpoints(Keep(found, analyzer, clip, loss))
 
 
 def _judges(
-    arguments: argparse.Namespace, loss: FaceEmbeddingNetwork | None
+    arguments: argparse.Namespace, recipe: Recipe, loss: FaceEmbeddingNetwork | None
 ) -> tuple[FaceAnalyzer, PictureEncoder | None]:
     """What measures: faces, and styles where a CLIP model is given."""
-    judge = _judge(arguments, loss)
+    analyzer = _analyzer(arguments, recipe, loss)
     clip = load_clip(arguments.clip) if arguments.clip else None
     if clip is not None:
         clip.model.to(device_from(arguments))
-    return FaceAnalyzer(detector_from(arguments), parser_from(arguments), judge), clip
+    return analyzer, clip
+
+
+def _analyzer(
+    arguments: argparse.Namespace, recipe: Recipe, loss: FaceEmbeddingNetwork | None
+) -> FaceAnalyzer:
+    """What looks at faces in the pictures; raises InputError for a judge of faces of a thing."""
+    if recipe.subject_is == "person":
+        judge = _judge(arguments, loss)
+        return FaceAnalyzer(detector_from(arguments), parser_from(arguments), judge)
+    if arguments.judge_model:
+        raise InputError(
+            f"--judge-model compares faces, and the recipe {recipe.name!r} learns a thing: DINO "
+            "compares it. Leave the option out."
+        )
+    return NO_FACES
+
+
+def _lacking(recipe: Recipe) -> str:
+    if recipe.subject_is == "person":
+        return "a face recognition model; give one (--judge-model or --face-model)"
+    return "the losses that look through DINO; give one of them a weight"
 
 
 def _judge(

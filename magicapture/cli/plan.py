@@ -12,8 +12,10 @@ from typing import Any
 
 from ..backbones import DiffusersBackbone
 from ..config import Recipe
+from ..dino import Dino
 from ..faces.embed import FaceEmbedder
 from ..families import FAMILIES
+from ..losses import needs
 from ..planning import (
     GB,
     Choice,
@@ -29,7 +31,7 @@ from ..planning import (
     tried,
 )
 from ..training import TrainingJob
-from .faces import embedder_from
+from .faces import judges_from
 from .model import DTYPES, backbone_from
 from .options import require_range
 from .outputs import check_json, write_json
@@ -49,18 +51,20 @@ def plan(arguments: argparse.Namespace) -> None:
     for flag, least in (("fit", 0), ("measure", 2), ("preview-every", 0)):
         if (value := getattr(arguments, flag.replace("-", "_"))) is not None:
             require_range(f"--{flag}", value, least)
-    asked, embedder, records = recipe_from(arguments), embedder_from(arguments), Records()
+    asked, records = recipe_from(arguments), Records()
+    judges = judges_from(arguments, asked)
     backbone = backbone_from(arguments, asked.precision)
     family = FAMILIES[backbone.family]
     job = noise_job(asked, asked.resolution or family.resolution).fitted(backbone.family)
     if arguments.measure:
-        now = planned(job, backbone, embedder, records=records)
-        tried(job, backbone, embedder, now, arguments.measure, records)
+        embedder, dino = judges
+        now = planned(job, backbone, embedder, dino=dino, records=records)
+        tried(job, backbone, embedder, now, arguments.measure, records, dino)
     rows: list[Row] = []
     for choice in _choices(job.recipe, family.cell, backbone):
         logger.info("Looking at: %s", choice.title)
         every = arguments.preview_every
-        rows.append((choice, _planned(job, choice, backbone, embedder, records, every)))
+        rows.append((choice, _planned(job, choice, backbone, judges, records, every)))
     rows.append(_in_8_bits(rows[0], backbone))
     space = None if arguments.fit is None else arguments.fit * GB
     title = f"{family.title}, {job.recipe.side} px, {asked.name}, {asked.steps} steps"
@@ -75,7 +79,8 @@ def _choices(recipe: Recipe, cell: int, backbone: DiffusersBackbone) -> Iterator
     """The recipe and those in less memory, then decoder and precision."""
     yield from choices(recipe, cell)
     small = FAMILIES[backbone.family].taesd and not backbone.has_fast_decoder
-    if recipe.uses("identity") and small:
+    decodes = "face model" in needs(recipe) or "dino" in needs(recipe)
+    if decodes and small:
         yield Choice(_DECODER, "--taesd FILE", recipe)
     for precision in ("bf16", "fp32"):
         if DTYPES[precision] != backbone.dtype:
@@ -87,15 +92,22 @@ def _planned(
     job: TrainingJob,
     choice: Choice,
     backbone: DiffusersBackbone,
-    embedder: FaceEmbedder | None,
+    judges: tuple[FaceEmbedder | None, Dino | None],
     records: Records,
     preview_every: int,
 ) -> Plan:
+    embedder, dino = judges
     job = replace(job, recipe=choice.recipe)
     dtype = None if (asked := DTYPES[choice.recipe.precision]) == backbone.dtype else asked
     with _small_decoder(backbone, choice.title == _DECODER):
         return planned(
-            job, backbone, embedder, records=records, dtype=dtype, preview_every=preview_every
+            job,
+            backbone,
+            embedder,
+            dino=dino,
+            records=records,
+            dtype=dtype,
+            preview_every=preview_every,
         )
 
 

@@ -76,8 +76,8 @@ class Training:
         precision = self.job.recipe.precision
         wanted = self.arguments.base, self.arguments.taesd, DTYPES[precision]
         backbone = latest("base", wanted, lambda: backbone_from(self.arguments, precision))
-        job = fitted(self.arguments, self.job, backbone, self.embedder)
-        watch = announced(self.arguments, job, backbone, self.embedder)
+        job = fitted(self.arguments, self.job, backbone, self.embedder, self.dino)
+        watch = announced(self.arguments, job, backbone, self.embedder, self.dino)
         return replace(self, job=job, backbone=backbone, watch=watch)
 
     def check_files(self, folder: Path, name: str) -> list[str]:

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..backbone import Backbone
 from ..config import Recipe
+from ..dino import Dino
 from ..errors import InputError
 from ..faces.embed import FaceEmbedder
 from ..families import FAMILIES
@@ -55,6 +56,7 @@ def fitting(
     job: TrainingJob,
     backbone: Backbone,
     embedder: FaceEmbedder | None,
+    dino: Dino | None = None,
     room: float | None = None,
     records: Records | None = None,
 ) -> tuple[Choice, Plan]:
@@ -64,7 +66,8 @@ def fitting(
     """
     job = job.fitted(backbone.family)
     for choice in choices(job.recipe, FAMILIES[backbone.family].cell):
-        plan = planned(replace(job, recipe=choice.recipe), backbone, embedder, records=records)
+        changed = replace(job, recipe=choice.recipe)
+        plan = planned(changed, backbone, embedder, records=records, dino=dino)
         if fits(plan, room):
             return choice, plan
     had = f"{gigabytes(room)}" if room is not None else "the memory that there is"

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..config import OptimizerName
 from .room import COMPUTER, Room
@@ -77,6 +78,16 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
 
 
+def followed(*networks: object) -> list[nn.Module]:
+    """Of a face embedder and DINO, or None for them, those whose passes have shapes to follow."""
+    return [
+        network
+        for network in networks
+        if isinstance(network, nn.Module)
+        and not any(isinstance(part, torch.jit.ScriptModule) for part in network.modules())
+    ]
+
+
 def trained_bytes(phase: StepCost, optimizer: OptimizerName) -> int:
     """The numbers trained in 32 bits, and the optimiser's moments of each."""
     return round(phase.trained * (4 + _MOMENTS[optimizer]))
@@ -100,13 +111,12 @@ def peak_bytes(
     return program + footprint.weights + round(max(in_turn))
 
 
-def mean_flops(whole: int, identity: int, acts: float) -> int:
+def mean_flops(whole: int, *seldom: tuple[float, float]) -> int:
     """FLOPs of a step on average, from one in which everything acts.
 
-    identity: of the identity loss's forward pass, of which `acts` is the share of steps that have
-    it. Its networks are frozen, so that the backward pass is as dear as the forward one.
+    seldom: of what is not in every step, its FLOPs and the share of steps that have it.
     """
-    return round(whole - 2 * identity * (1 - acts))
+    return round(whole - sum(flops * (1 - acts) for flops, acts in seldom))
 
 
 def previews(steps: int, every: int) -> int:

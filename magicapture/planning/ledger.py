@@ -9,7 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+Result = TypeVar("Result")
 
 _ATEN = torch.ops.aten
 _COUNTED_AS = {  # the CPU's attention is as the GPU's; flop_counter knows the latter alone
@@ -41,11 +43,11 @@ class Ledger(TorchDispatchMode):
         self._sizes = {tensor.untyped_storage()._cdata: 0 for tensor in present}
 
     def counting(
-        self, function: Callable[..., Tensor], add: Callable[[int], None]
-    ) -> Callable[..., Tensor]:
+        self, function: Callable[..., Result], add: Callable[[int], None]
+    ) -> Callable[..., Result]:
         """The function, each call of which tells `add` how many FLOPs it took."""
 
-        def call(*args: Any) -> Tensor:
+        def call(*args: Any) -> Result:
             before = self.flops
             result = function(*args)
             add(self.flops - before)

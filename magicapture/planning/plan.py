@@ -10,23 +10,34 @@ import torch
 
 from ..backbone import Backbone
 from ..config import OptimizerName
+from ..dino import Dino
 from ..environment import device_name
 from ..errors import GpuOutOfMemoryError, OutOfMemoryError
 from ..faces.embed import FaceEmbedder, name_of
 from ..losses import needs
 from ..training import TrainingJob
+from ..training.prepare import on_device
 from ..training.trainer import DTYPES
 from .footprint import (
     SLACK,
     Footprint,
     duration,
+    followed,
     gigabytes,
     peak_bytes,
     previews,
     program_bytes,
     tensor_bytes,
 )
-from .records import Record, Records, face_share, models_key, settings_key, with_steps
+from .records import (
+    Record,
+    Records,
+    dino_key,
+    face_share,
+    models_key,
+    settings_key,
+    with_steps,
+)
 from .room import GPU, Room, room
 
 logger = logging.getLogger(__name__)
@@ -143,6 +154,7 @@ def planned(
     embedder: FaceEmbedder | None = None,
     *,
     records: Records | None = None,
+    dino: Dino | None = None,
     dtype: torch.dtype | None = None,
     preview_every: int = 0,
 ) -> Plan:
@@ -152,23 +164,31 @@ def planned(
     training meanwhile, and nothing is computed.
     """
     records, job = records or Records(), job.fitted(backbone.family)
-    if "face model" not in needs(job.recipe):
-        embedder = None
+    wanted = needs(job.recipe)
+    embedder = embedder if "face model" in wanted else None
+    dino = dino if "dino" in wanted else None
     device = device_name(backbone.device)
     models = models_key(device, backbone, dtype)
     faces = max(face_share(photo) for of in job.learnables for photo in of.photos)
     parts = f"{name_of(embedder)} {backbone.has_fast_decoder} {job.concepts[0].vectors}"
+    if dino is not None:
+        parts += f" {dino_key(dino)} {job.recipe.dino.min_snr}"
     key = settings_key(models, job.recipe, faces, parts)
     if (record := records.get(key)) is None:
         from .rehearsal import rehearse  # PyTorch's fake tensors take a while to import
 
-        with backbone.training(None if dtype else DTYPES[job.recipe.precision]):
-            footprint = rehearse(job, backbone, embedder, dtype)
+        with (
+            backbone.training(None if dtype else DTYPES[job.recipe.precision]),
+            on_device(embedder, backbone.device),
+            on_device(dino, backbone.device),
+        ):
+            footprint = rehearse(job, backbone, embedder, dtype, dino)
         record = Record(key, models, device, footprint, {})
         records.keep(record)
     record = replace(record, footprint=with_steps(record.footprint, job.recipe))
     here = room(backbone.device)
-    weights = tensor_bytes(t for module in backbone.modules.values() for t in module.parameters())
+    networks = [*backbone.modules.values(), *followed(embedder, dino)]
+    weights = tensor_bytes(t for network in networks for t in network.parameters())
     return Plan(
         record,
         job.recipe.optimizer,
@@ -181,14 +201,18 @@ def planned(
 
 
 def attempted(
-    job: TrainingJob, backbone: Backbone, embedder: FaceEmbedder | None, preview_every: int = 0
+    job: TrainingJob,
+    backbone: Backbone,
+    embedder: FaceEmbedder | None,
+    dino: Dino | None = None,
+    preview_every: int = 0,
 ) -> Plan | None:
     """`planned`, or None where a network does not run on fake weights: no reason not to train.
 
     What is wrong with the job is left to the training to say.
     """
     try:
-        return planned(job, backbone, embedder, preview_every=preview_every)
+        return planned(job, backbone, embedder, dino=dino, preview_every=preview_every)
     except Exception as error:  # of whatever is in the networks, and of PyTorch's own tools
         logger.info("What this training needs is not known before its steps have run.")
         logger.debug("The rehearsal failed.", exc_info=error)

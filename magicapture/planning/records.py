@@ -17,6 +17,7 @@ import torch
 from ..backbone import Backbone
 from ..config import Phase, Recipe
 from ..data import Photo
+from ..dino import Dino
 from ..errors import StorageError
 from ..files import atomic_write
 from .footprint import Footprint
@@ -155,6 +156,12 @@ def with_steps(footprint: Footprint, recipe: Recipe) -> Footprint:
     steps = [phase.steps for phase in recipe.phases if phase.steps]
     phases = zip(footprint.phases, steps, strict=True)
     return replace(footprint, phases=tuple(replace(phase, steps=count) for phase, count in phases))
+
+
+def dino_key(dino: Dino) -> str:
+    """A hash of what decides how dear a DINO is: its shapes, and how many patches it sees."""
+    shapes = [(name, list(tensor.shape)) for name, tensor in dino.named_parameters()]
+    return _hash(dino.grid, shapes)
 
 
 def face_share(photo: Photo) -> float:

@@ -17,22 +17,35 @@ from ..backbone import Backbone
 from ..config import Phase, Recipe
 from ..data import LatentCache, Learnable
 from ..data.cache import encoded_at_once
+from ..dino import Dino
 from ..faces.embed import FaceEmbedder, alignment_of
 from ..families import FAMILIES
 from ..identity import ColourBlind, IdentityLoss
 from ..losses import needs, tasks_of
 from ..prompts import prompt_for
+from ..things import DinoLook
 from ..tokens import Prompt
 from ..training import Trainer, TrainingJob
 from ..training.batches import Batches
 from ..training.job import generator
 from ..training.prepare import Materials, token_vectors
-from .footprint import DRAWING_STEPS, Footprint, StepCost, mean_flops, tensor_bytes
+from .footprint import (
+    DRAWING_STEPS,
+    Footprint,
+    StepCost,
+    followed,
+    mean_flops,
+    tensor_bytes,
+)
 from .ledger import Ledger, fake_mode, faked
 from .records import face_share
 
 _CLEAN = 0.02
-"""Share of the noise levels at which the rehearsed rows are: the identity loss acts there."""
+"""Share of the noise levels at which the rehearsed rows are: all losses act there."""
+
+_WITH_BACKWARD, _DINO = 2.0, 1.5
+"""What a term costs over its forward pass. Frozen networks' backward pass is as dear as the forward
+one; of DINO's two pictures, the estimate and the photo, one has it."""
 
 
 def rehearse(
@@ -40,24 +53,26 @@ def rehearse(
     backbone: Backbone,
     embedder: FaceEmbedder | None = None,
     dtype: torch.dtype | None = None,
+    dino: Dino | None = None,
 ) -> Footprint:
     """What a training takes, found without computing anything; inside of `backbone.training`.
 
-    job: fitted to the backbone's family. dtype: of the frozen models, if not their own. The words
-    loss and a prior count as if they acted in every step; of a face embedder in TorchScript, which
-    has no shapes to follow, the decoder alone.
+    job: fitted to the backbone's family. embedder, dino: on the backbone's device. dtype: of the
+    frozen models, if not their own. The words loss and a prior count as if they acted in every
+    step; of a face embedder in TorchScript, which has no shapes to follow, the decoder alone.
     """
     pictures = max(len(of.photos) for of in job.learnables) * max(1, job.recipe.variants)
     job, one_task = replace(job, recipe=_whole(job.recipe)), job.recipe.batching == "one_task"
-    networks, job = _Networks.of(backbone, embedder, dtype), job.with_landmarks()
+    networks, job = _Networks.of(backbone, (embedder, dino), dtype), job.with_landmarks()
     if embedder is not None and embedder not in networks.kept:
         embedder = _Averaged(embedder)
+    judges = _Judges(embedder, dino)
     materials = Materials(token_vectors(job, backbone), _batches(job, backbone), None, "")
     trainer = Trainer(job, backbone, materials, lambda event: None)
     costs = []
     for phase in job.recipe.phases:
         if phase.steps:
-            cost = _step(trainer, phase, embedder, networks)
+            cost = _step(trainer, phase, judges, networks)
             tasks = len(tasks_of(phase, job.recipe)) if one_task else 1
             costs.append(replace(cost, flops=cost.flops // tasks))
     with networks.faked(materials.vectors) as fakes, torch.no_grad():
@@ -81,14 +96,12 @@ class _Networks:
 
     @classmethod
     def of(
-        cls, backbone: Backbone, embedder: FaceEmbedder | None, dtype: torch.dtype | None
+        cls, backbone: Backbone, judges: Sequence[object], dtype: torch.dtype | None
     ) -> _Networks:
-        """A backbone's, as `Backbone.training` casts them, and a face embedder with shapes."""
+        """A backbone's, as `Backbone.training` casts them, and of the judges those with shapes."""
         parts = dict(backbone.modules)
         kept = [] if FAMILIES[backbone.family].half_vae else [parts.pop("vae")]
-        if isinstance(embedder, nn.Module) and not _is_script(embedder):
-            kept.append(embedder)
-        return cls(list(parts.values()), kept, dtype)
+        return cls(list(parts.values()), [*kept, *followed(*judges)], dtype)
 
     @contextmanager
     def faked(self, vectors: nn.Module) -> Iterator[list[Tensor]]:
@@ -126,30 +139,48 @@ def _batches(job: TrainingJob, backbone: Backbone) -> Batches:
     return Batches(job.recipe, levels, *job.concepts, source, reference, None, prior)
 
 
-def _step(
-    trainer: Trainer,
-    phase: Phase,
-    embedder: FaceEmbedder | None,
-    networks: _Networks,
-) -> StepCost:
-    """One step of a phase, of rows so clean that the identity loss acts."""
+@dataclass(frozen=True)
+class _Judges:
+    """What looks at decoded pictures: a face embedder, DINO, or neither."""
+
+    embedder: FaceEmbedder | None
+    dino: Dino | None
+
+    def terms(self, trainer: Trainer, phase: Phase) -> tuple[IdentityLoss | None, DinoLook | None]:
+        """What a phase asks of them; inside of the fake weights."""
+        backbone, wanted, identity, look = trainer.backbone, needs(phase), None, None
+        if self.embedder is not None and "face model" in wanted:
+            identity = _judge(backbone, trainer.recipe, self.embedder)
+        if self.dino is not None and "dino" in wanted:
+            look = DinoLook(self.dino, backbone.decode_fast, [_latents(trainer, rows=1)])
+        return identity, look
+
+
+def _step(trainer: Trainer, phase: Phase, judges: _Judges, networks: _Networks) -> StepCost:
+    """One step of a phase, of rows so clean that all losses act."""
     backbone, recipe = trainer.backbone, trainer.recipe
     rows = trainer.materials.batches.rows(phase, generator(trainer.job.seed, "rehearsal"))
     rows = [replace(row, timestep=backbone.schedule.levels.at(_CLEAN)) for row in rows]
     chunks = [[row] for row in rows] if recipe.batching == "in_turn" else [rows]
-    identity: list[int] = []
+    faces, things = list[int](), list[int]()
     with trainer.opened(phase) as objective, networks.faked(trainer.vectors) as fakes:
+        identity, look = judges.terms(trainer, phase)
         with Ledger(fakes) as ledger:
-            if embedder is not None and "face model" in needs(phase):
-                judge = _judge(backbone, recipe, embedder)
-                objective = replace(objective, identity=ledger.counting(judge, identity.append))
+            if identity is not None:
+                objective = replace(objective, identity=ledger.counting(identity, faces.append))
+            if look is not None:
+                objective = replace(objective, dino=ledger.counting(look, things.append))
             for chunk in chunks * min(2, recipe.accumulation):  # the second finds gradients there
                 total = objective(chunk).total
                 if total.requires_grad:  # a row of the identity loss alone may have no loss
                     total.backward()
                 del total
         trained = sum(fake.numel() for fake in fakes if fake.grad is not None)
-    flops = mean_flops(ledger.flops, sum(identity), _acts(backbone, phase, recipe))
+    flops = mean_flops(
+        ledger.flops,
+        (_WITH_BACKWARD * sum(faces), _identity_acts(backbone, phase, recipe)),
+        (_DINO * sum(things), _acts(backbone, phase, recipe.snr(recipe.dino.min_snr))),
+    )
     flops = flops * recipe.accumulation // min(2, recipe.accumulation)
     return StepCost(phase.name, phase.steps, trained, ledger.peak, flops)
 
@@ -165,15 +196,19 @@ def _judge(backbone: Backbone, recipe: Recipe, embedder: FaceEmbedder) -> Identi
     return IdentityLoss(embedder, backbone.decode_fast, backbone.downscale, target, recipe.identity)
 
 
-def _acts(backbone: Backbone, phase: Phase, recipe: Recipe) -> float:
+def _identity_acts(backbone: Backbone, phase: Phase, recipe: Recipe) -> float:
     """The share of a phase's steps in which the identity loss acts."""
     if recipe.identity.separate_pass:
         return 1.0
+    return _acts(backbone, phase, recipe.snr(recipe.identity.min_snr))
+
+
+def _acts(backbone: Backbone, phase: Phase, min_snr: float) -> float:
+    """The share of a phase's steps that are at so high a signal-to-noise ratio."""
     levels = backbone.schedule.levels
     typical = levels.typical()
     drawn = typical[typical <= levels.at(phase.share)]
-    below = drawn < levels.limit(recipe.snr(recipe.identity.min_snr))
-    return float(below.float().mean())
+    return float((drawn < levels.limit(min_snr)).float().mean())
 
 
 def _pass(fakes: Sequence[Tensor], run: Callable[[], object]) -> Ledger:
@@ -198,10 +233,6 @@ def _predict(trainer: Trainer, rows: int) -> None:
     conditioning = backbone.encode_prompts([prompt] * rows, trainer.vectors)
     level = torch.tensor([backbone.schedule.levels.at(_CLEAN)] * rows, device=backbone.device)
     backbone.predict(_latents(trainer, rows), level, conditioning)
-
-
-def _is_script(embedder: nn.Module) -> bool:
-    return any(isinstance(module, torch.jit.ScriptModule) for module in embedder.modules())
 
 
 class _Averaged:

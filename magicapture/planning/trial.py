@@ -9,6 +9,7 @@ import torch
 from ..backbone import Backbone
 from ..config import Recipe
 from ..data import Learnable, ReferenceSet
+from ..dino import Dino
 from ..faces.embed import FaceEmbedder
 from ..tokens import Concept
 from ..training import Trainer, TrainingJob
@@ -46,6 +47,7 @@ def tried(
     plan: Plan,
     steps: int,
     records: Records,
+    dino: Dino | None = None,
 ) -> Watch:
     """Take so many steps of each phase; what was measured is kept in `records`, nothing else is."""
     short = tuple(
@@ -53,7 +55,7 @@ def tried(
     )
     job = replace(job, recipe=replace(job.recipe, phases=short))
     watch = Watch(plan, backbone.device, lambda line: None, records, after=steps)
-    with Trainer.open(job, backbone, embedder=embedder, listener=watch) as trainer:
+    with Trainer.open(job, backbone, embedder=embedder, dino=dino, listener=watch) as trainer:
         watch.begin()
         trainer.run()
     return watch

@@ -23,6 +23,7 @@ from ..things import DinoLook
 from ..tokens import Concept, TokenVectors, initial_vectors
 from .batches import Batches
 from .checks import check_prompts, probe
+from .colours import vae_advice
 from .events import Listener, Prepared, Warned
 from .job import TrainingJob, generator
 from .prior import class_latents
@@ -60,6 +61,8 @@ def prepared(
     vectors = token_vectors(job, backbone)
     check_prompts(job, backbone, vectors)
     probe(job, backbone, vectors)
+    for warning in vae_advice(job, backbone):
+        tell(Warned(warning))
     with on_device(embedder, backbone.device), on_device(dino, backbone.device):
         batches = _batches(job, backbone, tell)
         yield Materials(

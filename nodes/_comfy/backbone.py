@@ -279,6 +279,17 @@ class ComfyBackbone:
         return self._decode(self._vae, latents)
 
     @property
+    def colours(self) -> Tensor | None:
+        """How much red, green and blue a unit of each latent channel is (C,3), as previews have it.
+
+        None where ComfyUI does not know, or only of latents in another shape.
+        """
+        factors = self._format.latent_rgb_factors
+        if factors is None or getattr(self._format, "latent_rgb_factors_reshape", None):
+            return None
+        return torch.tensor(factors) if len(factors) == self.latent_channels else None
+
+    @property
     def has_fast_decoder(self) -> bool:
         """Whether `decode_fast` has a decoder of its own."""
         return self._decoder is not self._vae

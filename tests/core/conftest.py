@@ -592,7 +592,11 @@ def save_base(backbone: DiffusersBackbone, folder: Path) -> Path:
     return folder
 
 
-_PLANNED = ("test_train_then_sample", "test_raw_photos_are_enough")
+_PLANNED = (
+    "test_train_then_sample",
+    "test_raw_photos_are_enough",
+    "test_a_thing_is_trained_without_a_face[alpha]",
+)
 
 
 @pytest.fixture(autouse=True)

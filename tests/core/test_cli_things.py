@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 import magicapture.cli.faces
+import magicapture.cli.keeping
 from magicapture.adapters import load_adapter
 from magicapture.batch import Job, Worker
 from magicapture.cli import main
@@ -43,8 +45,9 @@ def no_faces(monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*given: object) -> None:
         raise AssertionError("a thing has no face")
 
-    for name in ("detector_from", "parser_from", "load_face_embedder"):
-        monkeypatch.setattr(magicapture.cli.faces, name, asked)
+    for module in (magicapture.cli.faces, magicapture.cli.keeping):
+        for name in ("detector_from", "parser_from", "load_face_embedder"):
+            monkeypatch.setattr(module, name, asked)
 
 
 @pytest.fixture
@@ -68,10 +71,20 @@ def command(tmp_path: Path, source: Path, *more: str) -> list[str]:
 def test_a_thing_is_trained_without_a_face(kind, tmp_path, dino_folder, no_faces, caplog) -> None:
     caplog.set_level(logging.INFO)
     source = write(tmp_path / "rex", **{kind: True})
-    assert main(command(tmp_path, source, "--models", str(dino_folder))) == 0
+    words = command(tmp_path, source, "--models", str(dino_folder))
+    if kind == "masks":
+        words += ["--keep", "1", "--keep-seeds", "1", "--choose", "identity"]
+    assert main(words) == 0
     adapter = load_adapter(tmp_path / "out" / "rex.safetensors")
     assert adapter.recipe is not None and adapter.recipe.subject_is == "thing"
     assert "compared by dino_deitsmall8_pretrain.pth" in caplog.text
+    if kind == "masks":
+        (kept,) = json.loads((tmp_path / "out" / "rex-checkpoints.json").read_text())["checkpoints"]
+        assert "identity" in kept["means"] and "faces" not in kept["means"]
+        assert main([*words, "--judge-model", "faces.onnx"]) == 2
+        assert "learns a thing: DINO compares it" in caplog.text
+    if kind == "alpha":  # the others are not planned
+        assert "Training needs about" in caplog.text
 
 
 def test_a_job_of_a_batch_learns_a_thing_as_train_does(tmp_path, dino_folder, no_faces) -> None:

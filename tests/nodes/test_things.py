@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def photos(nodes, pack, images, masks=None):
     return nodes.LoadPhotoSet.execute([none], [images], None if masks is None else [masks], [""])[0]
 
 
-def trained(nodes, pack, tiny, dino, masks=None, name="things"):
+def trained(nodes, pack, tiny, dino, masks=None, name="things", **more):
     recipe = nodes.ChooseRecipe.execute(name, 2, -1, 128, 1.0, False)[0]
     changes = {"refocus.factors": (1, 2), "variants": 1}
     recipe = pack("magicapture.recipes").changed(recipe, changes)
@@ -56,14 +57,22 @@ def trained(nodes, pack, tiny, dino, masks=None, name="things"):
     subject = nodes.DefineConcept.execute(thing, "subject", "rex-1", "dog", 1)[0]
     look = nodes.DefineConcept.execute(style, "style", "ink-1", "dog", 1)[0]
     return nodes.Train.execute(
-        tiny.model, tiny.clip, tiny.vae, subject, look, 0, 0, False, recipe=recipe, dino=dino
+        *(tiny.model, tiny.clip, tiny.vae, subject, look, 0, 0, False),
+        recipe=recipe,
+        dino=dino,
+        **more,
     )
 
 
-def test_a_thing_is_trained_with_a_mask_of_any_node(nodes, pack, tiny, dino_file):
+def test_a_thing_is_trained_with_a_mask_of_any_node(nodes, pack, tiny, dino_file, caplog):
+    caplog.set_level(logging.INFO)
     dino = nodes.LoadDINO.execute(pack("nodes._comfy.files").AUTO)[0]
-    adapter, curves, _, report, *_ = trained(nodes, pack, tiny, dino, disc(2)).args
+    keep = nodes.KeepCheckpoints.execute(keep_guidance=0.0, clip_file="none", keep_seeds=1)[0]
+    made = trained(nodes, pack, tiny, dino, disc(2), keep=keep)
+    adapter, curves, _, report, kept = made.args
+    assert "Identity by DINO" in report and "faces" not in kept.records[0].pictures
     assert adapter.recipe.subject_is == "thing" and set(adapter.tokens) == {"rex-1", "ink-1"}
+    assert "Train MagiCapture: Training needs about" in caplog.text
     assert curves.ndim == 4 and "WARNING" not in report.upper()
     assert "<rex-1> dog in the <ink-1> style" in adapter.prompt()
 

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from magicapture.config import RefocusSettings
+from magicapture.losses import Row
 from magicapture.planning import noise_job
 from magicapture.planning.footprint import Footprint, StepCost, mean_flops, tensor_bytes
 from magicapture.planning.ledger import Ledger, fake_mode, faked
@@ -21,6 +24,8 @@ from magicapture.training import Trainer, TrainingJob
 from tests.core._families import KINDS
 
 SIDE = 128
+PLAIN = SDPBackend.MATH
+"""Attention by matrix products, which PyTorch's counter knows on a CPU as well."""
 
 
 class Embedder(nn.Module):
@@ -37,8 +42,10 @@ class Embedder(nn.Module):
         return self.layers(faces)
 
 
-def job(backbone: Any, *, phases: slice = slice(None), **changes: Any) -> TrainingJob:
-    short, refocus = with_steps(named(), 10), RefocusSettings(factors=(1, 2))
+def job(
+    backbone: Any, name: str = "magicapture", *, phases: slice = slice(None), **changes: Any
+) -> TrainingJob:
+    short, refocus = with_steps(named(name), 10), RefocusSettings(factors=(1, 2))
     settings = {"resolution": SIDE, "refocus": refocus, "phases": short.phases[phases], **changes}
     return noise_job(replace(short, **settings), SIDE).fitted(backbone.family)
 
@@ -74,6 +81,17 @@ def test_every_family_is_rehearsed_and_left_as_it_was(any_backbone: Any) -> None
     assert found == Footprint.read(found.to_dict())
 
 
+def clean(rows: list[Row]) -> list[Row]:
+    """The rows at so little noise that all losses act."""
+    return [replace(row, timestep=10) for row in rows]
+
+
+def seen_with(objective: Any) -> list[torch.Tensor]:
+    """What DINO knows of the style and holds beside its weights."""
+    look = objective.dino
+    return [] if look is None else [look.references, *look.dino.parameters(), *look.dino.buffers()]
+
+
 def kept_for_backward(objective: Any, rows: Any) -> int:
     """Bytes that autograd saves in one real forward pass, weights left out."""
     weights = {
@@ -81,6 +99,7 @@ def kept_for_backward(objective: Any, rows: Any) -> int:
         for module in (*objective.backbone.modules.values(), objective.vectors)
         for t in (*module.parameters(), *module.buffers())
     }
+    weights |= {t.untyped_storage().data_ptr() for t in seen_with(objective)}
     sizes: dict[int, int] = {}
     alive = []
 
@@ -96,18 +115,43 @@ def kept_for_backward(objective: Any, rows: Any) -> int:
     return sum(sizes.values())
 
 
-def test_as_much_is_alive_as_autograd_saves_in_a_real_pass(backbone: Any) -> None:
+@pytest.mark.parametrize("name", ["magicapture", "things"])
+def test_as_much_is_alive_as_autograd_saves_in_a_real_pass(
+    name: str, backbone: Any, dino: Any
+) -> None:
     """Counted by hooks of PyTorch on the real weights, apart from the ledger."""
-    of = job(backbone)
+    of = job(backbone, name)
     phase = of.recipe.phases[1]
-    with Trainer.open(of, backbone) as trainer, trainer.opened(phase) as objective:
-        rows = trainer.materials.batches.rows(phase, torch.Generator().manual_seed(0))
+    with Trainer.open(of, backbone, dino=dino) as trainer, trainer.opened(phase) as objective:
+        rows = clean(trainer.materials.batches.rows(phase, torch.Generator().manual_seed(0)))
         real = kept_for_backward(objective, rows)
-        modules = [*backbone.modules.values(), trainer.vectors]
+        modules = [*backbone.modules.values(), trainer.vectors, dino]
         with faked(modules, fake_mode()) as fakes, Ledger(fakes) as ledger:
             losses = objective(rows)
             assert losses.total.requires_grad
             assert ledger.live == pytest.approx(real, rel=0.1)
+
+
+def test_dino_is_counted_where_a_thing_is_learned(backbone: Any, dino: Any) -> None:
+    """Its weights, and its part of a step by PyTorch's own count of real ones."""
+    of = job(backbone, "things", phases=slice(1, None))
+    (phase,) = of.recipe.phases
+    real = []
+    with Trainer.open(of, backbone, dino=dino) as trainer, trainer.opened(phase) as objective:
+        rows = clean(trainer.materials.batches.rows(phase, torch.Generator().manual_seed(0)))
+        for timestep in (10, 990):  # DINO is shown the first alone
+            with sdpa_kernel(PLAIN), FlopCounterMode(display=False) as counter:
+                objective([replace(row, timestep=timestep) for row in rows]).total.backward()
+            real.append(counter.get_total_flops())
+        held = [*backbone.modules.values(), trainer.vectors, dino]
+    with backbone.training(None), sdpa_kernel(PLAIN):
+        found = rehearse(of, backbone, dino=dino)
+    assert found.weights == tensor_bytes(t for m in held for t in (*m.parameters(), *m.buffers()))
+    abar = backbone.schedule.levels.alphas_cumprod
+    acts = float((abar / (1 - abar) > of.recipe.snr(of.recipe.dino.min_snr)).float().mean())
+    assert 0.1 < acts < 0.9 and real[1] < 0.9 * real[0]
+    expected = acts * real[0] + (1 - acts) * real[1]
+    assert found.phases[0].flops == pytest.approx(expected, rel=0.005)
 
 
 @pytest.mark.slow
@@ -137,6 +181,6 @@ def test_accumulation_doubles_the_work_and_not_the_memory(backbone: Any) -> None
 
 
 def test_identity_counts_in_the_share_of_steps_that_have_it() -> None:
-    assert mean_flops(1000, 100, 1.0) == 1000
-    assert mean_flops(1000, 100, 0.5) == 900
-    assert mean_flops(1000, 100, 0.0) == 800
+    assert mean_flops(1000) == mean_flops(1000, (200, 1.0)) == 1000
+    assert mean_flops(1000, (200, 0.5)) == 900
+    assert mean_flops(1000, (200, 0.0), (150, 0.5)) == 725
