@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..batch import At, BatchSettings, Record, carry_out, counts, head, read_jobs, rows
 from ..errors import InputError
 from .batch_jobs import JobReader, TrainLoader
-from .options import require_range, require_text
+from .options import option, require_range, require_text
 from .progress import clock
 
 if TYPE_CHECKING:
@@ -118,3 +118,26 @@ def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         yield "  ".join(cells).rstrip()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `batch`."""
+    jobs = "A YAML file of jobs, each a mapping: person, style, base, out, and what train takes."
+    parser.add_argument("jobs", metavar="JOBS", type=Path, help=jobs)
+    where = "A folder that all machines see, or an address that fsspec knows (s3://bucket/run)."
+    option(parser, "--out", str, where, default="magicapture-batch", metavar="DIR")
+    usual = BatchSettings("")
+    option(parser, "--address", str, "Of a Ray cluster.", shown="one on this machine, for as long")
+    option(parser, "--gpus", float, "GPUs that a job takes.", shown="1 where there are any")
+    option(parser, "--cpus", int, "CPU cores that a job takes.", default=usual.cpus)
+    option(parser, "--workers", int, "Jobs at a time.", shown="as many as the cluster takes")
+    option(
+        parser,
+        "--retries",
+        int,
+        "Tries of a job after the first, where it fails or its worker is lost.",
+        default=usual.retries,
+    )
+    add = parser.add_argument
+    add("--fresh", action="store_true", help="Run finished jobs again.")
+    add("--no-pictures", action="store_true", help="Draw no picture of each job for the page.")

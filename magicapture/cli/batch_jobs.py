@@ -62,10 +62,10 @@ class TrainParser(Parser):
     """The options of `train`, whose errors are raised instead of ending the program."""
 
     def __init__(self) -> None:
-        from .arguments import add_train  # which has the batch's own command as well
+        from .train import add_options  # which has the batch's own command as well
 
         super().__init__(prog="magicapture train", allow_abbrev=False)
-        add_train(self)
+        add_options(self)
 
     def error(self, message: str) -> NoReturn:
         """Raise InputError."""

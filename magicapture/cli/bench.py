@@ -30,11 +30,13 @@ from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import FaceEmbeddingNetwork, load_face_embedder
 from ..faces.find import best, places
 from ..person import same
+from ..recipes import DEFAULT
 from ..sampling import SamplingSettings
 from ..training import Event, Listener, Warned
 from .faces import detector_from, embedder_from, parser_from, tell_origins
+from .groups import add_base, add_faces, add_judge
 from .model import backbone_from, precision_from
-from .options import require_text, settings_from
+from .options import option, require_text, setting_option, settings_from
 from .progress import Progress
 from .recipe import recipe_from
 
@@ -167,3 +169,56 @@ def _each_warning_once(tell: Listener) -> Listener:
 def _sha256(base: Path) -> str | None:
     """The hash by which a checkpoint is known; None for a folder."""
     return file_digest(base) if base.is_file() else None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `bench`."""
+    what = parser.add_argument_group("what is trained and drawn")
+    add = what.add_argument
+    for flag, help in (
+        ("--faces", "A folder of people: in it a folder of photos for each."),
+        ("--styles", "A folder of styles: in it a folder of portraits for each, or one's alone."),
+    ):
+        option(what, flag, Path, help, shown="none; it is needed", metavar="DIR")
+    option(
+        what,
+        "--recipes",
+        str,
+        "Names of recipes, or .json files, with commas between; the others are compared with the "
+        "first.",
+        default=f"{DEFAULT},release,dreambooth",
+    )
+    for name in COUNTS:
+        setting_option(what, BenchSettings, name)
+    edits = "; ".join(BenchSettings().edits)
+    option(what, "--edit", str, "Words to edit with; again for more.", shown=edits, action="append")
+    option(what, "--steps", int, "Steps of each recipe, for a trial.", shown="the recipes' own")
+    setting_option(what, Recipe, "resolution", shown="the recipes'")
+    option(what, "--draw-steps", int, "Denoising steps.", default=SamplingSettings().steps)
+    add("--save-memory", action="store_true", help="The same result, slower, in less memory.")
+    faces = parser.add_argument_group("faces")
+    add_faces(
+        faces,
+        parser_model=True,
+        face_model="The identity loss's face recognition model.",
+        optional=True,
+    )
+    add_judge(faces, "the best found that computes something else")
+    clip = "A CLIP model, as a transformers folder: scores style again, and whether edits show."
+    option(faces, "--clip", Path, clip, shown="none", metavar="DIR")
+    add_base(parser)
+    result = parser.add_argument_group("result")
+    option(
+        result,
+        "--title",
+        str,
+        "What the base model is called in the report.",
+        default="",
+        shown="no",
+    )
+    where = Path("magicapture-bench")
+    option(result, "--out", Path, "The folder to write into.", default=where, metavar="DIR")
+    result.add_argument("--no-pictures", action="store_true", help="A page of figures alone.")
+    result.add_argument(
+        "--fresh", action="store_true", help="Start over, though a stopped bench could go on."
+    )

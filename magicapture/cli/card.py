@@ -14,3 +14,8 @@ def card(arguments: argparse.Namespace) -> None:
     file: Path = arguments.adapter
     adapter = load_adapter(file, [file.parent / "embeddings", file.parent])
     sys.stdout.write(model_card(adapter, file.stem))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `card`."""
+    parser.add_argument("adapter", type=Path, metavar="FILE", help="The LoRA that train wrote.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 from ..demo import FAST_STEPS, DemoSettings, require_own, run, write
 from ..files import check_writable
-from .options import settings_from
+from .options import option, setting_option, settings_from
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -31,3 +32,20 @@ def demo(arguments: argparse.Namespace) -> None:
         )
     for file in write(made, arguments.out):
         logger.info("Wrote %s", file)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `demo`."""
+    for name in ("identity", "style", "seed", "model"):
+        setting_option(parser, DemoSettings, name)
+    parser.add_argument(
+        "--fast", action="store_true", help=f"{FAST_STEPS} steps: a minute, and a rougher result."
+    )
+    option(
+        parser,
+        "--out",
+        Path,
+        "The folder to write result.png, curves.png and scores.json into.",
+        default=Path("magicapture-demo"),
+        metavar="DIR",
+    )

@@ -6,13 +6,15 @@ import argparse
 import logging
 from pathlib import Path
 
-from ..config import Role
+from ..config import Recipe, Role, help_of
 from ..data.faces import with_faces
 from ..doctor import contact_sheet, judge_photos
 from ..faces.analyzer import FaceAnalyzer
+from ..recipes import recipe
 from .faces import detector_from, embedder_from, parser_from
+from .groups import add_faces, add_json, add_photos
 from .images import photos_in, save_image
-from .options import require_range, require_text
+from .options import option, require_range, require_text
 from .outputs import check_json, check_sheet, write_json
 
 logger = logging.getLogger(__name__)
@@ -40,3 +42,19 @@ def doctor(arguments: argparse.Namespace) -> None:
     if arguments.json:
         write_json(arguments.json, report.to_dict(), _COMMAND)
         logger.info("Wrote %s", arguments.json)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `doctor`."""
+    add_photos(parser)
+    option(
+        parser,
+        "--resolution",
+        int,
+        help_of(Recipe, "resolution"),
+        default=recipe().side,
+    )
+    sheet = "Write a contact sheet (.png) with verdicts."
+    option(parser, "--sheet", Path, sheet, shown="none", metavar="FILE")
+    add_json(parser)
+    add_faces(parser.add_argument_group("faces"), parser_model=True, optional=True)

@@ -36,9 +36,10 @@ from ..faces.find import best, places
 from ..files import check_writable, printable
 from ..images import read_picture
 from .faces import NONE, detector_from, loss_from, parser_from
+from .groups import add_device, add_faces, add_loss_model
 from .images import photos_in
 from .model import device_from
-from .options import require_text
+from .options import option, require_text
 from .outputs import check_report, write_json
 
 logger = logging.getLogger(__name__)
@@ -140,3 +141,41 @@ class _Bar:
 
     def __exit__(self, *exception: object) -> None:
         self._bar.close()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `evaluate`."""
+    add = parser.add_argument
+    pictures = "Folders of pictures, one for each adapter, beside each other; or pictures."
+    add("pictures", metavar="PICTURES", nargs="+", type=Path, help=pictures)
+    add("--person", required=True, metavar="DIR", help="Photos of the person.")
+    option(parser, "--style", str, "Portraits in the style.", shown="none", metavar="DIR")
+    option(
+        parser,
+        "--prompt",
+        str,
+        "What the pictures were to show, in plain words; a picture's own is in a .txt beside it.",
+        shown="none",
+    )
+    option(
+        parser,
+        "--clip",
+        Path,
+        "A CLIP model: a transformers folder, or one .safetensors file.",
+        shown="none",
+        metavar="PATH",
+    )
+    option(
+        parser,
+        "--aesthetic",
+        Path,
+        "An aesthetic predictor over that CLIP model, such as LAION's.",
+        shown="none",
+        metavar="FILE",
+    )
+    add("--by-skin-tone", action="store_true", help="Read skin tones, and tell them apart.")
+    where = Path("magicapture-evaluation")
+    option(parser, "--out", Path, "The folder to write into.", default=where, metavar="DIR")
+    add_loss_model(parser)
+    add_device(parser)
+    add_faces(parser.add_argument_group("faces"), parser_model=True, optional=True)

@@ -14,6 +14,7 @@ from ..faces.embed import load_face_embedder
 from ..faces.find import best, places
 from ..person import Person, measure_identity
 from .faces import detector_from, loss_from
+from .groups import add_faces, add_json, add_loss_model
 from .images import photos_in, picture_in
 from .options import require_text
 from .outputs import check_json, write_json
@@ -54,3 +55,13 @@ def _pictures(paths: Sequence[Path]) -> list[Tensor]:
     for path in paths:
         images += photos_in(path).images if path.is_dir() else [picture_in(path)]
     return images
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `identity`."""
+    add = parser.add_argument
+    add("folder", metavar="FOLDER", help="Photos of the person.")
+    add("pictures", metavar="PICTURES", nargs="+", type=Path, help="Pictures, and folders of them.")
+    add_loss_model(parser)
+    add_json(parser)
+    add_faces(parser.add_argument_group("faces"))

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from ..checkpoints import NO_FACES, Checkpoints, Keep, KeepSettings
 from ..clip import PictureEncoder, load_clip
-from ..config import Recipe
+from ..config import Recipe, help_of
 from ..errors import InputError, StorageError
 from ..faces.analyzer import FaceAnalyzer
 from ..faces.embed import FaceEmbeddingNetwork, load_face_embedder
 from ..faces.find import best, places
 from ..losses import needs
 from .faces import detector_from, parser_from
+from .groups import add_judge
 from .images import save_image
 from .latest import Latest
 from .model import device_from
-from .options import settings_from
+from .options import option, setting_option, settings_from
 from .outputs import check_report, write_json
 
 logger = logging.getLogger(__name__)
@@ -151,3 +152,28 @@ def _files(lora: Path) -> tuple[Path, Path, Path]:
         lora.with_name(f"{lora.stem}-checkpoints.csv"),
         lora.with_name(f"{lora.stem}-checkpoints.png"),
     )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of checkpoints."""
+    group = parser.add_argument_group(
+        "checkpoints",
+        "With any of these the adapters of several steps are kept and scored, and the best is "
+        "saved.",
+    )
+    for name in NAMES:
+        own = "the base model's own" if name == "keep_guidance" else ""
+        setting_option(group, KeepSettings, name, shown=own)
+    early = help_of(KeepSettings, "stop_early")
+    group.add_argument("--stop-early", action="store_true", help=early)
+    option(
+        group,
+        "--take",
+        int,
+        "Save the adapter of this kept step; of a finished run without training again.",
+        shown="the marked one",
+        metavar="STEP",
+    )
+    clip = "A CLIP model that tells how alike styles are: a transformers folder, or a file."
+    option(group, "--clip", Path, clip, shown="none, the base model's autoencoder", metavar="PATH")
+    add_judge(group, "the best found that is not the identity loss's; else that one")

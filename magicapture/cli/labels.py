@@ -6,15 +6,16 @@ import argparse
 import logging
 from pathlib import Path
 
-from ..config import Recipe, Role
+from ..config import LabelSettings, Recipe, Role
 from ..data import Learnable, ReferenceSet, load_folder
 from ..files import check_writable
 from ..labels import label_sheet, of_recipe, report
-from ..recipes import changed
+from ..recipes import DEFAULT, changed, recipe
 from ..tokens import Concept
 from .faces import embedder_from, faces_found
+from .groups import add_faces, add_leave_out, add_named_recipe
 from .images import free_path, save_image
-from .options import naming, require_text
+from .options import naming, option, require_text, setting_option
 from .outputs import check_sheet
 from .recipe import named_or_read
 
@@ -73,3 +74,23 @@ def _photos(arguments: argparse.Namespace, recipe: Recipe) -> tuple[ReferenceSet
         embedder_from(arguments),
     )
     return subject.photos, style.photos
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `labels`."""
+    add = parser.add_argument
+    add("--source", required=True, metavar="DIR", help="The person's photos.")
+    add("--style", required=True, metavar="DIR", help="Portraits in the style.")
+    sheet = "Write a contact sheet (.png); violet is not taught."
+    option(parser, "--sheet", Path, sheet, shown="none", metavar="FILE")
+    option(parser, "--out", Path, "Write each label here.", shown="none", metavar="DIR")
+    add_named_recipe(parser)
+    chosen = recipe()
+    for name in SETTINGS:
+        value = getattr(chosen.labels, name)
+        setting_option(parser, LabelSettings, name, shown=f"the recipe's, {value} in {DEFAULT}")
+    shown = f"the recipe's, {chosen.side} where it has none"
+    setting_option(parser, Recipe, "resolution", shown=shown)
+    faces = parser.add_argument_group("faces")
+    add_leave_out(faces, "Make labels")
+    add_faces(faces, parser_model=True, optional=True)

@@ -21,8 +21,9 @@ from ..files import check_writable
 from ..images.reading import open_picture
 from .cutout import cut_out_masks
 from .faces import detector_from, embedder_from, parser_from, tell_origins
+from .groups import add_faces, add_photos
 from .images import photos_in, save_image
-from .options import require_text, settings_from
+from .options import option, require_text, setting_option, settings_from
 from .outputs import check_sheet
 
 logger = logging.getLogger(__name__)
@@ -78,3 +79,24 @@ def _files(
         yield place, mask_writer(mask, size)
     if place := place_beside(file, LANDMARKS, names, names.landmarks.get(file), overwrite):
         yield place, landmarks_writer(photo, size)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `masks`."""
+    add_photos(parser)
+    parser.add_argument(
+        "--overwrite", action="store_true", help="Make anew the masks and landmarks that are there."
+    )
+    option(
+        parser,
+        "--cut-out",
+        Path,
+        "For things: an ONNX file of U^2-Net or IS-Net, which the package rembg runs, marks what "
+        "stands out in each photo. No face is looked for.",
+        shown="none",
+        metavar="FILE",
+    )
+    for name in ("parts", "grow", "feather"):
+        setting_option(parser, MaskSettings, name)
+    option(parser, "--sheet", Path, "Write a contact sheet (.png).", shown="none", metavar="FILE")
+    add_faces(parser.add_argument_group("faces"), parser_model=True, optional=True)

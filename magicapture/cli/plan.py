@@ -32,8 +32,9 @@ from ..planning import (
 )
 from ..training import TrainingJob
 from .faces import judges_from
+from .groups import add_base, add_dino, add_faces, add_json, add_recipe
 from .model import DTYPES, backbone_from
-from .options import require_range
+from .options import option, require_range
 from .outputs import check_json, write_json
 from .recipe import recipe_from
 
@@ -173,3 +174,34 @@ def _data(rows: Sequence[Row], space: float | None) -> list[dict[str, Any]]:
         }
         for choice, plan in rows
     ]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `plan`."""
+    what = parser.add_argument_group("plan")
+    option(
+        what,
+        "--fit",
+        float,
+        "Which settings fit in so many GB, the cheapest first.",
+        shown="what this device has",
+        metavar="GB",
+    )
+    option(
+        what,
+        "--measure",
+        int,
+        "Take N real steps of each phase first, on pictures of noise, so that time is known.",
+        shown="none; what was measured before counts",
+        metavar="N",
+    )
+    option(what, "--preview-every", int, "As for train.", default=0, metavar="N")
+    add_json(what)
+    add_faces(
+        parser.add_argument_group("faces"),
+        face_model="A face recognition model, for the identity loss.",
+        optional=True,
+    )
+    add_dino(parser)
+    add_base(parser)
+    add_recipe(parser.add_argument_group("recipe"))

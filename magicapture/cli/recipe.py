@@ -59,3 +59,8 @@ def named_or_read(name: str) -> Recipe:
     """A recipe by name, or from a .json file; raises InputError or StorageError."""
     with naming("--recipe"):
         return read_recipe(Path(name)) if name.lower().endswith(".json") else recipe(name)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `recipes`."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="The recipe to print, as JSON.")

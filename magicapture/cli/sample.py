@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -15,13 +16,14 @@ from ..data.folder import read_mask
 from ..errors import InputError
 from ..files import check_writable
 from ..images import read_picture
-from ..prompts import with_edit
+from ..prompts import PromptKind, with_edit
 from ..refocusing import PromptRefocuser, RefocusGuidance, foci
 from ..sampling import SamplingSettings
 from ..tokens import Prompt, TokenVectors, token_names
+from .groups import OWN, add_base, add_folder, add_no_made_with
 from .images import free_path, save_image
 from .model import backbone_from, precision_from
-from .options import MAX_SEED, require_range, require_text, settings_from
+from .options import MAX_SEED, option, require_range, require_text, setting_option, settings_from
 
 logger = logging.getLogger(__name__)
 
@@ -108,3 +110,62 @@ def _check_tokens(text: str, adapter: Adapter) -> None:
             f"The prompt names the token <{unknown[0]}>, which the adapter does not have; its "
             f"tokens are {tokens}."
         )
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `sample`."""
+    picture = parser.add_argument_group("picture")
+    add = picture.add_argument
+    add("--adapter", required=True, type=Path, metavar="FILE", help="The LoRA that train wrote.")
+    prompts = picture.add_mutually_exclusive_group()
+    option(
+        prompts,
+        "--prompt",
+        str,
+        "A text with the tokens in it, such as <my-person>.",
+        shown="a sentence of the training",
+    )
+    option(
+        prompts,
+        "--prompt-kind",
+        str,
+        "A sentence of the training: the person in the style, or one of them alone.",
+        default="composed",
+        choices=get_args(PromptKind),
+    )
+    own = dict.fromkeys(("guidance", "width", "height"), OWN)
+    shown = {"edit_strength": "twice the guidance", **own}
+    for name in DRAWN_BY:
+        setting_option(picture, SamplingSettings, name, shown=shown.get(name, ""))
+    option(
+        picture,
+        "--strength",
+        float,
+        "Strength of the LoRA; lower it to 0.8 or 0.9 if words of the prompt that contradict the "
+        "photos are ignored.",
+        default=1.0,
+    )
+    option(picture, "--seed", int, "Seed of the first picture.", default=0)
+    option(picture, "--count", int, "How many pictures, each with the next seed.", default=1)
+    add_folder(picture, "--out")
+    add_no_made_with(picture)
+    add_base(parser)
+    refocus = parser.add_argument_group("attention refocusing")
+    for name in ("bias", "gradient"):
+        setting_option(
+            refocus,
+            RefocusGuidance,
+            name,
+            prefix="refocus-",
+            shown="0, off",
+            default=0.0,
+            metavar="STRENGTH",
+        )
+    option(
+        refocus,
+        "--refocus-region",
+        Path,
+        "Where the face belongs, white in a picture.",
+        shown="found from the attention",
+        metavar="FILE",
+    )

@@ -14,7 +14,19 @@ from subprocess import list2cmdline
 from ..adapters import SavedFiles, lora_file
 from ..files import check_writable, spare_folders
 from ..prompts import as_embeddings
+from ..training import EVERY_STEPS
+from . import keeping
+from .groups import (
+    add_base,
+    add_dino,
+    add_faces,
+    add_folder,
+    add_leave_out,
+    add_no_made_with,
+    add_recipe,
+)
 from .latest import Latest
+from .options import option
 from .progress import Progress, clock
 from .training import Training, check_values
 
@@ -89,3 +101,103 @@ def _next(files: SavedFiles, arguments: argparse.Namespace) -> Iterator[str]:
     else:
         yield "In ComfyUI: put the LoRA into models/loras, and load it with Load Adapter. Prompt:"
     yield f"  {as_embeddings(prompt, adapter.concepts)}"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `train`, which a job of a batch has as well."""
+    photos = parser.add_argument_group("photos and tokens")
+    add = photos.add_argument
+    add("--source", required=True, metavar="DIR", help="The person's photos.")
+    add("--style", required=True, metavar="DIR", help="Portraits in the style.")
+    for flag, help, default, shown in (
+        ("--subject-name", "The person's token.", "my-person", "NAME"),
+        ("--style-name", "The style's token.", "my-style", "NAME"),
+        ("--class-word", "The ordinary noun: woman, man, dog.", "person", "WORD"),
+    ):
+        option(photos, flag, str, help, default=default, metavar=shown)
+    option(
+        photos,
+        "--vectors",
+        int,
+        "Vectors that each token has. 0 trains none: prompts say the token's phrase, in ordinary "
+        "words, and the LoRA alone carries it.",
+        default=1,
+    )
+    for whose, flag in (("person", "--subject-phrase"), ("style", "--style-phrase")):
+        option(
+            photos,
+            flag,
+            str,
+            f"With --vectors 0: the ordinary words for the {whose}, best rare ones.",
+            shown="the token's name",
+            metavar="WORDS",
+        )
+    faces = parser.add_argument_group(
+        "faces", "Where a photo has no mask or landmarks, they are found, and the photo is judged."
+    )
+    add_leave_out(faces, "Train")
+    add_faces(
+        faces,
+        parser_model=True,
+        face_model="A face recognition model, .onnx or TorchScript .pt, for the identity loss.",
+        optional=True,
+    )
+    add_dino(parser)
+    add_base(parser)
+    settings = parser.add_argument_group("recipe")
+    add_recipe(settings)
+    option(
+        settings,
+        "--fit",
+        float,
+        "Change batching, checkpointing and resolution, as little as it takes, to fit in so many "
+        "GB, or without a number in the memory there is.",
+        shown="the settings stay",
+        nargs="?",
+        const=0.0,
+        metavar="GB",
+    )
+    settings.add_argument(
+        "--anyway", action="store_true", help="Train though the memory will not be enough."
+    )
+    keeping.add_options(parser)
+    result = parser.add_argument_group("result")
+    add = result.add_argument
+    add("--out", required=True, metavar="NAME", help="Name of the LoRA's file, without ending.")
+    add_folder(result, "--out-dir")
+    add("--bundle", action="store_true", help="One file to share: the tokens inside the LoRA's.")
+    option(
+        result,
+        "--consent",
+        str,
+        "Who agreed to this training and how, kept in the files.",
+        default="",
+        shown="nothing is said",
+        metavar="WORDS",
+    )
+    add_no_made_with(result)
+    option(
+        result,
+        "--preview-every",
+        int,
+        "Draw a picture every N steps and at the end; 0 draws none.",
+        default=0,
+        metavar="N",
+    )
+    option(
+        result,
+        "--states",
+        Path,
+        "Where stopped runs are kept.",
+        shown="states in the folder of --out-dir",
+        metavar="DIR",
+    )
+    option(
+        result,
+        "--save-every",
+        int,
+        "Save the run every N steps, and every minute; 0: every minute alone.",
+        default=EVERY_STEPS,
+        metavar="N",
+    )
+    add("--fresh", action="store_true", help="Start over, though a stopped run could go on.")

@@ -520,7 +520,7 @@ def test_a_bug_exits_with_1_and_shows_where_if_asked(
     def broken(_: object) -> None:
         raise ZeroDivisionError("by nought")
 
-    monkeypatch.setattr("magicapture.cli.arguments.recipes", broken)
+    monkeypatch.setattr("magicapture.cli.recipe.recipes", broken)
     assert main(["recipes"]) == 1
     assert errors(caplog) == ["ZeroDivisionError: by nought (a bug; --verbose shows where)"]
     assert main(["recipes", "--verbose"]) == 1
@@ -562,7 +562,7 @@ def test_a_disk_that_is_full_is_said_truly(
 def test_too_little_memory_is_no_bug(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("magicapture.cli.arguments.recipes", lambda _: torch.empty(10**15))
+    monkeypatch.setattr("magicapture.cli.recipe.recipes", lambda _: torch.empty(10**15))
     assert main(["recipes"]) == 2
     (message,) = errors(caplog)
     assert "computer's memory is not enough" in message and "a bug" not in message
