@@ -20,6 +20,7 @@ from magicapture.metrics import Interval
 
 BASE = "magicapture"
 COLOURS = {"identity": "#3b7dd8", "style": "#d8803b", "both": "#444444"}
+SMILES = "obeys_expression", "a smile asked for shows", "#4a9b5b"
 
 
 def table(file: Path) -> Table:
@@ -29,13 +30,15 @@ def table(file: Path) -> Table:
 
 
 def numbers(lines: Table, file: Path) -> None:
-    """Identity, style and both, and the seconds of a training, by the number of photos."""
+    """Scores, how often a smile asked for shows, and a training's seconds, by number of photos."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     scores, time = figure.subplots(1, 2, width_ratios=(2, 1))
     named = {count: f"{count} photos" for count in COUNTS}
-    for column, colour in COLOURS.items():
-        _line(scores, named, lambda row, c=column: lines.interval(row, c), column, colour)
+    for score, colour in COLOURS.items():
+        _line(scores, named, lambda row, c=score: lines.interval(row, c), score, colour)
+    column, label, colour = SMILES
+    _line(scores, named, lambda row: lines.interval(row, column), label, colour)
     _line(time, named, lambda row: lines.interval(row, "train_seconds"), "training", "#666666")
     scores.set(ylabel="score", ylim=(0, 1.02))
     time.set(ylabel="seconds of one core", ylim=(0, None))
