@@ -210,7 +210,10 @@ def _of_the_set(
     light_spread = statistics.pstdev(lights) if lights else None
     advice = []
     if len(kept) < _FEW:
-        advice.append(f"{len(kept)} of the photos can be used, which is few; 4 to 6 work well.")
+        few = f"{len(kept)} of the photos can be used, which is few; 4 to 6 work well."
+        if role == "subject":  # docs/photos.md
+            few += " With fewer the face seldom takes another expression than theirs."
+        advice.append(few)
     if len(kept) > 1 and role == "subject":
         if yaw_spread is not None and yaw_spread < _FLAT_YAW:
             advice.append("All heads look the same way; add one from another angle.")
