@@ -76,7 +76,7 @@ def test_files_that_are_no_photos_are_named(bad_photos, options, tmp_path, caplo
     with caplog.at_level(logging.INFO):
         assert main(["doctor", str(folder), *options]) == 0
     assert "list.csv, notes.txt" in caplog.text and "left alone" in caplog.text
-    assert "which is few" in caplog.text
+    assert "which is few" in caplog.text and "another expression" in caplog.text
 
 
 @pytest.mark.parametrize(
