@@ -20,7 +20,6 @@ import os
 import random
 import re
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -36,33 +35,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: a job has a core 
 import numpy as np
 import torch
 import yaml
+from batch_shared import shared, told, words
 from doll_photos import photos, portraits, write
 from PIL import Image
-from random_models import FULL, build
 from safetensors.torch import load_file
 
 from magicapture.adapters import save_adapter
-from magicapture.batch import At, BatchSettings, Job, Need, Record, carry_out, read_jobs
+from magicapture.batch import At, BatchSettings, Job, Record, carry_out, read_jobs
 from magicapture.cli.batch_jobs import JobReader, TrainLoader, TrainParser
 from magicapture.cli.model import backbone_from
 from magicapture.cli.recipe import recipe_from
 from magicapture.cli.training import job_from
 from magicapture.files import TEMPORARY
-from magicapture.latents import LatentMemory
-from magicapture.losses import tasks_of
 from magicapture.paperdoll.weights import WEIGHTS
-from magicapture.planning import noise_job
-from magicapture.planning.ledger import Ledger, fake_mode, faked
-from magicapture.planning.rehearsal import rehearse
-from magicapture.prompts import prompt_for
-from magicapture.recipes import recipe
-from magicapture.tokens import Prompt
 from magicapture.training import Trainer
-from magicapture.training.prepare import token_vectors
 
 DISK = 640  # MB of the disk that fills up
 FULL_FOR = 20.0  # seconds for which it stays full
-VARIANTS, ROUNDS = 4, 3  # of a photo, and of the stage "shared"
 
 
 def main() -> None:
@@ -142,7 +131,7 @@ def plain(jobs: Sequence[Job], folder: Path) -> dict[str, Any]:
         save_adapter(adapter, place, place / "embeddings", job.name)
         spent.append(time.process_time() - cpu)
         seconds.append(time.perf_counter() - wall)
-    return {"jobs": len(jobs), "cpu_seconds": _told(spent[1:]), "seconds": _told(seconds[1:])}
+    return {"jobs": len(jobs), "cpu_seconds": told(spent[1:]), "seconds": told(seconds[1:])}
 
 
 def steady(jobs: Sequence[Job], out: Path) -> dict[str, Any]:
@@ -159,12 +148,12 @@ def steady(jobs: Sequence[Job], out: Path) -> dict[str, Any]:
         "finished": sum(record.outcome == "finished" for record in records),
         "equal": sum(same(out, "steady", record.name) for record in records),
         "processes": len(show.processes),
-        "cpu_seconds": _told(_steps(cpu)),
-        "worker_cpu_seconds": _told(_steps(show.worker_cpu)),
-        "seconds": _told(_steps(wall)),
+        "cpu_seconds": told(_steps(cpu)),
+        "worker_cpu_seconds": told(_steps(show.worker_cpu)),
+        "seconds": told(_steps(wall)),
         "start_seconds": round(wall[0] - began - records[0].total, 1),
         "parts": {
-            part: _told([record.seconds[part] for record in records[1:]])
+            part: told([record.seconds[part] for record in records[1:]])
             for part in records[0].seconds
         },
         "memory_mb": {
@@ -206,71 +195,6 @@ def killed(jobs: Sequence[Job], out: Path, kills: int) -> dict[str, Any]:
             "other_files": sorted(names - whole - {f"{r.name}.safetensors" for r in finished}),
             "minutes": round(took / 60, 1),
         }
-
-
-def shared(out: Path) -> dict[str, Any]:
-    """Prepare a job alone, after one of the same person, and after one of all the same photos."""
-    write(photos(2_000_000, 10, 128), out / "person")
-    for number in range(2):
-        write(portraits(2_000_500 + 1000 * number, 10, 128), out / f"style{number}")
-    defaults = {"base": str(WEIGHTS), "face_model": "none", "person": "person", "style": "style0"}
-    lines = [{"out": "first"}, {"out": "style", "style": "style1"}, {"out": "rank", "rank": 4}]
-    file = out / "jobs.yaml"
-    defaults |= {"resolution": 128, "set": {"variants": VARIANTS}}
-    file.write_text(yaml.safe_dump({"defaults": defaults, "jobs": lines}))
-    first, style, rank = read_jobs(file, JobReader(out))
-    loader, spent = TrainLoader(Need()), dict[str, list[tuple[float, int]]]()
-    for _ in range(ROUNDS):
-        for name, job, before in (
-            ("alone", style, None),
-            ("the same person in another style", style, first),
-            ("alone, another rank", rank, None),
-            ("the same photos, another rank", rank, first),
-        ):
-            memory = LatentMemory()
-            if before is not None:
-                prepare(loader, before, memory)
-            spent.setdefault(name, []).append(prepare(loader, job, memory))
-    return {
-        name: {**_told([cpu for cpu, _ in told]), "batches": told[0][1]}
-        for name, told in spent.items()
-    }
-
-
-def prepare(loader: TrainLoader, job: Job, memory: LatentMemory) -> tuple[float, int]:
-    """Seconds of a core from a job with its models to step 1, and batches that were encoded."""
-    training, _ = loader.open(job)
-    assert training.backbone is not None
-    training.backbone.latents, encoded = memory, memory.encoded
-    began = time.process_time()
-    with Trainer.open(training.job, training.backbone):
-        return time.process_time() - began, memory.encoded - encoded
-
-
-def words() -> dict[str, Any]:
-    """Operations of the default's steps at Stable Diffusion 1.5's shapes, and of the text encoder.
-
-    prefix: columns before the first token, where a frozen encoder says the same in every step.
-    """
-    backbone = build(FULL, torch.device("cpu"), torch.bfloat16)
-    job = noise_job(recipe("magicapture"), 512).fitted(backbone.family)
-    vectors = token_vectors(job, backbone)
-    prompt = Prompt(prompt_for(job.concepts, job.recipe.prompts))
-    line = backbone.layout("clip_l", prompt, vectors)
-    with backbone.training(None):
-        phases = rehearse(job, backbone).phases
-        encoders = [*backbone.text_encoders.values(), vectors]
-        with faked(encoders, fake_mode()) as fakes, torch.no_grad(), Ledger(fakes) as ledger:
-            backbone.encode_prompts([prompt], vectors)
-    return {
-        "prompt": ledger.flops,
-        "prefix": min(column for columns in line.columns.values() for column in columns),
-        "length": len(line.ids),
-        "phases": {
-            own.name: [of.flops, len(tasks_of(own, job.recipe))]
-            for own, of in zip(job.recipe.phases, phases, strict=True)
-        },
-    }
 
 
 def same(out: Path, stage: str, name: str) -> bool:
@@ -409,16 +333,6 @@ def cpu_of(process: int) -> float:
 def _steps(values: Sequence[float]) -> list[float]:
     """Differences from one job to the next, but for the first two."""
     return [after - before for before, after in pairwise(values[2:])]
-
-
-def _told(values: Sequence[float]) -> dict[str, float]:
-    """Mean, its standard error, and median."""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {
-        "mean": round(statistics.fmean(values), 4),
-        "error": round(spread / len(values) ** 0.5, 4),
-        "median": round(statistics.median(values), 4),
-    }
 
 
 if __name__ == "__main__":

@@ -3,10 +3,11 @@
 from .jobs import Job, Settings, read_jobs
 from .page import PAGE, counts, head, rows
 from .pool import Need
+from .protocols import Loader, Training
 from .record import MADE_BY, Record
 from .run import BatchSettings, Show, carry_out
 from .store import Store
-from .worker import At, Loader, Tell, Training, Worker
+from .worker import At, Tell, Worker
 
 __all__ = [
     "MADE_BY",

@@ -13,9 +13,10 @@ from ..version import __version__
 from .jobs import Job
 from .page import PAGE, write_summary
 from .pool import Failed, Need, Pool, cluster
+from .protocols import Loader
 from .record import FILE, Record, read_record
 from .store import Store
-from .worker import At, Loader, Worker
+from .worker import At, Worker
 
 logger = logging.getLogger(__name__)
 

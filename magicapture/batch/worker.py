@@ -6,22 +6,20 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter, SavedFiles
-from ..checkpoints import Checkpoints
+from ..adapters import Adapter
 from ..errors import StorageError
 from ..html import jpeg
-from ..training import Event, Listener, Resumed, Stepped, Trainer, Warned
+from ..training import Event, Resumed, Stepped, Trainer, Warned
 from ..version import __version__
 from .jobs import Job
 from .pool import NEED, Need
+from .protocols import Loader, Training
 from .record import FILE, KEPT, PICTURE, STATES, Record, read_record
 from .store import Place, Store
 
@@ -40,53 +38,6 @@ class At:
 Tell = Callable[[At], object]
 
 _LAST = 0.1  # the share of the steps, at the end, over which losses are averaged
-
-
-class Training(Protocol):
-    """A job made ready, as the command line trains one."""
-
-    @property
-    def checkpoints(self) -> Checkpoints | None:
-        """Of several steps, where the job keeps any."""
-
-    def check_files(self, folder: Path, name: str) -> list[str]:
-        """Raise InputError where a file is in the way that is not ours."""
-        ...
-
-    def opened(self, listener: Listener, states: Path) -> AbstractContextManager[Trainer]:
-        """The trainer, for a job that has its models."""
-        ...
-
-    def run(self, trainer: Trainer) -> Adapter:
-        """Train to the end; the adapter that is the result."""
-        ...
-
-    def save(self, adapter: Adapter, folder: Path, name: str) -> SavedFiles:
-        """Write the result; raises InputError, StorageError."""
-        ...
-
-    def save_scores(self, folder: Path, name: str) -> list[Path]:
-        """Write what checkpoints scored, and their pictures; returns the files."""
-        ...
-
-    def save_kept(self, folder: Path, name: str) -> list[Path]:
-        """Write the adapter of each kept step; returns the files."""
-        ...
-
-
-class Loader(Protocol):
-    """Turns a job's words into photos and models, and keeps the models for the next job."""
-
-    def check(self, job: Job) -> Training:
-        """Read a job's photos, find their faces, and check all that needs no base model.
-
-        Raises MagiCaptureError for what cannot work.
-        """
-        ...
-
-    def open(self, job: Job) -> tuple[Training, Sequence[str]]:
-        """The job with its models, and what was warned of; raises MagiCaptureError."""
-        ...
 
 
 class Worker:
