@@ -116,7 +116,7 @@ class Scorer:
     @torch.no_grad()
     def __call__(self, step: int, learned: Learned) -> tuple[Record, Tensor]:
         """The record of a step, and its pictures (N,3,s,s), at most SHOWN pixels a side."""
-        seen, shown, shares = [], [], list[float]()
+        seen, shown, shares = [], [], list[float | None]()
         for number, image in enumerate(self._drawn(step, learned)):
             seen.append(see_picture(f"seed {number}", image, self._against, self._models))
             shown.append(_small(image))

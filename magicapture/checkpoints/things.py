@@ -10,7 +10,7 @@ from ..dino import Dino
 from ..faces.analyzer import FaceAnalyzer
 from ..person import Person
 
-NO_FACES = FaceAnalyzer(lambda image: [])
+NO_FACES = FaceAnalyzer(lambda image: ())
 """Looks for no face, where a thing is learned."""
 
 
