@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
 from ..version import __version__
 from . import (
@@ -23,6 +25,24 @@ from . import (
 )
 from .options import Parser
 
+COMMANDS: Mapping[str, Any] = {
+    "demo": demo,
+    "train": train,
+    "plan": plan,
+    "batch": batch,
+    "sample": sample,
+    "card": card,
+    "masks": masks,
+    "doctor": doctor,
+    "labels": labels,
+    "identity": identity,
+    "evaluate": evaluate,
+    "bench": bench,
+    "models": models,
+    "recipes": recipe,
+}
+"""The modules of the commands; each has a function of the command's name, and `add_options`."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The parser; what it returns holds the command to run as `run`."""
@@ -32,25 +52,11 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"magicapture {__version__}")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
-    for command, add_options in (
-        (demo.demo, demo.add_options),
-        (train.train, train.add_options),
-        (plan.plan, plan.add_options),
-        (batch.batch, batch.add_options),
-        (sample.sample, sample.add_options),
-        (card.card, card.add_options),
-        (masks.masks, masks.add_options),
-        (doctor.doctor, doctor.add_options),
-        (labels.labels, labels.add_options),
-        (identity.identity, identity.add_options),
-        (evaluate.evaluate, evaluate.add_options),
-        (bench.bench, bench.add_options),
-        (models.models, models.add_options),
-        (recipe.recipes, recipe.add_options),
-    ):
+    for name, module in COMMANDS.items():
+        command = getattr(module, name)
         help = command.__doc__ or ""
-        one = commands.add_parser(command.__name__, help=help, description=help)
-        add_options(one)
+        one = commands.add_parser(name, help=help, description=help)
+        module.add_options(one)
         one.add_argument("--verbose", action="store_true", help="Show where an error arose.")
         one.set_defaults(run=command)
     return root
