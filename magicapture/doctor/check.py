@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ..config import Role
-from ..data import ReferenceSet
+from ..data import Photo, ReferenceSet
 from ..data.faces import FoundFace
 from ..faces.align import FFHQ_TEMPLATE, similarity, transform
 from ..faces.analyzer import embed_faces
 from ..faces.embed import FaceEmbedder
-from ..faces.masks import beyond
+from ..faces.masks import beyond, outside
 from ..faces.protocols import Face
 from ..metrics import among
 from . import measure
@@ -50,11 +50,11 @@ def judge_photos(
     """
     limits = limits or Limits()
     photos, seen = [], []
-    for name, image, one in zip(references.names, references.images, found, strict=True):
+    for photo, one in zip(references, found, strict=True):
         known = embedder if role == "subject" else None
-        figures, look = _figures(image, one, resolution, known)
+        figures, look = _figures(photo, one, resolution, known)
         mask = one.mask_origin if one.origin in ("empty", "full") else None
-        photos.append(PhotoCheck(name, "use", (), len(one.faces), mask=mask, **figures))
+        photos.append(PhotoCheck(photo.name, "use", (), len(one.faces), mask=mask, **figures))
         seen.append(look)
     photos = _with_twins(photos, seen, limits)
     photos = _with_likeness(photos, seen)
@@ -64,9 +64,10 @@ def judge_photos(
 
 
 def _figures(
-    image: Tensor, found: FoundFace, resolution: int, embedder: FaceEmbedder | None
+    photo: Photo, found: FoundFace, resolution: int, embedder: FaceEmbedder | None
 ) -> tuple[dict[str, Any], _Seen]:
     """The fields of a `PhotoCheck` that one photo gives, and what comparisons need."""
+    image, own = photo.image, photo.face_mask if found.origin == "yours" else None
     thumbnail = measure.thumbnail(image)
     if (face := found.face) is None:
         return {}, _Seen(thumbnail)
@@ -84,6 +85,7 @@ def _figures(
         "side_light": side,
         "cut": beyond(face, (image.shape[-2], image.shape[-1])),
         "hidden": None if found.parts is None else _hidden(found.parts, face),
+        "narrow": None if own is None else outside(own, face),
     }
     figures = {k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}
     embedding = None
@@ -179,6 +181,8 @@ def _what(p: PhotoCheck, limits: Limits) -> Iterator[tuple[Verdict, str]]:
     yield from _graded(turn, limits.turned, limits.profile, f"turned by {turn:.0f} degrees")
     if abs(p.pitch) > limits.tilted:
         yield "care", f"bent {'up' if p.pitch > 0 else 'down'} by {abs(p.pitch):.0f} degrees"
+    if p.narrow is not None and p.narrow > limits.narrow:  # docs/photos.md
+        yield "care", f"your own mask leaves out {p.narrow:.0%} of the face; better too large"
     yield from _graded(p.cut, limits.cut, limits.cut_off, f"{p.cut:.0%} of the face is cut off")
     if p.hidden is not None:
         yield from _graded(

@@ -36,6 +36,7 @@ class Limits:
     side_light: float = 0.55  # difference of the halves over their sum: real photos up to 0.43
     hidden: float = 0.2  # share of the inner face that a parser calls something else
     covered: float = 0.5
+    narrow: float = 0.5  # share of the face's oval outside the user's mask: exact ones 0.05 to 0.21
     cut: float = 0.1  # share of the face's oval beyond the picture: a fifth of the face is cut off
     cut_off: float = 0.25  # with 40 % of it cut off on one side, the landmarks are guesses
     twin: float = 0.9  # correlation of pictures, or of faces: other photos at most 0.75
@@ -49,8 +50,8 @@ class PhotoCheck:
 
     width: of the face in pixels at training size. sharpness, brightness: 0 to 1. yaw, pitch, roll:
     degrees. side_light: -1 to 1. hidden, cut: shares of the face. likeness: median cosine to the
-    other photos. mask: what is wrong with the user's own. twin: the earlier photo that is nearly
-    the same. box: of the face, in pixels.
+    other photos. mask: what is wrong with the user's own; narrow: the share of the face outside it.
+    twin: the earlier photo that is nearly the same. box: of the face, in pixels.
     """
 
     name: str
@@ -69,6 +70,7 @@ class PhotoCheck:
     cut: float | None = None
     likeness: float | None = None
     mask: str | None = None
+    narrow: float | None = None
     twin: str | None = None
 
     @property

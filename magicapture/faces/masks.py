@@ -133,6 +133,13 @@ def beyond(face: Face, size: tuple[int, int]) -> float:
     return 1 - float(seen.float().mean())
 
 
+def outside(mask: Tensor, face: Face) -> float:
+    """The share of a face's oval in the picture that lies outside a mask (1,H,W) of it."""
+    exact = MaskSettings(grow=0, feather=0)
+    seen = oval(face.landmarks, (mask.shape[-2], mask.shape[-1]), exact) >= 0.5
+    return float((seen & (mask < 0.5)).sum() / seen.sum().clamp_min(1))
+
+
 def _finished(seen: Tensor, settings: MaskSettings) -> Tensor:
     """A head's mask (512,512) grown and softened as the settings say: (1,1,512,512)."""
     larger = grown(seen[None, None], round(settings.grow * _FACE_WIDTH))

@@ -100,6 +100,19 @@ def test_masks_of_ones_own_that_mark_no_face_are_told() -> None:
     assert first.landmarks is not None and torch.equal(first.face_mask, masks[0])
 
 
+@pytest.mark.parametrize(("scale", "verdict"), [(0.9, "use"), (0.6, "care")])
+def test_a_mask_that_leaves_out_much_of_the_face_is_told(scale, verdict) -> None:
+    """The oval of a frontal face, made smaller, leaves out 1 - scale^2 of it."""
+    y, x = torch.meshgrid(*[torch.arange(256.0)] * 2, indexing="ij")
+    oval = ((x - 128) / (74 * scale)) ** 2 + ((y - 146) / (95 * scale)) ** 2 <= 1
+    given = ReferenceSet.of((noise(1), noise(2)), face_masks=(oval.float()[None], None))
+    references, found = with_faces(given, FaceAnalyzer(frontal))
+    small, whole = judge_photos(references, found, "subject").photos
+    assert small.narrow == pytest.approx(1 - scale**2, abs=0.03) and whole.narrow is None
+    assert small.verdict == verdict
+    assert ("leaves out 64% of the face" in small.text) == (verdict == "care")
+
+
 def test_the_intruder_among_real_photos_and_no_one_else(shared_assets) -> None:
     from magicapture.data.folder import read_picture
 
