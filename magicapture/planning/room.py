@@ -48,9 +48,20 @@ def room(device: torch.device) -> Room | None:
         import psutil  # which peft brings
     except ImportError:
         return None
-    memory, held = psutil.virtual_memory(), psutil.Process().memory_info().rss
-    total = min(memory.total, _container())
+    memory, own = psutil.virtual_memory(), psutil.Process().memory_info()
+    held = own.rss
+    total = min(memory.total, _container(), held + _unasked(own.vms))
     return Room(COMPUTER, name, total, held, min(total, memory.available + held))
+
+
+def _unasked(asked: int) -> int:
+    """Bytes that this process may ask for beside those it has, by ulimit -v; else a great many."""
+    try:
+        import resource
+    except ImportError:  # on Windows, which has no such limit
+        return 2**63
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return 2**63 if most == resource.RLIM_INFINITY else max(0, most - asked)
 
 
 def _container() -> int:

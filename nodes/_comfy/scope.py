@@ -113,10 +113,21 @@ def _is_cast_in_use(module: nn.Module) -> bool:
 
 
 def _load(parts: Iterable[Part]) -> None:
-    """Load the models together, as the executor would."""
+    """Load the models together, as the executor would; whole where the device can hold them."""
     patchers = list(dict.fromkeys(part.patcher for part in parts))
+    whole = all(_fit(patchers, device) for device in {one.load_device for one in patchers})
     with torch.inference_mode():
-        management.load_models_gpu(patchers, memory_required=_EVERYTHING, force_full_load=True)
+        management.load_models_gpu(patchers, memory_required=_EVERYTHING, force_full_load=whole)
+
+
+def _fit(patchers: Iterable[ModelPatcher], device: torch.device) -> bool:
+    """Whether the weights fit on a device once others have made room; else ComfyUI streams them."""
+    if management.is_device_cpu(device):  # where they are already
+        return True
+    known = [one for one in management.current_loaded_models if one.model is not None]
+    freed = sum(one.model_loaded_memory() for one in known if one.device == device)
+    weights = sum(one.model_size() for one in patchers if one.load_device == device)
+    return bool(weights <= management.get_free_memory(device) + freed)
 
 
 @contextmanager

@@ -427,6 +427,39 @@ def test_holds_in_other_memory_modes(pack, tiny, vectors, noisy, ksample, monkey
 # -- what cannot be trained through ---------------------------------------------------------------
 
 
+@pytest.mark.parametrize("share", [2.0, 0.5])
+def test_what_does_not_fit_is_streamed(pack, backbone, vectors, noisy, monkeypatch, share):
+    """On a processor that ComfyUI takes for a GPU with memory for a share of the weights."""
+    import comfy.model_management as management
+
+    management.unload_all_models()
+    with backbone.training(None):
+        expected = gradient(pack, backbone, vectors, noisy)
+    parts = {id(p): p for p in (backbone._model, backbone._clip.patcher, backbone._vae.patcher)}
+    room = share * sum(part.model_size() for part in parts.values())
+
+    def free(device: Any = None, torch_free_too: bool = False) -> Any:
+        left = room - sum(one.model_loaded_memory() for one in management.current_loaded_models)
+        return (left, left) if torch_free_too else left
+
+    monkeypatch.setattr(management, "get_free_memory", free)
+    monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
+    monkeypatch.setattr(management, "vram_state", management.VRAMState.NORMAL_VRAM)
+    asked, real = [], management.load_models_gpu
+    monkeypatch.setattr(
+        management,
+        "load_models_gpu",
+        lambda models, **how: asked.append(how["force_full_load"]) or real(models, **how),
+    )
+    for _ in range(2):  # the second time they are loaded already
+        with backbone.training(None):
+            held = sum(part.loaded_size() for part in parts.values())
+            torch.testing.assert_close(gradient(pack, backbone, vectors, noisy), expected)
+    assert asked == [share > 1] * 2
+    # 0.3.64 streams nothing below 128 MB.
+    assert (held == room / share) == (share > 1 or not hasattr(management, "in_training"))
+
+
 def test_replaced_layers_are_refused(pack, tiny, make):
     import comfy.sd
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,3 +196,19 @@ def test_this_computer_is_told() -> None:
     here = room(torch.device("cpu"))
     assert here is not None and here.what == COMPUTER
     assert 0 < here.held < here.reach <= here.total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems limit no address space")
+def test_a_limited_address_space_is_all_there_is() -> None:
+    import resource
+
+    before, here = resource.getrlimit(resource.RLIMIT_AS), torch.device("cpu")
+    asked = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    free = room(here)
+    try:
+        resource.setrlimit(resource.RLIMIT_AS, (asked + 2 * GB, before[1]))
+        limited = room(here)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert free is not None and limited is not None and free.total > limited.total
+    assert limited.reach == limited.total == pytest.approx(limited.held + 2 * GB, rel=0.02)
