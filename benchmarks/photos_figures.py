@@ -51,27 +51,24 @@ def numbers(lines: Table, file: Path) -> None:
 
 
 def masks(lines: Table, file: Path) -> None:
-    """What each fault of the masks changes of identity, style and both, by its size."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    """What each fault of the masks changes of identity, style and both, pair by pair."""
+    sizes = [(kind, percent) for kind in FAULTS for percent in (0, *SHARES)]
+    order = [*(f"{kind} {percent} %" for kind, percent in sizes), "no masks"]
+    rows = [row for row in order if row in lines.order][::-1]
+    figure = Figure(figsize=(9, 1.1 + 0.33 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(COLOURS), sharey=True)
-    for axis, column in zip(axes, COLOURS, strict=True):
-        axis.axhline(0, color="#999999", linewidth=1)
-        for place, fault in enumerate((*FAULTS, "none")):
-            sizes = (0, *SHARES) if fault == "oval" else SHARES
-            named = {percent: f"{fault} {percent} %" for percent in sizes}
-            named = {0: "no masks"} if fault == "none" else named
-            _line(
-                axis,
-                {percent + 0.4 * place: row for percent, row in named.items()},
-                lambda row, c=column: lines.change(row, BASE, c),
-                "no masks" if fault == "none" else fault,
-                f"C{place}",
-            )
-        axis.set(title=column, xlabel="fault, % of the face's height")
+    for axis, (column, colour) in zip(
+        figure.subplots(1, len(COLOURS), sharex=True, sharey=True), COLOURS.items(), strict=True
+    ):
+        axis.axvline(0, color="#999999", linewidth=1)
+        for place, row in enumerate(rows):
+            found = lines.change(row, BASE, column)
+            assert found is not None, f"{row} has no pair that {BASE} has"
+            spread = [[found.mean - found.low], [found.high - found.mean]]
+            axis.errorbar([found.mean], [place], xerr=spread, color=colour, marker="o", capsize=3)
+        axis.set(title=column, yticks=range(len(rows)), yticklabels=rows)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("difference from exact masks")
-    axes[-1].legend(frameon=False, fontsize=8)
+    figure.supxlabel("difference from exact masks", fontsize=9)
     figure.savefig(file, dpi=110)
 
 
