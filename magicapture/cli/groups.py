@@ -71,14 +71,7 @@ def add_judge(group: Group, shown: str) -> None:
     option(
         group, "--judge-model", str, "The one that scores; another.", shown=shown, metavar="FILE"
     )
-    option(
-        group,
-        "--judge-model-input",
-        str,
-        "What its pixels are scaled to.",
-        default="arcface",
-        choices=list(NORMALISATIONS),
-    )
+    _add_scale(group, "--judge-model-input", "What its pixels are scaled to.")
 
 
 def add_named_recipe(group: Group) -> None:
@@ -129,7 +122,7 @@ def add_base(parser: argparse.ArgumentParser) -> None:
         "--taesd",
         str,
         "A small decoder (TAESD): a file or folder.",
-        shown="none, the base model's own",
+        shown=f"none, {OWN}",
         metavar="PATH",
     )
     add_device(base)
@@ -172,14 +165,12 @@ def add_faces(
         option(group, flag, str, help, shown=found, metavar="FILE")
     found = f"the best one found{or_none}"
     option(group, "--face-model", str, face_model, shown=found, metavar="FILE")
-    option(
-        group,
-        "--face-model-input",
-        str,
-        "What the face recognition model's pixels are scaled to.",
-        default="arcface",
-        choices=list(NORMALISATIONS),
-    )
+    scale = "What the face recognition model's pixels are scaled to."
+    _add_scale(group, "--face-model-input", scale)
+
+
+def _add_scale(group: Group, flag: str, help: str) -> None:
+    option(group, flag, str, help, default="arcface", choices=list(NORMALISATIONS))
 
 
 def add_leave_out(group: Group, what: str) -> None:

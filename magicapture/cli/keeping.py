@@ -15,7 +15,7 @@ from ..faces.embed import FaceEmbeddingNetwork, load_face_embedder
 from ..faces.find import best, places
 from ..losses import needs
 from .faces import detector_from, parser_from
-from .groups import add_judge
+from .groups import OWN, add_judge
 from .images import save_image
 from .latest import Latest
 from .model import device_from
@@ -65,11 +65,9 @@ def checkpoints_from(
     """
     found = settings(arguments, recipe)
     names = (*_OF_MODELS, "models", "face_model", "face_model_input", "detector", "parser")
-    known = recipe.subject_is, loss is None, *(getattr(arguments, name) for name in names)
-    wanted = found is None or known
-    judges = latest(
-        "judges", wanted, lambda: None if found is None else _judges(arguments, recipe, loss)
-    )
+    models = recipe.subject_is, loss is None, *(getattr(arguments, name) for name in names)
+    wanted = models if found else None  # a job without checkpoints lets the models go
+    judges = latest("judges", wanted, lambda: _judges(arguments, recipe, loss) if found else None)
     if found is None or judges is None:
         return None
     analyzer, clip = judges
@@ -133,7 +131,7 @@ def check_files(lora: Path) -> None:
 
 
 def write(checkpoints: Checkpoints, lora: Path, made_with: bool) -> list[Path]:
-    """Write the scores and the pictures beside the LoRA, and say them; raises StorageError.
+    """Write the scores and the pictures beside the LoRA; returns the files; raises StorageError.
 
     made_with: as `save_image` has it.
     """
@@ -162,7 +160,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "saved.",
     )
     for name in NAMES:
-        own = "the base model's own" if name == "keep_guidance" else ""
+        own = OWN if name == "keep_guidance" else ""
         setting_option(group, KeepSettings, name, shown=own)
     early = help_of(KeepSettings, "stop_early")
     group.add_argument("--stop-early", action="store_true", help=early)

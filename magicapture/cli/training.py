@@ -28,7 +28,7 @@ from ..planning import Watch
 from ..tokens import Concept
 from ..training import Listener, Trainer, TrainingJob
 from . import keeping
-from .faces import dino_from, embedder_from, faces_found
+from .faces import faces_found, judges_from
 from .fit import announced, fitted, heard
 from .latest import Latest
 from .model import DTYPES, backbone_from
@@ -59,11 +59,10 @@ class Training:
         Raises InputError and StorageError for what cannot be used.
         """
         recipe = recipe_from(arguments)
-        person, looks = recipe.subject_is == "person", "dino" in needs(recipe)
-        wanted = person, arguments.face_model, arguments.face_model_input, arguments.models
-        embedder = latest("embedder", wanted, lambda: embedder_from(arguments) if person else None)
-        eyes = looks, arguments.dino, arguments.models
-        dino = latest("dino", eyes, lambda: dino_from(arguments, recipe))
+        looks = recipe.subject_is, "dino" in needs(recipe)
+        names = ("face_model", "face_model_input", "dino", "models")
+        wanted = *looks, *(getattr(arguments, name) for name in names)
+        embedder, dino = latest("of losses", wanted, lambda: judges_from(arguments, recipe))
         job = job_from(arguments, recipe, embedder)
         checkpoints = keeping.checkpoints_from(arguments, recipe, embedder, latest)
         return cls(arguments, job, embedder, dino, checkpoints)
