@@ -260,59 +260,77 @@ def check_columns(pack, ours, key: str, clip, adapter) -> None:
         assert focus.word == focus.columns[-1:]
 
 
-def check_held(pack, models, adapter, site: str, how: dict[str, float], monkeypatch) -> Tensor:
-    """A stock sampler holds the phrase to its region, and leaves the model as it was.
+def held(
+    pack, model, draw: Any, site: str, how: dict[str, float], monkeypatch
+) -> tuple[Tensor, list[Any], Tensor]:
+    """What a stock sampler draws with tokens held to the left upper corner of 64x96 pixels.
 
-    Positive and negative are of two lengths and come in passes of their own. site: a layer that is
-    held. Returns the latents.
+    draw: latents of a MODEL. site: a layer that is held. The model is left as it was, and nothing
+    is complained of. Returns the latents, the site's attentions, and which cells are inside.
     """
-    import nodes
-
     shown: list[str] = []
     monkeypatch.setattr(pack("nodes._comfy.host"), "show_text", lambda text, _: shown.append(text))
-    marks, clip = pack("nodes._comfy.marks"), models.clip
-    positive = marks.encode_marked(clip, "a photo of ada lovel woman", adapter.concepts)
-    negative = nodes.CLIPTextEncode().encode(clip, "blurred")[0]
-    (focus,) = positive[0][1][marks.TOKENS]
     mask = torch.zeros(1, 1, 64, 96)
     mask[..., :32, :32] = 1
     settings = pack("magicapture.refocusing").RefocusGuidance(**{"threshold": 0.0, **how})
-    patched = pack.comfy.refocus(models.model, settings, mask, None, "7")
-    network = models.model.model.diffusion_model
+    patched = pack.comfy.refocus(model, settings, mask, None, "7")
+    network = model.model.diffusion_model
     before, seen = state_of(network), []
 
     def tap(one: Any, run: Any) -> Tensor:
         seen.append(one)
         return run(one)
 
+    plain = draw(model)
+    tapped = pack("nodes._comfy.attention").TappedComfy.of(network)
+    with tapped.tapped(tap, [site]):  # set first: gets what is held
+        found = draw(patched)
+    assert found.isfinite().all() and (found - plain).abs().max() > 1e-4
+    assert torch.equal(draw(patched), found) and torch.equal(draw(model), plain)
+    after = state_of(network)
+    assert before.keys() == after.keys()
+    assert all(value is after[name] for name, value in before.items())
+    assert shown == []
+    return found, seen, F.avg_pool2d(mask, 16).flatten() == 1
+
+
+def shares_of(attention: Any) -> Tensor:
+    """The softmax of an attention's cells over all it has, mean of heads (B,N,L)."""
+    scale = attention.query.shape[-1] ** -0.5 if attention.scale is None else attention.scale
+    scores = (attention.query @ attention.key.mT * scale).softmax(-1).mean(1)
+    return scores[:, attention.cells]
+
+
+def check_held(pack, models, adapter, site: str, how: dict[str, float], monkeypatch) -> Tensor:
+    """A stock sampler holds the phrase to its region; returns the latents.
+
+    Positive and negative are of two lengths and come in passes of their own. site: a layer that is
+    held.
+    """
+    import nodes
+
+    marks, clip = pack("nodes._comfy.marks"), models.clip
+    positive = marks.encode_marked(clip, "a photo of ada lovel woman", adapter.concepts)
+    negative = nodes.CLIPTextEncode().encode(clip, "blurred")[0]
+    (focus,) = positive[0][1][marks.TOKENS]
+
     def draw(one: Any) -> Tensor:
         latent = nodes.EmptyLatentImage().generate(96, 64)[0]
         given = (one, 3, 3, 4.0, "euler", "simple", positive, negative, latent)
         return nodes.KSampler().sample(*given)[0]["samples"]
 
-    plain = draw(models.model)
-    tapped = pack("nodes._comfy.attention").TappedComfy.of(network)
-    with tapped.tapped(tap, [site]):  # set first: gets what is held
-        held = draw(patched)
-    assert held.isfinite().all() and (held - plain).abs().max() > 1e-4
-    assert torch.equal(draw(patched), held) and torch.equal(draw(models.model), plain)
-    after = state_of(network)
-    assert before.keys() == after.keys()
-    assert all(value is after[name] for name, value in before.items())
-    assert shown == []
+    found, seen, inside = held(pack, models.model, draw, site, how, monkeypatch)
     assert len({one.columns() for one in seen}) == 2  # of the one's words and the other's
     if how["bias"]:
-        _check_shares(seen, focus.columns, F.avg_pool2d(mask, 16).flatten() == 1)
-    return held
+        _check_shares(seen, focus.columns, inside)
+    return found
 
 
 def _check_shares(seen: list[Any], columns: tuple[int, ...], inside: Tensor) -> None:
     """Outside of the region nothing looks at the columns, in the longer of two texts alone."""
     longest = max(one.columns() for one in seen)
     for one in seen:
-        width = one.query.shape[-1] ** -0.5 if one.scale is None else one.scale
-        shares = (one.query @ one.key.mT * width).softmax(-1).mean(1)[0, one.cells]
-        own = shares[:, list(columns)].sum(-1)
+        own = shares_of(one)[0][:, list(columns)].sum(-1)
         if one.columns() == longest:
             assert own[~inside].max() < 1e-9 and own[inside].min() > 1e-4
         else:

@@ -28,7 +28,7 @@ from tests.nodes._families import (
     t5_twin,
     tiny_vae_twin,
 )
-from tests.nodes.joint import check_stock_loaders, saved, state_of, train
+from tests.nodes.joint import check_stock_loaders, held, saved, shares_of, train
 
 pytestmark = pytest.mark.usefixtures("executor")
 
@@ -470,42 +470,17 @@ def test_a_stock_sampler_holds_the_token_to_its_region(
 ) -> None:
     import nodes
 
-    shown: list[str] = []
-    monkeypatch.setattr(pack("nodes._comfy.host"), "show_text", lambda text, _: shown.append(text))
-    mask = torch.zeros(1, 1, 64, 96)
-    mask[..., :32, :32] = 1
-    settings = pack("magicapture.refocusing").RefocusGuidance(**{"threshold": 0.0, **how})
-    patched = pack.comfy.refocus(marked.model, settings, mask, None, "7")
-    network = marked.model.model.diffusion_model
-    before, seen = state_of(network), []
-
-    def tap(one: Any, run: Any) -> Tensor:
-        seen.append(one)
-        return run(one)
-
     def draw(one: Any) -> Tensor:
         prompts = marked.positive, marked.negative
         given = (one, 3, 2, 4.0, "euler", "simple", *prompts, latents(kind))
         return nodes.KSampler().sample(*given)[0]["samples"]
 
-    plain = draw(marked.model)
-    tapped = pack("nodes._comfy.attention").TappedComfy.of(network)
-    with tapped.tapped(tap, ["double_blocks.1"]):  # set first: gets what is held
-        held = draw(patched)
-    assert held.isfinite().all() and (held - plain).abs().max() > 1e-4
-    assert torch.equal(draw(patched), held) and torch.equal(draw(marked.model), plain)
-    after = state_of(network)
-    assert before.keys() == after.keys()
-    assert all(value is after[name] for name, value in before.items())
-    assert shown == []
+    _, seen, inside = held(pack, marked.model, draw, "double_blocks.1", how, monkeypatch)
     if not how["bias"]:
         return
-    inside = F.avg_pool2d(mask, 16).flatten() == 1
     longest, held_rows = max(one.columns() for one in seen), 0
     for one in seen:
-        width = one.query.shape[-1] ** -0.5 if one.scale is None else one.scale
-        shares = (one.query @ one.key.mT * width).softmax(-1).mean(1)[:, one.cells]
-        for row in shares[..., marked.columns].sum(-1) if one.columns() == longest else ():
+        for row in shares_of(one)[..., marked.columns].sum(-1) if one.columns() == longest else ():
             if row[~inside].max() < 1e-9:
                 held_rows += 1
                 assert row[inside].min() > 1e-5
